@@ -1,0 +1,81 @@
+"""Errors that cross part borders: one class per thing a caller or an operator can act on.
+
+A message says what is wrong, where, and what to do; it never contains image bytes, keys or tokens.
+HTTP status codes live in `appliance.api`, exit codes in `appliance.cli`.
+"""
+
+
+class ApplianceError(Exception):
+    """Anything the appliance refuses or fails at, with a message for the person who reads it."""
+
+
+class ConfigInvalid(ApplianceError):
+    """The configuration or the residency file has findings; `findings` holds all of them."""
+
+    def __init__(self, findings: list[str]) -> None:
+        super().__init__("\n".join(findings))
+        self.findings = findings
+
+
+class StateInUse(ApplianceError):
+    """Another daemon holds the state folder."""
+
+
+class SelfTestFailed(ApplianceError):
+    """A cipher or a library does not behave as its standard says; nothing may be served."""
+
+
+class StorageFailed(ApplianceError):
+    """The ledger or the volume refused a write or a sync; nothing of the request was kept."""
+
+
+class InvalidInput(ApplianceError):
+    """The request is understood and refused: the message names the field and the limit."""
+
+
+class InvalidImage(InvalidInput):
+    """The bytes of one record are not an image that the appliance decodes."""
+
+
+class TooLarge(InvalidInput):
+    """A body, an image or a field exceeds a limit named in the message."""
+
+
+class NotFound(ApplianceError):
+    """The id does not exist, or belongs to another customer: the answer is the same."""
+
+
+class Unauthenticated(ApplianceError):
+    """No token, or one that is malformed, unknown, expired or revoked: the answer is the same."""
+
+
+class Forbidden(ApplianceError):
+    """The token is valid and lacks the scope named in the message."""
+
+
+class Conflict(ApplianceError):
+    """What is to be created exists already."""
+
+
+class CapacityExceeded(ApplianceError):
+    """A hard limit of a collection or a customer is reached."""
+
+
+class NotInstalled(ApplianceError):
+    """No bundle serves this route or this service."""
+
+
+class Overloaded(ApplianceError):
+    """A queue is full; try again after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class WorkerLost(ApplianceError):
+    """A child process died or hung while it held this request; it has been restarted."""
+
+
+class WorkerRefused(ApplianceError):
+    """A child process could not start: the message names the missing library, device or file."""
