@@ -1,0 +1,99 @@
+"""The audit log: a row for every act, written in the act's own transaction and never changed."""
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, cast
+
+from appliance.ledger import Connection
+
+ActorKind = Literal["token", "operator", "system"]
+
+
+class Event(StrEnum):
+    """What can be recorded. Values are stable: exports and dashboards match on them."""
+
+    CUSTOMER_ADD = "customer.add"
+    TOKEN_ADD = "token.add"  # noqa: S105 - the name of an event
+    TOKEN_REVOKE = "token.revoke"  # noqa: S105
+    TOKEN_ROTATE = "token.rotate"  # noqa: S105
+    COLLECTION_ADD = "collection.add"
+    COLLECTION_REMOVE = "collection.remove"
+    SEARCH_INSERT = "search.insert"
+    SEARCH_UPDATE = "search.update"
+    SEARCH_DELETE = "search.delete"
+    BUNDLE_INSTALL = "bundle.install"
+    DAEMON_START = "daemon.start"
+    DAEMON_RELOAD = "daemon.reload"
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts: a token (its public id), an operator (its uid, as text) or a part of the system (its name).
+
+    `request` is the request id that the access log shows too, None outside a request.
+    """
+
+    kind: ActorKind
+    id: str
+    request: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the log; `time` is unix milliseconds, `seq` rises without reuse."""
+
+    seq: int
+    time: int
+    actor: Actor
+    event: Event
+    customer: str | None
+    subject: str | None
+    details: dict[str, object]
+
+
+def record(  # noqa: PLR0917 - the columns of the row, in their order
+    connection: Connection,
+    clock_ms: int,
+    actor: Actor,
+    event: Event,
+    customer: str | None,
+    subject: str | None,
+    details: dict[str, object] | None = None,
+) -> None:
+    """Append a row; to be called inside `Ledger.write`, so that act and row are durable together.
+
+    `details` is JSON-able and holds ids, counts and scopes only: the log outlives an erased customer, so
+    names, metadata and record contents have no place in it.
+    """
+    text = json.dumps(details or {}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    connection.execute(
+        "INSERT INTO audit (time, actor_kind, actor_id, request, event, customer, subject, details)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (clock_ms, actor.kind, actor.id, actor.request, event.value, customer, subject, text),
+    )
+
+
+def entries(
+    connection: Connection, customer: str | None = None, *, after: int = 0, limit: int = 1000
+) -> list[Entry]:
+    """Rows with seq > `after`, ascending, at most `limit`; of one customer, or of all with None."""
+    rows = connection.execute(
+        "SELECT seq, time, actor_kind, actor_id, request, event, customer, subject, details FROM audit"
+        " WHERE seq > ?1 AND (?2 IS NULL OR customer = ?2) ORDER BY seq LIMIT ?3",
+        (after, customer, limit),
+    )
+    return [_entry(row) for row in rows]
+
+
+def _entry(row: tuple[object, ...]) -> Entry:
+    seq, time, kind, actor_id, request, event, customer, subject, details = row
+    return Entry(
+        seq=cast("int", seq),
+        time=cast("int", time),
+        actor=Actor(cast("ActorKind", kind), cast("str", actor_id), cast("str | None", request)),
+        event=Event(cast("str", event)),
+        customer=cast("str | None", customer),
+        subject=cast("str | None", subject),
+        details=json.loads(cast("str", details)),
+    )

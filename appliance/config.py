@@ -1,0 +1,284 @@
+"""appliance.toml: typed, frozen sections; loaded whole or refused with every finding at once."""
+
+import tomllib
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic_core import ErrorDetails
+
+from appliance.errors import ConfigInvalid
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+# What a reload (SIGHUP) applies to the running daemon; every other change needs a restart.
+RELOADABLE = frozenset({"api.max_connections_per_address", "log.level"})
+
+
+def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
+    folder: Path = (info.context or {}).get("folder", Path.cwd())
+    return folder / path
+
+
+def _listener(text: str) -> str:
+    listen_address(text)
+    return text
+
+
+FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
+Listener = Annotated[str, AfterValidator(_listener)]
+
+
+class Section(BaseModel):
+    """A frozen table of the file: unknown keys are refused, and no error repeats a value."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def _public_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must be https://HOST[:PORT][/PATH]")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not contain a user name or password")
+    return text.rstrip("/")
+
+
+class Api(Section):
+    """The public listeners and their limits."""
+
+    listen: tuple[Listener, ...] = Field(("127.0.0.1:8080",), min_length=1)
+    public_url: Annotated[str, AfterValidator(_public_url)] | None = None
+    tls_certificate: FilePath | None = None
+    tls_key: FilePath | None = None
+    max_body_bytes: int = Field(64 * MIB, ge=1024, le=GIB)
+    max_connections_per_address: int = Field(64, ge=1)
+    keep_alive_seconds: float = Field(20, gt=0, le=3600)
+    body_seconds: float = Field(10, gt=0, le=3600)
+    body_bytes_per_second: int = Field(50_000, ge=1)
+
+
+class Operator(Section):
+    """Where operators, probes and the metrics scraper connect."""
+
+    listen: Listener | None = "127.0.0.1:9464"
+    socket: FilePath | None = None
+    group: str = Field("appliance-operators", min_length=1)
+
+
+class Vault(Section):
+    """Where the root key comes from."""
+
+    root_key: FilePath | None = None
+
+
+class Recognition(Section):
+    """Decoding and inference: device, queues and limits."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(1, ge=1, le=256)
+    max_batch: int = Field(8, ge=1, le=1024)
+    queue: int = Field(256, ge=1)
+    decoders: int = Field(0, ge=0, le=256)
+    max_pixels: int = Field(50_000_000, ge=1)
+    max_side: int = Field(16384, ge=1, le=65535)
+    decode_seconds: float = Field(10.0, gt=0)
+    decoder_memory_bytes: int = Field(GIB, ge=256 * MIB)
+    infer_seconds: float = Field(30.0, gt=0)
+
+
+class Search(Section):
+    """Collections: limits, and the parameters of the graphs over them."""
+
+    flat_bytes: int = Field(10 * MIB, ge=0)
+    capacity: int = Field(1_000_000, ge=1)
+    max_metadata_bytes: int = Field(64 << 10, ge=2)
+    max_id_bytes: int = Field(1024, ge=1)
+    m: int = Field(16, ge=2, le=128)
+    ef_construction: int = Field(200, ge=2)
+    ef: int = Field(64, ge=1)
+
+
+class Health(Section):
+    """What is watched, how often, and what is too little."""
+
+    min_free_bytes: int = Field(GIB, ge=0)
+    interval_seconds: float = Field(10, gt=0)
+    gpus: int | None = Field(None, ge=0)
+    gpu_seconds: float = Field(2.0, gt=0)
+
+
+class Lifecycle(Section):
+    """How the daemon stops."""
+
+    lame_duck_seconds: float = Field(5, ge=0)
+    drain_seconds: float = Field(30, gt=0)
+
+
+class Log(Section):
+    """What is written to the journal."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(Section):
+    """The whole file. Relative paths are already resolved against its folder."""
+
+    profile: Literal["production", "demo"] = "production"
+    state: FilePath = Path("/var/lib/appliance")
+    residency: FilePath | None = None
+    api: Api = Api()
+    operator: Operator = Operator()
+    vault: Vault = Vault()
+    recognition: Recognition = Recognition()
+    search: Search = Search()
+    health: Health = Health()
+    lifecycle: Lifecycle = Lifecycle()
+    log: Log = Log()
+
+    @property
+    def operator_socket(self) -> Path:
+        """`[operator] socket`, or its place in the state folder."""
+        return self.operator.socket or self.state / "operator.sock"
+
+    def listeners(self) -> Iterator[tuple[str, str]]:
+        """Every TCP listener as (key, "host:port")."""
+        for index, listener in enumerate(self.api.listen):
+            yield f"api.listen.{index}", listener
+        if self.operator.listen is not None:
+            yield "operator.listen", self.operator.listen
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file; blocks on the disk.
+
+    Raises ConfigInvalid with every finding as "FILE: KEY: reason"; a value is never repeated. Besides the
+    types these are: certificate without key, files that do not exist, a demo that listens beyond loopback,
+    and in production everything that `exposures` finds.
+    """
+    data = read_toml(path)
+    try:
+        config = Config.model_validate(data, context={"folder": path.absolute().parent})
+    except ValidationError as error:
+        details = error.errors(include_input=False, include_url=False, include_context=False)
+        raise ConfigInvalid([f"{path}: {key_of(item)}: {reason_of(item)}" for item in details]) from None
+    findings = [*_contradictions(config), *(exposures(config) if config.profile == "production" else ())]
+    if findings:
+        raise ConfigInvalid([f"{path}: {key}: {reason}" for key, reason in findings])
+    return config
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The file as a dictionary. Raises ConfigInvalid when it cannot be read or is not TOML."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigInvalid([f"{path}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigInvalid([f"{path}: not UTF-8 at byte {error.start}"]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigInvalid([f"{path}: not TOML: {error}"]) from None
+
+
+def key_of(item: ErrorDetails) -> str:
+    """The dotted path of a pydantic finding, "(file)" for the whole."""
+    return ".".join(str(part) for part in item["loc"]) or "(file)"
+
+
+def reason_of(item: ErrorDetails) -> str:
+    """The reason of a pydantic finding, in our words where pydantic's would puzzle an operator."""
+    match item["type"]:
+        case "extra_forbidden":
+            return "unknown key"
+        case "missing":
+            return "missing"
+        case "value_error":
+            return item["msg"].removeprefix("Value error, ")
+        case _:
+            return item["msg"].removeprefix("Input ")
+
+
+def exposures(config: Config) -> list[tuple[str, str]]:
+    """What production refuses and a demo only warns of, as (key, reason), as far as the file alone tells."""
+    found: list[tuple[str, str]] = []
+    if config.residency is None:
+        found.append(("residency", "missing: production runs only with a residency file"))
+    if config.api.public_url is None:
+        found.append(("api.public_url", "missing: links need the address that clients use"))
+    elif not config.api.public_url.startswith("https://"):
+        found.append(("api.public_url", "must begin with https://"))
+    for key, listener in config.listeners():
+        if is_loopback(listener):
+            continue
+        if key == "operator.listen":
+            found.append((key, "has no TLS and must be on loopback"))
+        elif config.api.tls_certificate is None:
+            found.append((key, "is public and needs api.tls_certificate and api.tls_key"))
+    return found
+
+
+def restart_needed(old: Config, new: Config) -> list[str]:
+    """The dotted keys that differ and that a reload may not change, sorted."""
+    before, after = _flat(old), _flat(new)
+    return sorted(key for key in before if before[key] != after[key] and key not in RELOADABLE)
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """Host and port of a listener: an IP address ("[...]" around IPv6) or localhost, a port from 0 to 65535.
+
+    Raises ValueError.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("must be ADDRESS:PORT")
+    if host == "localhost":
+        return host, int(port)
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        version = ip_address(bare).version
+    except ValueError:
+        raise ValueError("must begin with an IP address or localhost") from None
+    if (version == 6) != (bare is not host):
+        raise ValueError("needs brackets around an IPv6 address, and only there")
+    return bare, int(port)
+
+
+def is_loopback(listener: str) -> bool:
+    """Whether only this machine can reach the listener."""
+    host = listen_address(listener)[0]
+    return host == "localhost" or ip_address(host).is_loopback
+
+
+def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
+    if (config.api.tls_certificate is None) != (config.api.tls_key is None):
+        key = "api.tls_key" if config.api.tls_key is None else "api.tls_certificate"
+        yield key, "missing: certificate and key come together"
+    named = {
+        "residency": config.residency,
+        "api.tls_certificate": config.api.tls_certificate,
+        "api.tls_key": config.api.tls_key,
+        "vault.root_key": config.vault.root_key,
+    }
+    for key, path in named.items():
+        if path is not None and not path.is_file():
+            yield key, "there is no such file"
+    if config.search.ef_construction < config.search.m:
+        yield "search.ef_construction", "must be at least search.m"
+    if config.profile == "demo":
+        for key, listener in config.listeners():
+            if not is_loopback(listener):
+                yield key, "a demo listens on loopback only"
+
+
+def _flat(config: Config) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in config:
+        if isinstance(value, Section):
+            flat.update({f"{name}.{key}": inner for key, inner in value})
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,122 @@
+"""Durable writes and consistent reads for the event loop: one writer thread, a few reader threads."""
+
+import asyncio
+import os
+import queue
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self, TypeVar
+
+from prometheus_client import CollectorRegistry
+
+from appliance.errors import StorageFailed
+from appliance.ledger.database import STORAGE_ERRORS, Connection, open_reader, open_writer
+from appliance.ledger.migrations import migrate, shipped
+from appliance.ledger.writer import Writer
+
+T = TypeVar("T")
+
+_READERS = 2
+
+
+class Ledger:
+    """The file FOLDER/ledger.db, open between `async with`; the folder must exist and be ours (StateLock).
+
+    After the first storage error the ledger refuses every further write: the kernel may have dropped dirty
+    pages, so only a restart, which reads the disk again, can tell what is there. Reads go on.
+    """
+
+    def __init__(self, folder: Path, registry: CollectorRegistry) -> None:
+        self._folder = folder
+        self._path = folder / "ledger.db"
+        self._writer = Writer(self._path, registry)
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="ledger-reader")
+        self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
+
+    async def __aenter__(self) -> Self:
+        """Open, migrate and sync the folder. Raises StorageFailed, which leaves nothing open."""
+        try:
+            await asyncio.to_thread(self._open)
+        except BaseException:
+            self._readers.shutdown()
+            raise
+        self._writer.start(asyncio.get_running_loop())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Finish what was queued, checkpoint, close. Raises StorageFailed when the checkpoint failed."""
+        self._writer.refuse_more()
+        await asyncio.to_thread(self._close)
+
+    async def write(self, act: Callable[[Connection], T], *, then: Callable[[T], None] | None = None) -> T:
+        """Run `act` on the writer thread and return its result once that is durable on disk.
+
+        Acts queued at the same time share one commit, each in a savepoint of its own: an exception of `act`
+        undoes only its own changes and is raised here. `act` must neither begin nor end a transaction.
+        `then` runs on the event loop with the result right after the commit, even when the caller has been
+        cancelled meanwhile, so that memory follows the disk. StorageFailed: nothing of the act was kept, or
+        (after a failed sync) nobody can say before the next start.
+        """
+        return await self._writer.submit(act, then)
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """Run `query` on a reader thread within one snapshot of the database; it cannot write.
+
+        Every write that returned before this call is visible. Raises StorageFailed for I/O errors.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._query, query)
+
+    def size_bytes(self) -> int:
+        """Size of the database and its write-ahead log after the last commit; does not touch the disk."""
+        return self._writer.size_bytes
+
+    @property
+    def failure(self) -> str | None:
+        """Why writes are refused since a storage error, None while the ledger is sound."""
+        return self._writer.failure
+
+    def _open(self) -> None:
+        connection = open_writer(self._path)
+        try:
+            migrate(connection, shipped())
+            # SQLite ignores a failed sync of the folder; a commit in a file without a durable name is none.
+            _sync_folder(self._folder)
+            for _ in range(_READERS):
+                self._idle.put(open_reader(self._path))
+        except BaseException as error:
+            while not self._idle.empty():
+                self._idle.get_nowait().close()
+            connection.close(True)
+            if isinstance(error, (OSError, *STORAGE_ERRORS)):
+                raise StorageFailed(f"{self._path}: {error}") from error
+            raise
+        self._writer.adopt(connection)
+
+    def _query(self, query: Callable[[Connection], T]) -> T:
+        connection = self._idle.get_nowait()  # as many connections as threads: one is always idle
+        try:
+            connection.execute("BEGIN")
+            try:
+                return query(connection)
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+        except STORAGE_ERRORS as error:
+            raise StorageFailed(f"{self._path}: {error}") from error
+        finally:
+            self._idle.put(connection)
+
+    def _close(self) -> None:
+        self._readers.shutdown()
+        while not self._idle.empty():
+            self._idle.get_nowait().close()
+        self._writer.join()
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,230 @@
+"""The writer thread: queued acts share one durable commit, and a failed one fails them all."""
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from appliance.errors import StorageFailed
+from appliance.ledger.database import STORAGE_ERRORS, Connection
+
+T = TypeVar("T")
+
+_ACTS_PER_COMMIT = 256
+_CHECKPOINT_PAGES = 1000  # of 4 KiB, SQLite's own default: bounds the WAL and the time of a checkpoint
+
+_log = logging.getLogger(__name__)
+
+
+class _Entry:
+    """One queued act and, once it ran, its outcome."""
+
+    __slots__ = ("act", "error", "future", "result", "then")
+
+    def __init__(
+        self,
+        act: Callable[[Connection], Any],
+        then: Callable[[Any], None] | None,
+        future: asyncio.Future[Any],
+    ) -> None:
+        self.act = act
+        self.then = then
+        self.future = future
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class Writer:
+    """Owns the writing connection from `adopt` on; `submit` from the event loop, the rest is its thread's."""
+
+    def __init__(self, path: Path, registry: CollectorRegistry) -> None:
+        self._path = path
+        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
+        self._connection: Connection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = True
+        self._wal_pages = 0
+        self._close_error: StorageFailed | None = None
+        self.failure: str | None = None
+        self.size_bytes = 0
+        self._acts = Counter("appliance_ledger_acts", "Acts that were committed", registry=registry)
+        self._seconds = Histogram(
+            "appliance_ledger_commit_seconds",
+            "Time of one durable commit",
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3),
+            registry=registry,
+        )
+        self._failed = Gauge("appliance_ledger_failed", "1 after a storage error", registry=registry)
+
+    def adopt(self, connection: Connection) -> None:
+        """Take over the connection, on any thread, before `start`."""
+        connection.set_wal_hook(self._note_wal)
+        self._connection = connection
+        self._measure()
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Accept acts; results are delivered on `loop`."""
+        self._loop = loop
+        self._closed = False
+        self._thread.start()
+
+    async def submit(self, act: Callable[[Connection], T], then: Callable[[T], None] | None) -> T:
+        """See Ledger.write."""
+        if self._closed or self._loop is None:
+            raise StorageFailed(f"{self._path} is closed")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put(_Entry(act, then, future))
+        return await future
+
+    def refuse_more(self) -> None:
+        """End the queue: what is in it is finished, later acts are refused. Called on the loop."""
+        self._closed = True
+        self._queue.put(None)
+
+    def join(self) -> None:
+        """Wait for the thread, which closes the connection; raises what the final checkpoint raised."""
+        self._thread.join()
+        if self._close_error is not None:
+            raise self._close_error
+
+    def _run(self) -> None:
+        ending = False
+        while not ending:
+            batch, ending = self._next_batch()
+            if batch:
+                self._commit(batch)
+                self._deliver(batch)
+                if self._wal_pages >= _CHECKPOINT_PAGES:
+                    self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
+        self._finish()
+
+    def _next_batch(self) -> tuple[list[_Entry], bool]:
+        batch: list[_Entry] = []
+        entry = self._queue.get()
+        while entry is not None:
+            if not entry.future.cancelled():
+                batch.append(entry)
+            if len(batch) == _ACTS_PER_COMMIT:
+                return batch, False
+            try:
+                entry = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _commit(self, batch: list[_Entry]) -> None:
+        """Run the acts and commit; every entry then has its result or its error."""
+        if self.failure is not None:
+            _fail(batch, self.failure)
+            return
+        connection = self._connection
+        assert connection is not None
+        started = time.perf_counter()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for entry in batch:
+                _run_act(connection, entry)
+            connection.execute("COMMIT")
+        except (apsw.Error, _TransactionLost) as error:
+            with contextlib.suppress(apsw.Error):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            self._poison(error)
+            _fail(batch, f"{self._path}: {error}")
+            return
+        self._seconds.observe(time.perf_counter() - started)
+        self._acts.inc(sum(entry.error is None for entry in batch))
+        self._measure()
+
+    def _deliver(self, batch: list[_Entry]) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(_resolve, batch)
+
+    def _checkpoint(self, mode: int) -> bool:
+        assert self._connection is not None
+        try:
+            self._connection.wal_checkpoint(mode=mode)
+        except apsw.Error as error:
+            # The kernel reports a failed write-back once; a later checkpoint would seem to succeed and
+            # reset the only good copy, the WAL.
+            self._poison(error)
+            return False
+        self._wal_pages = 0
+        self._measure()
+        return True
+
+    def _finish(self) -> None:
+        assert self._connection is not None
+        if self.failure is None:
+            if not self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE):
+                self._close_error = StorageFailed(f"{self._path}: the last checkpoint failed")
+        else:
+            # Closing checkpoints too; after a storage error the WAL must stay for the next start.
+            self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        with contextlib.suppress(apsw.Error):
+            self._connection.close(True)
+
+    def _poison(self, error: BaseException) -> None:
+        self.failure = f"{self._path}: {error}; no further write is accepted until a restart"
+        self._failed.set(1)
+        _log.critical("ledger failed: %s", self.failure)
+
+    def _note_wal(self, _connection: Connection, _schema: str, pages: int) -> int:
+        self._wal_pages = pages
+        return apsw.SQLITE_OK
+
+    def _measure(self) -> None:
+        size = 0
+        for path in (self._path, self._path.with_name(self._path.name + "-wal")):
+            with contextlib.suppress(OSError):
+                size += path.stat().st_size
+        self.size_bytes = size
+
+
+class _TransactionLost(Exception):
+    """SQLite, or a misbehaving act, ended the transaction that the whole batch shares."""
+
+
+def _run_act(connection: Connection, entry: _Entry) -> None:
+    connection.execute("SAVEPOINT act")
+    try:
+        entry.result = entry.act(connection)
+    except STORAGE_ERRORS:
+        raise
+    except BaseException as error:  # noqa: BLE001 - it belongs to the caller, who waits on the loop
+        entry.error = error
+        if connection.in_transaction:
+            connection.execute("ROLLBACK TO act")
+    if not connection.in_transaction:
+        raise _TransactionLost("the transaction ended within an act")
+    connection.execute("RELEASE act")
+
+
+def _fail(batch: list[_Entry], reason: str) -> None:
+    for entry in batch:
+        entry.error = StorageFailed(reason)
+
+
+def _resolve(batch: list[_Entry]) -> None:
+    for entry in batch:
+        if entry.error is None and entry.then is not None:
+            try:
+                entry.then(entry.result)
+            except Exception as error:  # noqa: BLE001 - raised to the caller below
+                entry.error = error
+        if entry.future.cancelled():
+            continue
+        if entry.error is not None:
+            entry.future.set_exception(entry.error)
+        else:
+            entry.future.set_result(entry.result)
