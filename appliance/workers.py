@@ -1,0 +1,560 @@
+"""Child processes for what can crash, hang, leak or hold the interpreter.
+
+`Worker` is the daemon's side: it spawns one process, talks to it over one socket pair, and replaces it when
+it is lost. `Channel` is the child's side. Messages are length-prefixed msgpack of the structs below; bulk crosses
+in `Memory`, anonymous shared memory whose descriptor travels over the socket. Nothing here opens a path.
+A child is untrusted: whatever it sends that is not a well-formed answer counts as its death.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import importlib
+import logging
+import mmap
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import msgspec
+
+from appliance import errors
+
+log = logging.getLogger(__name__)
+
+# The largest message in either direction; bulk belongs into Memory.
+MESSAGE_BYTES = 16 * 1024 * 1024
+START_SECONDS = 120.0
+EXIT_SECONDS = 1.0
+# Wiped regions of at least this size go back to the system; below, the page faults of the next use cost more
+# (145 us for a 224 x 224 image) than zeroing in place (3 us).
+RELEASE_BYTES = 1024 * 1024
+# What a child may refuse a request with. Anything else it names is a malformed answer.
+REFUSALS = {
+    refusal.__name__: refusal
+    for refusal in (
+        errors.CapacityExceeded,
+        errors.InvalidImage,
+        errors.InvalidInput,
+        errors.NotFound,
+        errors.TooLarge,
+        errors.WorkerRefused,
+    )
+}
+REFUSAL_CHARACTERS = 2000
+STDERR_LINES = 100
+ENVIRONMENT = {
+    "LC_ALL": "C.UTF-8",
+    "MALLOC_ARENA_MAX": "2",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+}
+INHERITED_ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES")
+# Without `site` and `-m`: 10 ms less, the module is not imported twice, and paths are the daemon's own.
+BOOTSTRAP = (
+    "import sys; sys.path[:] = sys.argv[2:]; from appliance.workers import child; child(int(sys.argv[1]))"
+)
+LENGTH = 4
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a child may use; None leaves the daemon's own limit. `nice` adds to the daemon's niceness."""
+
+    address_space_bytes: int | None = None
+    file_bytes: int | None = None
+    nice: int = 0
+
+
+class Start(msgspec.Struct, frozen=True, array_like=True):
+    target: str
+    settings: dict[str, Any]
+    limits: Limits
+    memories: list[int]
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True):
+    id: int
+    body: bytes
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    info: dict[str, Any]
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    id: int
+    body: bytes
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """`id` is None when the child refuses to start."""
+
+    id: int | None
+    error: str
+    message: str
+
+
+class Memory:
+    """Anonymous shared memory of `size` bytes, zeroed; no path leads to it and no one can resize it.
+
+    Pages cost nothing until they are first touched.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.fd = os.memfd_create("appliance", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, size)
+        # A child that shrinks the memory would turn the daemon's next access into SIGBUS.
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        self._map = mmap.mmap(self.fd, size)
+        self.view = memoryview(self._map)
+
+    def wipe(self, offset: int, length: int) -> None:
+        """Zero a region; whole pages of a large one (RELEASE_BYTES) are also given back to the system."""
+        end = offset + length
+        first, last = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if length < RELEASE_BYTES:
+            self.view[offset:end] = bytes(length)
+            return
+        self.view[offset:first] = bytes(first - offset)
+        self.view[last:end] = bytes(end - last)
+        self._map.madvise(mmap.MADV_REMOVE, first, last - first)
+
+    def close(self) -> None:
+        """Unmap and release it. Views taken from it must be released before."""
+        self.view.release()
+        self._map.close()
+        os.close(self.fd)
+
+
+def _frame(message: msgspec.Struct) -> bytearray:
+    frame = bytearray(LENGTH)
+    _ENCODER.encode_into(message, frame, LENGTH)
+    size = len(frame) - LENGTH
+    if size > MESSAGE_BYTES:
+        raise errors.TooLarge(
+            f"a message of {size} bytes is over the limit of {MESSAGE_BYTES} between processes"
+        )
+    frame[:LENGTH] = size.to_bytes(LENGTH, "little")
+    return frame
+
+
+def _take(buffer: bytearray) -> bytes | None:
+    """The next whole message, removed from the buffer; ValueError when it is announced over the limit."""
+    if len(buffer) < LENGTH:
+        return None
+    end = LENGTH + int.from_bytes(buffer[:LENGTH], "little")
+    if end > LENGTH + MESSAGE_BYTES:
+        raise ValueError("message too long")
+    if len(buffer) < end:
+        return None
+    message = bytes(memoryview(buffer)[LENGTH:end])
+    del buffer[:end]
+    return message
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_START = msgspec.msgpack.Decoder(Start)
+_REQUEST = msgspec.msgpack.Decoder(Request)
+_REPLY: msgspec.msgpack.Decoder[Ready | Answer | Refusal] = msgspec.msgpack.Decoder(Ready | Answer | Refusal)
+
+
+class _Child(asyncio.Protocol):
+    """One process from spawn to reaped: its channel, what it owes answers for, and what it says on stderr."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._name = name
+        self._transport: asyncio.WriteTransport | None = None
+        self._pending: dict[int, tuple[asyncio.Future[bytes], asyncio.TimerHandle]] = {}
+        self._next_id = 0
+        self._buffer = bytearray()
+        self._lines_left = STDERR_LINES
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self.answered = False
+        self.last_line = ""
+        self.ready: asyncio.Future[dict[str, Any]] = self._future()
+        self.reaped: asyncio.Future[None] = self._loop.create_future()
+        # Holds the reason once the child can no longer be used.
+        self.lost: asyncio.Future[str] = self._loop.create_future()
+
+    def _future(self) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        # A caller that went away leaves its failure unread: that is no error of its own.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return future
+
+    def spawn(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._stderr, write_end = os.pipe()
+        with theirs, os.fdopen(write_end, "wb", 0) as output:
+            package_folder = str(Path(__file__).parent.parent)
+            paths = dict.fromkeys(entry for entry in (*sys.path, package_folder) if Path(entry).is_absolute())
+            inherited = {name: os.environ[name] for name in INHERITED_ENVIRONMENT if name in os.environ}
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(os.getpid()), *paths],
+                # The channel is the child's standard input: the one socket that it inherits.
+                stdin=theirs.fileno(),
+                stdout=output,
+                stderr=output,
+                env=inherited | ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        self._pidfd = os.pidfd_open(self.pid)
+        os.set_blocking(self._stderr, False)
+        self._socket.setblocking(False)
+        self._loop.add_reader(self._stderr, self._read_stderr)
+        self._loop.add_reader(self._pidfd, self._exited)
+
+    async def connect(self, start: Start, fds: Sequence[int]) -> dict[str, Any]:
+        """Hand it what it starts with; returns what it says of itself once it is ready."""
+        socket.send_fds(self._socket, [_frame(start)], list(fds))
+        self._transport, _ = await self._loop.create_unix_connection(lambda: self, sock=self._socket)
+        async with asyncio.timeout(START_SECONDS):
+            return await self.ready
+
+    def submit(self, body: bytes, seconds: float) -> asyncio.Future[bytes]:
+        future = self._future()
+        if self.lost.done():
+            future.set_exception(self._loss())
+            return future
+        self._next_id += 1
+        frame = _frame(Request(self._next_id, body))
+        timer = self._loop.call_later(seconds, self.lose, f"did not answer within {seconds:g} s")
+        self._pending[self._next_id] = future, timer
+        assert self._transport is not None
+        self._transport.write(frame)
+        return future
+
+    def lose(self, reason: str) -> None:
+        """Kill it and fail everything that waits for it; only the first reason counts."""
+        if self.lost.done():
+            return
+        self.lost.set_result(reason)
+        if self._process.returncode is None:
+            self._process.kill()
+        pending, self._pending = self._pending, {}
+        for future, timer in pending.values():
+            timer.cancel()
+            if not future.done():
+                future.set_exception(self._loss())
+        if not self.ready.done():
+            self.ready.set_exception(self._loss())
+        # Callers held back by a full socket find the loss when they submit.
+        self.writable.set()
+
+    def _loss(self) -> errors.WorkerLost:
+        return errors.WorkerLost(f"{self._name} {self.lost.result()}")
+
+    async def end(self) -> None:
+        """Return when the process is gone and its descriptors are closed."""
+        self.lose("was stopped")
+        if self._transport:
+            self._transport.abort()
+        self._socket.close()
+        await self.reaped
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        # A process that ends closes its channel first; its exit status tells more.
+        self._loop.call_later(EXIT_SECONDS, self.lose, "closed its channel")
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        try:
+            while not self.lost.done() and (message := _take(self._buffer)) is not None:
+                self._handle(_REPLY.decode(message))
+        except (ValueError, KeyError, msgspec.DecodeError):
+            self.lose("sent a malformed answer")
+
+    def _handle(self, reply: Ready | Answer | Refusal) -> None:
+        match reply:
+            case Ready():
+                self._begun().set_result(reply.info)
+            case Refusal(id=None):
+                self._begun().set_exception(errors.WorkerRefused(reply.message[:REFUSAL_CHARACTERS]))
+            case Answer():
+                future = self._settled(reply.id)
+                if not future.done():
+                    future.set_result(reply.body)
+            case Refusal():
+                refusal = REFUSALS[reply.error](reply.message[:REFUSAL_CHARACTERS])
+                future = self._settled(reply.id)
+                if not future.done():
+                    future.set_exception(refusal)
+
+    def _begun(self) -> asyncio.Future[dict[str, Any]]:
+        if self.ready.done():
+            raise ValueError("started twice")
+        return self.ready
+
+    def _settled(self, identifier: int | None) -> asyncio.Future[bytes]:
+        future, timer = self._pending.pop(identifier or 0)
+        timer.cancel()
+        self.answered = True
+        return future
+
+    def _read_stderr(self) -> None:
+        try:
+            text = os.read(self._stderr, 65536)
+        except BlockingIOError:
+            return
+        for line in text.decode("utf-8", "replace").splitlines():
+            printable = "".join(character for character in line if character.isprintable())[:300]
+            self.last_line = printable or self.last_line
+            if printable and self._lines_left > 0:
+                self._lines_left -= 1
+                log.warning("%s (%d) says: %s", self._name, self.pid, printable)
+        if not text:
+            self._loop.remove_reader(self._stderr)
+
+    def _exited(self) -> None:
+        status = self._process.poll()
+        if status is None:
+            return
+        self._read_stderr()
+        self._loop.remove_reader(self._pidfd)
+        self._loop.remove_reader(self._stderr)
+        os.close(self._pidfd)
+        os.close(self._stderr)
+        cause = (
+            f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+        )
+        self.lose(f"{cause}: {self.last_line}" if self.last_line else cause)
+        self.reaped.set_result(None)
+
+
+class Worker:
+    """One child process that is replaced when it is lost. `async with` starts it and kills it at the end.
+
+    `target` is "package.module:function", called in the child as `function(channel, settings)`; `settings`
+    must be msgpack-able and small. Entering raises WorkerRefused when the child cannot start. `on_start` runs
+    after every start before other calls are let through, and may itself use `call` and `submit`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        target: str,
+        settings: dict[str, Any],
+        *,
+        memories: Sequence[Memory] = (),
+        limits: Limits | None = None,
+        on_start: Callable[[], Awaitable[None]] | None = None,
+        backoff_seconds: tuple[float, float] = (0.1, 30.0),
+    ) -> None:
+        self.name = name
+        self.restarts = 0
+        self.info: dict[str, Any] = {}
+        self._start_message = Start(
+            target, settings, limits or Limits(), [memory.size for memory in memories]
+        )
+        self._memories = memories
+        self._on_start = on_start
+        self._backoff = backoff_seconds
+        self._child: _Child | None = None
+        self._opener: asyncio.Task[Any] | None = None
+        self._open = asyncio.Event()
+
+    @property
+    def pid(self) -> int | None:
+        """The process now serving, None while there is none."""
+        return self._child.pid if self._child else None
+
+    @property
+    def serving(self) -> bool:
+        """Whether calls reach a child now; False from its loss until its successor has started."""
+        return self._open.is_set()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._begin()
+        except errors.WorkerLost as error:
+            raise errors.WorkerRefused(f"{error} before it was ready") from error
+        self._supervisor = asyncio.get_running_loop().create_task(self._supervise(), name=self.name)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._supervisor.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._supervisor
+        self._open.clear()
+        if self._child:
+            await self._child.end()
+            self._child = None
+
+    async def call(self, request: bytes, seconds: float) -> bytes:
+        """The child's answer. Concurrent calls are sent in order; waits for a restart that is under way.
+
+        WorkerLost: the child died, sent nonsense, or took more than `seconds` (then it is killed); the
+        appliance error of a refusal is raised as it is. A cancelled call leaves the child working.
+        """
+        if not self._open.is_set() and asyncio.current_task() is not self._opener:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._open.wait()
+            except TimeoutError:
+                raise errors.WorkerLost(f"{self.name} is being restarted") from None
+        if self._child and not self._child.writable.is_set():
+            await self._child.writable.wait()
+        return await asyncio.shield(self.submit(request, seconds))
+
+    def submit(self, request: bytes, seconds: float) -> asyncio.Future[bytes]:
+        """`call` for owners of memory: settles only when the child is done with the request, or gone."""
+        if self._child is None:
+            raise errors.WorkerLost(f"{self.name} is being restarted")
+        return self._child.submit(request, seconds)
+
+    async def _begin(self) -> None:
+        child = _Child(self.name)
+        child.spawn()
+        try:
+            self.info = await child.connect(self._start_message, [memory.fd for memory in self._memories])
+            self._child, self._opener = child, asyncio.current_task()
+            if self._on_start:
+                await self._on_start()
+        except BaseException:
+            self._child = None
+            await child.end()
+            raise
+        finally:
+            self._opener = None
+        # Only the answers to requests speak for it when the next back-off is chosen.
+        child.answered = False
+        self._open.set()
+
+    async def _supervise(self) -> None:
+        delay = 0.0
+        while self._child:
+            lost, reason = self._child, await self._child.lost
+            self._open.clear()
+            self._child = None
+            await lost.end()
+            # One that has served is replaced at once: a hostile request must not buy the others a pause.
+            delay = 0.0 if lost.answered else self._longer(delay)
+            log.warning("%s %s; it is restarted in %g s", self.name, reason, delay)
+            while not self._child:
+                await asyncio.sleep(delay)
+                self.restarts += 1
+                try:
+                    await self._begin()
+                except Exception:
+                    delay = self._longer(delay)
+                    log.exception("%s did not restart; next try in %g s", self.name, delay)
+
+    def _longer(self, delay: float) -> float:
+        shortest, longest = self._backoff
+        return min(max(2 * delay, shortest), longest)
+
+
+class Channel:
+    """The child's side: requests in order, answers in any order, and the shared memories of its start."""
+
+    def __init__(self, connection: socket.socket, memories: list[memoryview]) -> None:
+        self._socket = connection
+        self._buffer = bytearray()
+        self._closed = False
+        self.memories = memories
+
+    def ready(self, info: dict[str, Any]) -> None:
+        """Say that requests are welcome; `info` becomes the daemon's `Worker.info`."""
+        self._socket.sendall(_frame(Ready(info)))
+
+    def receive(self) -> tuple[int, bytes] | None:
+        """The next request's id and body; None when the daemon is gone and the target should return."""
+        while (message := _take(self._buffer)) is None:
+            if not self._fill(0):
+                return None
+        request = _REQUEST.decode(message)
+        return request.id, request.body
+
+    def waiting(self) -> bool:
+        """Whether `receive` would return a request at once."""
+        with contextlib.suppress(BlockingIOError):
+            while self._fill(socket.MSG_DONTWAIT):
+                pass
+        size = int.from_bytes(self._buffer[:LENGTH], "little")
+        return len(self._buffer) >= LENGTH + size if self._buffer else False
+
+    def send(self, identifier: int, body: bytes) -> None:
+        """Answer one request."""
+        self._socket.sendall(_frame(Answer(identifier, body)))
+
+    def send_all(self, answers: Iterable[tuple[int, bytes]]) -> None:
+        """Answer several requests at once: one write, one wake-up of the daemon's loop."""
+        frames = bytearray()
+        for identifier, body in answers:
+            frames += _frame(Answer(identifier, body))
+        self._socket.sendall(frames)
+
+    def refuse(self, identifier: int, error: errors.ApplianceError) -> None:
+        """Have the daemon's `call` raise this error: one of REFUSALS, any other costs this child its life."""
+        self._socket.sendall(_frame(Refusal(identifier, type(error).__name__, str(error))))
+
+    def _fill(self, flags: int) -> bool:
+        received = self._socket.recv(262144, flags)
+        self._buffer += received
+        return bool(received)
+
+
+def child(daemon: int) -> NoReturn:
+    """The main function of every child process; `daemon` is the process that spawned it."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != daemon:
+        # It died before the line above could count.
+        os._exit(1)
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    prctl(PR_SET_DUMPABLE, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # The daemon drains first and then ends its children itself.
+        signal.signal(number, signal.SIG_IGN)
+    connection = socket.socket(fileno=0)
+    received, fds, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 253)
+    buffer = bytearray(received)
+    while (message := _take(buffer)) is None:
+        buffer += connection.recv(65536)
+    start = _START.decode(message)
+    memories = [memoryview(mmap.mmap(fd, size)) for fd, size in zip(fds, start.memories, strict=True)]
+    for fd in fds:
+        os.close(fd)
+    _limit(start.limits)
+    module, function = start.target.split(":")
+    channel = Channel(connection, memories)
+    try:
+        getattr(importlib.import_module(module), function)(channel, start.settings)
+    except errors.WorkerRefused as refusal:
+        connection.sendall(_frame(Refusal(None, "WorkerRefused", str(refusal))))
+        # The daemon reads the reason before it sees the end.
+        channel.receive()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _limit(limits: Limits) -> None:
+    os.nice(limits.nice)
+    if limits.address_space_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (limits.address_space_bytes, limits.address_space_bytes))
+    if limits.file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_bytes, limits.file_bytes))
