@@ -1,0 +1,1 @@
+"""The demonstration behind `./dev run`: a state folder, photographs, and the real daemon on loopback."""

@@ -1,0 +1,33 @@
+"""python -m tests.bench [NAME]...: run the measurements and print their table; 1 where a bound is missed."""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from tests.bench.report import Report
+
+NOT_MEASUREMENTS = {"__init__", "__main__", "report"}
+
+
+def main() -> int:
+    names = sorted(
+        path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in NOT_MEASUREMENTS
+    )
+    parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
+    parser.add_argument("name", nargs="*", help=", ".join(names))
+    wanted = parser.parse_args().name or names
+    if unknown := set(wanted) - set(names):
+        parser.error(f"no such measurement: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    missed = 0
+    for name in wanted:
+        report = Report()
+        print(f"measuring {name}", file=sys.stderr, flush=True)
+        importlib.import_module(f"tests.bench.{name}").run(report)
+        print(f"\n### {name}\n\n{report.table()}\n", flush=True)
+        missed += len(report.missed)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

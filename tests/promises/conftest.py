@@ -1,0 +1,33 @@
+"""One daemon under strace for the promises that are about system calls."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.running import CopyState, RunningAppliance
+from tests.tracing import CALLS, Traced
+
+
+@pytest.fixture(scope="module")
+def traced(copy_state: CopyState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
+    """HOME is fresh and CI unset: libraries that report home hide it from a build machine."""
+    home = tmp_path_factory.mktemp("home")
+    log = tmp_path_factory.mktemp("strace") / "calls"
+    state = copy_state()
+    wrapper = [
+        "strace",
+        "-f",
+        "-qq",
+        "-y",
+        "-s",
+        "0",
+        "-e",
+        f"trace={CALLS}",
+        "-e",
+        "signal=none",
+        "-o",
+        str(log),
+    ]
+    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    with RunningAppliance(state, state.port, wrapper=wrapper, environment=environment) as running:
+        yield Traced(running, home, log)
