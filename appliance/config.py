@@ -29,14 +29,15 @@ def _listener(text: str) -> str:
     return text
 
 
-FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
+# Strict refuses "8" for 8 and 1 for true; TOML has no paths and no tuples, so those two convert.
+FilePath = Annotated[Path, Field(strict=False), AfterValidator(_beside_the_file)]
 Listener = Annotated[str, AfterValidator(_listener)]
 
 
 class Section(BaseModel):
     """A frozen table of the file: unknown keys are refused, and no error repeats a value."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
 
 def _public_url(text: str) -> str:
@@ -51,7 +52,7 @@ def _public_url(text: str) -> str:
 class Api(Section):
     """The public listeners and their limits."""
 
-    listen: tuple[Listener, ...] = Field(("127.0.0.1:8080",), min_length=1)
+    listen: tuple[Listener, ...] = Field(("127.0.0.1:8080",), min_length=1, strict=False)
     public_url: Annotated[str, AfterValidator(_public_url)] | None = None
     tls_certificate: FilePath | None = None
     tls_key: FilePath | None = None
@@ -161,12 +162,19 @@ def load(path: Path) -> Config:
     and in production everything that `exposures` finds.
     """
     data = read_toml(path)
+    folder = path.absolute().parent
+    findings: list[tuple[str, str]] = []
     try:
-        config = Config.model_validate(data, context={"folder": path.absolute().parent})
+        config = Config.model_validate(data, context={"folder": folder})
     except ValidationError as error:
         details = error.errors(include_input=False, include_url=False, include_context=False)
-        raise ConfigInvalid([f"{path}: {key_of(item)}: {reason_of(item)}" for item in details]) from None
-    findings = [*_contradictions(config), *(exposures(config) if config.profile == "production" else ())]
+        findings = [(key_of(item), reason_of(item)) for item in details]
+        # What is left without the wrong keys is checked too: a person should have to come back only once.
+        sound = _without(data, [item["loc"] for item in details])
+        config = Config.model_validate(sound, context={"folder": folder})
+    reported = {".".join(key.split(".")[:2]) for key, _ in findings}
+    further = [*_contradictions(config), *(exposures(config) if config.profile == "production" else ())]
+    findings += [item for item in further if ".".join(item[0].split(".")[:2]) not in reported]
     if findings:
         raise ConfigInvalid([f"{path}: {key}: {reason}" for key, reason in findings])
     return config
@@ -196,6 +204,8 @@ def reason_of(item: ErrorDetails) -> str:
             return "unknown key"
         case "missing":
             return "missing"
+        case "too_short":
+            return "must not be empty"
         case "value_error":
             return item["msg"].removeprefix("Value error, ")
         case _:
@@ -272,6 +282,18 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
         for key, listener in config.listeners():
             if not is_loopback(listener):
                 yield key, "a demo listens on loopback only"
+
+
+def _without(data: dict[str, Any], places: list[tuple[int | str, ...]]) -> dict[str, Any]:
+    """A copy of the file's tables less each key that one of `places` lies in."""
+    kept = {name: dict(value) if isinstance(value, dict) else value for name, value in data.items()}
+    for place in places:
+        section = kept.get(str(place[0]))
+        if len(place) > 1 and isinstance(section, dict):
+            section.pop(str(place[1]), None)
+        else:
+            kept.pop(str(place[0]), None)
+    return kept
 
 
 def _flat(config: Config) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """Durable writes and consistent reads for the event loop: one writer thread, a few reader threads."""
 
 import asyncio
-import os
 import queue
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from appliance.errors import StorageFailed
 from appliance.ledger.database import STORAGE_ERRORS, Connection, open_reader, open_writer
 from appliance.ledger.migrations import migrate, shipped
 from appliance.ledger.writer import Writer
+from appliance.volume import sync_folder
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ class Ledger:
         try:
             migrate(connection, shipped())
             # SQLite ignores a failed sync of the folder; a commit in a file without a durable name is none.
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
             for _ in range(_READERS):
                 self._idle.put(open_reader(self._path))
         except BaseException as error:
@@ -112,11 +112,3 @@ class Ledger:
         while not self._idle.empty():
             self._idle.get_nowait().close()
         self._writer.join()
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
