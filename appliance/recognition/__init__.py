@@ -1,0 +1,1 @@
+"""Recognition: from the bytes of an image to labels, vectors and features."""

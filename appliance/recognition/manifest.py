@@ -1,0 +1,236 @@
+"""What a bundle is: a folder of exactly the files that its manifest lists, verified whole or refused.
+
+The files are `bundle.toml`, the manifest; `model.onnx`; `labels.txt` where the model has classes, one name a
+line in the order of the output `logits`; and texts under `licences/`. The manifest has the SHA-256 of every
+other file. Verification says that a bundle is what was built, not who built it: the operator who installs a
+folder vouches for it. Whether the model computes is asked of the engine, which loads it.
+"""
+
+import hashlib
+import os
+import re
+import stat
+import tomllib
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from appliance.errors import InvalidInput
+
+MANIFEST = "bundle.toml"
+MODEL = "model.onnx"
+LABELS = "labels.txt"
+LICENCES = "licences"
+
+_LARGEST = {MANIFEST: 256 * 1024, MODEL: 2 * 1024**3 - 1, LABELS: 8 * 1024 * 1024}  # a protobuf ends at 2 GiB
+_LARGEST_LICENCE = 1024 * 1024
+_MOST_FILES = 64
+_LONGEST_LABEL = 200
+_CHUNK = 1024 * 1024
+_LICENCE = re.compile(rf"{LICENCES}/[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}")
+
+_Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?\Z")]
+_Version = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Za-z]([0-9A-Za-z.-]{0,30}[0-9A-Za-z])?\Z")]
+_Route = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9-]+(/[a-z0-9-]+){1,7}\Z", max_length=100)]
+_Output = Annotated[str, msgspec.Meta(pattern=r"\A[a-z][a-z0-9_]{0,63}\Z")]
+_Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
+_Length = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+_Shape = Annotated[tuple[_Length, ...], msgspec.Meta(min_length=1, max_length=4)]
+
+
+class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How an image becomes the input: its largest centre square, resampled to `size` pixels a side."""
+
+    size: Annotated[int, msgspec.Meta(ge=16, le=2048)] = 224
+    crop: Literal["square"] = "square"
+    resample: Literal["bicubic"] = "bicubic"
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a part comes from: `licence` is an SPDX expression, `sha256` that of the original file."""
+
+    name: _Text
+    version: _Text
+    provides: _Text
+    licence: _Text
+    sha256: _Digest
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """bundle.toml: `outputs` are shapes for one image, `files` the SHA-256 of every other file of the folder.
+
+    A backbone has the output `embedding` (n), whose vectors search compares. A classifier, and whatever
+    serves routes, has the output `logits` (n) and a label for each.
+    """
+
+    format: Literal[1]
+    name: _Name
+    version: _Version
+    kind: Literal["backbone", "classifier"]
+    preprocessing: Preprocessing
+    outputs: dict[_Output, _Shape]
+    files: dict[str, _Digest]
+    sources: Annotated[tuple[Source, ...], msgspec.Meta(min_length=1, max_length=64)]
+    routes: Annotated[tuple[_Route, ...], msgspec.Meta(max_length=64)] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A class of a model; `id` is a UUID made of the bundle's name and version and the class's index."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What verification saw: `digest` is the SHA-256 of the manifest, and so of the whole bundle."""
+
+    manifest: Manifest
+    labels: tuple[Label, ...]
+    digest: bytes
+
+
+def verify(folder: Path) -> Verified:
+    """Read every file of a bundle and hold it against the manifest.
+
+    Raises InvalidInput with the first reason found, file names relative to the folder: a missing, unlisted,
+    altered or oversized file, a link or anything else that is no plain file, an invalid manifest, labels that
+    do not fit the model.
+    """
+    present = set(files(folder))
+    if MANIFEST not in present:
+        raise InvalidInput(f"{MANIFEST} is missing: this is no bundle")
+    raw = b"".join(chunks(folder, MANIFEST))
+    manifest = _manifest(raw)
+    listed = manifest.files.keys() | {MANIFEST}
+    for name in sorted(listed ^ present):
+        raise InvalidInput(f"{name} is {'missing' if name in listed else f'not listed in {MANIFEST}'}")
+    for name, expected in manifest.files.items():
+        digest = hashlib.sha256()
+        for chunk in chunks(folder, name):
+            digest.update(chunk)
+        if digest.hexdigest() != expected:
+            raise InvalidInput(f"{name} is not the file that {MANIFEST} lists: its SHA-256 differs")
+    return Verified(manifest, _labels(folder, manifest), hashlib.sha256(raw).digest())
+
+
+def files(folder: Path) -> list[str]:
+    """The names of all files of the folder, relative to it. Raises InvalidInput for what no bundle holds."""
+    names = []
+    for prefix in ("", f"{LICENCES}/"):
+        for entry in _entries(folder / prefix):
+            name = prefix + entry.name
+            if name == LICENCES and entry.is_dir(follow_symlinks=False):
+                continue
+            if not entry.is_file(follow_symlinks=False):
+                raise InvalidInput(f"{name!r} is not a plain file")
+            if not _is_name(name):
+                raise InvalidInput(f"{name!r} is not a file of a bundle")
+            names.append(name)
+    return names
+
+
+def chunks(folder: Path, name: str) -> Iterator[bytes]:
+    """The content of a file. Raises InvalidInput for a link, a device, a pipe, and beyond its limit."""
+    limit = _LARGEST.get(name, _LARGEST_LICENCE)
+    with _readable(name):
+        # O_NONBLOCK: opening a pipe that took the file's place would wait for its other end.
+        fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise InvalidInput(f"{name} is not a plain file")
+            size = 0
+            while chunk := os.read(fd, _CHUNK):
+                size += len(chunk)
+                if size > limit:
+                    raise InvalidInput(f"{name} has more than {limit} bytes")
+                yield chunk
+        finally:
+            os.close(fd)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    if folder.name == LICENCES and not folder.is_dir():
+        return []
+    with _readable("the folder"), os.scandir(folder) as found:
+        entries = list(islice(found, _MOST_FILES + 1))
+    if len(entries) > _MOST_FILES:
+        raise InvalidInput(f"more than {_MOST_FILES} files")
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_name(name: str) -> bool:
+    return name in _LARGEST or _LICENCE.fullmatch(name) is not None
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InvalidInput(f"{name} cannot be read: {error.strerror}") from error
+
+
+def _manifest(raw: bytes) -> Manifest:
+    try:
+        manifest = msgspec.convert(tomllib.loads(raw.decode("utf-8")), Manifest)
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{MANIFEST} is not UTF-8 text") from error
+    except RecursionError as error:
+        raise InvalidInput(f"{MANIFEST} is nested too deep") from error
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise InvalidInput(f"{MANIFEST}: {error}") from error
+    for reason in _contradictions(manifest):
+        raise InvalidInput(f"{MANIFEST}: {reason}")
+    return manifest
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    for name in manifest.files:
+        if name == MANIFEST or not _is_name(name):
+            yield f"files: {name!r} is not a file of a bundle"
+    if MODEL not in manifest.files:
+        yield f"files: {MODEL} is missing"
+    if not any(name.startswith(f"{LICENCES}/") for name in manifest.files):
+        yield f"files: there is no text under {LICENCES}/"
+    if manifest.kind == "backbone" and len(manifest.outputs.get("embedding", ())) != 1:
+        yield "outputs: a backbone has the output embedding with one dimension"
+    logits = manifest.outputs.get("logits")
+    if logits is not None and len(logits) != 1:
+        yield "outputs: logits has one dimension"
+    if logits is None and (manifest.kind == "classifier" or manifest.routes):
+        yield "outputs: a classifier, and what serves routes, has the output logits"
+    if (logits is not None) != (LABELS in manifest.files):
+        yield f"files: {LABELS} and the output logits belong together"
+
+
+def _labels(folder: Path, manifest: Manifest) -> tuple[Label, ...]:
+    if LABELS not in manifest.files:
+        return ()
+    try:
+        text = b"".join(chunks(folder, LABELS)).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{LABELS} is not UTF-8 text") from error
+    names = text.removesuffix("\n").split("\n")
+    (expected,) = manifest.outputs["logits"]
+    if len(names) != expected:
+        raise InvalidInput(f"{LABELS}: {len(names)} labels for {expected} logits")
+    for line, name in enumerate(names, 1):
+        if not 1 <= len(name) <= _LONGEST_LABEL or not name.isprintable() or name != name.strip():
+            raise InvalidInput(
+                f"{LABELS}: line {line}: 1 to {_LONGEST_LABEL} printable characters, no space around them"
+            )
+    return tuple(Label(_label_id(manifest, index), name) for index, name in enumerate(names))
+
+
+def _label_id(manifest: Manifest, index: int) -> str:
+    text = f"{manifest.name}\n{manifest.version}\n{index}"
+    return str(uuid.UUID(bytes=hashlib.sha256(text.encode()).digest()[:16], version=4))
