@@ -1,0 +1,322 @@
+"""One open collection: changes go to the ledger first and into RAM once they are durable."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from appliance import config
+from appliance.accounts.audit import Actor, Event, record
+from appliance.errors import InvalidInput, NotFound
+from appliance.ledger import Connection, Ledger
+from appliance.search import exact, rows
+from appliance.search.columns import Columns
+from appliance.search.exact import Positions
+from appliance.search.filters import Filter
+from appliance.search.loading import Page
+from appliance.search.records import (
+    AnyVector,
+    Collection,
+    Hit,
+    Inserted,
+    Metadata,
+    NewRecord,
+    Record,
+    Vector,
+    encode_id,
+    encode_metadata,
+)
+from appliance.search.sealed import SealedGraphs
+from appliance.search.segments import Scans, Segments
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+MAX_PAGE = 10_000
+_METADATA_PAGE = 1_000
+_RECORDS_PAGE = 1_000
+_RACES = 3
+
+
+class OpenCollection:
+    """A collection whose vectors are in RAM. Obtained from `Collections.open`; raises NotFound once removed.
+
+    A record with a damaged vector (see `Collections.open`) is fetched, paged, updated and deleted like any
+    other, but no search finds it.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        collection: Collection,
+        *,
+        ledger: Ledger,
+        settings: config.Search,
+        clock: Callable[[], float],
+        graphs: SealedGraphs,
+        scans: Scans,
+    ) -> None:
+        self._number = number
+        self._collection = collection
+        self._ledger = ledger
+        self._settings = settings
+        self._clock = clock
+        self._scans = scans
+        self._segments = Segments(settings, collection.dim, graphs, scans, self._moved)
+        self._columns = Columns(self._metadata_page, self._segments.view)
+        self._damaged: set[int] = set()
+        self._removed = False
+
+    @property
+    def collection(self) -> Collection:
+        """The collection with its present count."""
+        return dataclasses.replace(self._collection, count=self.count)
+
+    @property
+    def count(self) -> int:
+        """Records, damaged ones included."""
+        return self._segments.count + len(self._damaged)
+
+    @property
+    def damaged(self) -> int:
+        """Records whose stored vector is no vector of this collection."""
+        return len(self._damaged)
+
+    def check(self, new: NewRecord) -> None:
+        """Raise the InvalidInput that `insert` would raise for this record."""
+        self._row(new)
+
+    async def insert(self, actor: Actor, records: Sequence[NewRecord]) -> list[Inserted]:
+        """Store the records that are new, in one durable transaction; searchable on return.
+
+        An outcome for each: "duplicate" for an id that exists already or came earlier in this call (nothing
+        is overwritten), "full" when the collection's capacity is reached. Raises InvalidInput, which names
+        the record and the field, before anything is stored; StorageFailed when nothing could be.
+        """
+        prepared = [_at(position, self._row, new) for position, new in enumerate(records)]
+
+        def act(connection: Connection) -> tuple[list[Inserted], list[int]]:
+            outcomes, labels = rows.insert(connection, self._number, prepared, self._settings.capacity)
+            self._audit(connection, actor, Event.SEARCH_INSERT, {"inserted": len(labels)})
+            return outcomes, labels
+
+        def apply(committed: tuple[list[Inserted], list[int]]) -> None:
+            outcomes, labels = committed
+            stored = [n for n, outcome in enumerate(outcomes) if outcome == "inserted"]
+            if not stored or self._removed:
+                return
+            joined = b"".join(prepared[n].vector for n in stored)
+            vectors = np.frombuffer(joined, np.float32).reshape(len(stored), self._collection.dim)
+            slot = self._segments.append(labels, [records[n].id for n in stored], vectors)
+            for offset, n in enumerate(stored):
+                new = records[n]
+                self._columns.set(labels[offset], slot + offset, Record(new.id, new.metadata))
+            self._segments.tend()
+
+        return (await self._write(act, apply))[0]
+
+    async def update(self, actor: Actor, changes: Sequence[tuple[str, Metadata]]) -> list[Record | None]:
+        """Set the given metadata fields of each id, keeping the others; all or nothing, durable on return.
+
+        The whole record after the change, None for an id that does not exist. Raises InvalidInput.
+        """
+        limit = self._settings.max_metadata_bytes
+        for position, (_, fields) in enumerate(changes):
+            _at(position, partial(encode_metadata, max_bytes=limit), fields)
+        encoded = [
+            (_at(position, self._encoded_id, external), fields)
+            for position, (external, fields) in enumerate(changes)
+        ]
+
+        def act(connection: Connection) -> list[tuple[int, Record] | None]:
+            updated = rows.update(connection, self._number, encoded, limit)
+            found = sum(change is not None for change in updated)
+            self._audit(connection, actor, Event.SEARCH_UPDATE, {"updated": found})
+            return updated
+
+        def apply(committed: list[tuple[int, Record] | None]) -> None:
+            view = self._segments.view()
+            for change in committed:
+                if change is not None:
+                    for slot in view.slots(np.array([change[0]])).tolist():
+                        self._columns.set(change[0], slot, change[1])
+
+        return [change and change[1] for change in await self._write(act, apply)]
+
+    async def delete(self, actor: Actor, ids: Sequence[str]) -> list[bool]:
+        """Erase records and their vectors, durably; in no later answer on return. Whether each existed."""
+        encoded = [_at(position, self._encoded_id, external) for position, external in enumerate(ids)]
+
+        def act(connection: Connection) -> list[int | None]:
+            labels = rows.delete(connection, self._number, encoded)
+            found = sum(label is not None for label in labels)
+            self._audit(connection, actor, Event.SEARCH_DELETE, {"deleted": found})
+            return labels
+
+        def apply(committed: list[int | None]) -> None:
+            for label in committed:
+                if label is not None and not self._segments.kill(label):
+                    self._damaged.discard(label)
+            self._segments.tend()
+
+        return [label is not None for label in await self._write(act, apply)]
+
+    async def get(self, ids: Sequence[str]) -> list[Record | None]:
+        """The records of these ids, None for one that does not exist."""
+        encoded = [_at(position, self._encoded_id, external) for position, external in enumerate(ids)]
+        return await self._read(partial(rows.records_by_id, number=self._number, external_ids=encoded))
+
+    async def vectors(self, ids: Sequence[str]) -> list[Vector | None]:
+        """The vectors, float32 of shape (dim,) and length 1; None where there is none to search by."""
+        encoded = [_at(position, self._encoded_id, external) for position, external in enumerate(ids)]
+        labels = await self._read(partial(rows.labels_of, number=self._number, external_ids=encoded))
+        view = self._segments.view()
+        slots = [None if label is None else view.slots(np.array([label])) for label in labels]
+        return [None if slot is None or not len(slot) else view.rows(slot)[0] for slot in slots]
+
+    async def search(
+        self, vector: AnyVector, k: int, wanted: Filter | None = None, *, metadata: bool = True
+    ) -> list[Hit]:
+        """The k records nearest to a vector of any length: always min(k, those that match), ascending.
+
+        Records at equal distance come in order of insertion. With a filter, and while the collection is small
+        or has no graph, the answer is exact; else it is the graph's, whose recall `[search] ef` decides.
+        `metadata=False` leaves the hits' metadata empty and saves reading it. Raises InvalidInput.
+        """
+        exact.check_k(k)
+        query = exact.normalised(vector, self._collection.dim, "query vector")
+        races = 0
+        while True:
+            self._require_present()
+            if wanted is None or not wanted.conditions:
+                labels, distances = await self._segments.nearest(query, k)
+            else:
+                labels, distances = await self._segments.nearest_matching(
+                    query, k, partial(self._columns.matching, wanted)
+                )
+            if not metadata:
+                hits = zip(self._segments.ids(labels), distances.tolist(), strict=True)
+                return [Hit(external, distance, {}) for external, distance in hits]
+            found = await self._records(labels)
+            # Short of a hit that was deleted meanwhile: search again, unless deletions overtake every search.
+            races += 1
+            if None not in found or races > _RACES:
+                break
+        return [
+            Hit(record.id, distance, record.metadata)
+            for record, distance in zip(found, distances.tolist(), strict=True)
+            if record is not None
+        ]
+
+    async def sample(self, count: int, wanted: Filter | None, rng: np.random.Generator) -> list[Record]:
+        """`count` different records that match (all, if there are fewer), drawn at random."""
+        exact.check_k(count)
+        labels = await self._matching(wanted)
+        return await self._present(rng.choice(labels, min(count, len(labels)), replace=False))
+
+    async def page(self, page: int, size: int) -> tuple[list[Record], bool]:
+        """Page 1, 2, ... of `size` records in order of insertion, and whether another one follows."""
+        if not 1 <= size <= MAX_PAGE:
+            raise InvalidInput(f"size: an integer from 1 to {MAX_PAGE} is needed")
+        if not 1 <= page <= self._settings.capacity:
+            raise InvalidInput("page: an integer from 1 on is needed")
+        labels = await self._matching(None)
+        first = (page - 1) * size
+        return await self._present(labels[first : first + size]), first + size < len(labels)
+
+    async def all(self, wanted: Filter | None = None) -> list[Record]:
+        """Every record that matches, in order of insertion."""
+        return await self._present(await self._matching(wanted))
+
+    async def seal(self) -> None:
+        """Build a graph over every record now instead of when the exact tail has grown; see `[search]`."""
+        await self._segments.seal()
+
+    async def settle(self) -> None:
+        """Return when no graph is being built and no memory compacted."""
+        await self._segments.settle()
+
+    def reserve(self, records: int) -> None:
+        """Before the first `adopt`: make room."""
+        self._segments.reserve(records)
+
+    def adopt(self, loaded: Page) -> None:
+        """Take over a page of records from the ledger, in order of their labels."""
+        self._segments.append(loaded.labels, loaded.ids, loaded.vectors)
+        self._damaged.update(loaded.damaged)
+
+    def mark_removed(self) -> None:
+        """Refuse every later call: the ledger has the collection no more."""
+        self._removed = True
+
+    async def close(self) -> None:
+        """Stop the upkeep and drop the graph."""
+        await self._segments.close()
+
+    def _row(self, new: NewRecord) -> rows.Row:
+        return rows.Row(
+            self._encoded_id(new.id),
+            exact.normalised(new.vector, self._collection.dim).tobytes(),
+            encode_metadata(new.metadata, self._settings.max_metadata_bytes),
+        )
+
+    def _encoded_id(self, external: object) -> bytes:
+        return encode_id(external, self._settings.max_id_bytes)
+
+    def _require_present(self) -> None:
+        if self._removed:
+            raise NotFound("no such collection")
+
+    def _audit(self, connection: Connection, actor: Actor, event: Event, details: dict[str, object]) -> None:
+        now = int(self._clock() * 1000)
+        record(connection, now, actor, event, self._collection.customer, self._collection.id, details)
+
+    async def _write(self, act: Callable[[Connection], T], apply: Callable[[T], None]) -> T:
+        self._require_present()
+        return await self._ledger.write(act, then=apply)
+
+    async def _read(self, query: Callable[[Connection], T]) -> T:
+        self._require_present()
+        return await self._ledger.read(query)
+
+    async def _metadata_page(self, after: int) -> list[tuple[int, Record]]:
+        return await self._read(
+            partial(rows.load_records, number=self._number, after=after, limit=_METADATA_PAGE)
+        )
+
+    async def _matching(self, wanted: Filter | None) -> Positions:
+        """Labels, ascending, of the records that match; without a filter the damaged ones too."""
+        self._require_present()
+        if wanted is None or not wanted.conditions:
+            view = self._segments.view()
+            labels = view.labels[view.alive]
+            if self._damaged:
+                labels = np.union1d(labels, np.fromiter(self._damaged, np.int64))
+            return labels
+        matching, view = await self._columns.matching(wanted)
+        mask = await self._scans.run(matching.bytes, matching.mask)
+        return view.labels[mask & view.alive]
+
+    async def _records(self, labels: Positions) -> list[Record | None]:
+        """In the order of the labels, None for one that was deleted meanwhile."""
+        found: list[Record | None] = []
+        for low in range(0, len(labels), _RECORDS_PAGE):
+            part = labels[low : low + _RECORDS_PAGE].tolist()
+            found += await self._read(partial(rows.records_by_label, number=self._number, labels=part))
+        return found
+
+    async def _present(self, labels: Positions) -> list[Record]:
+        return [found for found in await self._records(labels) if found is not None]
+
+    def _moved(self, old_slots: Positions) -> None:
+        self._columns.move(old_slots)
+
+
+def _at(position: int, check: Callable[[A], T], given: A) -> T:
+    """`check(given)`, its complaint saying which record it is about."""
+    try:
+        return check(given)
+    except InvalidInput as error:
+        raise type(error)(f"record {position}: {error}") from None

@@ -1,0 +1,140 @@
+"""What callers hand in and get back, and the checks at the door."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal, NewType
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from appliance.accounts.customers import CustomerId
+from appliance.errors import InvalidInput, TooLarge
+
+CollectionId = NewType("CollectionId", str)
+Metadata = dict[str, object]
+Vector = npt.NDArray[np.float32]
+AnyVector = npt.NDArray[np.floating[Any]]
+"""What callers hand in: any float type and any length but zero; it is normalised to a `Vector`."""
+Inserted = Literal["inserted", "duplicate", "full"]
+
+MAX_DIM = 4096
+MAX_METADATA_DEPTH = 32
+MAX_NAME = 128
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A customer's set of records of one backbone; `created_at` in unix milliseconds."""
+
+    id: CollectionId
+    customer: CustomerId
+    name: str
+    backbone: str
+    dim: int
+    created_at: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewRecord:
+    """A record to insert; its vector has shape (dim,)."""
+
+    id: str
+    vector: AnyVector
+    metadata: Metadata = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A stored record as the caller named and described it."""
+
+    id: str
+    metadata: Metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A record near the query; `distance` is 1 - cosine, in [0, 2], exact to 1e-7."""
+
+    id: str
+    distance: float
+    metadata: Metadata
+
+
+def encode_id(external: object, max_bytes: int) -> bytes:
+    """The exact UTF-8 bytes of a caller's id: ids that differ in one byte are different ids.
+
+    Raises InvalidInput when it is not a string, empty, longer than `max_bytes`, holds a NUL or a lone
+    surrogate.
+    """
+    if not isinstance(external, str):
+        raise InvalidInput(f"_id: a string is needed, not {type(external).__name__}")
+    if not external:
+        raise InvalidInput("_id: must not be empty")
+    if "\0" in external:
+        raise InvalidInput("_id: must not contain a NUL character")
+    try:
+        encoded = external.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput("_id: is not valid Unicode (it contains a lone surrogate)") from None
+    if len(encoded) > max_bytes:
+        raise InvalidInput(f"_id: {len(encoded)} bytes, at most {max_bytes} are allowed")
+    return encoded
+
+
+def encode_metadata(metadata: object, max_bytes: int) -> bytes:
+    """The metadata as JSON bytes.
+
+    Raises InvalidInput for what JSON cannot carry (NaN, infinities, other types, a key that is not a string)
+    or more than 32 levels, naming the field; TooLarge above `max_bytes` of JSON.
+    """
+    if not isinstance(metadata, dict):
+        raise InvalidInput(f"metadata: an object is needed, not {type(metadata).__name__}")
+    _check_json(metadata, "", MAX_METADATA_DEPTH)
+    try:
+        encoded = msgspec.json.encode(metadata)
+    except UnicodeEncodeError:
+        raise InvalidInput("metadata: is not valid Unicode (it contains a lone surrogate)") from None
+    if len(encoded) > max_bytes:
+        raise TooLarge(f"metadata: {len(encoded)} bytes of JSON, at most {max_bytes} are allowed")
+    return encoded
+
+
+def decode_metadata(encoded: bytes) -> Metadata:
+    return _METADATA.decode(encoded)
+
+
+_METADATA: msgspec.json.Decoder[Metadata] = msgspec.json.Decoder(Metadata)
+
+
+def check_name(name: str) -> str:
+    """The name of a collection, trimmed; InvalidInput unless it has 1 to 128 printable characters."""
+    trimmed = name.strip()
+    if not trimmed or len(trimmed) > MAX_NAME or _CONTROL.search(trimmed):
+        raise InvalidInput(f"name: 1 to {MAX_NAME} printable characters are needed")
+    return trimmed
+
+
+def _check_json(value: object, path: str, depth: int) -> None:
+    match value:
+        case None | bool() | int() | str():
+            return
+        case float():
+            if not math.isfinite(value):
+                raise InvalidInput(f"metadata{path}: {value} is not a JSON number")
+        case dict() | list():
+            if depth == 0:
+                raise InvalidInput(f"metadata: nested deeper than {MAX_METADATA_DEPTH} levels")
+            if isinstance(value, list):
+                for position, item in enumerate(value):
+                    _check_json(item, f"{path}[{position}]", depth - 1)
+                return
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise InvalidInput(f"metadata{path}: the key {key!r} is not a string")
+                _check_json(item, f"{path}.{key[:64]}", depth - 1)
+        case _:
+            raise InvalidInput(f"metadata{path}: {type(value).__name__} is not a JSON type")

@@ -1,0 +1,200 @@
+"""All vectors of one collection in RAM, and the exact scan over them.
+
+Rows lie in blocks that are never moved: growing appends a block, so the event loop copies no gigabyte and a
+scan in a thread keeps what it reads. Slots are in order of labels. Only the event loop changes `Vectors`; any
+thread may use a `View` of it meanwhile.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from appliance.search import exact
+from appliance.search.exact import Distances, Positions
+from appliance.search.records import Vector
+
+Mask = npt.NDArray[np.bool_]
+
+_FIRST_ROWS = 64
+_BLOCK_BYTES = 16 << 20
+_GATHER_SHARE = 8
+"""Below 1/8 of the rows it is cheaper to copy the wanted rows together than to score all (measured)."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The vectors as they were at one moment: later rows are not in it, later deletions may be.
+
+    `labels` (int64, ascending) and `alive` are parallel to the slots; a dead slot's vector is zero.
+    """
+
+    blocks: tuple[Vector, ...]
+    starts: tuple[int, ...]
+    labels: Positions
+    alive: Mask
+    dim: int
+
+    @property
+    def bytes(self) -> int:
+        """What a scan of everything reads."""
+        return len(self.labels) * self.dim * 4
+
+    def after(self, label: int) -> int:
+        """The first slot whose label is greater."""
+        return int(np.searchsorted(self.labels, label, side="right"))
+
+    def slots(self, labels: Positions) -> Positions:
+        """The slots of those labels that are here and alive, in the order of `labels`."""
+        if not len(self.labels):
+            return np.empty(0, np.int64)
+        slots = np.minimum(np.searchsorted(self.labels, labels), len(self.labels) - 1)
+        here: Positions = slots[(self.labels[slots] == labels) & self.alive[slots]]
+        return here
+
+    def rows(self, slots: Positions) -> Vector:
+        """The vectors of ascending slots, copied together: float32 (len(slots), dim)."""
+        gathered = np.empty((len(slots), self.dim), np.float32)
+        for block, start, part in self._parts(slots):
+            np.take(block, slots[part] - start, axis=0, out=gathered[part])
+        return gathered
+
+    def scan(
+        self, query: Vector, k: int, wanted: Mask | None = None, first: int = 0
+    ) -> tuple[Positions, Distances]:
+        """Labels and distances of the min(k, n) nearest alive rows from slot `first` on, exactly.
+
+        `wanted` (one bool a slot) narrows them; `query` has length 1. Ties in order of label.
+        """
+        if first >= len(self.labels):
+            return np.empty(0, np.int64), np.empty(0, np.float64)
+        # A copy: the loop may mark rows dead while this runs in a thread.
+        eligible = self.alive[first:].copy() if wanted is None else self.alive[first:] & wanted[first:]
+        matches = int(np.count_nonzero(eligible))
+        if matches == 0:
+            return np.empty(0, np.int64), np.empty(0, np.float64)
+        if matches * _GATHER_SHARE < len(eligible):
+            slots = np.flatnonzero(eligible) + first
+            scores = np.empty(matches, np.float32)
+            for block, start, part in self._parts(slots):
+                scores[part] = block[slots[part] - start] @ query
+            slots = slots[exact.contenders(scores, k, self.dim)]
+        else:
+            scores = self._scores(query, first)
+            scores[~eligible] = -np.inf
+            slots = exact.contenders(scores, min(k, matches), self.dim) + first
+            slots = slots[eligible[slots - first]]
+        return exact.nearest(self.labels[slots], exact.distances(self.rows(slots), query), k)
+
+    def _scores(self, query: Vector, first: int) -> exact.Scores:
+        scores = np.empty(len(self.labels) - first, np.float32)
+        for block, start in zip(self.blocks, self.starts, strict=True):
+            low, high = max(start, first), min(start + len(block), len(self.labels))
+            if low < high:
+                np.dot(block[low - start : high - start], query, out=scores[low - first : high - first])
+        return scores
+
+    def _parts(self, slots: Positions) -> Iterator[tuple[Vector, int, slice]]:
+        """Each block that holds some of the ascending slots, its first slot, and its part of `slots`."""
+        bounds = [*np.searchsorted(slots, self.starts).tolist(), len(slots)]
+        for number, (block, start) in enumerate(zip(self.blocks, self.starts, strict=True)):
+            if bounds[number] < bounds[number + 1]:
+                yield block, start, slice(bounds[number], bounds[number + 1])
+
+
+class Vectors:
+    """The growing store behind the views; `expected` rows get their room at once."""
+
+    def __init__(self, dim: int, expected: int = 0) -> None:
+        self._dim = dim
+        self._blocks: list[Vector] = []
+        self._starts: list[int] = []
+        self._room = 0
+        self._used = 0
+        self._ids: list[str] = []
+        self._labels = np.empty(0, np.int64)
+        self._alive = np.empty(0, np.bool_)
+        self.count = 0
+        """Rows that are alive."""
+        if expected:
+            self._grow(expected)
+
+    @property
+    def slots(self) -> int:
+        """Rows, dead ones included."""
+        return self._used
+
+    def view(self) -> View:
+        used = self._used
+        return View(
+            tuple(self._blocks), tuple(self._starts), self._labels[:used], self._alive[:used], self._dim
+        )
+
+    def append(self, labels: Sequence[int], ids: Sequence[str], rows: Vector) -> None:
+        """Add rows (n, dim) of length 1 whose labels are greater than all before, ascending."""
+        stored = 0
+        while stored < len(labels):
+            if self._used == self._room:
+                self._grow(len(labels) - stored)
+            inside = self._used - self._starts[-1]
+            taken = min(len(labels) - stored, self._room - self._used)
+            self._blocks[-1][inside : inside + taken] = rows[stored : stored + taken]
+            new = slice(self._used, self._used + taken)
+            self._labels[new] = labels[stored : stored + taken]
+            self._alive[new] = True
+            self._used += taken
+            stored += taken
+        self._ids.extend(ids)
+        self.count += len(labels)
+
+    def kill(self, label: int) -> bool:
+        """Take a row out of every later scan and zero its vector; False when it is not here."""
+        slots = self.view().slots(np.array([label]))
+        if not len(slots):
+            return False
+        slot = int(slots[0])
+        self._alive[slot] = False
+        self._ids[slot] = ""
+        block = int(np.searchsorted(self._starts, slot, side="right")) - 1
+        self._blocks[block][slot - self._starts[block]] = 0.0
+        self.count -= 1
+        return True
+
+    def ids(self, slots: Positions) -> list[str]:
+        """The callers' ids of these slots."""
+        return [self._ids[slot] for slot in slots.tolist()]
+
+    def without_dead(self, view: View) -> tuple[Self, Positions]:
+        """A copy of the view's living rows, and the slots they had; may run in a thread, see `catch_up`."""
+        kept = np.flatnonzero(view.alive)
+        compact = type(self)(self._dim, len(kept))
+        step = max(1, _BLOCK_BYTES // (self._dim * 4))
+        for low in range(0, len(kept), step):
+            slots = kept[low : low + step]
+            compact.append(view.labels[slots].tolist(), self.ids(slots), view.rows(slots))
+        return compact, kept
+
+    def catch_up(self, old: Self, view: View, kept: Positions) -> Positions:
+        """Repeat what happened to `old` since `without_dead(view)` made this copy of it; on the event loop.
+
+        Returns the old slot of each slot here, ascending.
+        """
+        now = old.view()
+        for label in view.labels[kept][~now.alive[kept]].tolist():
+            self.kill(label)
+        later = np.flatnonzero(now.alive[len(view.labels) :]) + len(view.labels)
+        self.append(now.labels[later].tolist(), old.ids(later), now.rows(later))
+        return np.concatenate([kept, later])
+
+    def _grow(self, rows: int) -> None:
+        most = max(1, _BLOCK_BYTES // (self._dim * 4))
+        size = min(max(rows, self._room, _FIRST_ROWS), most)
+        self._starts.append(self._room)
+        self._blocks.append(np.empty((size, self._dim), np.float32))
+        self._room += size
+        if self._room > len(self._labels):
+            room = max(self._room, 2 * len(self._labels))
+            self._labels = np.concatenate([self._labels, np.empty(room - len(self._labels), np.int64)])
+            self._alive = np.concatenate([self._alive, np.zeros(room - len(self._alive), np.bool_)])

@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+
+from appliance.search.vectors import Vectors, View
+from tests.searching import brute_force, unit
+
+DIM = 48
+
+
+def filled(rng: np.random.Generator, count: int, batch: int = 37) -> tuple[Vectors, dict[int, np.ndarray]]:
+    """Labels 0, 3, 6, ... in batches; and the same by label."""
+    vectors = Vectors(DIM)
+    by_label: dict[int, np.ndarray] = {}
+    for low in range(0, count, batch):
+        rows = unit(rng, min(batch, count - low), DIM)
+        labels = [3 * n for n in range(low, low + len(rows))]
+        vectors.append(labels, [f"id{label}" for label in labels], rows)
+        by_label.update(zip(labels, rows, strict=True))
+    return vectors, by_label
+
+
+def assert_scan_is_exact(view: View, by_label: dict[int, np.ndarray], query: np.ndarray, k: int) -> None:
+    labels, distances = view.scan(query, k)
+    living = sorted(by_label)
+    expected, measured = brute_force(np.stack([by_label[label] for label in living]), query, k)
+    assert labels.tolist() == [living[position] for position in expected]
+    np.testing.assert_allclose(distances, measured, atol=2e-7)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 1000])
+def test_scan_is_exact_while_the_store_grows_and_rows_die(count: int) -> None:
+    rng = np.random.default_rng(count)
+    vectors, by_label = filled(rng, count)
+    for label in rng.choice(sorted(by_label), count // 3, replace=False).tolist():
+        assert vectors.kill(label)
+        del by_label[label]
+    assert vectors.count == len(by_label)
+    for k in (1, 10, count + 5):
+        assert_scan_is_exact(vectors.view(), by_label, unit(rng, 1, DIM)[0], k)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5])
+def test_scan_of_few_and_of_many_wanted_rows_is_exact(share: float) -> None:
+    rng = np.random.default_rng(5)
+    vectors, by_label = filled(rng, 1000)
+    view = vectors.view()
+    wanted = rng.random(1000) < share
+    chosen = {3 * slot: by_label[3 * slot] for slot in np.flatnonzero(wanted).tolist()}
+    query = unit(rng, 1, DIM)[0]
+    labels, _ = view.scan(query, 20, wanted)
+    living = sorted(chosen)
+    expected, _ = brute_force(np.stack([chosen[label] for label in living]), query, 20)
+    assert labels.tolist() == [living[position] for position in expected]
+
+
+def test_scan_from_a_slot_on_leaves_out_what_lies_before() -> None:
+    rng = np.random.default_rng(6)
+    vectors, by_label = filled(rng, 500)
+    view = vectors.view()
+    first = view.after(600)
+    assert first == 201
+    labels, _ = view.scan(by_label[0], 500, first=first)
+    assert sorted(labels.tolist()) == [3 * n for n in range(201, 500)]
+    assert len(view.scan(by_label[0], 5, first=500)[0]) == 0
+
+
+def test_equal_vectors_come_in_order_of_their_labels() -> None:
+    rng = np.random.default_rng(8)
+    vectors, by_label = filled(rng, 300)
+    twin = by_label[30]
+    vectors.append([1000, 1001, 1002], ["a", "b", "c"], np.stack([twin, twin, twin]))
+    labels, distances = vectors.view().scan(twin, 3)
+    assert labels.tolist() == [30, 1000, 1001]
+    assert distances.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_killed_row_is_erased_from_memory() -> None:
+    rng = np.random.default_rng(9)
+    vectors, _ = filled(rng, 100)
+    view = vectors.view()
+    assert vectors.kill(42 * 3)
+    assert not vectors.kill(42 * 3)
+    assert not vectors.kill(1)
+    assert not view.rows(np.array([42])).any()
+    assert vectors.ids(np.array([42])) == [""]
+    assert view.slots(np.array([123, 126, 129])).tolist() == [41, 43]
+
+
+def test_a_view_does_not_see_later_rows() -> None:
+    rng = np.random.default_rng(10)
+    vectors, by_label = filled(rng, 10)
+    view = vectors.view()
+    vectors.append([9999], ["late"], by_label[0][None])
+    assert view.scan(by_label[0], 2)[0][0] == 0
+    assert 9999 not in view.scan(by_label[0], 100)[0]
+
+
+def test_compaction_keeps_the_living_and_what_happened_meanwhile() -> None:
+    rng = np.random.default_rng(11)
+    vectors, by_label = filled(rng, 400)
+    for label in range(0, 600, 3):
+        vectors.kill(label)
+        del by_label[label]
+    view = vectors.view()
+    compact, kept = vectors.without_dead(view)
+    late = unit(rng, 200, DIM)
+    vectors.append(list(range(5000, 5200)), [f"late{n}" for n in range(200)], late)
+    by_label.update(zip(range(5000, 5200), late, strict=True))
+    for label in (600, 1197, 5000, 5199):
+        vectors.kill(label)
+        del by_label[label]
+    old_slots = compact.catch_up(vectors, view, kept)
+    assert compact.count == vectors.count == len(by_label)
+    assert compact.slots == 200 + 198
+    assert compact.view().labels.tolist() == vectors.view().labels[old_slots].tolist()
+    assert compact.ids(np.array([1, compact.slots - 1])) == ["id603", "late198"]
+    assert_scan_is_exact(compact.view(), by_label, unit(rng, 1, DIM)[0], 30)
+
+
+def test_nothing_is_found_in_nothing() -> None:
+    view = Vectors(DIM).view()
+    assert len(view.scan(np.ones(DIM, np.float32), 5)[0]) == 0
+    assert len(view.slots(np.array([0, 1]))) == 0
