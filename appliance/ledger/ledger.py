@@ -65,6 +65,8 @@ class Ledger:
 
         Every write that returned before this call is visible. Raises StorageFailed for I/O errors.
         """
+        if self._writer.closed:
+            raise StorageFailed(f"{self._path} is closed")
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._query, query)
 
     def size_bytes(self) -> int:

@@ -51,9 +51,9 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self._connection: Connection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = True
         self._wal_pages = 0
         self._close_error: StorageFailed | None = None
+        self.closed = True
         self.failure: str | None = None
         self.size_bytes = 0
         self._acts = Counter("appliance_ledger_acts", "Acts that were committed", registry=registry)
@@ -74,12 +74,12 @@ class Writer:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Accept acts; results are delivered on `loop`."""
         self._loop = loop
-        self._closed = False
+        self.closed = False
         self._thread.start()
 
     async def submit(self, act: Callable[[Connection], T], then: Callable[[T], None] | None) -> T:
         """See Ledger.write."""
-        if self._closed or self._loop is None:
+        if self.closed or self._loop is None:
             raise StorageFailed(f"{self._path} is closed")
         future: asyncio.Future[T] = self._loop.create_future()
         self._queue.put(_Entry(act, then, future))
@@ -87,7 +87,7 @@ class Writer:
 
     def refuse_more(self) -> None:
         """End the queue: what is in it is finished, later acts are refused. Called on the loop."""
-        self._closed = True
+        self.closed = True
         self._queue.put(None)
 
     def join(self) -> None:

@@ -71,7 +71,7 @@ class Keys:
         """Overwrite the root and every derived key."""
         for key in (self._root, *self._subkeys.values()):
             _wipe(key)
-        self._root.clear()
+        self._root = bytearray()
         self._subkeys.clear()
 
     def __repr__(self) -> str:

@@ -1,0 +1,55 @@
+"""Customers and tokens on a real ledger, with a clock that tests turn."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from appliance.accounts.audit import Actor, Entry, entries
+from appliance.accounts.customers import Customers
+from appliance.accounts.tokens import Tokens
+from appliance.ledger import Ledger
+from appliance.vault import Keys
+
+ROOT = bytes(range(32))
+OPERATOR = Actor("operator", "0", "req-1")
+
+
+@dataclass
+class Clock:
+    """Unix seconds, as far as a test turned them."""
+
+    now: float = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Accounts:
+    ledger: Ledger
+    clock: Clock
+    keys: Keys
+    customers: Customers
+    tokens: Tokens
+    actor: Actor = OPERATOR
+
+    async def reloaded(self) -> Tokens:
+        """The tokens as a restart would load them."""
+        return await Tokens(self.ledger, self.keys, self.customers, self.clock).__aenter__()
+
+    async def log(self) -> list[Entry]:
+        return await self.ledger.read(entries)
+
+
+@pytest.fixture
+async def accounts(tmp_path: Path) -> AsyncIterator[Accounts]:
+    clock, keys = Clock(), Keys(ROOT)
+    async with (
+        Ledger(tmp_path, CollectorRegistry()) as ledger,
+        Customers(ledger, clock) as customers,
+        Tokens(ledger, keys, customers, clock) as tokens,
+    ):
+        yield Accounts(ledger, clock, keys, customers, tokens)

@@ -1,0 +1,82 @@
+"""The schema: numbered steps, all or nothing, never backwards."""
+
+from pathlib import Path
+
+import apsw
+import pytest
+
+from appliance.errors import StorageFailed
+from appliance.ledger.migrations import APPLICATION_ID, Migration, migrate, shipped
+
+FIRST = Migration(1, "001_a", "CREATE TABLE a (x TEXT) STRICT; CREATE TABLE b (x TEXT) STRICT;")
+SECOND = Migration(2, "002_c", "CREATE TABLE c (x TEXT) STRICT; INSERT INTO c VALUES ('one; two');")
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> apsw.Connection:
+    return apsw.Connection(str(tmp_path / "ledger.db"))
+
+
+def tables(connection: apsw.Connection) -> list[str]:
+    return [row[0] for row in connection.execute("SELECT name FROM sqlite_schema ORDER BY name")]
+
+
+def test_steps_are_applied_once_in_order(connection: apsw.Connection) -> None:
+    migrate(connection, [FIRST])
+    assert connection.pragma("user_version") == 1
+    assert connection.pragma("application_id") == APPLICATION_ID
+    migrate(connection, [FIRST, SECOND])
+    migrate(connection, [FIRST, SECOND])
+    assert connection.pragma("user_version") == 2
+    assert tables(connection) == ["a", "b", "c"]
+    assert connection.execute("SELECT x FROM c").fetchall() == [("one; two",)]
+
+
+def test_a_failing_step_leaves_nothing(connection: apsw.Connection) -> None:
+    broken = Migration(2, "002_broken", "CREATE TABLE c (x TEXT) STRICT; INSERT INTO nowhere VALUES (1);")
+    with pytest.raises(apsw.SQLError, match="nowhere"):
+        migrate(connection, [FIRST, broken])
+    assert tables(connection) == []
+    assert connection.pragma("user_version") == 0
+
+
+@pytest.mark.parametrize("statement", ["COMMIT;", "commit;", "  ROLLBACK;", "END TRANSACTION;"])
+def test_a_step_may_not_end_the_transaction(connection: apsw.Connection, statement: str) -> None:
+    step = Migration(1, "001_sly", f"CREATE TABLE a (x TEXT) STRICT;\n{statement}\n")
+    with pytest.raises(ValueError, match="001_sly"):
+        migrate(connection, [step])
+    assert tables(connection) == []
+
+
+def test_a_newer_schema_is_refused_with_the_way_out(connection: apsw.Connection) -> None:
+    migrate(connection, [FIRST, SECOND])
+    with pytest.raises(StorageFailed, match=r"schema 2, this version knows up to 1: .*newer version"):
+        migrate(connection, [FIRST])
+    assert tables(connection) == ["a", "b", "c"]
+
+
+def test_another_applications_database_is_refused(connection: apsw.Connection) -> None:
+    connection.execute("CREATE TABLE theirs (x)")
+    with pytest.raises(StorageFailed, match="not a ledger"):
+        migrate(connection, [FIRST])
+    assert tables(connection) == ["theirs"]
+
+
+def test_the_shipped_steps_are_numbered_without_gaps() -> None:
+    steps = shipped()
+    assert [step.number for step in steps] == list(range(1, len(steps) + 1))
+    assert steps[0].name == "001_accounts"
+
+
+def test_two_steps_with_one_number_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "001_a.sql").touch()
+    (tmp_path / "001_b.sql").touch()
+    with pytest.raises(ValueError, match="001_a"):
+        shipped(tmp_path)
+
+
+def test_every_shipped_table_is_strict(connection: apsw.Connection) -> None:
+    migrate(connection, shipped())
+    rows = connection.execute("SELECT name, strict FROM pragma_table_list WHERE type = 'table'").fetchall()
+    assert [name for name, strict in rows if not strict and not str(name).startswith("sqlite_")] == []
+    assert {"audit", "customers", "tokens"} <= {name for name, _ in rows}

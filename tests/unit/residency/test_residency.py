@@ -1,0 +1,202 @@
+"""The EU rule: the file, who may connect, and what production refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from appliance.config import Config
+from appliance.errors import ConfigInvalid
+from appliance.residency import EEA_ONLY, EU, Facts, Residency, examine, load, verify
+from appliance.volume import Encryption, SwapFacts, VolumeFacts
+
+HEAD = 'site = "Prague"\ncountry = "CZ"\n'
+DESTINATION = """
+[[destinations]]
+name = "syslog"
+host = "syslog.example.cz"
+cidrs = ["10.30.0.7/32", "2001:db8::/64"]
+port = 6514
+country = "CZ"
+purpose = "log forwarding"
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "residency.toml"
+    path.write_text(text)
+    return path
+
+
+def findings(folder: Path, text: str) -> list[str]:
+    path = write(folder, text)
+    with pytest.raises(ConfigInvalid) as refused:
+        load(path)
+    assert all(finding.startswith(f"{path}: ") for finding in refused.value.findings)
+    return [finding.removeprefix(f"{path}: ") for finding in refused.value.findings]
+
+
+def clients(folder: Path, *networks: str) -> Residency:
+    return load(write(folder, HEAD + "".join(f'[[clients]]\ncidr = "{network}"\n' for network in networks)))
+
+
+def test_a_whole_file(tmp_path: Path) -> None:
+    residency = load(write(tmp_path, HEAD + DESTINATION + '[[clients]]\ncidr = "10.0.0.0/8"\n'))
+    assert (residency.site, residency.country, residency.eea) == ("Prague", "CZ", False)
+    assert residency.destinations[0].port == 6514
+    assert [str(network) for network in residency.destinations[0].cidrs] == ["10.30.0.7/32", "2001:db8::/64"]
+    assert [str(network) for network in residency.clients] == ["10.0.0.0/8"]
+
+
+def test_the_union_has_27_members() -> None:
+    assert len(EU) == 27
+    assert not EU & EEA_ONLY
+
+
+@pytest.mark.parametrize("country", sorted(EU))
+def test_members_are_allowed(tmp_path: Path, country: str) -> None:
+    assert load(write(tmp_path, f'site = "a"\ncountry = "{country}"')).country == country
+
+
+@pytest.mark.parametrize("country", ["US", "GB", "CH", "UK", "EL", "cz", "CZE", "", "EU", "Česko"])
+@pytest.mark.parametrize("eea", ["false", "true"])
+def test_others_are_refused_by_name(tmp_path: Path, country: str, eea: str) -> None:
+    found = findings(tmp_path, f'site = "a"\ncountry = "{country}"\neea = {eea}')
+    assert len(found) == 1
+    assert found[0].startswith(f'country: "{country}": is not a country of ')
+
+
+@pytest.mark.parametrize("country", sorted(EEA_ONLY))
+def test_the_eea_is_a_switch(tmp_path: Path, country: str) -> None:
+    text = f'site = "a"\ncountry = "{country}"\n'
+    assert "eea = true" in findings(tmp_path, text)[0]
+    assert load(write(tmp_path, text + "eea = true")).country == country
+
+
+def test_a_destination_abroad_is_refused(tmp_path: Path) -> None:
+    found = findings(tmp_path, HEAD + DESTINATION.replace('"CZ"', '"US"'))
+    assert [finding.split(": ")[:2] for finding in found] == [["destinations.0.country", '"US"']]
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "value"),
+    [
+        ('contry = "DE"', "contry", '"DE"'),
+        ('eea = "yes"', "eea", '"yes"'),
+        ("eea = 1", "eea", "1"),
+        ('[[clients]]\ncidr = "10.0.0.1/8"', "clients.0.cidr", '"10.0.0.1/8"'),
+        ('[[clients]]\ncidr = "everyone"', "clients.0.cidr", '"everyone"'),
+        ("[[clients]]\ncidr = 7", "clients.0.cidr", "7"),
+        ('[[clients]]\ncidr = "10.0.0.0/8"\ncountry = "US"', "clients.0.country", '"US"'),
+        (DESTINATION.replace("6514", "65536"), "destinations.0.port", "65536"),
+        (DESTINATION.replace("6514", '"6514"'), "destinations.0.port", '"6514"'),
+        (DESTINATION.replace("syslog.example.cz", "http://x"), "destinations.0.host", '"http://x"'),
+        (DESTINATION.replace('"10.30.0.7/32", "2001:db8::/64"', ""), "destinations.0.cidrs", "[]"),
+        (DESTINATION + 'zone = "eu"', "destinations.0.zone", '"eu"'),
+    ],
+)
+def test_a_finding_names_file_key_and_value(tmp_path: Path, line: str, key: str, value: str) -> None:
+    found = findings(tmp_path, HEAD + line)
+    assert [finding.split(": ")[:2] for finding in found] == [[key, value]]
+
+
+def test_every_finding_comes_at_once(tmp_path: Path) -> None:
+    found = findings(tmp_path, 'country = "US"\ncontry = "DE"\n' + DESTINATION.replace('"CZ"', '"CH"'))
+    assert {finding.split(": ")[0] for finding in found} == {
+        "site",
+        "country",
+        "contry",
+        "destinations.0.country",
+    }
+
+
+def test_a_long_value_is_cut(tmp_path: Path) -> None:
+    assert len(findings(tmp_path, HEAD + f'wrong = "{"x" * 10_000}"')[0]) < 300
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3", "::ffff:10.1.2.3", "fe80::1%eth0", "2001:db8::5"])
+def test_declared_clients_may_connect(tmp_path: Path, address: str) -> None:
+    assert clients(tmp_path, "10.0.0.0/8", "fe80::/10", "2001:db8::/64").allows_client(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["11.0.0.1", "::ffff:11.0.0.1", "2001:db8:0:1::5", "127.0.0.1", "::1", "", "localhost", "10.1.2"],
+)
+def test_nobody_else_may_connect(tmp_path: Path, address: str) -> None:
+    assert not clients(tmp_path, "10.0.0.0/8", "fe80::/10", "2001:db8::/64").allows_client(address)
+
+
+def facts(encryption: Encryption = "luks", swap: Encryption | None = None, core_limit: int = 0) -> Facts:
+    volume = VolumeFacts(
+        mount=Path("/srv"),
+        filesystem="ext4",
+        encryption=encryption,
+        read_only=False,
+        free_bytes=1,
+        total_bytes=2,
+        free_inodes=3,
+    )
+    return Facts(volume, () if swap is None else (SwapFacts("/dev/sdz9", swap),), core_limit)
+
+
+PRODUCTION = Config.model_validate(
+    {"residency": "/r.toml", "api": {"public_url": "https://vision.example.com"}}
+)
+
+
+def test_a_sound_production_machine_has_no_finding(tmp_path: Path) -> None:
+    assert verify(PRODUCTION, clients(tmp_path, "10.0.0.0/8"), facts()) == []
+
+
+@pytest.mark.parametrize(
+    ("machine", "key"),
+    [
+        (facts(encryption="plain"), "state"),
+        (facts(encryption="unknown"), "state"),
+        (facts(encryption="volatile"), "state"),
+        (facts(encryption="dm-crypt"), "state"),
+        (facts(swap="plain"), "swap"),
+        (facts(swap="unknown"), "swap"),
+        (facts(core_limit=-1), "core_dumps"),
+        (facts(core_limit=4096), "core_dumps"),
+    ],
+)
+def test_a_machine_that_leaks_is_refused_in_production_only(tmp_path: Path, machine: Facts, key: str) -> None:
+    residency = clients(tmp_path, "10.0.0.0/8")
+    demo = PRODUCTION.model_copy(update={"profile": "demo"})
+    assert [(f.severity, f.key) for f in verify(PRODUCTION, residency, machine)] == [("refuse", key)]
+    assert [(f.severity, f.key) for f in verify(demo, residency, machine)] == [("warn", key)]
+
+
+@pytest.mark.parametrize("swap", ["luks", "dm-crypt", "volatile"])
+def test_swap_that_keeps_secrets_is_allowed(tmp_path: Path, swap: Encryption) -> None:
+    assert verify(PRODUCTION, clients(tmp_path, "10.0.0.0/8"), facts(swap=swap)) == []
+
+
+def test_the_message_names_volume_and_reason(tmp_path: Path) -> None:
+    (finding,) = verify(PRODUCTION, clients(tmp_path, "10.0.0.0/8"), facts(encryption="plain"))
+    assert "/srv (ext4), which is plain" in finding.message
+
+
+def test_nobody_declared_is_a_finding(tmp_path: Path) -> None:
+    assert [finding.key for finding in verify(PRODUCTION, clients(tmp_path), facts())] == ["clients"]
+
+
+def test_a_bare_demo_is_warned_of_everything_it_lacks(tmp_path: Path) -> None:
+    machine = replace(facts(encryption="plain", swap="plain"), core_limit=1)
+    found = verify(Config(profile="demo"), None, machine)
+    assert {finding.severity for finding in found} == {"warn"}
+    assert {finding.key for finding in found} == {
+        "residency",
+        "api.public_url",
+        "state",
+        "swap",
+        "core_dumps",
+    }
+
+
+def test_this_machine_can_be_examined(tmp_path: Path) -> None:
+    found, nearest = examine(tmp_path / "not" / "there" / "yet").volume, examine(tmp_path).volume
+    assert found.total_bytes > 0
+    assert (found.mount, found.encryption) == (nearest.mount, nearest.encryption)
