@@ -165,11 +165,10 @@ class Writer:
 
     def _finish(self) -> None:
         assert self._connection is not None
-        if self.failure is None:
-            if not self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE):
-                self._close_error = StorageFailed(f"{self._path}: the last checkpoint failed")
-        else:
-            # Closing checkpoints too; after a storage error the WAL must stay for the next start.
+        if self.failure is None and not self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE):
+            self._close_error = StorageFailed(f"{self._path}: the last checkpoint failed; the log was kept")
+        if self.failure is not None:
+            # Closing would checkpoint again and remove the WAL: after an error that waits for the next start.
             self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         with contextlib.suppress(apsw.Error):
             self._connection.close(True)

@@ -1,0 +1,188 @@
+"""The disk fails under the ledger (strace makes the system calls fail): it says so, and keeps its word."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from appliance.ledger import Ledger
+from tests.faults.ledger_writer import insert
+from tests.faults.test_ledger_kill import inserted
+
+NO_MORE = "no further write is accepted until a restart"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a writer under faults said, word by word."""
+
+    said: list[list[str]]
+
+    @property
+    def words(self) -> list[str]:
+        return [line[0] for line in self.said]
+
+    @property
+    def acknowledged(self) -> set[str]:
+        return {line[1] for line in self.said if line[0] == "acknowledged"}
+
+    @property
+    def reasons(self) -> list[str]:
+        return [line[-1] for line in self.said if line[0] in {"refused", "failed"}]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The `when`-th system call `call` on FOLDER/`file`, counted in each thread, fails with `error`."""
+
+    file: str
+    call: str
+    when: int = 1
+    error: str = "EIO"
+
+
+def write_under(fault: Fault, folder: Path, mode: str, count: int) -> Outcome:
+    """Run a writer of tests.faults.ledger_writer that meets the fault."""
+    trace = folder.with_suffix(".trace")
+    command = [
+        *(
+            "strace",
+            "-f",
+            "-qq",
+            "-y",
+            "-o",
+            str(trace),
+            "-P",
+            str(folder / fault.file),
+            "-e",
+            f"trace={fault.call}",
+        ),
+        *("-e", f"inject={fault.call}:error={fault.error}:when={fault.when}"),
+        *(sys.executable, "-m", "tests.faults.ledger_writer", str(folder), mode, str(count)),
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert "INJECTED" in trace.read_text(), "the fault was never reached"
+    return Outcome([json.loads(line) for line in ended.stdout.splitlines()])
+
+
+def new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+async def prepared(folder: Path) -> Path:
+    """A sound ledger with its schema, so that the next start writes nothing before the first act."""
+    new(folder)
+    async with Ledger(folder, CollectorRegistry()) as ledger:
+        await insert(ledger, "before")
+    return folder
+
+
+async def survivors(folder: Path) -> set[str]:
+    """What a restart on the sound disk finds; it must accept writes again."""
+    async with Ledger(folder, CollectorRegistry()) as ledger:
+        found = await ledger.read(inserted)
+        await insert(ledger, "after")
+        assert await ledger.read(inserted) == found | {"after"}
+    return found
+
+
+def kept_its_word(outcome: Outcome, found: set[str]) -> None:
+    """Once refused, refused for good and with the reason; nothing acknowledged is lost."""
+    words = [word for word in outcome.words if word in {"acknowledged", "refused"}]
+    assert words == sorted(words)
+    assert all(NO_MORE in reason for reason in outcome.reasons[1:])
+    assert outcome.acknowledged | {"before"} <= found
+
+
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+@pytest.mark.parametrize(
+    ("call", "when", "acknowledged"),
+    [
+        ("fdatasync", 1, 0),  # of the log's header
+        ("fdatasync", 2, 0),
+        ("fdatasync", 3, 1),
+        ("pwrite64", 1, 0),
+        ("pwrite64", 2, 0),
+    ],
+)
+async def test_a_failed_write_refuses_every_further_one(
+    tmp_path: Path, call: str, when: int, acknowledged: int, error: str
+) -> None:
+    folder = await prepared(tmp_path / "state")
+    outcome = write_under(Fault("ledger.db-wal", call, when, error), folder, "sequential", 6)
+    refused = 6 - acknowledged
+    assert outcome.words == ["opened", *["acknowledged"] * acknowledged, *["refused"] * refused, "closed"]
+    reason = "disk is full" if (call, error) == ("pwrite64", "ENOSPC") else "disk I/O error"
+    assert reason in outcome.reasons[0]
+    kept_its_word(outcome, await survivors(folder))
+
+
+@pytest.mark.parametrize(
+    ("call", "error"), [("fdatasync", "EIO"), ("pwrite64", "EIO"), ("pwrite64", "ENOSPC")]
+)
+async def test_a_failed_checkpoint_refuses_writes_and_keeps_the_log(
+    tmp_path: Path, call: str, error: str
+) -> None:
+    folder = await prepared(tmp_path / "state")
+    # 30 acts of about 50 pages: the log is checkpointed on the way.
+    outcome = write_under(Fault("ledger.db", call, error=error), folder, "heavy", 30)
+    assert 0 < len(outcome.acknowledged) < 30
+    assert all(NO_MORE in reason for reason in outcome.reasons)
+    assert log_size(folder) > 0
+    kept_its_word(outcome, await survivors(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "call"), [("ledger.db", "fdatasync"), ("ledger.db", "pwrite64"), ("ledger.db-wal", "ftruncate")]
+)
+async def test_a_failed_last_checkpoint_fails_the_close_and_keeps_the_log(
+    tmp_path: Path, file: str, call: str
+) -> None:
+    folder = await prepared(tmp_path / "state")
+    outcome = write_under(Fault(file, call), folder, "sequential", 6)
+    assert outcome.words == ["opened", *["acknowledged"] * 6, "failed"]
+    assert "the last checkpoint failed" in outcome.reasons[0]
+    assert log_size(folder) > 0
+    kept_its_word(outcome, await survivors(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "call", "when"),
+    [("", "fsync", 1), ("ledger.db-wal", "pwrite64", 7), ("ledger.db-wal", "fdatasync", 1)],
+)
+async def test_a_first_start_that_cannot_be_durable_is_none(
+    tmp_path: Path, file: str, call: str, when: int
+) -> None:
+    folder = new(tmp_path / "state")
+    outcome = write_under(Fault(file, call, when), folder, "sequential", 1)
+    assert outcome.words == ["failed"]
+    assert await survivors(folder) == set()
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+@pytest.mark.parametrize(
+    ("file", "call", "last"),
+    [
+        ("ledger.db-wal", "fdatasync", 7),
+        ("ledger.db-wal", "pwrite64", 60),
+        ("ledger.db", "pwrite64", 10),
+        ("ledger.db-shm", "pwrite64", 8),
+    ],
+)
+async def test_every_call_may_fail(tmp_path: Path, file: str, call: str, last: int, error: str) -> None:
+    for when in range(1, last + 1):
+        folder = await prepared(tmp_path / f"state-{when}")
+        outcome = write_under(Fault(file, call, when, error), folder, "sequential", 6)
+        assert outcome.reasons
+        kept_its_word(outcome, await survivors(folder))
+
+
+def log_size(folder: Path) -> int:
+    return (folder / "ledger.db-wal").stat().st_size
