@@ -1,9 +1,9 @@
 """Child processes for what can crash, hang, leak or hold the interpreter.
 
 `Worker` is the daemon's side: it spawns one process, talks to it over one socket pair, and replaces it when
-it is lost. `Channel` is the child's side. Messages are length-prefixed msgpack of the structs below; bulk crosses
-in `Memory`, anonymous shared memory whose descriptor travels over the socket. Nothing here opens a path.
-A child is untrusted: whatever it sends that is not a well-formed answer counts as its death.
+it is lost. `Channel` is the child's side. Messages are length-prefixed msgpack of the structs below; bulk
+crosses in `Memory`, anonymous shared memory whose descriptor travels over the socket. Nothing here opens a
+path. A child is untrusted: whatever it sends that is not a well-formed answer counts as its death.
 """
 
 import asyncio
@@ -37,6 +37,7 @@ EXIT_SECONDS = 1.0
 # Wiped regions of at least this size go back to the system; below, the page faults of the next use cost more
 # (145 us for a 224 x 224 image) than zeroing in place (3 us).
 RELEASE_BYTES = 1024 * 1024
+ZEROS = memoryview(bytes(RELEASE_BYTES))
 # What a child may refuse a request with. Anything else it names is a malformed answer.
 REFUSALS = {
     refusal.__name__: refusal
@@ -124,10 +125,10 @@ class Memory:
         end = offset + length
         first, last = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
         if length < RELEASE_BYTES:
-            self.view[offset:end] = bytes(length)
+            self.view[offset:end] = ZEROS[:length]
             return
-        self.view[offset:first] = bytes(first - offset)
-        self.view[last:end] = bytes(end - last)
+        self.view[offset:first] = ZEROS[: first - offset]
+        self.view[last:end] = ZEROS[: end - last]
         self._map.madvise(mmap.MADV_REMOVE, first, last - first)
 
     def close(self) -> None:
@@ -383,6 +384,10 @@ class Worker:
     def serving(self) -> bool:
         """Whether calls reach a child now; False from its loss until its successor has started."""
         return self._open.is_set()
+
+    async def until_serving(self) -> None:
+        """Return once calls reach a child: at once, or when the restart under way is done."""
+        await self._open.wait()
 
     async def __aenter__(self) -> Self:
         try:

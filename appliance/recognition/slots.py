@@ -1,0 +1,56 @@
+"""What the engine and its device workers say to each other, and how a slot of their memory is laid out.
+
+A slot holds one request: the pixels (uint8, as the model takes them), then, from the next ALIGNMENT on, the
+outputs that were asked for (float32), one after the other in the order of the request, each aligned. The
+worker answers a request with an empty message once its slot is filled.
+"""
+
+from collections.abc import Iterable
+from math import prod
+
+import msgspec
+
+# Room for a 640 x 640 image and a detector's raw boxes; only touched pages exist.
+SLOT_BYTES = 8 * 1024 * 1024
+ALIGNMENT = 64
+FLOAT_BYTES = 4
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """Make a session of the model file at `path`, from then on called `model`; answered with Loaded."""
+
+    model: int
+    path: str
+    size: int
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Infer one slot. `alone`: in a batch of its own, because it may be what killed the last worker."""
+
+    model: int
+    slot: int
+    outputs: tuple[str, ...]
+    alone: bool = False
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """The provider that runs the session, and the shape of each output for one image."""
+
+    provider: str
+    outputs: dict[str, tuple[int, ...]]
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up to ALIGNMENT."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def places(start: int, shapes: Iterable[tuple[int, ...]]) -> list[tuple[int, int]]:
+    """(offset, count of floats) of outputs with these shapes behind `start` bytes of pixels."""
+    found = []
+    offset = aligned(start)
+    for shape in shapes:
+        count = prod(shape)
+        found.append((offset, count))
+        offset += aligned(count * FLOAT_BYTES)
+    return found
