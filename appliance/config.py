@@ -41,9 +41,16 @@ class Section(BaseModel):
 
 
 def _public_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("must be https://HOST[:PORT][/PATH]")
+    shape = "must be https://HOST[:PORT][/PATH]"
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:  # its text repeats the address, and with it a password
+        raise ValueError(shape) from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
+        raise ValueError(shape)
+    if parts.query or parts.fragment:
+        raise ValueError(shape)
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain a user name or password")
     return text.rstrip("/")

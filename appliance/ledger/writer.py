@@ -134,7 +134,7 @@ class Writer:
             for entry in batch:
                 _run_act(connection, entry)
             connection.execute("COMMIT")
-        except (apsw.Error, _TransactionLost) as error:
+        except Exception as error:  # noqa: BLE001 - a dead thread would leave every later caller waiting
             with contextlib.suppress(apsw.Error):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")

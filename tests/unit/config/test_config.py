@@ -90,6 +90,8 @@ def test_every_finding_comes_at_once(tmp_path: Path) -> None:
         'profile = "s3cret"',
         'profile = "demo"\ns3cret_key = "x"',
         '[api]\npublic_url = "https://me:s3cret@example.com"',
+        '[api]\npublic_url = "https://me:s3cret"',
+        '[api]\npublic_url = "https://example.com/?s3cret"',
         '[api]\nlisten = ["s3cret"]',
         '[log]\nlevel = "s3cret"',
         '[vault]\nroot_key = ["s3cret"]',
