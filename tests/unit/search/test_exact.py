@@ -88,3 +88,8 @@ def test_rank_keeps_the_given_order_of_equals() -> None:
 def test_rank_names_the_vector_it_refuses() -> None:
     with pytest.raises(InvalidInput, match="vector 1: is zero"):
         exact.rank(np.ones(2, np.float32), [np.ones(2, np.float32), np.zeros(2, np.float32)])
+
+
+def test_a_distance_of_nothing_has_no_sign() -> None:
+    rows = np.array([[1.0, 0.0], [1.0 + 2e-7, 0.0]], np.float32)
+    assert not np.signbit(exact.distances(rows, np.array([1.0, 0.0], np.float32))).any()
