@@ -46,6 +46,12 @@ RESIDENCY = """\
 # Written by ./dev run. Nothing connects outward: no destination is declared.
 site = "demonstration"
 country = "CZ"
+
+[[clients]]
+cidr = "127.0.0.0/8"
+
+[[clients]]
+cidr = "::1/128"
 """
 
 

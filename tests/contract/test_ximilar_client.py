@@ -46,7 +46,7 @@ def endpoint(
     resolve, connect = socket.getaddrinfo, socket.socket.connect
 
     def guarded_resolve(host: str, *rest: Any, **named: Any) -> Any:
-        if host not in {"localhost", HOST}:
+        if host not in {"localhost", "127.0.0.1", HOST}:
             escaped.append(host)
             raise OSError(f"resolved {host}")
         return resolve("127.0.0.1", *rest, **named)

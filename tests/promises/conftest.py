@@ -28,6 +28,6 @@ def traced(copy_state: CopyState, tmp_path_factory: pytest.TempPathFactory) -> I
         "-o",
         str(log),
     ]
-    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
     with RunningAppliance(state, state.port, wrapper=wrapper, environment=environment) as running:
         yield Traced(running, home, log)
