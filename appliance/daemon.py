@@ -1,0 +1,392 @@
+"""The composition root: builds the parts in the order of a start and takes them down in the reverse.
+
+The only module that knows all parts. `serve` is the daemon, `operating` opens a state folder for one command
+of the CLI, `examine` reads a configuration as both would.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import logging
+import os
+import resource
+import signal
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import uvloop
+
+from appliance import config, health, metrics, residency, systemd, vault
+from appliance.accounts import audit
+from appliance.accounts.customers import Customers
+from appliance.accounts.tokens import Tokens
+from appliance.api.parts import Parts
+from appliance.api.server import Server
+from appliance.config import Config
+from appliance.errors import ApplianceError, ConfigInvalid
+from appliance.health import Health, Readiness, Status
+from appliance.ledger import Ledger, StateLock
+from appliance.recognition.bundles import Bundles
+from appliance.recognition.decoders import Decoders
+from appliance.recognition.engine import Engine
+from appliance.residency import Residency
+from appliance.search.collections import Collections
+
+_log = logging.getLogger(__name__)
+
+VERSION = version("appliance")
+PR_SET_DUMPABLE = 4
+# While parts start or stop, each beat asks the service manager for so much more time; three beats fit in.
+EXTENSION_SECONDS = 15.0
+COUNT_SECONDS = 1.0
+
+_clock = time.time  # noqa: TID251 the one place that hands the clock out
+
+
+def serve(config_path: Path) -> None:
+    """Run the daemon until SIGTERM or SIGINT, then drain and return; blocks.
+
+    Raises ConfigInvalid (nothing is started then) for findings in the files or against the rules of the
+    profile, StateInUse when another process holds the state folder, and what a part says that cannot start.
+    """
+    _harden()
+    logging.basicConfig(level=logging.INFO, handlers=[systemd.log_handler()])
+    settings = config.load(config_path)
+    _apply_log_level(settings)
+    vault.self_test()
+    declared, warnings = _judge(settings, f"{config_path}: ")
+    for warning in warnings:
+        _log.warning("%s: %s", warning.key, warning.message)
+    uvloop.run(_Daemon(config_path, settings, declared).run())
+
+
+def examine(config_path: Path) -> tuple[Config, list[residency.Finding]]:
+    """The configuration and what its profile only warns of. Raises ConfigInvalid with every finding."""
+    _harden()
+    settings = config.load(config_path)
+    return settings, _judge(settings, f"{config_path}: ")[1]
+
+
+@contextlib.asynccontextmanager
+async def operating(settings: Config) -> AsyncIterator[None]:
+    """Within the block this process holds the state folder and serves the operator socket, nothing else.
+
+    Raises what `serve` raises.
+    """
+    _harden()
+    vault.self_test()
+    declared, _ = _judge(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        state = await _open(stack, settings, metrics.create())
+
+        async def status() -> dict[str, object]:
+            raise ApplianceError("no daemon runs")
+
+        parts = state.parts(settings, declared, status=status, readiness=lambda: Readiness("starting"))
+        await stack.enter_async_context(Server(parts))
+        yield
+
+
+def _harden() -> None:
+    """Keep keys and pixels out of core dumps and from debuggers of the same user, and new files private."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise ApplianceError("prctl(PR_SET_DUMPABLE) is refused: the memory cannot be protected")
+    os.umask(0o077)
+
+
+def _judge(settings: Config, prefix: str = "") -> tuple[Residency | None, list[residency.Finding]]:
+    """The residency file and the warnings; raises ConfigInvalid for what this profile refuses."""
+    declared = None if settings.residency is None else residency.load(settings.residency)
+    broken = residency.verify(settings, declared, residency.examine(settings.state))
+    if refused := [finding for finding in broken if finding.severity == "refuse"]:
+        raise ConfigInvalid([f"{prefix}{finding.key}: {finding.message}" for finding in refused])
+    return declared, broken
+
+
+def _apply_log_level(settings: Config) -> None:
+    logging.getLogger().setLevel(settings.log.level.upper())
+
+
+@dataclass(frozen=True)
+class _State:
+    """The parts that stand on the state folder alone, without a child process."""
+
+    registry: metrics.Registry
+    ledger: Ledger
+    customers: Customers
+    tokens: Tokens
+    collections: Collections
+    bundles: Bundles
+
+    def parts(
+        self,
+        settings: Config,
+        declared: Residency | None,
+        *,
+        status: Callable[[], Awaitable[dict[str, object]]],
+        readiness: Callable[[], Readiness],
+        decoders: Decoders | None = None,
+        engine: Engine | None = None,
+    ) -> Parts:
+        """What the server serves; without an engine that is the operator socket only."""
+        return Parts(
+            config=settings,
+            residency=declared,
+            customers=self.customers,
+            tokens=self.tokens,
+            collections=self.collections,
+            bundles=self.bundles,
+            decoders=decoders,
+            engine=engine,
+            status=status,
+            readiness=readiness,
+            registry=self.registry,
+            clock=_clock,
+        )
+
+
+async def _open(stack: contextlib.AsyncExitStack, settings: Config, registry: metrics.Registry) -> _State:
+    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = StateLock(settings.state)
+    lock.acquire()
+    stack.callback(lock.release)
+    keys = vault.Keys(vault.read_root(settings.vault))
+    stack.callback(keys.wipe)  # before the ledger opens, so that the keys go last
+    enter = stack.enter_async_context
+    ledger = await enter(Ledger(settings.state, registry))
+    customers = await enter(Customers(ledger, _clock))
+    tokens = await enter(Tokens(ledger, keys, customers, _clock))
+    collections = await enter(Collections(ledger, settings.search, _clock, registry))
+    bundles = await enter(Bundles(ledger, settings.state / "bundles", _clock))
+    return _State(registry, ledger, customers, tokens, collections, bundles)
+
+
+class _Heartbeat:
+    """Calls `beat` every `seconds` from the event loop: a loop that hangs beats no more."""
+
+    def __init__(self, seconds: float, beat: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._beat = beat
+
+    def __enter__(self) -> Self:
+        self._next()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _next(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._next)
+        self._beat()
+
+
+class _Daemon:
+    """One run from the first signal handler to the wiped keys."""
+
+    def __init__(self, config_path: Path, settings: Config, declared: Residency | None) -> None:
+        self._config_path = config_path
+        self._settings = settings
+        self._declared = declared
+        self._phase: Literal["starting", "serving", "stopping"] = "starting"
+        self._woken = asyncio.Event()
+        self._hurried = asyncio.Event()
+        self._stop_asked = False
+        self._reload_asked = False
+        self._restart_wanted = False
+
+    async def run(self) -> None:
+        """Start, serve, reload and stop as the signals say; returns after an orderly stop."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_log_fault)
+        self._began = loop.time()
+        self._task = asyncio.current_task()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._on_reload)
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                watchdog = systemd.watchdog_seconds()
+                beat = partial(self._beat, watched=watchdog is not None)
+                stack.enter_context(
+                    _Heartbeat(min(EXTENSION_SECONDS, watchdog or EXTENSION_SECONDS) / 3, beat)
+                )
+                await self._start(stack)
+                await self._follow_signals()
+                await self._leave()
+        except asyncio.CancelledError:
+            if not self._stop_asked:
+                raise
+        _tell("stopped")
+
+    def _on_stop(self) -> None:
+        if self._stop_asked:
+            self._hurried.set()
+        elif self._phase == "starting" and self._task is not None:
+            self._task.cancel()
+        self._stop_asked = True
+        self._woken.set()
+
+    def _on_reload(self) -> None:
+        self._reload_asked = True
+        self._woken.set()
+
+    def _beat(self, *, watched: bool) -> None:
+        if self._phase != "serving":
+            systemd.notify(f"EXTEND_TIMEOUT_USEC={int(EXTENSION_SECONDS * 1e6)}")
+        if not watched or self._restart_wanted:
+            return
+        reason = self._health.watchdog() if self._phase == "serving" else None
+        if reason is None:
+            systemd.notify("WATCHDOG=1")
+        else:
+            self._restart_wanted = True
+            _log.critical(
+                "the watchdog is fed no more, so that the service manager restarts this: %s", reason
+            )
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        enter, settings = stack.enter_async_context, self._settings
+        registry = metrics.create()
+        _tell("opening the state folder")
+        self._state = state = await _open(stack, settings, registry)
+        await self._record(audit.Event.DAEMON_START, {"version": VERSION, "profile": settings.profile})
+        _tell("starting the decoders")
+        decoders = await enter(Decoders(settings.recognition, registry))
+        _tell("starting the devices")
+        self._engine = await enter(Engine(settings.recognition, registry))
+        for bundle in state.bundles.list():
+            _tell(f"loading {bundle.name} {bundle.version}")
+            await self._engine.load(bundle)
+        _tell("observing the machine")
+        self._health = await enter(Health(settings.health, self._sources(), registry))
+        parts = state.parts(
+            settings,
+            self._declared,
+            status=self._status,
+            readiness=self._health.readiness,
+            decoders=decoders,
+            engine=self._engine,
+        )
+        self._server = await enter(Server(parts))
+        # What is here now stays: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
+        self._phase = "serving"
+        self._health.serving()
+        addresses = " ".join(address for bound in self._server.listeners().values() for address in bound)
+        _log.info("appliance %s serves on %s", VERSION, addresses)
+        systemd.notify("READY=1", f"STATUS=serving on {addresses}")
+
+    def _sources(self) -> health.Sources:
+        return health.Sources(
+            machine=lambda: residency.examine(self._settings.state),
+            rules=lambda facts: residency.verify(self._settings, self._declared, facts),
+            ledger_fault=lambda: self._state.ledger.failure,
+            devices=self._engine.devices,
+        )
+
+    async def _follow_signals(self) -> None:
+        """Reload as often as asked; returns when a stop is asked."""
+        while not self._stop_asked:
+            await self._woken.wait()
+            self._woken.clear()
+            if self._reload_asked and not self._stop_asked:
+                self._reload_asked = False
+                await self._reload()
+
+    async def _reload(self) -> None:
+        systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            settings, declared = await asyncio.to_thread(self._read_again)
+            self._server.apply(settings.api)
+        except ApplianceError as error:
+            _log.error("reload refused, the running configuration stays: %s", error)
+            message = f"reload refused: {error}".replace("\n", "; ")
+            self._health.report(health.Finding("notice", "config", message))
+            systemd.notify("READY=1", f"STATUS={message}")
+            return
+        self._settings, self._declared = settings, declared
+        _apply_log_level(settings)
+        self._health.withdraw("config")
+        with contextlib.suppress(ApplianceError):  # the ledger's failure is a finding of its own
+            await self._record(audit.Event.DAEMON_RELOAD, {"log_level": settings.log.level})
+        _log.info("configuration reloaded from %s", self._config_path)
+        systemd.notify("READY=1", "STATUS=serving with the reloaded configuration")
+
+    def _read_again(self) -> tuple[Config, Residency | None]:
+        settings = config.load(self._config_path)
+        declared, _ = _judge(settings, f"{self._config_path}: ")
+        keys = config.restart_needed(self._settings, settings)
+        if declared != self._declared:
+            keys.append("residency (what the file says)")
+        if keys:
+            raise ConfigInvalid([f"{self._config_path}: {key}: a change needs a restart" for key in keys])
+        return settings, declared
+
+    async def _leave(self) -> None:
+        """Not ready while still serving, so that a load balancer looks elsewhere; then the parts stop."""
+        self._phase = "stopping"
+        self._health.draining()
+        seconds = self._settings.lifecycle.lame_duck_seconds
+        _log.info("stopping: not ready from now on, serving for another %g s", seconds)
+        systemd.notify("STOPPING=1", f"STATUS=not ready, serving for another {seconds:g} s")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hurried.wait(), seconds)
+        _tell("draining")
+
+    async def _record(self, event: audit.Event, details: dict[str, object]) -> None:
+        actor = audit.Actor("system", "daemon")
+        milliseconds = int(_clock() * 1000)
+        await self._state.ledger.write(
+            lambda connection: audit.record(connection, milliseconds, actor, event, None, None, details)
+        )
+
+    async def _status(self) -> dict[str, object]:
+        state, observed = self._state, self._health
+        readiness = observed.readiness()
+        return Status(
+            version=VERSION,
+            profile=self._settings.profile,
+            state=readiness.state,
+            findings=readiness.findings,
+            pid=os.getpid(),
+            uptime_seconds=asyncio.get_running_loop().time() - self._began,
+            listeners=self._server.listeners(),
+            devices=self._engine.devices(),
+            gpus=observed.gpus,
+            volume=observed.volume,
+            customers=await _count(state.customers.list()),
+            collections=await _count(state.collections.list(None)),
+            bundles=[
+                {"name": bundle.name, "version": bundle.version, "kind": bundle.kind, "task": bundle.task}
+                for bundle in state.bundles.list()
+            ],
+        ).document()
+
+
+async def _count(listing: Any) -> int | None:
+    """How many, None when the ledger does not say so soon: a dead disk must not silence `status`."""
+    try:
+        return len(await asyncio.wait_for(listing, COUNT_SECONDS))
+    except (TimeoutError, ApplianceError):
+        return None
+
+
+def _tell(progress: str) -> None:
+    _log.info("%s", progress)
+    systemd.notify(f"STATUS={progress}")
+
+
+def _log_fault(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What no part caught: where it happened, and never the message, which may quote what a caller sent."""
+    error = context.get("exception")
+    frames = "".join(traceback.format_tb(error.__traceback__)) if error is not None else ""
+    _log.error("uncaught in the event loop: %s %s", type(error).__name__, frames)

@@ -1,0 +1,150 @@
+"""The verbs, once through a running daemon and once on a state that no daemon holds: the same answers."""
+
+import json
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.state import DemoState
+from tests import images
+from tests.running import CopyState, RunningAppliance
+from tests.system.manager import edit
+
+
+@pytest.fixture(scope="module", params=["with a daemon", "without one"])
+def state(request: pytest.FixtureRequest, copy_state: CopyState) -> DemoState:
+    if request.param == "with a daemon":
+        return request.getfixturevalue("appliance").state  # type: ignore[no-any-return]
+    return copy_state()
+
+
+def run(state: DemoState, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(state.command(*words), capture_output=True, text=True, check=False, timeout=60)
+
+
+def refusal(state: DemoState, *words: str) -> tuple[int, str]:
+    """The exit code and the `error` of a refused verb; its reason is on stderr too."""
+    done = run(state, *words, "--json")
+    document = json.loads(done.stdout)
+    assert set(document) == {"error", "reason"}
+    assert document["reason"] in done.stderr
+    return done.returncode, document["error"]
+
+
+def rows(document: Any, kind: str) -> dict[str, Any]:
+    return {row["id"]: row for row in document[kind]}
+
+
+def test_customers_tokens_and_collections(state: DemoState) -> None:
+    customer = state.ask("customer", "add", "Galerie Ž")
+    assert customer["name"] == "Galerie Ž"
+    assert rows(state.ask("customer", "list"), "customers")[customer["id"]] == customer
+    assert refusal(state, "customer", "add", "Galerie Ž") == (1, "conflict")
+
+    first = state.ask("token", "add", customer["id"])
+    later = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    second = state.ask(
+        "token", "add", "Galerie Ž", "--scope", "infer", "--scope", "search:read", "--expires-at", later
+    )
+    assert first["token"].startswith("xapp_")
+    listed = rows(state.ask("token", "list", "Galerie Ž"), "tokens")
+    assert set(listed) == {first["id"], second["id"]}
+    assert "admin" in listed[first["id"]]["scopes"]
+    assert listed[second["id"]]["scopes"] == ["infer", "search:read"]
+    assert first["token"] not in json.dumps(listed)
+
+    successor = state.ask("token", "rotate", second["id"], "--overlap-seconds", "0")
+    assert successor["token"] != second["token"]
+    state.ask("token", "revoke", first["id"])
+    assert rows(state.ask("token", "list"), "tokens")[first["id"]]["revoked_at"] is not None
+    assert refusal(state, "token", "revoke", "0000000000") == (1, "not_found")
+    assert refusal(state, "token", "add", "nobody") == (1, "not_found")
+    assert refusal(state, "token", "add", customer["id"], "--scope", "everything") == (1, "bad_request")
+
+    collection = state.ask("collection", "add", "Galerie Ž", "photos")
+    assert (
+        rows(state.ask("collection", "list", customer["id"]), "collections")[collection["id"]]["count"] == 0
+    )
+    state.ask("collection", "remove", collection["id"])
+    assert state.ask("collection", "list", customer["id"])["collections"] == []
+    assert refusal(state, "collection", "remove", collection["id"]) == (1, "not_found")
+
+
+def test_people_read_tables(state: DemoState) -> None:
+    listed = run(state, "customer", "list")
+    assert listed.returncode == 0
+    heading, *lines = listed.stdout.splitlines()
+    assert heading.split() == ["id", "name", "created_at"]
+    assert any("demo" in line.split() for line in lines)
+    bundles = run(state, "bundle", "list").stdout
+    assert "efficientnet-lite0" in bundles
+    assert state.task in bundles
+
+
+def test_a_refused_bundle_says_why(state: DemoState, tmp_path: Path) -> None:
+    assert refusal(state, "bundle", "install", str(tmp_path)) == (1, "bad_request")
+    assert refusal(state, "bundle", "install", str(tmp_path / "absent")) == (1, "bad_request")
+
+
+def test_a_relative_path_is_the_callers(state: DemoState, tmp_path: Path) -> None:
+    (installed,) = (state.folder / "bundles").iterdir()
+    shutil.copytree(installed, tmp_path / "starter")
+    command = state.command("bundle", "install", "starter", "--json")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["task"] == state.task  # the same bundle once more: the same answer
+
+
+def test_status(appliance: RunningAppliance) -> None:
+    status = appliance.state.ask("status")
+    assert status["pid"] == appliance.pid
+    assert (status["profile"], status["state"]) == ("demo", "ready")
+    assert status["listeners"]["api"] == [f"127.0.0.1:{appliance.port}"]
+    assert status["listeners"]["operator"][0].startswith("127.0.0.1:")
+    assert status["listeners"]["operator"] != ["127.0.0.1:0"]
+    assert status["customers"] >= 1
+    assert status["collections"] >= 1
+    assert status["volume"]["free_bytes"] > 0
+    assert [bundle["task"] for bundle in status["bundles"]] == [appliance.task]
+    assert status["devices"][0]["state"] == "serving"
+    text = run(appliance.state, "status").stdout
+    assert f"pid {appliance.pid}" in text
+    assert f"127.0.0.1:{appliance.port}" in text
+
+
+def test_a_bundle_installed_while_serving_is_served(copy_state: CopyState, tmp_path: Path) -> None:
+    state = copy_state()
+    (installed,) = (state.folder / "bundles").iterdir()
+    shutil.copytree(installed, tmp_path / "second")
+    edit(tmp_path / "second" / "bundle.toml", 'version = "1"', 'version = "2"')
+    with RunningAppliance(state, state.port) as appliance:
+        made = state.ask("bundle", "install", str(tmp_path / "second"))
+        assert (made["name"], made["version"]) == ("efficientnet-lite0", "2")
+        assert made["task"] != state.task
+        answer = appliance.call(
+            "POST",
+            f"/recognition/v2/classify?task_id={made['task']}",
+            images.jpeg(),
+            headers=appliance.headers(content_type="image/jpeg"),
+        )
+        assert answer.status == 200, answer.body
+        assert answer.document["records"][0]["best_label"]["name"]
+
+
+def test_output_into_a_closed_pipe_is_no_crash(appliance: RunningAppliance) -> None:
+    listing = subprocess.Popen(
+        [sys.executable, "-m", "appliance", *appliance.state.command("customer", "list")[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert listing.stdout is not None
+    listing.stdout.close()
+    assert listing.stderr is not None
+    assert "Traceback" not in listing.stderr.read()
+    listing.stderr.close()
+    assert listing.wait(60) == 1

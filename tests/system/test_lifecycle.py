@@ -1,0 +1,191 @@
+"""A real daemon from start to stop: what the service manager hears, reloads, drains, and what it survives."""
+
+import http.client
+import json
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from demo.state import DemoState
+from tests import images
+from tests.running import CopyState, RunningAppliance
+from tests.system.manager import SECONDS, edit, service_manager
+
+TAGS = "/photo/tags/v2/tags"
+
+
+@pytest.fixture
+def state(copy_state: CopyState) -> DemoState:
+    return copy_state()
+
+
+def recognises(appliance: RunningAppliance, seed: int = 0) -> bool:
+    """One image through HTTP, decoder and device."""
+    headers = appliance.headers(content_type="image/jpeg")
+    answer = appliance.call("POST", TAGS, images.jpeg(seed=seed), headers=headers)
+    return answer.status == 200 and answer.document["records"][0]["_status"]["code"] == 200
+
+
+def readiness(appliance: RunningAppliance) -> tuple[int, str]:
+    answer = appliance.call("GET", "/readyz", headers={})
+    return answer.status, answer.document["state"]
+
+
+def refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {SECONDS:g} s: {what}"
+        time.sleep(0.02)
+
+
+def test_what_the_service_manager_hears(state: DemoState) -> None:
+    with service_manager(watchdog_seconds=0.3) as manager:
+        with RunningAppliance(state, state.port, environment=manager.environment) as appliance:
+            manager.until("READY=1")
+            before_ready = manager.said[: manager.said.index("READY=1")]
+            assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in before_ready)
+            assert any(line.startswith("STATUS=loading efficientnet-lite0") for line in before_ready)
+            assert readiness(appliance) == (200, "ready")
+            assert recognises(appliance)  # READY=1 means that the bundles are loaded
+            for _ in range(3):
+                manager.until("WATCHDOG=1")
+            assert appliance.stop() == 0
+        manager.until("STATUS=stopped")
+        said = manager.said
+        assert said.index("READY=1") < said.index("STOPPING=1")
+        assert said[-1] == "STATUS=stopped"
+        assert said.count("READY=1") == 1
+
+
+def test_reload(state: DemoState) -> None:
+    with (
+        service_manager() as manager,
+        RunningAppliance(state, state.port, environment=manager.environment) as appliance,
+    ):
+        daemon = psutil.Process(appliance.pid)
+
+        def reload() -> str:
+            daemon.send_signal(signal.SIGHUP)
+            manager.until("RELOADING=1")
+            said = manager.until("READY=1")
+            assert said == "READY=1"
+            return manager.until("STATUS=")
+
+        manager.until("READY=1")
+        assert "max_connections_per_address" not in state.config.read_text()
+
+        edit(state.config, "[api]\n", "[api]\nmax_connections_per_address = 1\n")
+        assert reload() == "STATUS=serving with the reloaded configuration"
+        with socket.create_connection(("127.0.0.1", state.port)) as first:
+            first.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert first.recv(4096).startswith(b"HTTP/1.1 200")
+            with pytest.raises((ConnectionError, http.client.BadStatusLine)):  # the limit of one holds now
+                appliance.call("GET", "/healthz", headers={})
+        eventually(lambda: recognises(appliance), "the limit counts open connections only")
+
+        edit(state.config, "max_connections_per_address = 1", 'max_connections_per_address = "many"')
+        assert "api.max_connections_per_address" in reload()
+        assert recognises(appliance)
+
+        edit(state.config, 'max_connections_per_address = "many"', "max_body_bytes = 1024")
+        said = reload()
+        assert "api.max_body_bytes" in said
+        assert "restart" in said
+        (finding,) = [one for one in state.ask("status")["findings"] if one["key"] == "config"]
+        assert "api.max_body_bytes" in finding["message"]
+        assert recognises(appliance)  # more than 1024 bytes
+
+        edit(state.folder / "residency.toml", 'country = "CZ"', 'country = "US"')
+        edit(state.config, "max_body_bytes = 1024", "max_connections_per_address = 1")
+        assert "residency.toml: country" in reload()
+
+        edit(state.folder / "residency.toml", 'country = "US"', 'country = "CZ"')
+        assert reload() == "STATUS=serving with the reloaded configuration"
+        assert [one for one in state.ask("status")["findings"] if one["key"] == "config"] == []
+
+
+def test_lame_duck_serves_and_the_request_under_way_is_answered(state: DemoState) -> None:
+    edit(state.config, "lame_duck_seconds = 0", "lame_duck_seconds = 600")
+    with RunningAppliance(state, state.port) as appliance:
+        daemon = psutil.Process(appliance.pid)
+        image = images.jpeg()
+        under_way = http.client.HTTPConnection("127.0.0.1", state.port, timeout=SECONDS)
+        under_way.putrequest("POST", TAGS)
+        for name, value in appliance.headers(content_type="image/jpeg").items():
+            under_way.putheader(name, value)
+        under_way.putheader("Content-Length", str(len(image)))
+        under_way.endheaders(image[:100])
+
+        daemon.send_signal(signal.SIGTERM)
+        eventually(lambda: readiness(appliance)[0] == 503, "readyz says 503")
+        assert readiness(appliance) == (503, "draining")
+        assert appliance.call("GET", "/healthz", headers={}).status == 200
+        assert recognises(appliance)
+        assert state.ask("status")["state"] == "draining"
+
+        daemon.send_signal(signal.SIGTERM)  # a second one ends the lame duck, not the request
+        eventually(lambda: refused(state.port), "the listener is closed")
+        under_way.send(image[100:])
+        answer = under_way.getresponse()
+        assert answer.status == 200
+        assert json.loads(answer.read())["records"][0]["_status"]["code"] == 200
+        under_way.close()
+        daemon.wait(SECONDS)
+    assert not (state.folder / "operator.sock").exists()
+
+
+def test_a_stop_while_starting_is_orderly(state: DemoState) -> None:
+    with service_manager() as manager:
+        with state.log.open("ab") as log:
+            daemon = subprocess.Popen(state.command("serve"), stdout=log, stderr=log, env=manager.environment)
+        manager.until("STATUS=starting the decoders")
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(SECONDS) == 0
+        manager.until("STATUS=stopped")
+        assert "READY=1" not in manager.said
+    assert state.ask("customer", "list")["customers"]  # the state folder is free and sound
+
+
+def test_service_goes_on_without_its_children(state: DemoState) -> None:
+    with RunningAppliance(state, state.port) as appliance:
+        assert recognises(appliance)
+        children = appliance.processes()[1:]
+        assert len(children) >= 2  # at least one decoder and one device
+        for child in children:
+            child.kill()
+        eventually(lambda: recognises(appliance), "recognition after every child was killed")
+        eventually(lambda: readiness(appliance) == (200, "ready"), "ready again")
+        assert psutil.Process(appliance.pid).is_running()
+        replaced = {child.pid for child in appliance.processes()[1:]}
+        assert replaced
+        assert not replaced & {child.pid for child in children}
+
+
+def test_a_killed_daemon_leaves_no_child_and_a_free_port(state: DemoState) -> None:
+    with RunningAppliance(state, state.port) as appliance:
+        assert recognises(appliance)
+        appliance.kill()
+        assert refused(state.port)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the daemon itself binds
+            probe.bind(("127.0.0.1", state.port))
+        appliance.start()
+        assert recognises(appliance)
+
+
+def test_its_memory_is_closed_to_core_dumps_and_debuggers(appliance: RunningAppliance) -> None:
+    for process in appliance.processes():
+        assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
