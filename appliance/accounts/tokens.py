@@ -24,6 +24,7 @@ _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _MAC_LABEL = "tokens"
 _REFUSED = "the token is missing or not valid"
 MAX_OVERLAP_SECONDS = 30 * 86400
+MAX_LIFETIME_SECONDS = 10 * 366 * 86400
 
 
 class Scope(StrEnum):
@@ -121,15 +122,16 @@ class Tokens:
         """Issue a token, durably and audited; its text is shown here and never again.
 
         Without `scopes` the first token of a customer gets all, later ones all but admin. `expires_at` is
-        unix milliseconds. Raises NotFound for the customer, InvalidInput for no scopes or a time passed.
+        unix milliseconds. Raises NotFound for the customer, InvalidInput for no scopes, a time passed or one
+        beyond MAX_LIFETIME_SECONDS.
         """
         if not self._customers.known(customer):
             raise NotFound("no such customer")
         now = self._now()
         if scopes is not None and not scopes:
             raise InvalidInput("scopes: at least one is needed")
-        if expires_at is not None and expires_at <= now:
-            raise InvalidInput("expires_at: must be in the future")
+        if expires_at is not None and not now < expires_at <= now + MAX_LIFETIME_SECONDS * 1000:
+            raise InvalidInput("expires_at: must lie within the next ten years; leave it out for never")
         issued, mac = self._mint()
 
         def act(connection: Connection) -> Token:

@@ -136,6 +136,8 @@ async def test_what_cannot_be_issued(accounts: Accounts, customer: CustomerId) -
         await accounts.tokens.add(accounts.actor, customer, set())
     with pytest.raises(InvalidInput, match="expires_at"):
         await accounts.tokens.add(accounts.actor, customer, expires_at=int(accounts.clock.now * 1000))
+    with pytest.raises(InvalidInput, match="ten years"):
+        await accounts.tokens.add(accounts.actor, customer, expires_at=253_402_343_999_000)  # the year 10000
     assert await accounts.tokens.list() == []
 
 
