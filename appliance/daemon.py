@@ -251,6 +251,7 @@ class _Daemon:
             _log.critical(
                 "the watchdog is fed no more, so that the service manager restarts this: %s", reason
             )
+            systemd.notify(f"STATUS=to be restarted by the watchdog: {reason}")
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         enter, settings = stack.enter_async_context, self._settings

@@ -2,19 +2,22 @@
 
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
 
-from demo.state import DemoState
+from demo.state import DemoState, StepFailed
 from tests import images
 from tests.running import CopyState, RunningAppliance
 from tests.system.manager import SECONDS, edit, service_manager
+from tests.unit.health.fake_gpus import build, describe
 
 TAGS = "/photo/tags/v2/tags"
 
@@ -159,6 +162,31 @@ def test_a_stop_while_starting_is_orderly(state: DemoState) -> None:
     assert state.ask("customer", "list")["customers"]  # the state folder is free and sound
 
 
+def test_a_ledger_that_cannot_write_is_left_to_the_watchdog(state: DemoState) -> None:
+    with (
+        service_manager(watchdog_seconds=0.3) as manager,
+        RunningAppliance(state, state.port, environment=manager.environment) as appliance,
+    ):
+        manager.until("WATCHDOG=1")
+        daemon = psutil.Process(appliance.pid)
+        daemon.rlimit(psutil.RLIMIT_FSIZE, (0, psutil.RLIM_INFINITY))  # as if the disk were full
+        with pytest.raises(StepFailed):
+            state.ask("customer", "add", "never kept")
+        daemon.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+        manager.until("STATUS=to be restarted by the watchdog")
+        ticks = manager.said.count("WATCHDOG=1")
+        assert readiness(appliance) == (503, "failed")
+        assert "ledger" in {finding["key"] for finding in state.ask("status")["findings"]}
+        assert recognises(appliance)  # whoever asks is still answered
+        assert appliance.stop() == 0
+        manager.until("STATUS=stopped")
+        assert manager.said.count("WATCHDOG=1") == ticks
+        appliance.start()
+        assert readiness(appliance) == (200, "ready")
+    names = {customer["name"] for customer in state.ask("customer", "list")["customers"]}
+    assert names == {"demo"}
+
+
 def test_service_goes_on_without_its_children(state: DemoState) -> None:
     with RunningAppliance(state, state.port) as appliance:
         assert recognises(appliance)
@@ -186,6 +214,38 @@ def test_a_killed_daemon_leaves_no_child_and_a_free_port(state: DemoState) -> No
         assert recognises(appliance)
 
 
-def test_its_memory_is_closed_to_core_dumps_and_debuggers(appliance: RunningAppliance) -> None:
+def test_no_process_of_it_dumps_core(appliance: RunningAppliance) -> None:
     for process in appliance.processes():
         assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+
+
+def test_a_hung_gpu_driver_delays_nothing_but_its_own_reading(state: DemoState, tmp_path: Path) -> None:
+    library = build(tmp_path)
+    gpus = tmp_path / "gpus.txt"
+    describe(gpus, "wedge=1", "gpu 41 1073741824 8589934592 0 0")
+    state.config.write_text(
+        state.config.read_text() + "\n[health]\ngpu_seconds = 0.2\ninterval_seconds = 0.2\n"
+    )
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(library.parent), "FAKE_NVML": str(gpus)}
+
+    def findings() -> set[str]:
+        return {finding["key"] for finding in state.ask("status")["findings"]}
+
+    with RunningAppliance(state, state.port, environment=environment) as appliance:
+        assert "gpus.silent" in findings()
+        assert readiness(appliance) == (200, "degraded")
+        assert recognises(appliance)
+
+        describe(gpus, "gpu 41 1073741824 8589934592 0 0", "gpu -1 -1 -1 -1 0")
+        eventually(lambda: readiness(appliance) == (200, "ready"), "the driver answers again")
+        first, second = state.ask("status")["gpus"]["devices"]
+        assert (first["temperature_celsius"], second["temperature_celsius"]) == (41, "unsupported")
+
+        describe(gpus, "gpu 41 1073741824 8589934592 0 15", "gpu 40 1 1 7 0")
+        eventually(lambda: {"gpus.0", "gpus.1.ecc"} <= findings(), "a lost GPU and a failing one")
+
+        describe(gpus, "wedge=1")
+        eventually(lambda: "gpus.silent" in findings(), "it hangs again")
+        began = time.monotonic()
+        assert appliance.stop() == 0
+        assert time.monotonic() - began < 10

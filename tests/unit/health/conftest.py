@@ -1,26 +1,19 @@
 """A machine with GPUs that a test describes line by line, behind the real pynvml."""
 
 import ctypes
-import shutil
-import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).with_name("fake_nvml.c")
+from tests.unit.health.fake_gpus import build, describe
 
 
 @pytest.fixture(scope="session")
 def fake_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with a compiled `libnvidia-ml.so.1`."""
-    if (compiler := shutil.which("gcc") or shutil.which("cc")) is None:
-        pytest.skip("no C compiler: the fake NVIDIA library cannot be built")
-    folder = tmp_path_factory.mktemp("nvml")
-    library = folder / "libnvidia-ml.so.1"
-    flags = ("-shared", "-fPIC", "-Wall", "-Werror", "-Wl,-soname,libnvidia-ml.so.1")
-    subprocess.run([compiler, *flags, "-o", str(library), str(SOURCE)], check=True)
-    return folder
+    """The folder with the compiled library."""
+    return build(tmp_path_factory.mktemp("nvml")).parent
 
 
 @pytest.fixture
@@ -30,11 +23,5 @@ def machine(fake_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ctypes.CDLL(str(fake_library / "libnvidia-ml.so.1"))
     state = tmp_path / "gpus.txt"
     monkeypatch.setenv("FAKE_NVML", str(state))
-
-    def describe(*lines: str) -> None:
-        staged = state.with_suffix(".new")
-        staged.write_text("".join(f"{line}\n" for line in lines))
-        staged.rename(state)
-
-    describe()
-    return describe
+    describe(state)
+    return partial(describe, state)
