@@ -7,6 +7,7 @@ import pytest
 
 from demo.state import DemoState, prepare
 from tests.running import CopyState, RunningAppliance, free_port
+from tests.serving import Served, Tenant
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +34,16 @@ def appliance(copy_state: CopyState) -> Iterator[RunningAppliance]:
     state = copy_state()
     with RunningAppliance(state, state.port) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The server inside the test process for the session; tests make tenants of their own."""
+    with Served(tmp_path_factory.mktemp("served")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def tenant(served: Served, request: pytest.FixtureRequest) -> Tenant:
+    """A customer of the module's own."""
+    return served.tenant(request.module.__name__)

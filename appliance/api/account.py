@@ -1,0 +1,99 @@
+"""The account as the cloud's clients ask for it: may this token use a service, who am I, which workspaces."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from appliance.accounts.customers import Customer, Customers
+from appliance.accounts.tokens import Scope
+from appliance.api.answers import Answer, status
+from appliance.api.call import Call
+from appliance.errors import Forbidden, InvalidInput, NotInstalled
+from appliance.recognition.bundles import Bundles
+
+
+@dataclass(frozen=True)
+class _Service:
+    """Of `scopes` a token needs one; `installed` says whether some bundle serves it."""
+
+    scopes: frozenset[Scope]
+    installed: Callable[[Bundles], bool]
+
+
+_CLASSIFICATION = _Service(
+    frozenset({Scope.INFER}), lambda bundles: any(bundle.labels for bundle in bundles.list())
+)
+_TAGGING = _Service(frozenset({Scope.INFER}), lambda bundles: bundles.route_installed("photo/tags/v2/tags"))
+_SEARCH = _Service(
+    frozenset({Scope.SEARCH_READ, Scope.SEARCH_WRITE}),
+    lambda bundles: any(bundle.kind == "backbone" for bundle in bundles.list()),
+)
+
+# By the cloud's names.
+_SERVICES = {
+    "custom-recognition": _CLASSIFICATION,
+    "generic-tagging": _TAGGING,
+    "photo-search": _SEARCH,
+    "photo-similarity": _SEARCH,
+    "product-similarity": _SEARCH,
+    "custom-similarity": _SEARCH,
+    "visual-search": _SEARCH,
+}
+
+
+class Account:
+    """The handlers of `authorization/v2` and `account/v2`."""
+
+    def __init__(self, customers: Customers, bundles: Bundles) -> None:
+        self._customers = customers
+        self._bundles = bundles
+
+    async def authorize(self, call: Call) -> Answer:
+        """Clients take an answer with `user_id` for yes, and print `detail` of any other."""
+        name = call.payload.text("service")
+        if name is None:
+            raise InvalidInput("service: the name of a service is expected")
+        service = _SERVICES.get(name)
+        if service is None or not service.installed(self._bundles):
+            raise NotInstalled("no bundle of this appliance serves it")
+        if not service.scopes & call.principal.scopes:
+            raise Forbidden(f"the token has none of the scopes {', '.join(sorted(service.scopes))}")
+        return Answer({"user_id": call.customer, "service": name, "status": status(200, "OK", call.id)})
+
+    async def user(self, call: Call) -> Answer:
+        customer = await self._customers.get(call.customer)
+        return Answer({"id": customer.id, "name": customer.name, "default_workspace": customer.id})
+
+    async def details(self, call: Call) -> Answer:
+        """The cloud's keys; what an appliance does not know (a person, credits) is null or zero."""
+        customer = await self._customers.get(call.customer)
+        return Answer(
+            {
+                "id": customer.id,
+                "email": None,
+                "first_name": None,
+                "last_name": None,
+                "phone": None,
+                "organization": customer.name,
+                "verified": True,
+                "credits_counter": 0,
+                "credits_limit": None,
+                "default_workspace": customer.id,
+                "stats": {},
+            }
+        )
+
+    async def workspaces(self, call: Call) -> Answer:
+        """A bare list, as the cloud answers. The default workspace has the customer's own id."""
+        return Answer([_default_workspace(await self._customers.get(call.customer))])
+
+
+def _default_workspace(customer: Customer) -> dict[str, object]:
+    return {
+        "id": customer.id,
+        "name": "Default",
+        "created": datetime.fromtimestamp(customer.created_at / 1000, UTC).isoformat(timespec="milliseconds"),
+        "owner": customer.id,
+        "meta_data": {},
+        "is_default": True,
+    }

@@ -1,0 +1,129 @@
+"""What a request is answered with: documents, refusals, and the error shapes of both worlds.
+
+The cloud has two error shapes, `{"detail": text}` (account, CRUD) and `{"status": {"code", "text"}}`
+(inference, search), and its clients look for either key only. Every wire refusal here carries both, so one
+document serves both families; `/appliance/v1` answers problem+json (RFC 9457).
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+import msgspec
+
+from appliance.errors import (
+    ApplianceError,
+    CapacityExceeded,
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    NotInstalled,
+    Overloaded,
+    TooLarge,
+    Unauthenticated,
+)
+
+JSON = "application/json"
+PROBLEM = "application/problem+json"
+INTERNAL = "the appliance failed on this request; its log names the request id"
+
+# Subclasses before their bases.
+_CODES: tuple[tuple[type[ApplianceError], int], ...] = (
+    (Unauthenticated, 401),
+    (Forbidden, 403),
+    (NotFound, 404),
+    (NotInstalled, 404),
+    (Conflict, 409),
+    (CapacityExceeded, 412),
+    (TooLarge, 413),
+    (InvalidInput, 400),
+    (Overloaded, 429),
+)
+
+# Records whose encoding is not worth a pause: about 1 ms of the loop's time.
+_ENCODED_AT_ONCE = 500
+
+
+class Refused(ApplianceError):
+    """A refusal that only HTTP knows (405, 408, 415, 417), with the headers that belong to it."""
+
+    def __init__(self, code: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.headers = dict(headers or {})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer: HTTP `status`, and a JSON `document` or `text` as it stands, or neither (204)."""
+
+    document: object = None
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = JSON
+    text: bytes | None = None
+
+
+def code_of(error: ApplianceError) -> int:
+    """The wire code of a refusal, which is its HTTP status too; 503 for what the appliance cannot do now."""
+    if isinstance(error, Refused):
+        return error.code
+    return next((code for kind, code in _CODES if isinstance(error, kind)), 503)
+
+
+def text_of(error: ApplianceError) -> str:
+    """What the caller may read."""
+    return f"service not installed: {error}" if isinstance(error, NotInstalled) else str(error)
+
+
+def status(code: int, text: str, request_id: str) -> dict[str, object]:
+    """The object that the clients read as `status` and `_status`."""
+    return {"code": code, "text": text, "request_id": request_id}
+
+
+def status_of(error: ApplianceError, request_id: str) -> dict[str, object]:
+    """`_status` of a record that was refused while the others were served."""
+    return status(code_of(error), text_of(error), request_id)
+
+
+def http_status(code: int) -> int:
+    """200 for every 2xx wire code, else the code itself (the clients read the code from the body)."""
+    return 200 if 200 <= code < 300 else code
+
+
+def refusal(error: ApplianceError, request_id: str, *, problem: bool) -> Answer:
+    """The whole answer of a refused request, as problem+json or in the wire shape."""
+    code = code_of(error)
+    detail = "service not installed" if isinstance(error, NotInstalled) and not problem else text_of(error)
+    headers: dict[str, str] = {}
+    if isinstance(error, Refused):
+        headers |= error.headers
+    if code == 401:
+        headers["WWW-Authenticate"] = "Token"
+    if code in {429, 503}:
+        headers["Retry-After"] = str(error.retry_after if isinstance(error, Overloaded) else 1)
+    if problem:
+        document: dict[str, object] = {
+            "type": "about:blank",
+            "title": HTTPStatus(code).phrase,
+            "status": code,
+            "detail": detail,
+            "request_id": request_id,
+        }
+        return Answer(document, code, headers, PROBLEM)
+    return Answer({"detail": detail, "status": status(code, text_of(error), request_id)}, code, headers)
+
+
+async def encode(document: object) -> bytes:
+    """JSON of an answer. A long `answer_records` is encoded in slices, so that a whole collection in one
+    answer never holds the loop for longer than one slice takes."""
+    if isinstance(document, dict) and len(document.get("answer_records", ())) > _ENCODED_AT_ONCE:
+        records = document["answer_records"]
+        slices: list[bytes] = []
+        for start in range(0, len(records), _ENCODED_AT_ONCE):
+            slices.append(msgspec.json.encode(records[start : start + _ENCODED_AT_ONCE])[1:-1])
+            await asyncio.sleep(0)
+        document = document | {"answer_records": msgspec.Raw(b"[" + b",".join(slices) + b"]")}
+    return msgspec.json.encode(document)

@@ -1,0 +1,222 @@
+"""The only reader of request bodies. A body lives in RAM, is dropped when its call ends, and is never logged.
+
+Three forms: JSON with `_base64`, one raw image (`Content-Type: image/*`, its record in the header `X-Record`,
+the request's fields in the query), or multipart (part `request` is the JSON, parts `image-0` to `image-9` the
+images of its records in order). aiohttp's `Request.post()` writes uploads over 1 MiB to a temporary file and
+is never used.
+"""
+
+import asyncio
+import re
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import (
+    BadContentDispositionHeader,
+    BadContentDispositionParam,
+    BodyPartReader,
+    HttpVersion11,
+    web,
+)
+from aiohttp.http_exceptions import HttpProcessingError
+
+from appliance.api.answers import Refused
+from appliance.api.payload import MAX_IMAGES, Form, Payload, Record, parse, parse_record, parse_word
+from appliance.config import Api
+from appliance.errors import InvalidInput, Overloaded, TooLarge
+
+IN_FLIGHT_BODIES = 16  # bodies of the largest size that may be held at the same time
+
+_CHUNK = 1 << 18
+_IMAGE_PART = re.compile(r"image-([0-9])")
+_PLAIN_ENCODINGS = {"", "binary", "8bit", "7bit"}
+# These would print a part's header to the log: as errors they are refused like all that is malformed.
+_WARNINGS = (BadContentDispositionHeader, BadContentDispositionParam)
+# What aiohttp's multipart reader raises for broken bodies; none of the messages is passed on.
+_BROKEN_MULTIPART = (
+    ValueError,
+    AssertionError,
+    RuntimeError,
+    LookupError,
+    *_WARNINGS,
+    HttpProcessingError,
+    web.HTTPException,
+)
+
+
+class Bodies:
+    """Reads bodies within the limits of `[api]`: size, time, and the bytes of all bodies held at once."""
+
+    def __init__(self, config: Api) -> None:
+        self._config = config
+        self._room = _Room(config.max_body_bytes * IN_FLIGHT_BODIES)
+        for warning in _WARNINGS:
+            warnings.simplefilter("error", warning)
+
+    @property
+    def held(self) -> int:
+        """Bytes that have arrived of all bodies whose calls have not ended."""
+        return self._room.taken
+
+    @asynccontextmanager
+    async def reading(self, request: web.BaseRequest, form: Form) -> AsyncIterator[Payload]:
+        """The body of `request`, counted as held until the block ends.
+
+        Raises TooLarge (before a byte is read when the length is declared), Overloaded when too much is in
+        flight, InvalidInput for what cannot be parsed, Refused for a media type (415) or a slow sender (408).
+        """
+        if form is Form.NOTHING:
+            yield Payload()
+            return
+        transfer = _Transfer(request, self._config, self._room)
+        try:
+            yield await _payload(request, form, transfer)
+        finally:
+            transfer.forget()
+
+
+class _Room:
+    """How many bytes may be held at once, and how many are."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self.taken = 0
+
+    def check(self, more: int) -> None:
+        if self.taken + more > self._size:
+            raise Overloaded("too many bodies are in flight; try again", retry_after=1)
+
+
+class _Transfer:
+    """One body on its way in: its deadline moves with what came, its bytes count against the limits."""
+
+    def __init__(self, request: web.BaseRequest, config: Api, room: _Room) -> None:
+        self._request = request
+        self._config = config
+        self._room = room
+        self._received = 0
+        self._timeout = asyncio.timeout(None)
+        self._began = 0.0
+        declared = request.content_length or 0
+        self._check_size(declared)
+        room.check(declared)
+
+    @asynccontextmanager
+    async def deadline(self) -> AsyncIterator[None]:
+        """Ends the transfer with Refused(408) when it falls behind `body_seconds` + received / rate."""
+        request = self._request
+        self._began = asyncio.get_running_loop().time()
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        try:
+            async with self._timeout:
+                self.count(0)
+                yield
+        except TimeoutError:
+            rate = self._config.body_bytes_per_second
+            raise Refused(408, f"the body came slower than {rate} bytes a second") from None
+        except (HttpProcessingError, web.RequestPayloadError, EOFError):
+            raise InvalidInput("the body breaks the rules of its transfer encoding") from None
+
+    def count(self, arrived: int) -> None:
+        """Takes room for bytes that arrived; they buy time. Raises TooLarge or Overloaded."""
+        self._check_size(self._received + arrived)
+        self._room.check(arrived)
+        self._room.taken += arrived
+        self._received += arrived
+        earned = self._received / self._config.body_bytes_per_second
+        self._timeout.reschedule(self._began + self._config.body_seconds + earned)
+
+    async def everything(self) -> bytearray:
+        content = self._request.content
+        content.set_read_chunk_size(_CHUNK)
+        body = bytearray()
+        while chunk := await content.readany():
+            self.count(len(chunk))
+            body += chunk
+        return body
+
+    def forget(self) -> None:
+        """Gives the room back: the call has ended."""
+        self._room.taken -= self._received
+        self._received = 0
+
+    def _check_size(self, size: int) -> None:
+        if size > self._config.max_body_bytes:
+            raise TooLarge(f"the body is larger than {self._config.max_body_bytes} bytes")
+
+
+async def _payload(request: web.BaseRequest, form: Form, transfer: _Transfer) -> Payload:
+    media = request.content_type if "Content-Type" in request.headers else ""
+    if media == "multipart/form-data" and form.takes_images:
+        async with transfer.deadline():
+            parts = await _parts(request, transfer)
+        return await _assembled(parts, form)
+    async with transfer.deadline():
+        body = await transfer.everything()
+    if media.startswith("image/") and form.takes_images:
+        return _raw_image(body, request, form)
+    if body and media != "application/json":
+        others = ", multipart/form-data or image/*" if form.takes_images else ""
+        raise Refused(415, f"Content-Type: application/json{others} is expected")
+    return await parse(body, form)
+
+
+def _raw_image(body: bytearray, request: web.BaseRequest, form: Form) -> Payload:
+    header = request.headers.get("X-Record", "{}").encode("utf-8", "surrogateescape")
+    record = parse_record(header)
+    record.image = body
+    fields = {name: parse_word(value) for name, value in request.query.items()}
+    if form is Form.QUERY:
+        return Payload(fields, query=record)
+    return Payload(fields, records=[record])
+
+
+async def _parts(request: web.BaseRequest, transfer: _Transfer) -> dict[str, bytearray]:
+    parts: dict[str, bytearray] = {}
+    try:
+        reader = await request.multipart()
+        while (part := await reader.next()) is not None:
+            if not isinstance(part, BodyPartReader):
+                raise InvalidInput("multipart: parts within parts are not read")
+            name = part.name or ""
+            if name != "request" and not _IMAGE_PART.fullmatch(name):
+                raise InvalidInput("multipart: only the parts request and image-0 to image-9 are read")
+            if name in parts:
+                raise InvalidInput(f"multipart: the part {name} came twice")
+            if part.headers.get("Content-Transfer-Encoding", "").lower() not in _PLAIN_ENCODINGS:
+                raise Refused(
+                    415, "multipart: Content-Transfer-Encoding is not undone; send the bytes as they are"
+                )
+            if "Content-Encoding" in part.headers:
+                raise Refused(415, "multipart: Content-Encoding is not undone; send the bytes as they are")
+            data = parts[name] = bytearray()
+            while not part.at_eof():
+                chunk = await part.read_chunk(_CHUNK)
+                transfer.count(len(chunk))
+                data += chunk
+    except _BROKEN_MULTIPART:
+        raise InvalidInput("multipart: the body is malformed") from None
+    return parts
+
+
+async def _assembled(parts: dict[str, bytearray], form: Form) -> Payload:
+    payload = await parse(parts.pop("request", bytearray()), form)
+    given = payload.records is not None
+    if form is Form.QUERY and payload.query is None and parts:
+        payload.query = Record({})
+    for name in sorted(parts):
+        index = int(name.removeprefix("image-"))
+        slots = payload.slots(form)
+        if index == len(slots) and not given and len(slots) < MAX_IMAGES:
+            payload.records = [*(payload.records or []), Record({})]
+            slots = payload.slots(form)
+        if index >= len(slots):
+            raise InvalidInput(f"multipart: {name} belongs to no record")
+        if slots[index].has_image:
+            raise InvalidInput(f"multipart: the record of {name} has an image already")
+        slots[index].image = parts[name]
+    payload.check_counts()
+    return payload

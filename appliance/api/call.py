@@ -1,0 +1,92 @@
+"""What a handler gets of a request: who asks, for what, and the stop-watch. Nothing of HTTP's machinery."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from multidict import MultiMapping
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from appliance.accounts.audit import Actor
+from appliance.accounts.customers import CustomerId
+from appliance.accounts.tokens import Principal
+from appliance.api.payload import Payload
+from appliance.errors import Forbidden, NotFound
+
+T = TypeVar("T")
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Measures:
+    """The metrics of requests; labels are route templates and codes, never anything a caller wrote."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "appliance_api_requests",
+            "Requests answered, by route template, method and HTTP status",
+            ("route", "method", "status"),
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "appliance_api_stage_seconds",
+            "Seconds a request spent in a stage: body, decode, infer, search, total",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measures the block as one observation of the stage."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds.labels(name).observe(time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One authenticated, authorised request with its parsed body."""
+
+    id: str  # the request id, a UUID 4
+    principal: Principal
+    path: str  # as sent, without the prefix /localhost and the query
+    parameters: Mapping[str, str]  # of the path template
+    query: MultiMapping[str]
+    headers: MultiMapping[str]
+    payload: Payload
+    measures: Measures
+    began: float  # time.perf_counter
+
+    @property
+    def actor(self) -> Actor:
+        """The caller as the audit log names it."""
+        return self.principal.actor(self.id)
+
+    @property
+    def customer(self) -> CustomerId:
+        """The customer that the token speaks for. Raises Forbidden for an operator, who is none."""
+        if self.principal.customer is None:
+            raise Forbidden("an operator has no records of its own: use a customer's token")
+        return self.principal.customer
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the request's head was read."""
+        return round(time.perf_counter() - self.began, 6)
+
+    def owner(self, named: str | None) -> CustomerId | None:
+        """Whose things a management call is about: its own customer's; for an operator `named`, None for all.
+
+        Raises NotFound when a customer names another one.
+        """
+        own = self.principal.customer
+        if own is None:
+            return None if named is None else CustomerId(named)
+        if named is not None and named != own:
+            raise NotFound("no such customer")
+        return own

@@ -1,0 +1,187 @@
+"""Who may connect, how often, and who they are: decided once, before the first byte of a request is read."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+import uuid
+from asyncio import AbstractEventLoop, BaseTransport
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+
+from appliance.api.answers import INTERNAL, JSON, Refused, refusal
+
+_SO_PEERGROUPS = 59  # <asm-generic/socket.h>; Python has no name for it
+_PEERGROUPS_BYTES = 1024  # the largest buffer that Python's getsockopt takes: 256 groups
+_CUT_SECONDS = 1.0  # for handlers that are cancelled at the end of a drain
+_LINGER_SECONDS = 5.0  # how long the rest of a refused upload is read and dropped, so that the answer is seen
+
+log = logging.getLogger("appliance.api")
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Door:
+    """Admits connections: at most `limit` at a time from one address, none from where nobody may."""
+
+    def __init__(self, limit: int | None, allows: Callable[[str], bool] | None = None) -> None:
+        self.limit = limit
+        self._allows = allows
+        self._open: Counter[str] = Counter()
+
+    def enter(self, address: str) -> bool:
+        """Whether a connection from `address` may stay; if so `leave` must follow."""
+        if self._allows is not None and not self._allows(address):
+            log.warning("connection refused: %s is not declared in the residency file", address)
+            return False
+        if self.limit is not None and self._open[address] >= self.limit:
+            log.warning("connection refused: %s has %d open already", address, self.limit)
+            return False
+        self._open[address] += 1
+        return True
+
+    def leave(self, address: str) -> None:
+        self._open[address] -= 1
+        if not self._open[address]:
+            del self._open[address]
+
+    @property
+    def open(self) -> int:
+        """Connections that are open now."""
+        return self._open.total()
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's connection behind a door; its own refusals are JSON and name nothing of what was sent."""
+
+    __slots__ = ("_address", "_door", "_group", "uid")
+
+    def __init__(
+        self,
+        server: "HttpServer",
+        door: Door,
+        group: int | None,
+        *,
+        loop: AbstractEventLoop,
+        **settings: object,
+    ) -> None:
+        super().__init__(server, loop=loop, **settings)  # type: ignore[arg-type]
+        self._door = door
+        self._group = group
+        self._address: str | None = None
+        self.uid: int | None = None  # of an operator on the Unix socket, None for everybody else
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        peer = transport.get_extra_info("peername")
+        address = _plain(str(peer[0])) if isinstance(peer, tuple) else ""
+        if not self._door.enter(address):
+            self.force_close()
+            transport.abort()  # type: ignore[attr-defined]
+            return
+        self._address = address
+        if not isinstance(peer, tuple):
+            self.uid = operator_uid(transport.get_extra_info("socket"), self._group)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._address is not None:
+            self._door.leave(self._address)
+            self._address = None
+            super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - it quotes the request, headers and all
+    ) -> web.StreamResponse:
+        """The answer to a request that could not be parsed, or that broke what should never break."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun already")
+        request_id = str(uuid.uuid4())
+        log.info("request %s could not be read: %d %s", request_id, status, type(exc).__name__)
+        reason = "the request is not valid HTTP" if status < 500 else INTERNAL
+        document = refusal(Refused(status, reason), request_id, problem=False).document
+        headers = {"Server": "appliance", "X-Request-Id": request_id, "Content-Type": JSON}
+        response = web.Response(status=status, body=msgspec.json.encode(document), headers=headers)
+        response.force_close()
+        return response
+
+    def log_exception(self, *args: object, **details: object) -> None:  # noqa: ARG002 - as above
+        error = details.get("exc_info")
+        log.error("a connection failed: %s", type(error).__name__)
+
+
+class HttpServer(web.Server):
+    """The connections of one listener."""
+
+    def __init__(
+        self, handler: Handler, door: Door, *, keep_alive_seconds: float, group: int | None = None
+    ) -> None:
+        super().__init__(
+            self._count,
+            keepalive_timeout=keep_alive_seconds,  # counted from the connection on: it bounds the headers too
+            access_log=None,
+            auto_decompress=False,
+            lingering_time=_LINGER_SECONDS,
+        )
+        self._handler = handler
+        self._door = door
+        self._group = group
+        self._under_way = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    def __call__(self) -> Connection:
+        return Connection(self, self._door, self._group, loop=self._loop, **self._kwargs)
+
+    async def drain(self, seconds: float) -> None:
+        """Lets the requests under way end, uploads included, then closes every connection.
+
+        What lasts longer than `seconds` is cut off. aiohttp's own shutdown drops whatever arrives from its
+        first moment on, so that an upload would never end: it comes second.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), seconds)
+        self.pre_shutdown()
+        await self.shutdown(max(deadline - loop.time(), _CUT_SECONDS))
+
+    async def _count(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._under_way += 1
+        self._quiet.clear()
+        try:
+            return await self._handler(request)
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._quiet.set()
+
+
+def operator_uid(peer: socket.socket, group: int | None) -> int | None:
+    """The uid of a Unix peer that is an operator: root, the daemon's own user, or a member of `group`.
+
+    None for everybody else. The kernel's credentials of the peer at connect(2), all its groups included.
+    """
+    _, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid in {0, os.geteuid()}:
+        return int(uid)
+    if group is None:
+        return None
+    try:
+        raw = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _PEERGROUPS_BYTES)
+    except OSError:  # more groups than fit: only the first one counts
+        raw = b""
+    groups = {gid, *struct.unpack(f"{len(raw) // 4}I", raw)}
+    return int(uid) if group in groups else None
+
+
+def _plain(address: str) -> str:
+    return address.partition("%")[0].removeprefix("::ffff:")

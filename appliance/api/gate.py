@@ -1,0 +1,186 @@
+"""One request from its head to its access line: checked, matched, authenticated, read, handled, answered."""
+
+import logging
+import time
+import traceback
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+
+from aiohttp import HttpVersion10, HttpVersion11, web
+
+from appliance.accounts.tokens import Principal, Scope, Tokens, operator_principal
+from appliance.api.answers import INTERNAL, Answer, Refused, encode, refusal
+from appliance.api.body import Bodies
+from appliance.api.call import Call, Measures
+from appliance.api.connections import Connection
+from appliance.api.routes import MANAGEMENT, Access, Route, Surface, Table, strip_prefix
+from appliance.errors import ApplianceError, Forbidden, InvalidInput, Unauthenticated
+
+_SCHEMES = {"token", "jwt", "bearer"}
+_NOBODY = Principal(None, None, frozenset(), operator=False)
+_CLIENT_GONE = 499  # nginx's code: logged and counted, never sent
+
+log = logging.getLogger("appliance.api")
+access_log = logging.getLogger("appliance.access")
+
+Bound = Callable[[Call], Awaitable[Answer]]
+
+
+@dataclass
+class _Trace:
+    """What is known of a request so far; the access line says it."""
+
+    id: str
+    began: float
+    route: str = "unmatched"
+    customer: str = "-"
+    problem: bool = False
+
+
+class Gate:
+    """The request handler of one listener: calls it for every request, never raises, always answers JSON."""
+
+    def __init__(
+        self,
+        routes: Iterable[Route],
+        surface: Surface,
+        *,
+        families: Iterable[object],
+        tokens: Tokens,
+        bodies: Bodies,
+        measures: Measures,
+    ) -> None:
+        self._table = Table(routes, surface)
+        self._surface = surface
+        self._handlers = _bound(routes, list(families))
+        self._tokens = tokens
+        self._bodies = bodies
+        self._measures = measures
+        self.closing = False  # set while draining: every answer then ends its connection
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        trace = _Trace(str(uuid.uuid4()), time.perf_counter())
+        try:
+            answer = await self._answer(request, trace)
+            body = await encode(answer.document) if answer.document is not None else answer.text
+        except ApplianceError as error:
+            answer = refusal(error, trace.id, problem=trace.problem)
+            body = await encode(answer.document)
+        except ConnectionError:
+            answer, body = Answer(status=_CLIENT_GONE), None
+        except Exception as error:  # noqa: BLE001 - the last line of defence: nothing may leave but this answer
+            # Frames only: an exception's message may quote what the caller sent.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            log.error("request %s failed: %s\n%s", trace.id, type(error).__name__, frames)  # noqa: TRY400
+            answer = refusal(Refused(500, INTERNAL), trace.id, problem=trace.problem)
+            body = await encode(answer.document)
+        return self._respond(request, trace, answer, body)
+
+    async def _answer(self, request: web.BaseRequest, trace: _Trace) -> Answer:
+        path = request.raw_path.partition("?")[0]
+        trace.problem = strip_prefix(path).startswith(MANAGEMENT)
+        _check_head(request)
+        match = self._table.find(request.method, path)
+        route = match.route
+        trace.route = route.path
+        principal = self._principal(request, route)
+        trace.customer = principal.customer or ("operator" if principal.operator else "-")
+        async with AsyncExitStack() as stack:
+            with self._measures.stage("body"):
+                payload = await stack.enter_async_context(self._bodies.reading(request, route.form))
+            call = Call(
+                id=trace.id,
+                principal=principal,
+                path=match.path,
+                parameters=match.parameters,
+                query=request.query,
+                headers=request.headers,
+                payload=payload,
+                measures=self._measures,
+                began=trace.began,
+            )
+            return await self._handlers[route](call)
+
+    def _principal(self, request: web.BaseRequest, route: Route) -> Principal:
+        if route.access is Access.OPEN:
+            return _NOBODY
+        if self._surface is Surface.SOCKET:
+            connection = request.protocol
+            if not isinstance(connection, Connection) or connection.uid is None:
+                raise Forbidden("only root, the daemon's user and the operators' group may use this socket")
+            return operator_principal(connection.uid)
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() not in _SCHEMES:
+            raise Unauthenticated("the token is missing or not valid")
+        principal = self._tokens.verify(token.strip())
+        if route.access is Access.OPERATOR:
+            raise Forbidden("only operators may do this, through the operator socket")
+        if isinstance(route.access, Scope) and route.access not in principal.scopes:
+            raise Forbidden(f"the token lacks the scope {route.access}")
+        return principal
+
+    def _respond(
+        self, request: web.BaseRequest, trace: _Trace, answer: Answer, body: bytes | None
+    ) -> web.StreamResponse:
+        headers = {
+            "Server": "appliance",
+            "X-Request-Id": trace.id,
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "no-store",
+            **answer.headers,
+        }
+        if body is not None:
+            headers["Content-Type"] = answer.content_type
+        response = web.Response(status=answer.status, body=body, headers=headers)
+        if self.closing or answer.status == 408:
+            response.force_close()
+        seconds = time.perf_counter() - trace.began
+        self._measures.requests.labels(trace.route, _method(request), str(answer.status)).inc()
+        self._measures.seconds.labels("total").observe(seconds)
+        access_log.info(
+            "%s %s %s %s %d %.1f",
+            trace.id,
+            trace.customer,
+            _method(request),
+            trace.route,
+            answer.status,
+            seconds * 1000,
+        )
+        return response
+
+
+def _bound(routes: Iterable[Route], families: list[object]) -> dict[Route, Bound]:
+    bound: dict[Route, Bound] = {}
+    for route in routes:
+        owner = next(
+            family
+            for family in families
+            if getattr(type(family), route.handler.__name__, None) is route.handler
+        )
+        bound[route] = partial(route.handler, owner)
+    return bound
+
+
+def _method(request: web.BaseRequest) -> str:
+    # A method is any token to the parser: only the usual ones become labels.
+    return request.method if request.method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"} else "OTHER"
+
+
+def _check_head(request: web.BaseRequest) -> None:
+    """Refuses what the parser lets through and proxies read differently from us."""
+    if not request.raw_path.startswith("/"):
+        raise InvalidInput("the request target must be a path")
+    if request.version not in {HttpVersion10, HttpVersion11}:
+        raise Refused(505, "HTTP/1.1 is spoken here")
+    codings = [value.lower() for value in request.headers.getall("Transfer-Encoding", [])]
+    if codings and request.version < HttpVersion11:
+        raise InvalidInput("HTTP/1.0 has no Transfer-Encoding")
+    if codings not in ([], ["chunked"]):
+        raise Refused(501, "Transfer-Encoding: chunked alone is understood")
+    if any(value.lower() != "identity" for value in request.headers.getall("Content-Encoding", [])):
+        raise Refused(415, "Content-Encoding is not undone; send the body as it is")
+    if request.headers.get("Expect", "100-continue").lower() != "100-continue":
+        raise Refused(417, "Expect: only 100-continue is known")

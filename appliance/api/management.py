@@ -1,0 +1,209 @@
+"""`/appliance/v1`: customers, tokens, collections and bundles, as REST.
+
+A customer's token with the scope `admin` manages what is its own; an operator manages everything and names
+the customer, in the body or the query.
+"""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from appliance.accounts.customers import Customer, CustomerId, Customers
+from appliance.accounts.tokens import IssuedToken, Token, Tokens, parse_scopes
+from appliance.api.answers import Answer
+from appliance.api.call import Call
+from appliance.errors import InvalidInput
+from appliance.recognition.bundles import Bundle, Bundles
+from appliance.recognition.engine import Engine
+from appliance.search.collections import Collections
+from appliance.search.records import Collection, CollectionId
+
+T = TypeVar("T")
+
+
+class NewCustomer(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+
+
+class NewToken(msgspec.Struct, forbid_unknown_fields=True):
+    customer: str | None = None
+    scopes: list[str] | None = None
+    expires_at: datetime | None = None
+
+
+class Rotation(msgspec.Struct, forbid_unknown_fields=True):
+    overlap_seconds: int = 86400
+
+
+class NewCollection(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    customer: str | None = None
+
+
+class NewBundle(msgspec.Struct, forbid_unknown_fields=True):
+    path: str
+
+
+class Management:
+    """The handlers of `/appliance/v1`."""
+
+    def __init__(
+        self,
+        *,
+        customers: Customers,
+        tokens: Tokens,
+        collections: Collections,
+        bundles: Bundles,
+        engine: Engine | None,
+        status: Callable[[], Awaitable[dict[str, object]]],
+    ) -> None:
+        self._customers = customers
+        self._tokens = tokens
+        self._collections = collections
+        self._bundles = bundles
+        self._engine = engine
+        self._status = status
+
+    async def add_customer(self, call: Call) -> Answer:
+        asked = _body(call, NewCustomer)
+        return Answer(_customer(await self._customers.add(call.actor, asked.name)), 201)
+
+    async def list_customers(self, call: Call) -> Answer:
+        own = call.principal.customer
+        customers = await self._customers.list() if own is None else [await self._customers.get(own)]
+        return Answer({"customers": [_customer(customer) for customer in customers]})
+
+    async def get_customer(self, call: Call) -> Answer:
+        asked = CustomerId(call.parameters["id"])
+        return Answer(_customer(await self._customers.get(call.owner(asked) or asked)))
+
+    async def add_token(self, call: Call) -> Answer:
+        asked = _body(call, NewToken)
+        owner = _named(call.owner(asked.customer))
+        scopes = None if asked.scopes is None else parse_scopes(asked.scopes)
+        issued = await self._tokens.add(call.actor, owner, scopes, _milliseconds(asked.expires_at))
+        return Answer(_issued(issued), 201)
+
+    async def list_tokens(self, call: Call) -> Answer:
+        tokens = await self._tokens.list(call.owner(call.query.get("customer")))
+        return Answer({"tokens": [_token(token) for token in tokens]})
+
+    async def rotate_token(self, call: Call) -> Answer:
+        asked = _body(call, Rotation)
+        owner = call.owner(call.query.get("customer"))
+        token = call.parameters["id"]
+        return Answer(
+            _issued(await self._tokens.rotate(call.actor, owner, token, asked.overlap_seconds)), 201
+        )
+
+    async def revoke_token(self, call: Call) -> Answer:
+        owner = call.owner(call.query.get("customer"))
+        await self._tokens.revoke(call.actor, owner, call.parameters["id"])
+        return Answer(status=204)
+
+    async def add_collection(self, call: Call) -> Answer:
+        asked = _body(call, NewCollection)
+        owner = _named(call.owner(asked.customer))
+        backbone = self._bundles.backbone()
+        pin, dim = f"{backbone.name}@{backbone.version}", backbone.outputs["embedding"][-1]
+        return Answer(_collection(await self._collections.add(call.actor, owner, asked.name, pin, dim)), 201)
+
+    async def list_collections(self, call: Call) -> Answer:
+        collections = await self._collections.list(call.owner(call.query.get("customer")))
+        return Answer({"collections": [_collection(collection) for collection in collections]})
+
+    async def get_collection(self, call: Call) -> Answer:
+        asked = CollectionId(call.parameters["id"])
+        return Answer(_collection(await self._collections.get(call.principal.customer, asked)))
+
+    async def remove_collection(self, call: Call) -> Answer:
+        asked = CollectionId(call.parameters["id"])
+        await self._collections.remove(call.actor, call.principal.customer, asked)
+        return Answer(status=204)
+
+    async def install_bundle(self, call: Call) -> Answer:
+        path = Path(_body(call, NewBundle).path)
+        if not path.is_absolute():
+            raise InvalidInput("path: an absolute path is expected")
+        bundle = await self._bundles.install(call.actor, path)
+        if self._engine is not None:
+            await self._engine.load(bundle)
+        return Answer(_bundle(bundle), 201)
+
+    async def list_bundles(self, _: Call) -> Answer:
+        return Answer({"bundles": [_bundle(bundle) for bundle in self._bundles.list()]})
+
+    async def status(self, _: Call) -> Answer:
+        return Answer(await self._status())
+
+
+def _body(call: Call, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(call.payload.fields, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(str(error)) from None
+
+
+def _named(owner: CustomerId | None) -> CustomerId:
+    if owner is None:
+        raise InvalidInput("customer: an operator names the customer")
+    return owner
+
+
+def _milliseconds(moment: datetime | None) -> int | None:
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise InvalidInput("expires_at: a time zone is expected (2027-01-31T12:00:00Z)")
+    return int(moment.timestamp() * 1000)
+
+
+def _time(milliseconds: int | None) -> str | None:
+    if milliseconds is None:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _customer(customer: Customer) -> dict[str, object]:
+    return {"id": customer.id, "name": customer.name, "created_at": _time(customer.created_at)}
+
+
+def _issued(issued: IssuedToken) -> dict[str, object]:
+    return {"id": issued.id, "token": issued.token}
+
+
+def _token(token: Token) -> dict[str, object]:
+    return {
+        "id": token.id,
+        "customer": token.customer,
+        "scopes": sorted(token.scopes),
+        "created_at": _time(token.created_at),
+        "expires_at": _time(token.expires_at),
+        "revoked_at": _time(token.revoked_at),
+    }
+
+
+def _collection(collection: Collection) -> dict[str, object]:
+    return {
+        "id": collection.id,
+        "customer": collection.customer,
+        "name": collection.name,
+        "backbone": collection.backbone,
+        "dim": collection.dim,
+        "created_at": _time(collection.created_at),
+        "count": collection.count,
+    }
+
+
+def _bundle(bundle: Bundle) -> dict[str, object]:
+    return {
+        "name": bundle.name,
+        "version": bundle.version,
+        "kind": bundle.kind,
+        "task": bundle.task,
+        "routes": bundle.routes,
+        "sha256": bundle.sha256,
+    }

@@ -1,0 +1,314 @@
+"""What a request says: its fields, its records and their images, parsed from bytes that are in RAM already.
+
+JSON is parsed in steps that each hold the event loop for a few milliseconds at most, whatever the body holds:
+images stay raw slices of the body until pybase64 decodes them, fields are parsed record by record.
+"""
+
+import asyncio
+import binascii
+import uuid
+from dataclasses import dataclass, field
+from enum import Enum
+
+import msgspec
+import pybase64
+
+from appliance.errors import InvalidInput, TooLarge
+
+MAX_IMAGES = 10  # images in one call, as in the cloud
+MAX_RECORDS = 1000  # records in one call that carries ids only
+MAX_VALUES = 100_000  # commas in a JSON body: parsing that many values holds the loop for about 8 ms
+MAX_FIELD_BYTES = 1 << 20  # JSON of one record without its image, or of the request's own fields
+MAX_DEPTH = 64
+MAX_HEADER_BYTES = 256  # of a data: URL, up to its comma
+
+Fields = dict[str, object]
+Image = bytes | bytearray
+
+_PIECE = 1 << 20
+_SMALL = 1 << 16
+_INTEGERS = range(-(1 << 63), 1 << 64)
+_RAW_DOCUMENT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_RAW_RECORDS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]] | None)
+_RAW_RECORD = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
+_NULL = msgspec.Raw(b"null")
+_MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class Form(Enum):
+    """What a route reads from its body."""
+
+    NOTHING = "nothing"
+    FIELDS = "fields"  # a JSON object
+    IDS = "ids"  # JSON with `records` whose images, if any, are dropped undecoded
+    RECORDS = "records"  # JSON, raw or multipart; images belong to `records`
+    QUERY = (
+        "query"  # JSON, raw or multipart; the first image belongs to `query_record`, the rest to `records`
+    )
+
+    @property
+    def takes_images(self) -> bool:
+        return self in {Form.RECORDS, Form.QUERY}
+
+
+@dataclass
+class Record:
+    """One record: its fields without `_base64` and `_file`; its encoded image, or why that is unusable."""
+
+    fields: Fields
+    image: Image | None = None
+    problem: InvalidInput | None = None
+
+    @property
+    def has_image(self) -> bool:
+        return self.image is not None or self.problem is not None
+
+    @property
+    def id(self) -> str:
+        """The `_id` sent by the caller. Raises InvalidInput when there is none or it is not a string."""
+        given = self.fields.get("_id")
+        if isinstance(given, str) and given:
+            return given
+        raise InvalidInput("_id: a string of at least one character is expected")
+
+    def ensure_id(self) -> None:
+        """Gives the record a new UUID 4 as `_id` when the caller sent none."""
+        if self.fields.get("_id") is None:
+            self.fields["_id"] = str(uuid.uuid4())
+
+    def take_image(self) -> Image:
+        """Hands the image over: the record holds it no longer. Raises InvalidInput when there is none."""
+        if self.problem is not None:
+            raise self.problem
+        if self.image is None:
+            if "_url" in self.fields:
+                raise InvalidInput("_url: nothing is fetched from other hosts; send the image as _base64")
+            raise InvalidInput("the record has no image: send _base64, a raw body or a multipart part")
+        image, self.image = self.image, None
+        return image
+
+
+@dataclass
+class Payload:
+    """A parsed body. `fields` are the request's own; `records` is None when the body has none."""
+
+    fields: Fields = field(default_factory=dict)
+    records: list[Record] | None = None
+    query: Record | None = None
+
+    def text(self, name: str) -> str | None:
+        """A string field; None when absent or null. Raises InvalidInput naming the field otherwise."""
+        value = self.fields.get(name)
+        if value is None or isinstance(value, str):
+            return value
+        raise InvalidInput(f"{name}: a string is expected")
+
+    def integer(self, name: str, default: int, lowest: int, highest: int) -> int:
+        """An integer field within [lowest, highest], `default` when absent or null."""
+        return integer(self.fields.get(name), name, default, lowest, highest)
+
+    def flag(self, name: str) -> bool:
+        """A true or false field; null and absent are false, the words of query fields are taken."""
+        value = self.fields.get(name)
+        if isinstance(value, str) and value.lower() in {"true", "false"}:
+            return value.lower() == "true"
+        if value is None or isinstance(value, bool):
+            return bool(value)
+        raise InvalidInput(f"{name}: true or false is expected")
+
+    def slots(self, form: Form) -> list[Record]:
+        """The records that images sent beside the JSON belong to, in order."""
+        asked = [self.query] if form is Form.QUERY and self.query is not None else []
+        return asked + (self.records or [])
+
+    def check_counts(self) -> None:
+        """Raises InvalidInput for more than 10 records with images, or more than 1,000 in all."""
+        records = self.records or []
+        if len(records) > MAX_RECORDS:
+            raise InvalidInput(f"records: at most {MAX_RECORDS} in one call")
+        if sum(record.has_image for record in records) > MAX_IMAGES:
+            raise InvalidInput(f"records: at most {MAX_IMAGES} with images in one call")
+
+
+def integer(value: object, name: str, default: int, lowest: int, highest: int) -> int:
+    """`value` (or its decimal string) as an integer within [lowest, highest], `default` for None.
+
+    Raises InvalidInput naming the field and its limits.
+    """
+    if value is None:
+        return default
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest:
+        return value
+    raise InvalidInput(f"{name}: an integer from {lowest} to {highest} is expected")
+
+
+async def parse(body: Image, form: Form) -> Payload:
+    """A JSON body as a payload; with `form` FIELDS every key is a field, else `records` and `query_record`
+    are taken apart and their images decoded. An empty body is an empty payload.
+
+    Raises InvalidInput for JSON that is malformed, nested deeper than 64, holds NaN or integers beyond
+    64 bit, or has too many records; TooLarge for more than 100,000 values or fields over 1 MiB. A `_base64`
+    that cannot be decoded is the problem of its record alone.
+    """
+    if not body:
+        return Payload()
+    _check_values(body)
+    try:
+        document = _RAW_DOCUMENT.decode(body)
+    except _MALFORMED:
+        raise InvalidInput("the body is not a JSON object") from None
+    if len(body) > _SMALL:
+        await asyncio.sleep(0)
+    if form is Form.FIELDS:
+        return Payload(_fields(document, "the request"))
+    raw_records, raw_query = document.pop("records", _NULL), document.pop("query_record", _NULL)
+    payload = Payload(_fields(document, "the request"))
+    encoded: list[tuple[Record, msgspec.Raw]] = []
+    payload.records = await _records(raw_records, encoded)
+    payload.query = await _query(raw_query, encoded)
+    if len(encoded) > MAX_IMAGES + (payload.query is not None):
+        raise InvalidInput(f"records: at most {MAX_IMAGES} with images in one call")
+    if form.takes_images:
+        for record, raw in encoded:
+            try:
+                record.image = await decode_base64(raw)
+            except InvalidInput as problem:
+                record.problem = problem
+    return payload
+
+
+def parse_record(text: bytes) -> Record:
+    """The record of a raw image from its header `X-Record`. Raises InvalidInput when it is not an object."""
+    try:
+        document = _RAW_DOCUMENT.decode(text)
+    except _MALFORMED:
+        raise InvalidInput("X-Record: a JSON object is expected") from None
+    for name in ("_base64", "_file"):
+        document.pop(name, None)
+    return Record(_fields(document, "X-Record"))
+
+
+def parse_word(text: str) -> object:
+    """A query field: JSON where it is JSON (`5`, `true`, `["_id"]`, `{..}`), else the text itself."""
+    try:
+        value = msgspec.json.decode(text)
+    except (*_MALFORMED, UnicodeEncodeError):
+        return text
+    _check_value(value, "the query")
+    return value
+
+
+async def decode_base64(raw: msgspec.Raw) -> bytes:
+    """The bytes behind a JSON string of base64, with or without a `data:` header of any kind.
+
+    Decoded straight from the body; JSON escapes (`\\/` of PHP, `\\u003d` of Gson, line breaks) are undone in
+    pieces. Raises InvalidInput for anything that is not base64 in the standard alphabet with padding.
+    """
+    view = memoryview(raw)
+    if len(view) > _SMALL:
+        await asyncio.sleep(0)
+    if view[0] != ord('"'):
+        raise InvalidInput("_base64: a string is expected")
+    view = view[1:-1]
+    header = bytes(view[:MAX_HEADER_BYTES])
+    if header[:5].lower() == b"data:":
+        comma = header.find(b",")
+        if comma < 0:
+            raise InvalidInput("_base64: the data: header does not end")
+        view = view[comma + 1 :]
+    try:
+        return pybase64.b64decode(view, validate=True)
+    except (binascii.Error, ValueError):
+        pass
+    try:
+        return pybase64.b64decode(await _unescaped(view), validate=True)
+    except (binascii.Error, ValueError, *_MALFORMED):
+        raise InvalidInput("_base64: not valid base64") from None
+
+
+async def _unescaped(view: memoryview) -> bytes:
+    pieces: list[bytes] = []
+    position, escaped = 0, False
+    while position < len(view):
+        piece = bytes(view[position : position + _PIECE])
+        if position + len(piece) < len(view) and (start := piece.rfind(b"\\", -6)) > 0:
+            piece = piece[:start]  # an escape is at most 6 bytes long: the next piece begins with it
+        position += len(piece)
+        if b"\\" in piece:
+            escaped = True
+            piece = msgspec.json.decode(b'"' + piece + b'"', type=str).encode()
+        pieces.append(piece.translate(None, b"\r\n"))
+        await asyncio.sleep(0)
+    if not escaped:
+        raise ValueError
+    return b"".join(pieces)
+
+
+async def _records(raw: msgspec.Raw, encoded: list[tuple[Record, msgspec.Raw]]) -> list[Record] | None:
+    try:
+        records = _RAW_RECORDS.decode(raw)
+    except _MALFORMED:
+        raise InvalidInput("records: a list of objects is expected") from None
+    if records is None:
+        return None
+    if len(records) > MAX_RECORDS:
+        raise InvalidInput(f"records: at most {MAX_RECORDS} in one call")
+    return [await _record(record, encoded) for record in records]
+
+
+async def _query(raw: msgspec.Raw, encoded: list[tuple[Record, msgspec.Raw]]) -> Record | None:
+    try:
+        record = _RAW_RECORD.decode(raw)
+    except _MALFORMED:
+        raise InvalidInput("query_record: an object is expected") from None
+    return None if record is None else await _record(record, encoded)
+
+
+async def _record(raw: dict[str, msgspec.Raw], encoded: list[tuple[Record, msgspec.Raw]]) -> Record:
+    image = raw.pop("_base64", None)
+    raw.pop("_file", None)
+    record = Record(_fields(raw, "a record"))
+    if sum(len(memoryview(value)) for value in raw.values()) > _SMALL:
+        await asyncio.sleep(0)
+    if image is not None and bytes(memoryview(image)[:4]) != b"null":
+        encoded.append((record, image))
+    return record
+
+
+def _fields(raw: dict[str, msgspec.Raw], owner: str) -> Fields:
+    if sum(len(memoryview(value)) for value in raw.values()) > MAX_FIELD_BYTES:
+        raise TooLarge(f"the fields of {owner} are larger than {MAX_FIELD_BYTES} bytes")
+    try:
+        fields = {name: msgspec.json.decode(value) for name, value in raw.items()}
+    except _MALFORMED:
+        raise InvalidInput(f"a field of {owner} is not valid JSON") from None
+    _check_value(fields, owner)
+    return fields
+
+
+def _check_value(value: object, owner: str) -> None:
+    """What passes can be encoded again, whatever it is put into: bounded depth, integers of 64 bit."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+            elif isinstance(item, int) and item not in _INTEGERS:
+                raise InvalidInput(f"an integer of {owner} has more than 64 bit")
+        if not below:
+            return
+        level = below
+    raise InvalidInput(f"{owner} is nested deeper than {MAX_DEPTH} levels")
+
+
+def _check_values(body: Image) -> None:
+    commas = 0
+    for start in range(0, len(body), _PIECE):
+        commas += body.count(b",", start, start + _PIECE)
+        if commas > MAX_VALUES:
+            raise TooLarge(f"the body holds more than {MAX_VALUES} values")

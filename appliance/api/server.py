@@ -1,0 +1,241 @@
+"""The listeners: public TCP, operator TCP, operator Unix socket; opened last, closed first."""
+
+import asyncio
+import contextlib
+import grp
+import logging
+import os
+import socket
+import ssl
+import stat
+from pathlib import Path
+from typing import Self
+
+from aiohttp import http_parser
+
+from appliance.api.account import Account
+from appliance.api.body import Bodies
+from appliance.api.call import Measures
+from appliance.api.connections import Door, HttpServer
+from appliance.api.gate import Gate
+from appliance.api.management import Management
+from appliance.api.parts import Parts
+from appliance.api.probes import Probes
+from appliance.api.recognition import Recognition
+from appliance.api.routes import ROUTES, Surface
+from appliance.api.similarity import Similarity
+from appliance.api.vision import Vision
+from appliance.config import Api, listen_address
+from appliance.errors import ApplianceError, ConfigInvalid, SelfTestFailed
+
+__all__ = ["Parts", "Server", "check_parser"]
+
+_BACKLOG = 1024
+_SOCKET_MODE = 0o660
+_SOCKET_PATH_BYTES = 107  # sun_path of unix(7), with its closing zero
+
+log = logging.getLogger("appliance.api")
+
+
+def check_parser() -> None:
+    """Raises SelfTestFailed unless aiohttp parses HTTP in C.
+
+    Nearly all of its request smuggling faults were in the Python parser, which it falls back to in silence.
+    """
+    if os.environ.get("AIOHTTP_NO_EXTENSIONS"):
+        raise SelfTestFailed("AIOHTTP_NO_EXTENSIONS is set: unset it, HTTP is parsed in C only")
+    if http_parser.HttpRequestParser is not getattr(http_parser, "HttpRequestParserC", None):
+        raise SelfTestFailed("aiohttp's C parser is not loaded: install aiohttp from its binary wheel")
+
+
+class Server:
+    """Serves HTTP between `async with`. A process without an engine opens the operator socket only.
+
+    Entering raises SelfTestFailed (see `check_parser`), ConfigInvalid for a certificate that cannot be used,
+    and ApplianceError naming a listener that cannot be opened. Leaving closes the listeners, lets calls end
+    for `lifecycle.drain_seconds`, then cuts them off.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._config = parts.config
+        measures = Measures(parts.registry)
+        vision = Vision(parts.bundles, parts.decoders, parts.engine, measures)
+        families = (
+            Account(parts.customers, parts.bundles),
+            Recognition(vision, parts.bundles),
+            Similarity(parts.collections, vision, parts.config.search),
+            Management(
+                customers=parts.customers,
+                tokens=parts.tokens,
+                collections=parts.collections,
+                bundles=parts.bundles,
+                engine=parts.engine,
+                status=parts.status,
+            ),
+            Probes(parts.readiness, parts.registry),
+        )
+        self._bodies = bodies = Bodies(parts.config.api)
+        self._gates = {
+            surface: Gate(
+                ROUTES, surface, families=families, tokens=parts.tokens, bodies=bodies, measures=measures
+            )
+            for surface in Surface
+        }
+        allows = None if parts.residency is None else parts.residency.allows_client
+        self._public_door = Door(parts.config.api.max_connections_per_address, allows)
+        self._private_door = Door(None)
+        self._tls: ssl.SSLContext | None = None
+        self._sites: dict[Surface, list[asyncio.Server]] = {surface: [] for surface in Surface}
+        self._servers: list[HttpServer] = []
+        self._socket: Path | None = None
+
+    async def __aenter__(self) -> Self:
+        check_parser()
+        try:
+            await self._open_socket(self._config.operator_socket)
+            if self._parts.engine is not None:
+                self._tls = await asyncio.to_thread(_tls_context, self._config.api)
+                if self._config.operator.listen is not None:
+                    await self._open_tcp(
+                        Surface.OPERATOR, "operator.listen", self._config.operator.listen, None
+                    )
+                for index, address in enumerate(self._config.api.listen):
+                    await self._open_tcp(Surface.PUBLIC, f"api.listen.{index}", address, self._tls)
+        except BaseException:
+            self.stop_accepting()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.stop_accepting()
+        await asyncio.sleep(0)  # what has been accepted this moment gets its handler
+        seconds = self._config.lifecycle.drain_seconds
+        await asyncio.gather(*(server.drain(seconds) for server in self._servers))
+
+    def listeners(self) -> dict[str, list[str]]:
+        """The bound addresses: "api" and "operator" as HOST:PORT with the real port, "socket" as a path."""
+        return {
+            "api": self._addresses(Surface.PUBLIC),
+            "operator": self._addresses(Surface.OPERATOR),
+            "socket": [] if self._socket is None else [str(self._socket)],
+        }
+
+    @property
+    def open_connections(self) -> int:
+        """On the public listeners, now."""
+        return self._public_door.open
+
+    @property
+    def held_bytes(self) -> int:
+        """Of all bodies that have arrived, whole or in part, and whose calls have not ended."""
+        return self._bodies.held
+
+    def apply(self, config: Api) -> None:
+        """Takes what a reload may change: connections per address, and the certificate's files read again.
+
+        Raises ConfigInvalid when the certificate cannot be used; the old one then stays.
+        """
+        if self._tls is not None:
+            _load_certificate(self._tls, config)
+        self._public_door.limit = config.max_connections_per_address
+
+    def stop_accepting(self) -> None:
+        """Closes the listeners, removes the socket's file; open connections end with their next answer."""
+        for gate in self._gates.values():
+            gate.closing = True
+        for sites in self._sites.values():
+            while sites:
+                sites.pop().close()
+        if self._socket is not None:
+            self._socket.unlink(missing_ok=True)
+            self._socket = None
+
+    def _addresses(self, surface: Surface) -> list[str]:
+        names = [bound.getsockname() for site in self._sites[surface] for bound in site.sockets]
+        return [f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}" for name in names]
+
+    def _server(self, surface: Surface, door: Door, group: int | None = None) -> HttpServer:
+        keep_alive = self._config.api.keep_alive_seconds
+        server = HttpServer(self._gates[surface], door, keep_alive_seconds=keep_alive, group=group)
+        self._servers.append(server)
+        return server
+
+    async def _open_tcp(self, surface: Surface, key: str, address: str, tls: ssl.SSLContext | None) -> None:
+        host, port = listen_address(address)
+        server = self._server(surface, self._public_door if surface is Surface.PUBLIC else self._private_door)
+        loop = asyncio.get_running_loop()
+        try:
+            site = await loop.create_server(
+                server,
+                host,
+                port,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else self._config.api.keep_alive_seconds,
+                backlog=_BACKLOG,
+            )
+        except OSError as error:
+            raise ApplianceError(f"{key}: cannot listen on {address}: {error.strerror or error}") from None
+        self._sites[surface].append(site)
+
+    async def _open_socket(self, path: Path) -> None:
+        group = _group(self._config.operator.group)
+        bound = _bind(path, group)
+        server = self._server(Surface.SOCKET, self._private_door, group)
+        loop = asyncio.get_running_loop()
+        self._sites[Surface.SOCKET].append(
+            await loop.create_unix_server(server, sock=bound, backlog=_BACKLOG)
+        )
+        self._socket = path
+
+
+def _bind(path: Path, group: int | None) -> socket.socket:
+    """A Unix socket at `path`, not listening yet: its mode is right before anybody can connect."""
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
+        raise ConfigInvalid([f"operator.socket: {path}: longer than {_SOCKET_PATH_BYTES} bytes"])
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(path.lstat().st_mode):
+                path.unlink()  # of a daemon that was killed: the state's lock says that none runs
+        bound.bind(str(path))
+        path.chmod(_SOCKET_MODE)
+    except OSError as error:
+        bound.close()
+        raise ApplianceError(f"operator.socket: cannot listen on {path}: {error.strerror}") from None
+    if group is not None:
+        try:
+            os.chown(path, -1, group)
+        except PermissionError:
+            log.warning("the operator socket is not given to its group: the daemon is not a member")
+    return bound
+
+
+def _group(name: str) -> int | None:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def _tls_context(config: Api) -> ssl.SSLContext | None:
+    if config.tls_certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["http/1.1"])
+    _load_certificate(context, config)
+    return context
+
+
+def _load_certificate(context: ssl.SSLContext, config: Api) -> None:
+    if config.tls_certificate is None or config.tls_key is None:
+        return
+    try:
+        # A password would be asked for on a terminal that a daemon does not have.
+        context.load_cert_chain(config.tls_certificate, config.tls_key, password=lambda: b"")
+    except (OSError, ValueError) as error:
+        reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
+        raise ConfigInvalid(
+            [f"api.tls_certificate: {config.tls_certificate}: cannot be used: {reason}"]
+        ) from None

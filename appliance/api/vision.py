@@ -1,0 +1,92 @@
+"""From the images of a call to what the models see: decoded and inferred concurrently, the order kept."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from appliance.api.call import Measures
+from appliance.api.payload import Record
+from appliance.errors import ApplianceError, NotInstalled, Overloaded, StorageFailed, WorkerLost
+from appliance.recognition.bundles import Bundle, Bundles
+from appliance.recognition.decoders import Decoders
+from appliance.recognition.engine import Engine
+
+T = TypeVar("T")
+Vector = npt.NDArray[np.float32]
+
+# What is no fault of the image: when it strikes all records of a call, the call itself is refused.
+_OURS = (Overloaded, WorkerLost, StorageFailed)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A model's float32 output for one image, and the image's upright size in pixels as it was sent."""
+
+    output: Vector
+    width: int
+    height: int
+
+
+class Vision:
+    """Decoders and engine as the inference and search families use them."""
+
+    def __init__(
+        self, bundles: Bundles, decoders: Decoders | None, engine: Engine | None, measures: Measures
+    ) -> None:
+        self._bundles = bundles
+        self._decoders = decoders
+        self._engine = engine
+        self._measures = measures
+
+    def backbone(self) -> Bundle:
+        """The bundle whose embeddings search uses. Raises NotInstalled."""
+        self._ready()
+        return self._bundles.backbone()
+
+    async def infer(self, bundle: Bundle, record: Record, output: str) -> Seen:
+        """One output of the bundle's model for the record's image, which the record gives away.
+
+        "embedding" comes L2-normalised. Raises what the record, the decoders and the engine raise.
+        """
+        decoders, engine = self._ready()
+        image = record.take_image()
+        with self._measures.stage("decode"):
+            decoded = await decoders.decode(image, bundle.preprocessing)
+        del image
+        with self._measures.stage("infer"):
+            if output == "embedding":
+                values = await engine.embed(bundle, decoded.pixels)
+            else:
+                values = (await engine.infer(bundle, decoded.pixels, (output,)))[output]
+        return Seen(values, decoded.width, decoded.height)
+
+    def _ready(self) -> tuple[Decoders, Engine]:
+        if self._decoders is None or self._engine is None:
+            raise NotInstalled("this process manages the appliance and serves no images")
+        return self._decoders, self._engine
+
+
+async def each(records: Sequence[Record], act: Callable[[Record], Awaitable[T]]) -> list[T | ApplianceError]:
+    """`act` on every record at once: its result or its refusal, in the order of the records.
+
+    Raises the first refusal when all records failed for reasons that are not theirs (queues, workers).
+    """
+
+    async def settle(record: Record) -> T | ApplianceError:
+        try:
+            return await act(record)
+        except ApplianceError as refusal:
+            return refusal
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(settle(record)) for record in records]
+    outcomes = [task.result() for task in tasks]
+    if outcomes and all(isinstance(outcome, _OURS) for outcome in outcomes):
+        first = outcomes[0]
+        assert isinstance(first, ApplianceError)
+        raise first
+    return outcomes

@@ -1,0 +1,182 @@
+"""`/appliance/v1` for customers over TCP and for operators over the Unix socket."""
+
+import json
+import uuid
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from appliance.accounts.audit import Event
+from appliance.accounts.tokens import Scope
+from tests.serving import DIM, Reply, Served, Tenant
+
+V1 = "/appliance/v1"
+
+
+def admin(served: Served, tenant: Tenant, method: str, path: str, document: object = None) -> Reply:
+    body = None if document is None else json.dumps(document).encode()
+    return served.site.call(method, V1 + path, body, tenant.headers())
+
+
+def operate(served: Served, method: str, path: str, document: object = None) -> Any:
+    answer = served.site.operate(method, V1 + path, document)
+    assert answer.status < 300, answer.body
+    return answer.document if answer.body else None
+
+
+def unique(prefix: str = "x") -> str:
+    return f"{prefix} {uuid.uuid4()}"
+
+
+def test_an_operator_manages_from_nothing_to_a_search(served: Served) -> None:
+    customer = operate(served, "POST", "/customers", {"name": unique("bank")})
+    assert set(customer) == {"id", "name", "created_at"}
+    assert datetime.fromisoformat(customer["created_at"]).timestamp() == served.clock
+    issued = operate(served, "POST", "/tokens", {"customer": customer["id"], "scopes": ["search:read"]})
+    assert set(issued) == {"id", "token"}
+    assert issued["token"].startswith("xapp_")
+    assert len(issued["token"]) < 70
+    collection = operate(served, "POST", "/collections", {"customer": customer["id"], "name": "photos"})
+    assert collection["backbone"] == "colours@1"
+    assert (collection["dim"], collection["count"]) == (DIM, 0)
+    headers = {"authorization": f"Token {issued['token']}", "collection-id": collection["id"]}
+    assert served.site.call("POST", "/similarity/photos/v2/random", None, headers).status == 200
+
+    (token,) = operate(served, "GET", f"/tokens?customer={customer['id']}")["tokens"]
+    assert token["scopes"] == ["search:read"]
+    assert token["expires_at"] is token["revoked_at"] is None
+    assert issued["token"] not in json.dumps(token)
+    assert operate(served, "DELETE", f"/tokens/{issued['id']}") is None
+    assert served.site.call("POST", "/similarity/photos/v2/random", None, headers).status == 401
+    assert operate(served, "DELETE", f"/collections/{collection['id']}") is None
+    assert operate(served, "GET", f"/collections?customer={customer['id']}") == {"collections": []}
+
+
+def test_an_operator_sees_all_and_a_customer_its_own(served: Served, tenant: Tenant) -> None:
+    other = served.tenant(unique())
+    everybody = {row["id"] for row in operate(served, "GET", "/customers")["customers"]}
+    assert {tenant.id, other.id} <= everybody
+    assert [row["id"] for row in admin(served, tenant, "GET", "/customers").document["customers"]] == [
+        tenant.id
+    ]
+    owners = {row["customer"] for row in operate(served, "GET", "/collections")["collections"]}
+    assert {tenant.id, other.id} <= owners
+    mine = admin(served, tenant, "GET", "/collections").document["collections"]
+    assert {row["customer"] for row in mine} == {tenant.id}
+    assert admin(served, tenant, "GET", f"/customers/{tenant.id}").document["id"] == tenant.id
+
+
+def test_an_admin_token_manages_its_own_customer(served: Served) -> None:
+    tenant = served.tenant(unique())
+    issued = admin(served, tenant, "POST", "/tokens", {}).document
+    (row,) = [
+        t for t in admin(served, tenant, "GET", "/tokens").document["tokens"] if t["id"] == issued["id"]
+    ]
+    assert "admin" not in row["scopes"]
+    rotated = admin(served, tenant, "POST", f"/tokens/{issued['id']}/rotate", {"overlap_seconds": 60})
+    assert rotated.status == 201
+    assert rotated.document["id"] != issued["id"]
+    again = admin(served, tenant, "POST", f"/tokens/{issued['id']}/rotate")
+    assert again.status == 409
+    assert admin(served, tenant, "DELETE", f"/tokens/{issued['id']}").status == 204
+    collection = admin(served, tenant, "POST", "/collections", {"name": "mine"})
+    assert collection.status == 201
+    assert admin(served, tenant, "POST", "/collections", {"name": "mine"}).status == 409
+    path = f"/collections/{collection.document['id']}"
+    assert admin(served, tenant, "GET", path).document == collection.document
+    assert admin(served, tenant, "DELETE", path).status == 204
+    assert admin(served, tenant, "GET", path).status == 404
+    events = [row.event for row in served.audited(tenant) if row.actor.kind == "token"]
+    assert events == [
+        Event.TOKEN_ADD,
+        Event.TOKEN_ROTATE,
+        Event.TOKEN_REVOKE,
+        Event.COLLECTION_ADD,
+        Event.COLLECTION_REMOVE,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/customers"), ("GET", "/status"), ("GET", "/bundles"), ("POST", "/bundles")],
+)
+def test_what_is_for_operators_only(served: Served, tenant: Tenant, method: str, path: str) -> None:
+    answer = admin(served, tenant, method, path, {} if method == "POST" else None)
+    assert answer.status == 403
+    assert "operator" in answer.document["detail"]
+
+
+def test_management_needs_the_admin_scope(served: Served, tenant: Tenant) -> None:
+    token = served.token(tenant, *(scope for scope in Scope if scope is not Scope.ADMIN))
+    answer = served.site.call("GET", f"{V1}/tokens", headers=tenant.headers(authorization=f"Token {token}"))
+    assert answer.status == 403
+    assert "admin" in answer.document["detail"]
+
+
+def test_a_token_expires(served: Served, tenant: Tenant) -> None:
+    moment = "2027-01-15T09:01:00+01:00"  # the clock of the tests stands at 08:00 UTC
+    issued = admin(served, tenant, "POST", "/tokens", {"expires_at": moment}).document
+    headers = {"authorization": f"Token {issued['token']}"}
+    assert served.site.call("GET", "/account/v2/user", headers=headers).status == 200
+    served.clock += 60
+    try:
+        assert served.site.call("GET", "/account/v2/user", headers=headers).status == 401
+    finally:
+        served.clock -= 60
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "why"),
+    [
+        ("/customers", {}, "name"),
+        ("/customers", {"name": 5}, "name"),
+        ("/customers", {"name": ""}, "name"),
+        ("/customers", {"name": "x", "nmae": "y"}, "nmae"),
+        ("/tokens", {}, "customer"),
+        ("/tokens", {"customer": "CUSTOMER", "scopes": ["root"]}, "scopes"),
+        ("/tokens", {"customer": "CUSTOMER", "scopes": []}, "scopes"),
+        ("/tokens", {"customer": "CUSTOMER", "expires_at": "tomorrow"}, "expires_at"),
+        ("/tokens", {"customer": "CUSTOMER", "expires_at": "2099-01-01T00:00:00"}, "time zone"),
+        ("/tokens", {"customer": "CUSTOMER", "expires_at": "1999-01-01T00:00:00Z"}, "expires_at"),
+        ("/collections", {"customer": "CUSTOMER"}, "name"),
+        ("/collections", {"name": "x"}, "customer"),
+        ("/bundles", {"path": "relative/path"}, "absolute"),
+        ("/bundles", {"path": "/nowhere"}, "/nowhere"),
+        ("/bundles", {}, "path"),
+    ],
+)
+def test_bodies_that_are_refused(
+    served: Served, tenant: Tenant, path: str, document: dict[str, object], why: str
+) -> None:
+    if document.get("customer") == "CUSTOMER":
+        document = document | {"customer": tenant.id}
+    answer = served.site.operate("POST", V1 + path, document)
+    assert answer.status == 400, answer.body
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert why in answer.document["detail"]
+
+
+def test_ids_that_do_not_exist(served: Served) -> None:
+    nobody = str(uuid.uuid4())
+    for method, path, document in (
+        ("GET", f"/customers/{nobody}", None),
+        ("GET", f"/collections/{nobody}", None),
+        ("DELETE", f"/collections/{nobody}", None),
+        ("DELETE", "/tokens/0123456789", None),
+        ("POST", "/tokens/0123456789/rotate", {}),
+        ("POST", "/tokens", {"customer": nobody}),
+        ("POST", "/collections", {"customer": nobody, "name": "x"}),
+    ):
+        assert served.site.operate(method, V1 + path, document).status == 404, path
+
+
+def test_the_same_bundle_twice_is_the_same_task(served: Served) -> None:
+    answer = operate(served, "POST", "/bundles", {"path": str(served.bundle.folder)})
+    assert answer["task"] == served.bundle.task
+    assert operate(served, "GET", "/bundles")["bundles"] == [answer]
+    assert answer["routes"] == ["photo/tags/v2/tags"]
+
+
+def test_status(served: Served) -> None:
+    assert operate(served, "GET", "/status") == {"state": "ready"}

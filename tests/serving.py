@@ -1,0 +1,348 @@
+"""The real server with all its real parts inside the test process, on a uvloop thread of its own.
+
+The model is a small one made here: fast, and its classes and vectors can be foreseen from an image's colours.
+"""
+
+import asyncio
+import hashlib
+import http.client
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import onnx
+import uvloop
+from onnx import TensorProto, helper, numpy_helper
+from prometheus_client import CollectorRegistry
+
+from appliance import vault
+from appliance.accounts.audit import Actor, Entry, entries
+from appliance.accounts.customers import CustomerId, Customers
+from appliance.accounts.tokens import Scope, Tokens
+from appliance.api.parts import Parts
+from appliance.api.server import Server
+from appliance.config import Api, Config, Lifecycle, Operator, Recognition
+from appliance.health import Readiness
+from appliance.ledger import Ledger
+from appliance.recognition.bundles import Bundle, Bundles
+from appliance.recognition.decoders import Decoders
+from appliance.recognition.engine import Engine
+from appliance.residency import Residency
+from appliance.search.collections import Collections
+
+T = TypeVar("T")
+
+ACTOR = Actor("system", "test")
+NOW = 1_800_000_000.0
+COLOURS = ("red", "green", "blue")
+DIM = 48
+SECONDS = 30.0  # an answer that takes longer is a hang
+
+
+def colour_bundle(folder: Path) -> Path:
+    """A backbone of 4 x 4 mean colours: `logits` for the strongest of COLOURS, `embedding` of 48 numbers."""
+    averaging = np.zeros((DIM, 3), np.float32)
+    for channel in range(3):
+        averaging[channel * 16 : channel * 16 + 16, channel] = 1 / 400
+    shape = numpy_helper.from_array(np.array([-1, DIM], np.int64), "shape")
+    weights = numpy_helper.from_array(averaging, "weights")
+    one = numpy_helper.from_array(np.ones(1, np.float32), "one")
+    nodes = [
+        helper.make_node("Transpose", ["images"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("AveragePool", ["levels"], ["cells"], kernel_shape=[56, 56], strides=[56, 56]),
+        helper.make_node("Reshape", ["cells", "shape"], ["flat"]),
+        helper.make_node("Add", ["flat", "one"], ["lit"]),  # black too has a direction
+        helper.make_node("LpNormalization", ["lit"], ["embedding"], axis=1, p=2),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 224, 224, 3])],
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", len(COLOURS)]),
+            helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", DIM]),
+        ],
+        [shape, weights, one],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    (folder / "licences").mkdir(parents=True)
+    files = {
+        "model.onnx": model.SerializeToString(),
+        "labels.txt": "\n".join(COLOURS).encode() + b"\n",
+        "licences/LICENCE.txt": b"made by the tests",
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    listed = "\n".join(f'"{name}" = "{digest}"' for name, digest in digests.items())
+    (folder / "bundle.toml").write_text(
+        f"""format = 1
+name = "colours"
+version = "1"
+kind = "backbone"
+routes = ["photo/tags/v2/tags"]
+[preprocessing]
+size = 224
+[outputs]
+logits = [{len(COLOURS)}]
+embedding = [{DIM}]
+[files]
+{listed}
+[[sources]]
+name = "tests"
+version = "1"
+provides = "everything"
+licence = "MIT"
+sha256 = "{digests["model.onnx"]}"
+"""
+    )
+    return folder
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One HTTP answer, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> int:
+        """The wire code in the body."""
+        return int(self.document["status"]["code"])
+
+
+@dataclass(frozen=True)
+class Site:
+    """The addresses of one running server, and how to ask them."""
+
+    host: str
+    port: int
+    operator_port: int
+    socket: Path
+    tls: ssl.SSLContext | None = None
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        operator: bool = False,
+    ) -> Reply:
+        """One request on a connection of its own; with `operator` to the operator's TCP listener."""
+        connection: http.client.HTTPConnection
+        port = self.operator_port if operator else self.port
+        if self.tls is not None and not operator:
+            connection = http.client.HTTPSConnection("localhost", port, timeout=SECONDS, context=self.tls)
+        else:
+            connection = http.client.HTTPConnection(self.host, port, timeout=SECONDS)
+        return _ask(connection, method, path, body, headers)
+
+    def operate(self, method: str, path: str, document: object = None) -> Reply:
+        """One request over the operator's Unix socket."""
+        body = None if document is None else json.dumps(document).encode()
+        headers = {} if body is None else {"content-type": "application/json"}
+        return _ask(_UnixConnection(self.socket), method, path, body, headers)
+
+    def raw(self, sent: bytes) -> bytes:
+        """What comes back for these bytes until the server closes the connection."""
+        with socket.create_connection((self.host, self.port), timeout=SECONDS) as connection:
+            connection.sendall(sent)
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("appliance", timeout=SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(SECONDS)
+        self.sock.connect(str(self._path))
+
+
+def _ask(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    body: bytes | None,
+    headers: Mapping[str, str] | None,
+) -> Reply:
+    try:
+        connection.request(method, path, body, dict(headers or {}))
+        answer = connection.getresponse()
+        return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+    finally:
+        connection.close()
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A customer with a collection and its first token, which has all scopes."""
+
+    id: CustomerId
+    token: str
+    collection: str
+
+    def headers(self, **changed: str) -> dict[str, str]:
+        """For JSON on the tenant's collection; `changed` names others, underscores for hyphens."""
+        usual = {
+            "authorization": f"Token {self.token}",
+            "collection-id": self.collection,
+            "content-type": "application/json",
+        }
+        return usual | {name.replace("_", "-"): value for name, value in changed.items()}
+
+
+class Served:
+    """All parts and a server on them, as a context. `clock` may be moved by tests."""
+
+    parts: Parts
+    site: Site
+    bundle: Bundle
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="served")
+        self._stack = AsyncExitStack()
+        self._count = 0
+        self.clock = NOW
+        self.readiness = Readiness("ready")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.run(self._open())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.run(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs `work` on the server's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+    async def _close(self) -> None:
+        await self._stack.aclose()
+        # As at the end of asyncio.run: aiohttp may still wait for the rest of a refused upload.
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    async def _open(self) -> None:
+        enter = self._stack.enter_async_context
+        registry = CollectorRegistry()
+        config = self._config(Api(listen=("127.0.0.1:0",)))
+        ledger = await enter(Ledger(self._folder, registry))
+        customers = await enter(Customers(ledger, lambda: self.clock))
+        keys = vault.Keys(bytes(range(32)))
+        tokens = await enter(Tokens(ledger, keys, customers, lambda: self.clock))
+        collections = await enter(Collections(ledger, config.search, lambda: self.clock, registry))
+        bundles = await enter(Bundles(ledger, self._folder / "bundles", lambda: self.clock))
+        decoders = await enter(Decoders(config.recognition, registry))
+        engine = await enter(Engine(config.recognition, registry))
+        self.bundle = await bundles.install(ACTOR, colour_bundle(self._folder / "built"))
+        await engine.load(self.bundle)
+        self.ledger = ledger
+        self.parts = Parts(
+            config=config,
+            residency=None,
+            customers=customers,
+            tokens=tokens,
+            collections=collections,
+            bundles=bundles,
+            decoders=decoders,
+            engine=engine,
+            status=self._status,
+            readiness=lambda: self.readiness,
+            registry=registry,
+            clock=lambda: self.clock,
+        )
+        self.server = await enter(Server(self.parts))
+        self.site = _site(self.server)
+
+    async def _status(self) -> dict[str, object]:
+        return {"state": self.readiness.state}
+
+    def _config(self, api: Api, group: str = "nobody knows") -> Config:
+        self._count += 1
+        return Config(
+            profile="demo",
+            state=self._folder,
+            api=api,
+            operator=Operator(
+                listen="127.0.0.1:0", socket=self._folder / f"operator{self._count}.sock", group=group
+            ),
+            recognition=Recognition(decoders=2),
+            lifecycle=Lifecycle(lame_duck_seconds=0, drain_seconds=10),
+        )
+
+    @contextmanager
+    def another(
+        self,
+        *,
+        residency: Residency | None = None,
+        tls: ssl.SSLContext | None = None,
+        group: str = "nobody knows",
+        **api: Any,
+    ) -> Iterator[tuple[Site, Server]]:
+        """A second server on the same parts with other settings in `[api]`, closed after the block."""
+        config = self._config(Api(**({"listen": ("127.0.0.1:0",)} | api)), group)
+        parts = replace(self.parts, config=config, residency=residency, registry=CollectorRegistry())
+        server = Server(parts)
+        self.run(server.__aenter__())
+        try:
+            yield _site(server, tls), server
+        finally:
+            self.run(server.__aexit__(None, None, None))
+
+    def tenant(self, name: str) -> Tenant:
+        """A new customer with a collection of its own."""
+        return self.run(self._tenant(name))
+
+    async def _tenant(self, name: str) -> Tenant:
+        customer = await self.parts.customers.add(ACTOR, name)
+        token = await self.parts.tokens.add(ACTOR, customer.id)
+        collection = await self.collection(customer.id, "photos")
+        return Tenant(customer.id, token.token, collection)
+
+    async def collection(self, customer: CustomerId, name: str, backbone: str | None = None) -> str:
+        """A new collection, of the installed backbone or another one."""
+        pin = backbone or f"{self.bundle.name}@{self.bundle.version}"
+        return (await self.parts.collections.add(ACTOR, customer, name, pin, DIM)).id
+
+    def token(self, tenant: Tenant, *scopes: Scope) -> str:
+        """Another token of the tenant, with these scopes only."""
+        return self.run(self.parts.tokens.add(ACTOR, tenant.id, scopes)).token
+
+    def audited(self, tenant: Tenant) -> list[Entry]:
+        """The tenant's rows of the audit log."""
+        return self.run(self.ledger.read(lambda connection: entries(connection, tenant.id)))
+
+
+def _site(server: Server, tls: ssl.SSLContext | None = None) -> Site:
+    bound = server.listeners()
+    host, port = bound["api"][0].rsplit(":", 1)
+    return Site(host, int(port), int(bound["operator"][0].rsplit(":", 1)[1]), Path(bound["socket"][0]), tls)
