@@ -1,0 +1,111 @@
+"""openapi.yaml and the server say the same: the same routes, and answers as described, whatever is sent."""
+
+import base64
+import json
+from importlib.resources import files
+from typing import Any
+
+import hypothesis
+import pytest
+import requests
+import schemathesis
+import yaml
+from openapi_spec_validator import validate
+from PIL import Image
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from appliance.api.routes import ROUTES, Surface
+from tests import images
+from tests.serving import Served, Tenant
+
+METHODS = {"get", "put", "post", "delete", "patch", "head", "options", "trace"}
+DOCUMENT: dict[str, Any] = yaml.safe_load(files("appliance.api").joinpath("openapi.yaml").read_text("utf-8"))
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+
+schema = schemathesis.openapi.from_dict(DOCUMENT)
+
+
+def resolved(item: dict[str, Any]) -> dict[str, Any]:
+    reference: str | None = item.get("$ref")
+    return item if reference is None else DOCUMENT["components"]["pathItems"][reference.rsplit("/", 1)[1]]
+
+
+def test_the_document_is_valid() -> None:
+    validate(DOCUMENT)
+
+
+def test_the_document_has_the_routes_of_the_table_and_no_others() -> None:
+    documented = {
+        (method.upper(), path)
+        for path, item in DOCUMENT["paths"].items()
+        for method in METHODS & resolved(item).keys()
+    }
+    assert documented == {(route.method, route.path) for route in ROUTES}
+
+
+def test_open_routes_are_open_in_the_document() -> None:
+    unsigned = {
+        path
+        for path, item in DOCUMENT["paths"].items()
+        if resolved(item).get("get", {}).get("security") == []
+    }
+    assert unsigned == {route.path for route in ROUTES if route.access.name == "OPEN"}
+
+
+@pytest.fixture(scope="module")
+def sacrificed(served: Served) -> Tenant:
+    """A tenant that random calls may bereave of its collections and tokens."""
+    return served.tenant("sacrificed")
+
+
+@schema.parametrize()
+@hypothesis.settings(
+    max_examples=6,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(hypothesis.HealthCheck),
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)
+def test_generated_calls_are_answered_as_described(
+    case: schemathesis.Case[Any], served: Served, sacrificed: Tenant
+) -> None:
+    operator = Surface.OPERATOR if case.path == "/metrics" else Surface.PUBLIC
+    port = served.site.operator_port if operator is Surface.OPERATOR else served.site.port
+    signed = {"Authorization": f"Token {sacrificed.token}"}
+    response = case.call(base_url=f"http://{served.site.host}:{port}", headers=signed)
+    case.validate_response(response, checks=CHECKS)
+    assert response.headers["x-request-id"]
+
+
+def test_examples_of_the_wire_are_as_described(served: Served, tenant: Tenant) -> None:
+    """What random calls hardly reach: full answers of recognition and search."""
+    image = base64.b64encode(images.encoded(Image.new("RGB", (30, 20), "red"), "PNG")).decode()
+    records = [{"_id": "a", "_base64": image, "n": 1}, {"_id": "b", "_base64": "?"}]
+    task = served.bundle.task
+    for path, document in (
+        ("/recognition/v2/classify", {"records": records, "task_id": task}),
+        ("/photo/tags/v2/tags", {"records": records}),
+        ("/photo/v2/descriptor", {"records": records}),
+        ("/similarity/photos/v2/insert", {"records": records}),
+        ("/similarity/photos/v2/insert", {"records": records[:1]}),
+        ("/similarity/photos/v2/visualKNN", {"query_record": {"_id": "a"}, "fields_to_return": ["*"]}),
+        ("/similarity/photos/v2/visualRankRecords", {"query_record": {"_id": "a"}, "records": records}),
+        ("/similarity/photos/v2/random", {"count": 1}),
+        ("/similarity/photos/v2/allRecords", {}),
+        ("/similarity/photos/v2/get", {"records": [{"_id": "a"}, {"_id": "z"}]}),
+        ("/similarity/photos/v2/update", {"records": [{"_id": "a", "n": 2}]}),
+        ("/similarity/photos/v2/delete", {"records": [{"_id": "a"}]}),
+    ):
+        url = f"http://{served.site.host}:{served.site.port}{path}"
+        response = requests.post(url, json.dumps(document), headers=tenant.headers(), timeout=30)
+        assert response.status_code in {200, 411}, response.text
+        schema[path]["POST"].validate_response(response)
