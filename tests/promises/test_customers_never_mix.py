@@ -1,0 +1,237 @@
+"""Customers never mix: every route of the table, attacked with what is another customer's.
+
+The attacks are derived from the table: a new route is attacked without a word here, and one whose request
+cannot be derived fails the test.
+"""
+
+import base64
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from appliance.accounts.customers import CustomerId
+from appliance.accounts.tokens import Scope
+from appliance.api.payload import Form
+from appliance.api.routes import ROUTES, Access, Route, Surface
+from tests import images
+from tests.serving import ACTOR, Reply, Served, Tenant
+
+PHOTOS = "/similarity/photos/v2"
+SECRET = "the victim's secret"
+PHOTO = base64.b64encode(images.encoded(Image.new("RGB", (30, 20), "red"), "PNG")).decode()
+
+PUBLIC = [route for route in ROUTES if Surface.PUBLIC in route.surfaces]
+SIGNED = [route for route in PUBLIC if route.access is not Access.OPEN]
+SCOPED = [route for route in PUBLIC if isinstance(route.access, Scope)]
+
+
+def named(route: Route) -> str:
+    return f"{route.method} {route.path}"
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A customer with a record, a token and a collection that others go for."""
+
+    tenant: Tenant
+    token_id: str
+
+    def target(self, route: Route) -> str:
+        """The path with the victim's own id in it."""
+        if "{id}" not in route.path:
+            return route.path
+        ids = {"customers": self.tenant.id, "tokens": self.token_id, "collections": self.tenant.collection}
+        return route.path.replace("{id}", ids[noun(route)])
+
+    def body(self, route: Route, task: str) -> bytes | None:
+        """What the route needs to act on the victim's things: everything that any route asks for at once."""
+        if route.form is Form.NOTHING:
+            return None
+        document: dict[str, Any] = {
+            "service": "photo-search",
+            "task_id": task,
+            "collection_id": self.tenant.collection,
+            "query_record": {"_id": SECRET},
+            "records": [{"_id": SECRET, "note": "overwritten"}],
+            "fields_to_return": ["*"],
+        }
+        if route.form.takes_images:
+            document["records"][0]["_base64"] = PHOTO
+        if route.problem:
+            managed: dict[str, dict[str, Any]] = {
+                "customers": {"name": "taken over"},
+                "tokens": {} if "{id}" in route.path else {"customer": self.tenant.id},
+                "collections": {"customer": self.tenant.id, "name": "taken over"},
+                "bundles": {"path": "/nowhere"},
+            }
+            document = managed[noun(route)]
+        return json.dumps(document).encode()
+
+    def belongings(self, served: Served) -> object:
+        """All that the victim can see of itself."""
+        site, headers = served.site, self.tenant.headers()
+        everything = json.dumps({"fields_to_return": ["*"]}).encode()
+        records = site.call("POST", f"{PHOTOS}/allRecords", everything, headers).document["answer_records"]
+        lists = ("tokens", "collections", "customers")
+        return records, [
+            site.call("GET", f"/appliance/v1/{name}", headers=headers).document for name in lists
+        ]
+
+
+def noun(route: Route) -> str:
+    return route.path.split("/")[3]
+
+
+def new_victim(served: Served, name: str) -> Victim:
+    tenant = served.tenant(name)
+    record = {"_id": SECRET, "note": SECRET, "_base64": PHOTO}
+    body = json.dumps({"records": [record]}).encode()
+    assert served.site.call("POST", f"{PHOTOS}/insert", body, tenant.headers()).code == 210
+    (token,) = served.run(served.parts.tokens.list(tenant.id))
+    return Victim(tenant, token.id)
+
+
+@pytest.fixture(scope="module")
+def victim(served: Served) -> Victim:
+    return new_victim(served, "victim")
+
+
+@pytest.fixture(scope="module")
+def attacker(served: Served) -> Tenant:
+    return served.tenant("attacker")
+
+
+@pytest.fixture(scope="module")
+def revoked(served: Served, victim: Victim) -> str:
+    """A token that the victim has revoked."""
+    issued = served.run(served.parts.tokens.add(ACTOR, victim.tenant.id))
+    served.run(served.parts.tokens.revoke(ACTOR, victim.tenant.id, issued.id))
+    return issued.token
+
+
+@pytest.fixture(scope="module")
+def lacking(served: Served, victim: Victim) -> dict[Scope, str]:
+    """Tokens of the victim that have every scope but one."""
+    return {scope: served.token(victim.tenant, *(set(Scope) - {scope})) for scope in Scope}
+
+
+@pytest.fixture
+def unharmed(
+    served: Served, victim: Victim, attacker: Tenant, revoked: str, lacking: dict[Scope, str]
+) -> Iterator[None]:
+    """After the attack the victim has what it had before."""
+    before = victim.belongings(served)
+    assert SECRET in str(before)
+    yield
+    assert victim.belongings(served) == before
+
+
+def attack(
+    served: Served, route: Route, victim: Victim, authorization: str | None, form: str = "{}"
+) -> Reply:
+    headers = victim.tenant.headers()
+    del headers["authorization"]
+    if authorization is not None:
+        headers["authorization"] = authorization
+    path = form.format(victim.target(route))
+    return served.site.call(route.method, path, victim.body(route, served.bundle.task), headers)
+
+
+def assert_nothing_leaks(answer: Reply, victim: Victim, *, known: frozenset[str] = frozenset()) -> None:
+    text = answer.body.decode() + str(answer.headers)
+    for secret in {victim.tenant.id, victim.tenant.collection, victim.token_id, SECRET} - known:
+        assert secret not in text, secret
+
+
+@pytest.mark.parametrize("route", PUBLIC, ids=named)
+def test_the_owner_is_served_so_that_the_attacks_fail_for_the_right_reason(
+    served: Served, route: Route
+) -> None:
+    owner = new_victim(served, f"owner {uuid.uuid4()}")
+    answer = attack(served, route, owner, f"Token {owner.tenant.token}")
+    if route.access is Access.OPERATOR:
+        assert answer.status == 403
+    else:
+        assert answer.status in {200, 201, 204, 411}, answer.body
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("route", SIGNED, ids=named)
+def test_without_a_valid_token_nothing_is_answered(
+    served: Served, victim: Victim, revoked: str, route: Route
+) -> None:
+    token = victim.tenant.token
+    for authorization in (
+        None,
+        f"Token {token[:-1]}",
+        f"Token {token[:20]}{'A' if token[20] != 'A' else 'B'}{token[21:]}",
+        f"Basic {base64.b64encode(token.encode()).decode()}",
+        f"Token {revoked}",
+    ):
+        answer = attack(served, route, victim, authorization, "/localhost{}/")
+        assert answer.status == 401
+        assert_nothing_leaks(answer, victim)
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("route", SCOPED, ids=named)
+def test_without_the_scope_nothing_is_done(
+    served: Served, victim: Victim, lacking: dict[Scope, str], route: Route
+) -> None:
+    assert isinstance(route.access, Scope)
+    answer = attack(served, route, victim, f"Token {lacking[route.access]}")
+    assert answer.status == 403
+    assert_nothing_leaks(answer, victim)
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("route", SIGNED, ids=named)
+def test_another_customers_token_finds_nothing(
+    served: Served, victim: Victim, attacker: Tenant, route: Route
+) -> None:
+    """Where the victim is named the answer is 404, byte for byte that for ids which never existed."""
+    answer = attack(served, route, victim, f"Token {attacker.token}")
+    # With the attacker's own image comes back what the attacker wrote beside it.
+    echoed = {SECRET, victim.tenant.collection} if route.access is Scope.INFER else ()
+    assert_nothing_leaks(answer, victim, known=frozenset(echoed))
+    if route.access is Access.OPERATOR:
+        assert answer.status == 403
+    elif not names_the_victim(route):
+        assert answer.status == 200
+    else:
+        nobody = Victim(
+            replace(victim.tenant, id=CustomerId(str(uuid.uuid4())), collection=str(uuid.uuid4())), "0" * 10
+        )
+        missing = attack(served, route, nobody, f"Token {attacker.token}")
+        assert answer.status == missing.status == 404
+        assert anonymous(answer) == anonymous(missing)
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("route", [route for route in SIGNED if route.problem], ids=named)
+def test_naming_another_customer_in_the_query_finds_nothing(
+    served: Served, victim: Victim, attacker: Tenant, route: Route
+) -> None:
+    query = f"{{}}?customer={victim.tenant.id}"
+    answer = attack(served, route, victim, f"Token {attacker.token}", query)
+    assert_nothing_leaks(answer, victim)
+    lists_its_own = route.method == "GET" and noun(route) == "customers" and "{id}" not in route.path
+    assert answer.status in ({200} if lists_its_own else {403, 404})
+
+
+def names_the_victim(route: Route) -> bool:
+    if route.problem:
+        return "{id}" in route.path or route.method == "POST"
+    return route.access in {Scope.SEARCH_READ, Scope.SEARCH_WRITE}
+
+
+def anonymous(answer: Reply) -> tuple[bytes, dict[str, str]]:
+    """The answer without what differs from call to call."""
+    own = answer.headers["x-request-id"]
+    headers = {name: value for name, value in answer.headers.items() if name not in {"date", "x-request-id"}}
+    return answer.body.replace(own.encode(), b""), headers
