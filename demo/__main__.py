@@ -40,7 +40,7 @@ class Daemon:
             self.process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
 
     def start(self, state: DemoState) -> None:
-        log = os.open(state.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        log = os.open(state.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         try:
             self.process = subprocess.Popen(
                 state.command("serve"), stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0

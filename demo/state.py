@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from appliance.ledger import holder
 from appliance.volume import remove_tree, write_atomically
 
 APPLIANCE = Path(sys.executable).with_name("appliance")
@@ -123,10 +124,14 @@ def prepare(folder: Path, port: int, tell: Callable[[str], None]) -> DemoState:
 
     After the return `demo.token` (mode 0600), `demo.collection` and `demo.task` hold one line each. The port
     in `appliance.toml` is set to `port`, all else in an existing file is left as the owner wrote it.
-    Raises StepFailed when a verb refuses, OSError when the folder cannot be written.
+    Raises StepFailed when a daemon holds the folder or a verb refuses, OSError when the folder cannot be
+    written.
     """
     state = DemoState(folder.absolute())
     state.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Asked first: a running daemon's configuration and log are not ours to change.
+    if (pid := holder(state.folder)) is not None:
+        raise StepFailed(f"state folder {state.folder} is held by the daemon with pid {pid}")
     _write_settings(state, port)
     if not state.task_file.exists():
         tell("building the starter backbone")

@@ -129,9 +129,14 @@ def test_the_printed_lines_work_when_pasted(copy_state: CopyState, folder: Path)
 
 def test_two_daemons_on_one_state_folder(copy_state: CopyState) -> None:
     state = copy_state()
-    with RunningAppliance(state, state.port) as first, DemoRun(state.folder, free_port()) as second:
-        assert second.end() == 1
+    configured = state.config.read_bytes()
+    with RunningAppliance(state, state.port) as first:
+        logged = state.log.read_bytes()
+        with DemoRun(state.folder, free_port()) as second:
+            assert second.end() == 1
         assert f"pid {first.pid}" in second.said
+        assert state.config.read_bytes() == configured
+        assert state.log.read_bytes().startswith(logged)
 
 
 def test_a_configuration_error_ends_it_with_78(copy_state: CopyState) -> None:
