@@ -44,7 +44,7 @@ class Matching:
         mask = np.ones(self.slots, np.bool_)
         for decided, codes in self.parts:
             # A value that appears while this runs has a number past the end, where the answer is no.
-            mask &= np.take(decided, codes, mode="clip")
+            mask &= decided.take(codes, mode="clip")
         return mask
 
 

@@ -144,7 +144,7 @@ class Segments:
     async def seal(self) -> None:
         """Build a graph over every record now, if the collection is large enough to have one."""
         await self.settle()
-        if self._large():
+        if self._large() and not self._closed:
             self._start(self._build)
             await self.settle()
 
@@ -163,6 +163,8 @@ class Segments:
 
     def tend(self) -> None:
         """Start upkeep in the background if it is due; to be called after changes."""
+        if self._upkeep is not None or self._closed:
+            return
         due = self._crowded() or self._seal_due() or (self._sealed is not None and self._small())
         if due and asyncio.get_running_loop().time() >= self._not_before:
             self._start(self._tend)
@@ -238,15 +240,15 @@ class Segments:
         return tail > _LARGE_SHARE * self._sealed.size and tail * self._dim * 4 > self._settings.flat_bytes
 
     def _start(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
-        if self._upkeep is None and not self._closed:
-            self._upkeep = asyncio.get_running_loop().create_task(work())
-            self._upkeep.add_done_callback(self._ended)
+        self._upkeep = asyncio.get_running_loop().create_task(work())
+        self._upkeep.add_done_callback(self._ended)
 
     def _ended(self, upkeep: asyncio.Task[None]) -> None:
         self._upkeep = None
         if not upkeep.cancelled() and (error := upkeep.exception()) is not None:
             _log.error("upkeep of a collection failed", exc_info=error)
             self._delay()
+        self.tend()  # what changed meanwhile may need more of it
 
     async def _tend(self) -> None:
         if self._sealed is not None and self._small():

@@ -70,6 +70,12 @@ def test_distances_cover_the_range_of_1_minus_cosine() -> None:
     assert exact.distances(rows, query).tolist() == [0.0, 1.0, 2.0]
 
 
+def test_equal_distances_are_ordered_by_label() -> None:
+    labels = np.random.default_rng(2).permutation(200)
+    chosen, _ = exact.nearest(labels, np.repeat([0.5, 0.25], 100), 150)
+    assert chosen.tolist() == sorted(labels[100:].tolist()) + sorted(labels[:100].tolist())[:50]
+
+
 def test_rank_orders_and_measures() -> None:
     rng = np.random.default_rng(3)
     vectors, query = unit(rng, 20, 8) * 5, unit(rng, 1, 8)[0] * 0.1

@@ -1,0 +1,241 @@
+"""Collections above `flat_bytes`: a real graph process, and answers that stay right around it."""
+
+import asyncio
+import dataclasses
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from appliance import config
+from appliance.search import filters, segments
+from appliance.search.collections import NewRecord, OpenCollection
+from appliance.search.columns import Matching
+from appliance.search.segments import Scans
+from appliance.search.vectors import View
+from tests.searching import ACTOR, Shelf, Vectors, brute_force, low_rank, numbered, shelf
+
+DIM = 32
+COUNT = 3000
+SETTINGS = config.Search(flat_bytes=1000 * DIM * 4)
+
+
+async def filled(things: Shelf, vectors: Vectors) -> OpenCollection:
+    opened = await things.collection(DIM)
+    await opened.insert(ACTOR, numbered(vectors))
+    await opened.seal()
+    return opened
+
+
+async def recall(
+    opened: OpenCollection, living: dict[int, np.ndarray], queries: Vectors, k: int = 10
+) -> float:
+    """The share of the true k nearest that are found; every answer has k living records, measured exactly."""
+    labels = sorted(living)
+    rows = np.stack([living[label] for label in labels])
+    found = 0
+    for query in queries:
+        hits = await opened.search(query, k)
+        true, _ = brute_force(rows, query, k)
+        assert len(hits) == k
+        for hit in hits:
+            cosine = float(living[int(hit.id[1:])].astype(np.float64) @ query.astype(np.float64))
+            assert hit.distance == pytest.approx(1 - cosine, abs=2e-7)
+        assert [hit.distance for hit in hits] == sorted(hit.distance for hit in hits)
+        found += len({hit.id for hit in hits} & {f"r{labels[position]}" for position in true})
+    return found / (k * len(queries))
+
+
+def through_graph(things: Shelf) -> float:
+    return things.count("appliance_search_queries_total", path="graph")
+
+
+async def test_a_small_collection_needs_no_graph_process(tmp_path: Path) -> None:
+    vectors = low_rank(np.random.default_rng(1), 900, DIM)
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await filled(things, vectors)
+        assert await recall(opened, dict(enumerate(vectors)), vectors[:20]) == 1.0
+        assert things.collections.graph_process is None
+
+
+async def test_a_large_one_is_answered_by_its_graph_beside_an_exact_tail(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    vectors = low_rank(rng, COUNT + 300, DIM)
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await filled(things, vectors[:COUNT])
+        living = dict(enumerate(vectors[:COUNT]))
+        assert await recall(opened, living, vectors[:100]) >= 0.97
+        assert through_graph(things) == 100
+        await opened.insert(ACTOR, numbered(vectors[COUNT:], COUNT))
+        living |= dict(enumerate(vectors[COUNT:], COUNT))
+        hits = [await opened.search(vector, 1) for vector in vectors[COUNT:]]
+        assert [hit.id for (hit,) in hits] == [f"r{n}" for n in range(COUNT, COUNT + 300)]
+        assert await recall(opened, living, vectors[-100:]) >= 0.97
+        assert through_graph(things) == 500
+
+
+async def test_deleted_records_are_never_answered_and_leave_no_gap(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    vectors = low_rank(rng, COUNT, DIM)
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await filled(things, vectors)
+        living = dict(enumerate(vectors))
+        # All neighbours of one place, so that the graph proposes little but dead records there.
+        nearest, _ = brute_force(vectors, vectors[0], 500)
+        await opened.delete(ACTOR, [f"r{n}" for n in nearest])
+        for n in nearest:
+            del living[n]
+        await opened.settle()
+        assert await recall(opened, living, vectors[nearest[:50]]) >= 0.97
+
+
+async def test_a_graph_that_proposes_only_dead_records_is_not_made_up_for_by_the_tail(tmp_path: Path) -> None:
+    rng = np.random.default_rng(10)
+    vectors = low_rank(rng, COUNT, DIM)
+    nearest, _ = brute_force(vectors, vectors[0], COUNT)
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await filled(things, vectors)
+        await opened.delete(ACTOR, [f"r{n}" for n in nearest[:300]])
+        await opened.insert(ACTOR, [NewRecord(f"far{n}", -vectors[0]) for n in range(100)])
+        hits = await opened.search(vectors[0], 10)
+        assert [hit.id for hit in hits] == [f"r{n}" for n in nearest[300:310]]
+
+
+async def test_a_record_that_both_graph_and_tail_know_is_answered_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    vectors = low_rank(rng, COUNT, DIM)
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await filled(things, vectors)
+        sealed = opened._segments.sealed
+        assert sealed is not None
+        opened._segments._sealed = dataclasses.replace(sealed, through=sealed.through - 500)
+        assert await recall(opened, dict(enumerate(vectors)), vectors[-50:]) >= 0.97
+        assert len({hit.id for hit in await opened.search(vectors[-1], 100)}) == 100
+
+
+async def test_many_deletions_rebuild_the_graph_and_shrink_memory(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    vectors = low_rank(rng, COUNT, DIM)
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await filled(things, vectors)
+        built = things.count("appliance_search_graphs_total", end="built")
+        assert len(await opened.all(filters.compile({"n": {"$in": [4, 5]}}))) == 2
+        await opened.delete(ACTOR, [f"r{n}" for n in range(0, COUNT, 2)])
+        await opened.settle()
+        assert things.count("appliance_search_graphs_total", end="built") == built + 1
+        assert opened._segments._vectors.slots == COUNT // 2
+        living = {n: vectors[n] for n in range(1, COUNT, 2)}
+        assert await recall(opened, living, vectors[:100]) >= 0.97
+        assert [record.id for record in await opened.all(filters.compile({"n": 5}))] == ["r5"]
+        await opened.delete(ACTOR, [f"r{n}" for n in range(1, COUNT - 800, 2)])
+        await opened.settle()
+        assert opened._segments.sealed is None
+        assert len(await opened.search(vectors[0], 1000)) == 400
+
+
+async def test_a_growing_tail_is_sealed_by_itself(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    vectors = low_rank(rng, COUNT, DIM)
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await things.collection(DIM)
+        for low in range(0, COUNT, 250):
+            await opened.insert(ACTOR, numbered(vectors[low : low + 250], low))
+        await opened.settle()
+        sealed = opened._segments.sealed
+        assert sealed is not None
+        assert COUNT - sealed.size <= 1000
+
+
+async def test_a_k_beyond_the_graphs_reach_is_answered_exactly(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    vectors = low_rank(rng, COUNT, DIM)
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await filled(things, vectors)
+        for k in (1001, 2999, 3000, 10_000):
+            hits = await opened.search(vectors[7], k, metadata=False)
+            expected, _ = brute_force(vectors, vectors[7], k)
+            assert len(hits) == min(k, COUNT)
+            assert {hit.id for hit in hits} == {f"r{n}" for n in expected}
+        assert through_graph(things) == 0
+
+
+async def test_a_filter_is_exact_whatever_the_graph(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    vectors = low_rank(rng, COUNT, DIM)
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await filled(things, vectors)
+        for choice in ([5], list(range(0, COUNT, 100)), list(range(0, COUNT, 2))):
+            wanted = filters.compile({"n": {"$in": choice}})
+            order, _ = brute_force(vectors[choice], vectors[1], 10)
+            hits = await opened.search(vectors[1], 10, wanted)
+            assert [hit.id for hit in hits] == [f"r{choice[position]}" for position in order]
+
+
+async def test_writes_and_searches_at_once_never_miss_or_invent(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    vectors = low_rank(rng, 6000, DIM)
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await filled(things, vectors[:2000])
+        searches = 0
+
+        async def write() -> None:
+            for low in range(2000, 6000, 100):
+                await opened.insert(ACTOR, numbered(vectors[low : low + 100], low))
+                await opened.delete(ACTOR, [f"r{n}" for n in range(low - 2000, low - 1950)])
+
+        async def search() -> None:
+            nonlocal searches
+            while not writing.done():
+                hits = await opened.search(vectors[searches % 6000], 20)
+                assert len(hits) == 20
+                assert len({hit.id for hit in hits}) == 20
+                searches += 1
+
+        writing = asyncio.ensure_future(write())
+        await asyncio.gather(writing, search(), search())
+        assert searches > 20
+        await opened.settle()
+        living = {n: vectors[n] for n in range(6000) if n >= 4000 or n % 100 >= 50}
+        assert opened.count == len(living)
+        assert await recall(opened, living, vectors[::200]) >= 0.97
+        assert await opened.search(vectors[5999], 1) != []
+
+
+async def test_large_scans_leave_the_loop_to_others() -> None:
+    scans = Scans(CollectorRegistry())
+    here = threading.get_ident()
+    assert await scans.run(1 << 20, threading.get_ident) == here
+    assert await scans.run(20 << 20, threading.get_ident) != here
+    scans.close()
+
+
+async def test_a_scan_that_deletions_overtake_is_repeated_and_at_last_made_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever a scan in a thread has its answer, the nearest record is deleted before the answer is used."""
+    vectors = low_rank(np.random.default_rng(9), 500, DIM)
+    order, _ = brute_force(vectors, vectors[0], 60)
+    loop, here, scan = asyncio.get_running_loop(), threading.get_ident(), segments._scan
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await things.collection(DIM)
+        await opened.insert(ACTOR, numbered(vectors))
+
+        def overtaken(view: View, query: Vectors, k: int, decided: Matching | None) -> segments.Found:
+            found = scan(view, query, k, decided)
+            if threading.get_ident() != here:
+                deleted = threading.Event()
+                loop.call_soon_threadsafe(opened._segments.kill, int(found[0][0]))
+                loop.call_soon_threadsafe(deleted.set)
+                assert deleted.wait(10)
+            return found
+
+        monkeypatch.setattr(segments, "_INLINE_BYTES", 0)
+        monkeypatch.setattr(segments, "_scan", overtaken)
+        hits = await opened.search(vectors[0], 10, metadata=False)
+        gone = segments._RACES
+        assert [hit.id for hit in hits] == [f"r{n}" for n in order[gone : gone + 10]]
+        wanted = filters.compile({"n": {"$in": order[:50]}})
+        hits = await opened.search(vectors[0], 10, wanted, metadata=False)
+        assert [hit.id for hit in hits] == [f"r{n}" for n in order[2 * gone : 2 * gone + 10]]
