@@ -238,16 +238,16 @@ def _client(verb: Verb) -> Callable[[argparse.Namespace], _Output]:
 async def _operator(config_path: Path, *, only_running: bool = False) -> AsyncIterator[_Operator]:
     from appliance import config
 
-    settings = config.load(config_path)
-    socket = settings.operator_socket
+    state, socket = config.locate(config_path)
     async with contextlib.AsyncExitStack() as stack:
-        if not _held(settings.state):
+        if not _held(state):
+            settings = config.load(config_path)
             if only_running:
-                raise _Refused("unavailable", f"no daemon runs on {settings.state}", UNAVAILABLE)
+                raise _Refused("unavailable", f"no daemon runs on {state}", UNAVAILABLE)
             from appliance import daemon
 
             await stack.enter_async_context(daemon.operating(settings))
-        yield _Operator(await stack.enter_async_context(_connected(socket, settings.state)))
+        yield _Operator(await stack.enter_async_context(_connected(socket, state)))
 
 
 def _held(state: Path) -> bool:

@@ -187,6 +187,24 @@ def load(path: Path) -> Config:
     return config
 
 
+def locate(path: Path) -> tuple[Path, Path]:
+    """The state folder and the operator socket that a file names, whatever else is wrong with it.
+
+    A running daemon keeps its configuration while the file is being edited; this is how it is found then.
+    Where these two keys are wrong too, or nothing is readable, all findings are raised as `load` does.
+    """
+    data = read_toml(path)
+    operator = data.get("operator")
+    named: dict[str, Any] = {"state": data["state"]} if "state" in data else {}
+    if isinstance(operator, dict) and "socket" in operator:
+        named["operator"] = {"socket": operator["socket"]}
+    try:
+        config = Config.model_validate(named, context={"folder": path.absolute().parent})
+    except ValidationError:
+        config = load(path)
+    return config.state, config.operator_socket
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The file as a dictionary. Raises ConfigInvalid when it cannot be read or is not TOML."""
     try:

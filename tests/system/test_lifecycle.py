@@ -102,6 +102,8 @@ def test_reload(state: DemoState) -> None:
         edit(state.config, "max_connections_per_address = 1", 'max_connections_per_address = "many"')
         assert "api.max_connections_per_address" in reload()
         assert recognises(appliance)
+        (finding,) = [one for one in state.ask("status")["findings"] if one["key"] == "config"]
+        assert "api.max_connections_per_address" in finding["message"]  # asked with the file still wrong
 
         edit(state.config, 'max_connections_per_address = "many"', "max_body_bytes = 1024")
         said = reload()

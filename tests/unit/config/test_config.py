@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config import Config, is_loopback, listen_address, load, restart_needed
+from appliance.config import Config, is_loopback, listen_address, load, locate, restart_needed
 from appliance.errors import ConfigInvalid
 
 PUBLIC = """
@@ -189,3 +189,15 @@ def test_a_reload_names_what_it_may_not_change() -> None:
 def test_the_sections_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().api.keep_alive_seconds = 1  # type: ignore[misc]
+
+
+def test_a_daemon_is_found_whatever_else_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "appliance.toml"
+    file.write_text('profil = "demo"\nstate = "here"\n[operator]\nsocket = "run/op.sock"\nlisten = 7\n')
+    assert locate(file) == (tmp_path / "here", tmp_path / "run/op.sock")
+    file.write_text('state = "here"\noperator = 3\n')
+    assert locate(file) == (tmp_path / "here", tmp_path / "here/operator.sock")
+    file.write_text("state = 3\nprofil = 1\n")
+    with pytest.raises(ConfigInvalid) as refused:
+        locate(file)
+    assert len(refused.value.findings) >= 2
