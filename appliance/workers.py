@@ -26,7 +26,16 @@ from typing import Any, NoReturn, Self
 
 import msgspec
 
-from appliance import errors
+from appliance.errors import (
+    ApplianceError,
+    CapacityExceeded,
+    InvalidImage,
+    InvalidInput,
+    NotFound,
+    TooLarge,
+    WorkerLost,
+    WorkerRefused,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +48,9 @@ EXIT_SECONDS = 1.0
 RELEASE_BYTES = 1024 * 1024
 ZEROS = memoryview(bytes(RELEASE_BYTES))
 # What a child may refuse a request with. Anything else it names is a malformed answer.
-REFUSALS = {
+REFUSALS: dict[str, type[ApplianceError]] = {
     refusal.__name__: refusal
-    for refusal in (
-        errors.CapacityExceeded,
-        errors.InvalidImage,
-        errors.InvalidInput,
-        errors.NotFound,
-        errors.TooLarge,
-        errors.WorkerRefused,
-    )
+    for refusal in (CapacityExceeded, InvalidImage, InvalidInput, NotFound, TooLarge, WorkerRefused)
 }
 REFUSAL_CHARACTERS = 2000
 STDERR_LINES = 100
@@ -88,21 +90,19 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     body: bytes
 
 
-class Ready(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    info: dict[str, Any]
-
-
-class Answer(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag=0):
     id: int
     body: bytes
 
 
-class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """`id` is None when the child refuses to start."""
-
-    id: int | None
+class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    id: int
     error: str
     message: str
+
+
+# Start counts as a request of this id; its answer holds what the child says of itself.
+START_ID = 0
 
 
 class Memory:
@@ -143,9 +143,7 @@ def _frame(message: msgspec.Struct) -> bytearray:
     _ENCODER.encode_into(message, frame, LENGTH)
     size = len(frame) - LENGTH
     if size > MESSAGE_BYTES:
-        raise errors.TooLarge(
-            f"a message of {size} bytes is over the limit of {MESSAGE_BYTES} between processes"
-        )
+        raise TooLarge(f"a message of {size} bytes is over the limit of {MESSAGE_BYTES} between processes")
     frame[:LENGTH] = size.to_bytes(LENGTH, "little")
     return frame
 
@@ -167,42 +165,37 @@ def _take(buffer: bytearray) -> bytes | None:
 _ENCODER = msgspec.msgpack.Encoder()
 _START = msgspec.msgpack.Decoder(Start)
 _REQUEST = msgspec.msgpack.Decoder(Request)
-_REPLY: msgspec.msgpack.Decoder[Ready | Answer | Refusal] = msgspec.msgpack.Decoder(Ready | Answer | Refusal)
+_REPLY: msgspec.msgpack.Decoder[Answer | Refusal] = msgspec.msgpack.Decoder(Answer | Refusal)
+_INFO = msgspec.msgpack.Decoder(dict[str, Any])
 
 
 class _Child(asyncio.Protocol):
     """One process from spawn to reaped: its channel, what it owes answers for, and what it says on stderr."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, on_lost: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._name = name
+        self._on_lost = on_lost
         self._transport: asyncio.WriteTransport | None = None
         self._pending: dict[int, tuple[asyncio.Future[bytes], asyncio.TimerHandle]] = {}
-        self._next_id = 0
+        self._next_id = START_ID
         self._buffer = bytearray()
         self._lines_left = STDERR_LINES
-        self.writable = asyncio.Event()
-        self.writable.set()
+        self._last_line = ""
         self.answered = False
-        self.last_line = ""
-        self.ready: asyncio.Future[dict[str, Any]] = self._future()
         self.reaped: asyncio.Future[None] = self._loop.create_future()
         # Holds the reason once the child can no longer be used.
         self.lost: asyncio.Future[str] = self._loop.create_future()
 
-    def _future(self) -> asyncio.Future[Any]:
-        future = self._loop.create_future()
-        # A caller that went away leaves its failure unread: that is no error of its own.
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return future
-
     def spawn(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._stderr, write_end = os.pipe()
-        with theirs, os.fdopen(write_end, "wb", 0) as output:
-            package_folder = str(Path(__file__).parent.parent)
-            paths = dict.fromkeys(entry for entry in (*sys.path, package_folder) if Path(entry).is_absolute())
-            inherited = {name: os.environ[name] for name in INHERITED_ENVIRONMENT if name in os.environ}
+        package_folder = str(Path(__file__).parent.parent)
+        paths = dict.fromkeys(entry for entry in (*sys.path, package_folder) if Path(entry).is_absolute())
+        inherited = {name: os.environ[name] for name in INHERITED_ENVIRONMENT if name in os.environ}
+        with contextlib.ExitStack() as undo, theirs, os.fdopen(write_end, "wb", 0) as output:
+            undo.callback(os.close, self._stderr)
+            undo.callback(self._socket.close)
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(os.getpid()), *paths],
                 # The channel is the child's standard input: the one socket that it inherits.
@@ -213,6 +206,7 @@ class _Child(asyncio.Protocol):
                 cwd="/",
                 start_new_session=True,
             )
+            undo.pop_all()
         self.pid = self._process.pid
         self._pidfd = os.pidfd_open(self.pid)
         os.set_blocking(self._stderr, False)
@@ -222,22 +216,28 @@ class _Child(asyncio.Protocol):
 
     async def connect(self, start: Start, fds: Sequence[int]) -> dict[str, Any]:
         """Hand it what it starts with; returns what it says of itself once it is ready."""
+        answer = self._expect(START_SECONDS)
         socket.send_fds(self._socket, [_frame(start)], list(fds))
         self._transport, _ = await self._loop.create_unix_connection(lambda: self, sock=self._socket)
-        async with asyncio.timeout(START_SECONDS):
-            return await self.ready
+        return _INFO.decode(await answer)
 
     def submit(self, body: bytes, seconds: float) -> asyncio.Future[bytes]:
-        future = self._future()
+        frame = _frame(Request(self._next_id, body))
+        answer = self._expect(seconds)
+        if self._transport and not self.lost.done():
+            self._transport.write(frame)
+        return answer
+
+    def _expect(self, seconds: float) -> asyncio.Future[bytes]:
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        # A caller that went away leaves its failure unread: that is no error of its own.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
         if self.lost.done():
             future.set_exception(self._loss())
-            return future
-        self._next_id += 1
-        frame = _frame(Request(self._next_id, body))
-        timer = self._loop.call_later(seconds, self.lose, f"did not answer within {seconds:g} s")
-        self._pending[self._next_id] = future, timer
-        assert self._transport is not None
-        self._transport.write(frame)
+        else:
+            timer = self._loop.call_later(seconds, self.lose, f"did not answer within {seconds:g} s")
+            self._pending[self._next_id] = future, timer
+            self._next_id += 1
         return future
 
     def lose(self, reason: str) -> None:
@@ -245,6 +245,7 @@ class _Child(asyncio.Protocol):
         if self.lost.done():
             return
         self.lost.set_result(reason)
+        self._on_lost()
         if self._process.returncode is None:
             self._process.kill()
         pending, self._pending = self._pending, {}
@@ -252,27 +253,18 @@ class _Child(asyncio.Protocol):
             timer.cancel()
             if not future.done():
                 future.set_exception(self._loss())
-        if not self.ready.done():
-            self.ready.set_exception(self._loss())
-        # Callers held back by a full socket find the loss when they submit.
-        self.writable.set()
 
-    def _loss(self) -> errors.WorkerLost:
-        return errors.WorkerLost(f"{self._name} {self.lost.result()}")
+    def _loss(self) -> WorkerLost:
+        return WorkerLost(f"{self._name} {self.lost.result()}")
 
     async def end(self) -> None:
         """Return when the process is gone and its descriptors are closed."""
         self.lose("was stopped")
         if self._transport:
             self._transport.abort()
-        self._socket.close()
-        await self.reaped
-
-    def pause_writing(self) -> None:
-        self.writable.clear()
-
-    def resume_writing(self) -> None:
-        self.writable.set()
+        else:
+            self._socket.close()
+        await asyncio.shield(self.reaped)
 
     def connection_lost(self, _error: Exception | None) -> None:
         # A process that ends closes its channel first; its exit status tells more.
@@ -286,60 +278,45 @@ class _Child(asyncio.Protocol):
         except (ValueError, KeyError, msgspec.DecodeError):
             self.lose("sent a malformed answer")
 
-    def _handle(self, reply: Ready | Answer | Refusal) -> None:
-        match reply:
-            case Ready():
-                self._begun().set_result(reply.info)
-            case Refusal(id=None):
-                self._begun().set_exception(errors.WorkerRefused(reply.message[:REFUSAL_CHARACTERS]))
-            case Answer():
-                future = self._settled(reply.id)
-                if not future.done():
-                    future.set_result(reply.body)
-            case Refusal():
-                refusal = REFUSALS[reply.error](reply.message[:REFUSAL_CHARACTERS])
-                future = self._settled(reply.id)
-                if not future.done():
-                    future.set_exception(refusal)
-
-    def _begun(self) -> asyncio.Future[dict[str, Any]]:
-        if self.ready.done():
-            raise ValueError("started twice")
-        return self.ready
-
-    def _settled(self, identifier: int | None) -> asyncio.Future[bytes]:
-        future, timer = self._pending.pop(identifier or 0)
+    def _handle(self, reply: Answer | Refusal) -> None:
+        refusal = (
+            REFUSALS[reply.error](reply.message[:REFUSAL_CHARACTERS]) if isinstance(reply, Refusal) else None
+        )
+        future, timer = self._pending.pop(reply.id)
         timer.cancel()
         self.answered = True
-        return future
+        if future.done():
+            return
+        if isinstance(reply, Answer):
+            future.set_result(reply.body)
+        elif refusal:
+            future.set_exception(refusal)
 
     def _read_stderr(self) -> None:
-        try:
-            text = os.read(self._stderr, 65536)
-        except BlockingIOError:
-            return
-        for line in text.decode("utf-8", "replace").splitlines():
-            printable = "".join(character for character in line if character.isprintable())[:300]
-            self.last_line = printable or self.last_line
-            if printable and self._lines_left > 0:
-                self._lines_left -= 1
-                log.warning("%s (%d) says: %s", self._name, self.pid, printable)
+        text = os.read(self._stderr, 65536)
         if not text:
             self._loop.remove_reader(self._stderr)
+        if not self._lines_left:
+            return
+        for line in text.decode("utf-8", "replace").splitlines()[: self._lines_left]:
+            self._lines_left -= 1
+            self._last_line = "".join(character for character in line if character.isprintable())[:300]
+            log.warning("%s (%d) says: %s", self._name, self.pid, self._last_line)
 
     def _exited(self) -> None:
         status = self._process.poll()
         if status is None:
             return
-        self._read_stderr()
-        self._loop.remove_reader(self._pidfd)
-        self._loop.remove_reader(self._stderr)
-        os.close(self._pidfd)
-        os.close(self._stderr)
-        cause = (
+        with contextlib.suppress(BlockingIOError):
+            self._read_stderr()
+        for fd in (self._pidfd, self._stderr):
+            self._loop.remove_reader(fd)
+            os.close(fd)
+        reason = (
             f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
         )
-        self.lose(f"{cause}: {self.last_line}" if self.last_line else cause)
+        # What it says before it has seen any request is for the operator; later it could be about an image.
+        self.lose(f"{reason}: {self._last_line}" if START_ID in self._pending else reason)
         self.reaped.set_result(None)
 
 
@@ -377,8 +354,8 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """The process now serving, None while there is none."""
-        return self._child.pid if self._child else None
+        """The latest process, None when it is lost and its successor has not begun."""
+        return self._child.pid if self._child and not self._child.lost.done() else None
 
     @property
     def serving(self) -> bool:
@@ -392,8 +369,8 @@ class Worker:
     async def __aenter__(self) -> Self:
         try:
             await self._begin()
-        except errors.WorkerLost as error:
-            raise errors.WorkerRefused(f"{error} before it was ready") from error
+        except WorkerLost as error:
+            raise WorkerRefused(f"{error} before it was ready") from error
         self._supervisor = asyncio.get_running_loop().create_task(self._supervise(), name=self.name)
         return self
 
@@ -403,10 +380,8 @@ class Worker:
         self._supervisor.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._supervisor
-        self._open.clear()
         if self._child:
             await self._child.end()
-            self._child = None
 
     async def call(self, request: bytes, seconds: float) -> bytes:
         """The child's answer. Concurrent calls are sent in order; waits for a restart that is under way.
@@ -414,32 +389,33 @@ class Worker:
         WorkerLost: the child died, sent nonsense, or took more than `seconds` (then it is killed); the
         appliance error of a refusal is raised as it is. A cancelled call leaves the child working.
         """
-        if not self._open.is_set() and asyncio.current_task() is not self._opener:
+        if not self._let_through():
             try:
                 async with asyncio.timeout(seconds):
                     await self._open.wait()
             except TimeoutError:
-                raise errors.WorkerLost(f"{self.name} is being restarted") from None
-        if self._child and not self._child.writable.is_set():
-            await self._child.writable.wait()
+                raise WorkerLost(f"{self.name} is being restarted") from None
         return await asyncio.shield(self.submit(request, seconds))
 
     def submit(self, request: bytes, seconds: float) -> asyncio.Future[bytes]:
         """`call` for owners of memory: settles only when the child is done with the request, or gone."""
-        if self._child is None:
-            raise errors.WorkerLost(f"{self.name} is being restarted")
+        if self._child is None or not self._let_through():
+            raise WorkerLost(f"{self.name} is being restarted")
         return self._child.submit(request, seconds)
 
+    def _let_through(self) -> bool:
+        return self._open.is_set() or (self._opener is not None and self._opener is asyncio.current_task())
+
     async def _begin(self) -> None:
-        child = _Child(self.name)
+        child = _Child(self.name, self._open.clear)
         child.spawn()
+        self._child = child
         try:
             self.info = await child.connect(self._start_message, [memory.fd for memory in self._memories])
-            self._child, self._opener = child, asyncio.current_task()
+            self._opener = asyncio.current_task()
             if self._on_start:
                 await self._on_start()
         except BaseException:
-            self._child = None
             await child.end()
             raise
         finally:
@@ -451,14 +427,13 @@ class Worker:
     async def _supervise(self) -> None:
         delay = 0.0
         while self._child:
-            lost, reason = self._child, await self._child.lost
-            self._open.clear()
-            self._child = None
-            await lost.end()
+            # Shielded: the end of this task must not look like the end of the child.
+            reason = await asyncio.shield(self._child.lost)
+            await self._child.end()
             # One that has served is replaced at once: a hostile request must not buy the others a pause.
-            delay = 0.0 if lost.answered else self._longer(delay)
+            delay = 0.0 if self._child.answered else self._longer(delay)
             log.warning("%s %s; it is restarted in %g s", self.name, reason, delay)
-            while not self._child:
+            while not self._open.is_set():
                 await asyncio.sleep(delay)
                 self.restarts += 1
                 try:
@@ -483,7 +458,7 @@ class Channel:
 
     def ready(self, info: dict[str, Any]) -> None:
         """Say that requests are welcome; `info` becomes the daemon's `Worker.info`."""
-        self._socket.sendall(_frame(Ready(info)))
+        self.send(START_ID, _ENCODER.encode(info))
 
     def receive(self) -> tuple[int, bytes] | None:
         """The next request's id and body; None when the daemon is gone and the target should return."""
@@ -512,7 +487,7 @@ class Channel:
             frames += _frame(Answer(identifier, body))
         self._socket.sendall(frames)
 
-    def refuse(self, identifier: int, error: errors.ApplianceError) -> None:
+    def refuse(self, identifier: int, error: ApplianceError) -> None:
         """Have the daemon's `call` raise this error: one of REFUSALS, any other costs this child its life."""
         self._socket.sendall(_frame(Refusal(identifier, type(error).__name__, str(error))))
 
@@ -549,8 +524,8 @@ def child(daemon: int) -> NoReturn:
     channel = Channel(connection, memories)
     try:
         getattr(importlib.import_module(module), function)(channel, start.settings)
-    except errors.WorkerRefused as refusal:
-        connection.sendall(_frame(Refusal(None, "WorkerRefused", str(refusal))))
+    except WorkerRefused as refusal:
+        channel.refuse(START_ID, refusal)
         # The daemon reads the reason before it sees the end.
         channel.receive()
     sys.stderr.flush()

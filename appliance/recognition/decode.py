@@ -48,7 +48,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SIDES_SWAPPED = (5, 6, 7, 8)
+SIDES_SWAPPED, X_MIRRORED, Y_MIRRORED = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 # A JPEG is decoded at 1/2, 1/4 or 1/8 when that leaves both sides at least this much above the target: six
 # times cheaper at 12 megapixels, for a mean error below one level of 255.
 DRAFT_MARGIN = 1.125
@@ -146,6 +146,11 @@ def _decode(image: Image.Image, size: int, max_pixels: int, max_side: int) -> De
             width, height = height, width
     side = min(width, height)
     left, top = (width - side) // 2 / scale, (height - side) // 2 / scale
+    # Scaled decoding rounds sides up; mirrored, the part of a pixel that is not picture comes first.
+    if orientation in X_MIRRORED:
+        left += image.width - width / scale
+    if orientation in Y_MIRRORED:
+        top += image.height - height / scale
     # Cropped before it is resampled: nothing outside the square may shine in.
     x, y = floor(left), floor(top)
     square = image.crop((x, y, ceil(left + side / scale), ceil(top + side / scale)))

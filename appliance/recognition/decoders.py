@@ -54,7 +54,10 @@ class _Decoder:
             pixels = memoryview(bytes(self._output.view[:produced])).cast("B", (size, size, CHANNELS))
             return Decoded(pixels, outcome.width, outcome.height, outcome.format)
         except (WorkerLost, msgspec.DecodeError) as error:
-            raise InvalidImage(f"the image stopped its decoder: {error}") from error
+            # What the process said last may be about the image: it stays out of the message.
+            raise InvalidImage(
+                f"the image crashed its decoder or took it longer than {self._seconds:g} s"
+            ) from error
         finally:
             self._input.wipe(0, length)
             self._output.wipe(0, produced)
