@@ -8,12 +8,17 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
+NOTIFY_SECONDS = 0.2
+
 # Priorities of sd-daemon(3): a line on stderr that starts with <N> is filed under N by the journal.
 _PRIORITY = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 
 def notify(*lines: str) -> None:
-    """Tell the manager, e.g. "READY=1"; without NOTIFY_SOCKET nothing happens, a failure is only logged."""
+    """Tell the manager, e.g. "READY=1"; without NOTIFY_SOCKET nothing happens, a failure is only logged.
+
+    A manager that does not read is waited for NOTIFY_SECONDS, never longer.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
@@ -21,6 +26,7 @@ def notify(*lines: str) -> None:
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.settimeout(NOTIFY_SECONDS)
             channel.connect(address)
             channel.sendall("\n".join(lines).encode())
     except OSError as error:

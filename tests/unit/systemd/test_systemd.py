@@ -34,6 +34,16 @@ def test_notify_without_a_manager_is_nothing(
     assert "was not told ('READY=1',)" in caplog.text
 
 
+def test_a_manager_that_does_not_read_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        while "was not told" not in caplog.text:  # until its queue is full; without a limit this never ends
+            notify("WATCHDOG=1")
+
+
 @pytest.mark.parametrize(
     ("microseconds", "pid", "expected"),
     [
