@@ -158,15 +158,20 @@ class Collections:
         Raises NotFound as `get`. Records whose stored vector is damaged (wrong length, not of length 1) are
         logged by collection and label and left out of searches; all others are served.
         """
-        opened = self._open.get(collection)
-        if opened is None:
+        if collection not in self._open:
             await self.get(customer, collection)
-            if collection not in self._loading:
-                self._loading[collection] = asyncio.get_running_loop().create_task(self._load(collection))
-            opened = await asyncio.shield(self._loading[collection])
+        opened = self._open.get(collection)  # asked again: another caller's load may have ended meanwhile
+        if opened is None:
+            # Somebody else's load may have ended meanwhile; a second copy would miss what goes to the first.
+            opened = self._open.get(collection) or await asyncio.shield(self._loaded(collection))
         if customer is not None and opened.collection.customer != customer:
             raise NotFound("no such collection")
         return opened
+
+    def _loaded(self, collection: CollectionId) -> asyncio.Task[OpenCollection]:
+        if collection not in self._loading:
+            self._loading[collection] = asyncio.get_running_loop().create_task(self._load(collection))
+        return self._loading[collection]
 
     async def _load(self, identifier: CollectionId) -> OpenCollection:
         try:
