@@ -72,7 +72,7 @@ def distances(rows: Vector, query: Vector) -> Distances:
     # einsum adds up each row by itself; a matrix product would treat rows at a block's edge differently.
     cosines: Distances = np.einsum("ij,j->i", rows, query, dtype=np.float64)
     rounded: Distances = np.round(1.0 - cosines, RESOLUTION)
-    return rounded.clip(0.0, 2.0)
+    return rounded.clip(0.0, 2.0) + 0.0  # the sum turns -0.0, which callers would be shown, into 0.0
 
 
 def nearest(labels: Positions, measured: Distances, k: int) -> tuple[Positions, Distances]:
