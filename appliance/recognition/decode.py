@@ -3,7 +3,6 @@
 The only module that knows Pillow. It never touches numpy: a decoder process starts in half the time without.
 """
 
-import ctypes
 import io
 import struct
 import warnings
@@ -52,8 +51,6 @@ SIDES_SWAPPED, X_MIRRORED, Y_MIRRORED = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 # A JPEG is decoded at 1/2, 1/4 or 1/8 when that leaves both sides at least this much above the target: six
 # times cheaper at 12 megapixels, for a mean error below one level of 255.
 DRAFT_MARGIN = 1.125
-# Freed blocks below the C library's threshold stay with the process until it is told to give them back.
-TRIM_PIXELS = 4_000_000
 # What Pillow raises on malformed files, beside its own UnidentifiedImageError (an OSError).
 MALFORMED = (
     OSError,
@@ -187,7 +184,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def main(channel: Channel, settings: dict[str, Any]) -> None:
     """A decoder process: memories are its input (encoded bytes) and its output (pixels)."""
     encoded, pixels = channel.memories
-    trim = ctypes.CDLL(None).malloc_trim
     tasks = msgspec.msgpack.Decoder(Task)
     encoder = msgspec.msgpack.Encoder()
     channel.ready({})
@@ -203,9 +199,6 @@ def main(channel: Channel, settings: dict[str, Any]) -> None:
             )
         except (InvalidImage, TooLarge) as refusal:
             channel.refuse(identifier, refusal)
-            trim(0)
             continue
         pixels[: decoded.pixels.nbytes] = decoded.pixels.cast("B")
         channel.send(identifier, encoder.encode(Outcome(decoded.width, decoded.height, decoded.format)))
-        if decoded.width * decoded.height >= TRIM_PIXELS:
-            trim(0)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from appliance.errors import WorkerLost
 from appliance.workers import MESSAGE_BYTES, Worker
+from tests.unit.workers.waiting import until
 
 TARGETS = "tests.unit.workers.worker_targets"
 REPOSITORY = Path(__file__).parents[2]
@@ -83,9 +85,7 @@ async def test_a_child_that_answers_twice_and_then_closes_is_replaced() -> None:
     async with worker("talks_nonsense", {"raw": twice}, backoff_seconds=(0.01, 0.02)) as child:
         before = child.pid
         assert await child.call(b"speak", 10) == b"answer"
-        async with asyncio.timeout(10):
-            while child.pid == before or not child.serving:
-                await asyncio.sleep(0.01)
+        await until(lambda: child.serving and child.pid != before)
         assert child.restarts == 1
 
 
@@ -97,7 +97,7 @@ async def test_a_child_that_dies_again_and_again_is_restarted_ever_more_slowly()
             with pytest.raises(WorkerLost):
                 await child.call(b"die", 10)
         moments.append(time.monotonic())
-        waits = [after - before for before, after in zip(moments, moments[1:], strict=False)]
+        waits = [after - before for before, after in pairwise(moments)]
         # Each call waits for the restart that the one before it caused: 0.1, 0.2 and 0.4 s.
         assert waits[1] >= 0.1
         assert waits[2] >= 0.2

@@ -5,7 +5,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from appliance.errors import InvalidImage, Overloaded, TooLarge
 from appliance.recognition.bundles import Preprocessing
 from appliance.recognition.decode import decode
 from appliance.recognition.decoders import INPUT_BYTES, Decoders
+from tests.unit.workers.waiting import until
 
 PREPROCESSING = Preprocessing(size=64)
 
@@ -40,12 +41,6 @@ def image(colour: int = 90, shape: tuple[int, int] = (120, 90), format_: str = "
 def processes(decoders: Decoders) -> list[psutil.Process]:
     workers = (decoder.worker for decoder in decoders._idle._queue)  # type: ignore[attr-defined]
     return [psutil.Process(worker.pid) for worker in workers]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_pool_answers_what_decoding_says() -> None:

@@ -1,11 +1,10 @@
-"""Child processes: what passes between daemon and child, what a child may do, and what becomes of a bad one."""
+"""Child processes: what passes between daemon and child, what a child may do, and what a bad one costs."""
 
 import asyncio
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import uvloop
 
 from appliance.errors import CapacityExceeded, InvalidImage, TooLarge, WorkerLost, WorkerRefused
 from appliance.workers import MESSAGE_BYTES, RELEASE_BYTES, Limits, Memory, Worker
+from tests.unit.workers.waiting import until
 
 TARGETS = "tests.unit.workers.worker_targets"
 REPOSITORY = Path(__file__).parents[3]
@@ -24,10 +24,8 @@ def worker(target: str, settings: dict[str, Any] | None = None, **options: Any) 
     return Worker(target, f"{TARGETS}:{target}", settings or {}, **options)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def test_settings_go_in_and_info_comes_out() -> None:
@@ -97,7 +95,7 @@ async def test_bulk_is_worked_on_in_place() -> None:
     ("offset", "length"), [(0, 100), (5, 4096), (100, RELEASE_BYTES), (4096, 3 * RELEASE_BYTES + 17)]
 )
 def test_wiping_leaves_zeros_inside_and_everything_else_outside(offset: int, length: int) -> None:
-    memory = Memory(8 * RELEASE_BYTES)
+    memory = Memory(5 * RELEASE_BYTES)
     try:
         memory.view[:] = b"\xaa" * memory.size
         memory.wipe(offset, length)
@@ -109,11 +107,11 @@ def test_wiping_leaves_zeros_inside_and_everything_else_outside(offset: int, len
 
 
 def test_wiping_a_large_region_gives_its_pages_back() -> None:
-    memory = Memory(16 * RELEASE_BYTES)
+    memory = Memory(3 * RELEASE_BYTES)
     try:
         memory.view[:] = b"\xaa" * memory.size
         full = os.fstat(memory.fd).st_blocks * 512
-        memory.wipe(0, 15 * RELEASE_BYTES)
+        memory.wipe(0, 2 * RELEASE_BYTES)
         assert full == memory.size
         assert os.fstat(memory.fd).st_blocks * 512 == RELEASE_BYTES
     finally:
@@ -153,6 +151,8 @@ async def test_a_child_inherits_its_channel_and_nothing_else(monkeypatch: pytest
         "CUDA_VISIBLE_DEVICES": "1",
         "LC_ALL": "C.UTF-8",
         "MALLOC_ARENA_MAX": "2",
+        "MALLOC_MMAP_THRESHOLD_": "4194304",
+        "MALLOC_TRIM_THRESHOLD_": "16777216",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "ORT_DISABLE_TELEMETRY": "1",
@@ -182,7 +182,7 @@ async def test_a_child_that_cannot_start_says_why() -> None:
 
 
 async def test_leaving_kills_the_child_and_closes_every_descriptor() -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     async with worker("echo") as child:
         pid = child.pid
         assert pid is not None
@@ -191,7 +191,7 @@ async def test_leaving_kills_the_child_and_closes_every_descriptor() -> None:
     with pytest.raises(WorkerLost, match="stopped"):
         await waiting
     assert not psutil.pid_exists(pid)
-    await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+    await until(lambda: open_descriptors() == before)
 
 
 async def test_a_cancelled_call_leaves_the_child_and_the_others_alone() -> None:
@@ -270,25 +270,31 @@ def test_no_path_is_opened_for_what_crosses(tmp_path: Path) -> None:
     )
     calls = trace.read_text().splitlines()
     assert any("memfd_create" in call for call in calls)
-    written = [call for call in calls if re.search(r"O_WRONLY|O_RDWR|O_CREAT|O_TMPFILE|creat\(|mkdir|rename", call)]
+    written = [
+        call for call in calls if re.search(r"O_WRONLY|O_RDWR|O_CREAT|O_TMPFILE|creat\(|mkdir|rename", call)
+    ]
     # The interpreter may keep the compiled form of a module it meets for the first time.
     assert [call for call in written if "__pycache__" not in call and "/dev/null" not in call] == []
     daemon = calls[0].split()[0]
-    first, last = (next(i for i, call in enumerate(calls) if mark in call) for mark in ("/mark/one", "/mark/two"))
-    ours = [call for call in calls[first + 1 : last] if call.startswith(f"{daemon} ") and "execve" not in call]
+    first, last = (
+        next(i for i, call in enumerate(calls) if mark in call) for mark in ("/mark/one", "/mark/two")
+    )
+    ours = [
+        call for call in calls[first + 1 : last] if call.startswith(f"{daemon} ") and "execve" not in call
+    ]
     assert [call for call in ours if "open" in call] == []
 
 
 async def _traced() -> None:
-    memory = Memory(4 << 20)
-    os.path.exists("/mark/one")
+    memory = Memory(2 * RELEASE_BYTES)
+    os.access("/mark/one", os.F_OK)
     async with worker("upper_case", memories=[memory]) as child:
-        memory.view[: 2 << 20] = b"x" * (2 << 20)
-        await child.call(f"0 {2 << 20}".encode(), 10)
-        memory.wipe(0, 2 << 20)
+        memory.view[:RELEASE_BYTES] = b"x" * RELEASE_BYTES
+        await child.call(f"0 {RELEASE_BYTES}".encode(), 10)
+        memory.wipe(0, RELEASE_BYTES)
         os.kill(child.pid or 0, 9)
         await until(lambda: child.restarts == 1 and child.serving)
-    os.path.exists("/mark/two")
+    os.access("/mark/two", os.F_OK)
     memory.close()
 
 

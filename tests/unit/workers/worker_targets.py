@@ -1,5 +1,6 @@
 """What the children of the workers tests run: each function is one way to behave, well or badly."""
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -85,11 +86,9 @@ def shrink(channel: Channel, settings: Settings) -> None:
 def report(channel: Channel, settings: Settings) -> None:
     """Says what it inherited and how it is confined."""
     descriptors = {}
-    for entry in os.listdir("/proc/self/fd"):
-        try:
-            descriptors[entry] = os.readlink(f"/proc/self/fd/{entry}")
-        except FileNotFoundError:
-            continue  # the listing itself
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # the listing itself
+            descriptors[entry.name] = str(entry.readlink())
     libc = ctypes.CDLL(None)
     channel.ready(
         {
@@ -102,7 +101,7 @@ def report(channel: Channel, settings: Settings) -> None:
             "file_size": resource.getrlimit(resource.RLIMIT_FSIZE),
             "nice": os.nice(0),
             "session": os.getsid(0) == os.getpid(),
-            "folder": os.getcwd(),
+            "folder": str(Path.cwd()),
         }
     )
     channel.receive()

@@ -1,0 +1,101 @@
+"""Bundles whose models are made here: a small network, and ones that misbehave on a sign in the picture."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, checker, helper, numpy_helper, save_model
+
+from appliance.recognition.bundles import Bundle, Label, Preprocessing, TaskId
+
+SIZE = 32
+CLASSES = 5
+
+
+def _bundle(folder: Path, name: str, outputs: dict[str, tuple[int, ...]]) -> Bundle:
+    model = folder / f"{name}.onnx"
+    return Bundle(
+        name=name,
+        version="1",
+        kind="backbone",
+        task=TaskId(f"task of {name}"),
+        routes=(),
+        preprocessing=Preprocessing(size=SIZE),
+        outputs=outputs,
+        labels=tuple(Label(f"{name}-{index}", f"class {index}") for index in range(CLASSES)),
+        folder=folder,
+        model=model,
+        sha256=hashlib.sha256(model.read_bytes()).hexdigest(),
+    )
+
+
+def network(folder: Path, name: str = "network", *, seed: int = 1, layers: int = 2) -> Bundle:
+    """Convolutions with fixed random weights; outputs `logits` (5), `embedding` (8), `map` (8, 8, 8)."""
+    weights = np.random.default_rng(seed)
+    constants = []
+
+    def constant(label: str, *shape: int) -> str:
+        values = (weights.standard_normal(shape) / np.sqrt(np.prod(shape[1:]) or 1)).astype(np.float32)
+        constants.append(numpy_helper.from_array(values, label))
+        return label
+
+    nodes = [
+        helper.make_node("Transpose", ["images"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["x", constant("stem", 8, 3, 4, 4)], ["map"], strides=[4, 4]),
+    ]
+    last = "map"
+    for layer in range(layers):
+        nodes += [
+            helper.make_node(
+                "Conv", [last, constant(f"w{layer}", 8, 8, 3, 3)], [f"c{layer}"], pads=[1, 1, 1, 1]
+            ),
+            helper.make_node("Tanh", [f"c{layer}"], [f"t{layer}"]),
+        ]
+        last = f"t{layer}"
+    nodes += [
+        helper.make_node("GlobalAveragePool", [last], ["pool"]),
+        helper.make_node("Flatten", ["pool"], ["pooled"]),
+        helper.make_node("LpNormalization", ["pooled"], ["embedding"], axis=1, p=2),
+        helper.make_node("MatMul", ["pooled", constant("head", 8, CLASSES)], ["logits"]),
+    ]
+    outputs: dict[str, tuple[int, ...]] = {"logits": (CLASSES,), "embedding": (8,), "map": (8, 8, 8)}
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", SIZE, SIZE, 3])],
+        [helper.make_tensor_value_info(o, TensorProto.FLOAT, ["n", *s]) for o, s in outputs.items()],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    checker.check_model(model)
+    save_model(model, folder / f"{name}.onnx")
+    return _bundle(folder, name, outputs)
+
+
+def trap(folder: Path) -> Bundle:
+    """A model that fails at run time for every batch in which a picture's first byte is 255, else sums up."""
+    nodes = [
+        helper.make_node("Slice", ["images", "zero4", "one4"], ["corner"]),
+        helper.make_node("Cast", ["corner"], ["marks"], to=TensorProto.INT64),
+        helper.make_node("Div", ["marks", "limit"], ["sprung"]),
+        helper.make_node("Flatten", ["sprung"], ["index"]),
+        # An index beyond the table is what makes onnxruntime raise in the middle of a run.
+        helper.make_node("Gather", ["table", "index"], ["logits"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.zeros(4, np.int64), "zero4"),
+        numpy_helper.from_array(np.array([2**31, 1, 1, 1], np.int64), "one4"),
+        numpy_helper.from_array(np.array(255, np.int64), "limit"),
+        numpy_helper.from_array(np.ones(1, np.float32), "table"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "trap",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", SIZE, SIZE, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 1])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    save_model(model, folder / "trap.onnx")
+    return _bundle(folder, "trap", {"logits": (1,)})

@@ -1,0 +1,111 @@
+"""The batches of a device worker, as the worker makes them: any composition, the same answers."""
+
+from collections import deque
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.recognition.session import CPU, CPU_BATCH, CUDA, Device
+from appliance.recognition.slots import SLOT_BYTES, Load, Run, aligned, places
+from tests.unit.recognition.small_models import SIZE, network
+
+SLOTS = 12
+PIXELS = SIZE * SIZE * 3
+SHAPES = {"logits": (5,), "embedding": (8,)}
+
+Values = npt.NDArray[np.float32]
+
+
+@cache
+def pictures() -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(5).integers(0, 256, (20, SIZE, SIZE, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
+    bundle = network(tmp_path_factory.mktemp("models"))
+    device = Device(memoryview(bytearray(SLOTS * SLOT_BYTES)), CPU, 1, 8)
+    loaded = device.load(Load(0, str(bundle.model), SIZE))
+    assert {name: tuple(shape) for name, shape in loaded.outputs.items()} == dict(bundle.outputs)
+    assert loaded.provider == CPU
+    return device
+
+
+def answers(device: Device, chosen: list[int], outputs: tuple[str, ...]) -> list[dict[str, Values]]:
+    """What a burst of these pictures gets, served in the batches that the device makes of it."""
+    for slot, picture in enumerate(chosen):
+        device._slots[slot * SLOT_BYTES :][:PIXELS] = pictures()[picture].tobytes()
+    waiting = deque((slot, Run(0, slot, outputs)) for slot in range(len(chosen)))
+    while waiting:
+        device.run([request for _, request in device.take(waiting)])
+    layout = places(PIXELS, [SHAPES[name] for name in outputs])
+    return [
+        {
+            name: np.frombuffer(device._slots, np.float32, count, slot * SLOT_BYTES + offset).copy()
+            for name, (offset, count) in zip(outputs, layout, strict=True)
+        }
+        for slot in range(len(chosen))
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(chosen=st.lists(st.integers(0, 19), min_size=1, max_size=SLOTS))
+def test_the_same_answer_whatever_the_batch(device: Device, chosen: list[int]) -> None:
+    together = answers(device, chosen, ("logits", "embedding"))
+    for picture, answer in zip(chosen, together, strict=True):
+        (alone,) = answers(device, [picture], ("logits", "embedding"))
+        assert np.allclose(answer["embedding"], alone["embedding"], atol=1e-5)
+        assert np.allclose(softmax(answer["logits"]), softmax(alone["logits"]), atol=1e-5)
+        assert np.argsort(-answer["logits"]).tolist() == np.argsort(-alone["logits"]).tolist()
+
+
+def softmax(logits: Values) -> Values:
+    powers = np.exp(logits - logits.max())
+    return np.asarray(powers / powers.sum(), np.float32)
+
+
+runs = st.builds(
+    Run,
+    model=st.integers(0, 1),
+    slot=st.just(0),
+    outputs=st.sampled_from([("logits",), ("embedding",), ("logits", "embedding")]),
+    alone=st.sampled_from([False, False, False, True]),
+)
+
+
+@given(requests=st.lists(runs, min_size=1, max_size=30), provider=st.sampled_from([CPU, CUDA]))
+def test_batches_are_alike_bounded_and_nobody_is_left_or_overtaken(
+    requests: list[Run], provider: str
+) -> None:
+    device = Device(memoryview(b""), provider, 1, 8)
+    waiting = deque(enumerate(requests))
+    served: list[int] = []
+    while waiting:
+        oldest = waiting[0][0]
+        batch = device.take(waiting)
+        numbers = [number for number, _ in batch]
+        assert numbers[0] == oldest
+        assert numbers == sorted(numbers)
+        assert len({(request.model, request.outputs) for _, request in batch}) == 1
+        assert len(batch) == 1 or not any(request.alone for _, request in batch)
+        if provider == CPU:
+            assert len(batch) in (1, 2, CPU_BATCH)
+        assert len(batch) <= 8
+        served += numbers
+    assert sorted(served) == list(range(len(requests)))
+
+
+@given(
+    pixels=st.integers(1, 10_000),
+    shapes=st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), max_size=5),
+)
+def test_outputs_lie_behind_the_pixels_aligned_and_apart(pixels: int, shapes: list[tuple[int, int]]) -> None:
+    end = pixels
+    for (offset, count), shape in zip(places(pixels, shapes), shapes, strict=True):
+        assert offset == aligned(end)
+        assert count == shape[0] * shape[1]
+        end = offset + count * 4
