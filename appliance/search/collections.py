@@ -160,10 +160,8 @@ class Collections:
         """
         if collection not in self._open:
             await self.get(customer, collection)
-        opened = self._open.get(collection)  # asked again: another caller's load may have ended meanwhile
-        if opened is None:
-            # Somebody else's load may have ended meanwhile; a second copy would miss what goes to the first.
-            opened = self._open.get(collection) or await asyncio.shield(self._loaded(collection))
+        # Asked again: another caller's load may have ended meanwhile, and a second copy would miss its writes.
+        opened = self._open.get(collection) or await asyncio.shield(self._loaded(collection))
         if customer is not None and opened.collection.customer != customer:
             raise NotFound("no such collection")
         return opened
