@@ -160,8 +160,9 @@ class Collections:
         """
         if collection not in self._open:
             await self.get(customer, collection)
-        # Asked again: another caller's load may have ended meanwhile, and a second copy would miss its writes.
-        opened = self._open.get(collection) or await asyncio.shield(self._loaded(collection))
+        opened = self._open.get(collection)  # asked again: another caller's load may have ended meanwhile
+        if opened is None:
+            opened = await asyncio.shield(self._loaded(collection))
         if customer is not None and opened.collection.customer != customer:
             raise NotFound("no such collection")
         return opened
