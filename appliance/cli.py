@@ -241,12 +241,12 @@ async def _operator(config_path: Path, *, only_running: bool = False) -> AsyncIt
     state, socket = config.locate(config_path)
     async with contextlib.AsyncExitStack() as stack:
         if not _held(state):
-            settings = config.load(config_path)
             if only_running:
+                config.load(config_path)
                 raise _Refused("unavailable", f"no daemon runs on {state}", UNAVAILABLE)
             from appliance import daemon
 
-            await stack.enter_async_context(daemon.operating(settings))
+            await stack.enter_async_context(daemon.operating(config_path))
         yield _Operator(await stack.enter_async_context(_connected(socket, state)))
 
 

@@ -162,11 +162,19 @@ class Config(Section):
 
 
 def load(path: Path) -> Config:
-    """Read and check a configuration file; blocks on the disk.
+    """The configuration of a file without findings. Raises ConfigInvalid with all that `read` finds."""
+    config, findings = read(path)
+    if findings:
+        raise ConfigInvalid([f"{path}: {key}: {reason}" for key, reason in findings])
+    return config
 
-    Raises ConfigInvalid with every finding as "FILE: KEY: reason"; a value is never repeated. Besides the
-    types these are: certificate without key, files that do not exist, a demo that listens beyond loopback,
-    and in production everything that `exposures` finds.
+
+def read(path: Path) -> tuple[Config, list[tuple[str, str]]]:
+    """Every finding of a file as (key, reason), and the configuration without the keys that are wrong.
+
+    Blocks on the disk. A value is never repeated. Besides the types, findings are: certificate without key,
+    files that do not exist, a demo that listens beyond loopback, and in production everything that
+    `exposures` finds. Raises ConfigInvalid for a file that cannot be read or is not TOML.
     """
     data = read_toml(path)
     folder = path.absolute().parent
@@ -179,29 +187,21 @@ def load(path: Path) -> Config:
         # What is left without the wrong keys is checked too: a person should have to come back only once.
         sound = _without(data, [item["loc"] for item in details])
         config = Config.model_validate(sound, context={"folder": folder})
-    reported = {".".join(key.split(".")[:2]) for key, _ in findings}
+    reported = {key for key, _ in findings}
     further = [*_contradictions(config), *(exposures(config) if config.profile == "production" else ())]
-    findings += [item for item in further if ".".join(item[0].split(".")[:2]) not in reported]
-    if findings:
-        raise ConfigInvalid([f"{path}: {key}: {reason}" for key, reason in findings])
-    return config
+    findings += [item for item in further if item[0] not in reported]
+    return config, findings
 
 
 def locate(path: Path) -> tuple[Path, Path]:
     """The state folder and the operator socket that a file names, whatever else is wrong with it.
 
     A running daemon keeps its configuration while the file is being edited; this is how it is found then.
-    Where these two keys are wrong too, or nothing is readable, all findings are raised as `load` does.
+    Where one of these two keys is wrong itself, all findings are raised as `load` does.
     """
-    data = read_toml(path)
-    operator = data.get("operator")
-    named: dict[str, Any] = {"state": data["state"]} if "state" in data else {}
-    if isinstance(operator, dict) and "socket" in operator:
-        named["operator"] = {"socket": operator["socket"]}
-    try:
-        config = Config.model_validate(named, context={"folder": path.absolute().parent})
-    except ValidationError:
-        config = load(path)
+    config, findings = read(path)
+    if {key for key, _ in findings} & {"state", "operator", "operator.socket"}:
+        load(path)
     return config.state, config.operator_socket
 
 
@@ -315,7 +315,9 @@ def _without(data: dict[str, Any], places: list[tuple[int | str, ...]]) -> dict[
     for place in places:
         section = kept.get(str(place[0]))
         if len(place) > 1 and isinstance(section, dict):
-            section.pop(str(place[1]), None)
+            value = section.pop(str(place[1]), None)
+            if len(place) > 2 and isinstance(value, list):
+                section[str(place[1])] = [item for item in value if item != value[int(place[2])]]
         else:
             kept.pop(str(place[0]), None)
     return kept

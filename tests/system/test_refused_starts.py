@@ -127,3 +127,12 @@ sys.exit(appliance.cli.main(["serve", "--config", {str(state.config)!r}]))
     )
     assert done.returncode == 1
     assert "ORT_DISABLE_TELEMETRY" in done.stderr
+
+
+def test_the_findings_of_both_files_come_at_once(state: DemoState) -> None:
+    state.config.write_text(state.config.read_text() + '\n[log]\nlevel = "loud"\n')
+    (state.folder / "residency.toml").write_text('site = "x"\ncountry = "US"\ncolour = 1\n')
+    refused = subprocess.run(state.command("check-config"), capture_output=True, text=True, check=False)
+    assert refused.returncode == 78
+    for finding in ("appliance.toml: log.level", "residency.toml: country", "residency.toml: colour"):
+        assert finding in refused.stderr

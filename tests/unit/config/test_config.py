@@ -71,6 +71,7 @@ def test_every_finding_comes_at_once(tmp_path: Path) -> None:
     """
     assert {finding.split(": ")[0] for finding in findings(tmp_path, text)} == {
         "colour",
+        "api.listen.0",
         "api.listen.1",
         "api.tls_certificate",
         "api.public_url",
@@ -196,7 +197,8 @@ def test_a_daemon_is_found_whatever_else_is_wrong(tmp_path: Path) -> None:
     file.write_text('profil = "demo"\nstate = "here"\n[operator]\nsocket = "run/op.sock"\nlisten = 7\n')
     assert locate(file) == (tmp_path / "here", tmp_path / "run/op.sock")
     file.write_text('state = "here"\noperator = 3\n')
-    assert locate(file) == (tmp_path / "here", tmp_path / "here/operator.sock")
+    with pytest.raises(ConfigInvalid):
+        locate(file)
     file.write_text("state = 3\nprofil = 1\n")
     with pytest.raises(ConfigInvalid) as refused:
         locate(file)
