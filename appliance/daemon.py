@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 
 VERSION = version("appliance")
 PR_SET_DUMPABLE = 4
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # <malloc.h>
 # While parts start or stop, each beat asks the service manager for so much more time; three beats fit in.
 EXTENSION_SECONDS = 15.0
 COUNT_SECONDS = 1.0
@@ -57,11 +58,11 @@ def serve(config_path: Path) -> None:
     profile, StateInUse when another process holds the state folder, and what a part says that cannot start.
     """
     _harden()
+    _give_memory_back()
     logging.basicConfig(level=logging.INFO, handlers=[systemd.log_handler()])
-    settings = config.load(config_path)
+    settings, declared, warnings = _judged(config_path)
     _apply_log_level(settings)
     vault.self_test()
-    declared, warnings = _judge(settings, f"{config_path}: ")
     for warning in warnings:
         _log.warning("%s: %s", warning.key, warning.message)
     uvloop.run(_Daemon(config_path, settings, declared).run())
@@ -70,19 +71,19 @@ def serve(config_path: Path) -> None:
 def examine(config_path: Path) -> tuple[Config, list[residency.Finding]]:
     """The configuration and what its profile only warns of. Raises ConfigInvalid with every finding."""
     _harden()
-    settings = config.load(config_path)
-    return settings, _judge(settings, f"{config_path}: ")[1]
+    settings, _, warnings = _judged(config_path)
+    return settings, warnings
 
 
 @contextlib.asynccontextmanager
-async def operating(settings: Config) -> AsyncIterator[None]:
+async def operating(config_path: Path) -> AsyncIterator[None]:
     """Within the block this process holds the state folder and serves the operator socket, nothing else.
 
     Raises what `serve` raises.
     """
     _harden()
     vault.self_test()
-    declared, _ = _judge(settings)
+    settings, declared, _ = _judged(config_path)
     async with contextlib.AsyncExitStack() as stack:
         state = await _open(stack, settings, metrics.create())
 
@@ -102,13 +103,37 @@ def _harden() -> None:
     os.umask(0o077)
 
 
-def _judge(settings: Config, prefix: str = "") -> tuple[Residency | None, list[residency.Finding]]:
-    """The residency file and the warnings; raises ConfigInvalid for what this profile refuses."""
-    declared = None if settings.residency is None else residency.load(settings.residency)
+def _give_memory_back() -> None:
+    """Have what a large request held go back to the system when it is freed.
+
+    Left alone, glibc takes the first large block it sees freed as a sign to keep such blocks from then on
+    (mallopt(3), M_MMAP_THRESHOLD), and every thread keeps an arena of its own.
+    """
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_THRESHOLD, 1 << 20)
+    mallopt(M_ARENA_MAX, 2)
+
+
+def _judged(config_path: Path) -> tuple[Config, Residency | None, list[residency.Finding]]:
+    """Configuration, residency file and warnings; raises ConfigInvalid with every finding of all three.
+
+    What the machine lacks is found beside what the files have wrong: a person should come back only once.
+    """
+    settings, wrong = config.read(config_path)
+    findings = [f"{config_path}: {key}: {reason}" for key, reason in wrong]
+    declared = None
+    try:
+        if settings.residency is not None and settings.residency.is_file():
+            declared = residency.load(settings.residency)
+    except ConfigInvalid as invalid:
+        findings += invalid.findings
     broken = residency.verify(settings, declared, residency.examine(settings.state))
-    if refused := [finding for finding in broken if finding.severity == "refuse"]:
-        raise ConfigInvalid([f"{prefix}{finding.key}: {finding.message}" for finding in refused])
-    return declared, broken
+    refused = [finding for finding in broken if finding.severity == "refuse"]
+    known = {key for key, _ in wrong}
+    findings += [f"{config_path}: {one.key}: {one.message}" for one in refused if one.key not in known]
+    if findings:
+        raise ConfigInvalid(findings)
+    return settings, declared, broken
 
 
 def _apply_log_level(settings: Config) -> None:
@@ -323,8 +348,7 @@ class _Daemon:
         systemd.notify("READY=1", "STATUS=serving with the reloaded configuration")
 
     def _read_again(self) -> tuple[Config, Residency | None]:
-        settings = config.load(self._config_path)
-        declared, _ = _judge(settings, f"{self._config_path}: ")
+        settings, declared, _ = _judged(self._config_path)
         keys = config.restart_needed(self._settings, settings)
         if declared != self._declared:
             keys.append("residency (what the file says)")
