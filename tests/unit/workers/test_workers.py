@@ -135,6 +135,7 @@ async def test_no_one_resizes_shared_memory_under_the_daemon() -> None:
 async def test_a_child_inherits_its_channel_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET", "of the daemon")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)  # which OpenCV sets when a test imports it
     descriptor = os.open("/etc/hostname", os.O_RDONLY)
     os.set_inheritable(descriptor, True)
     memory = Memory(4096)
