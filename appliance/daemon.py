@@ -30,7 +30,7 @@ from appliance.accounts.tokens import Tokens
 from appliance.api.parts import Parts
 from appliance.api.server import Server
 from appliance.config import Config
-from appliance.errors import ApplianceError, ConfigInvalid
+from appliance.errors import ApplianceError, ConfigInvalid, InvalidInput
 from appliance.health import Health, Readiness, Status
 from appliance.ledger import Ledger, StateLock
 from appliance.recognition.bundles import Bundles
@@ -288,11 +288,11 @@ class _Daemon:
         decoders = await enter(Decoders(settings.recognition, registry))
         _tell("starting the devices")
         self._engine = await enter(Engine(settings.recognition, registry))
-        for bundle in state.bundles.list():
-            _tell(f"loading {bundle.name} {bundle.version}")
-            await self._engine.load(bundle)
+        unusable = await self._load(state.bundles)
         _tell("observing the machine")
         self._health = await enter(Health(settings.health, self._sources(), registry))
+        for finding in unusable:
+            self._health.report(finding)
         parts = state.parts(
             settings,
             self._declared,
@@ -310,6 +310,19 @@ class _Daemon:
         addresses = " ".join(address for bound in self._server.listeners().values() for address in bound)
         _log.info("appliance %s serves on %s", VERSION, addresses)
         systemd.notify("READY=1", f"STATUS=serving on {addresses}")
+
+    async def _load(self, bundles: Bundles) -> list[health.Finding]:
+        """Load every bundle; one whose model does not run here is a finding and costs the others nothing."""
+        unusable = []
+        for bundle in bundles.list():
+            named = f"{bundle.name} {bundle.version}"
+            _tell(f"loading {named}")
+            try:
+                await self._engine.load(bundle)
+            except InvalidInput as refusal:
+                _log.error("bundle %s is not served: %s", named, refusal)
+                unusable.append(health.Finding("degraded", f"bundle.{bundle.name}", f"{named}: {refusal}"))
+        return unusable
 
     def _sources(self) -> health.Sources:
         return health.Sources(

@@ -1,5 +1,6 @@
 """The verbs, once through a running daemon and once on a state that no daemon holds: the same answers."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -133,6 +134,27 @@ def test_a_bundle_installed_while_serving_is_served(copy_state: CopyState, tmp_p
         )
         assert answer.status == 200, answer.body
         assert answer.document["records"][0]["best_label"]["name"]
+
+
+def test_a_bundle_whose_model_does_not_run_costs_the_others_nothing(
+    copy_state: CopyState, tmp_path: Path
+) -> None:
+    state = copy_state()
+    (installed,) = (state.folder / "bundles").iterdir()
+    shutil.copytree(installed, tmp_path / "broken")
+    model = tmp_path / "broken" / "model.onnx"
+    whole = hashlib.sha256(model.read_bytes()).hexdigest()
+    model.write_bytes(b"no model")
+    edit(tmp_path / "broken" / "bundle.toml", whole, hashlib.sha256(b"no model").hexdigest())
+    edit(tmp_path / "broken" / "bundle.toml", 'version = "1"', 'version = "2"')
+    state.ask("bundle", "install", str(tmp_path / "broken"))
+    with RunningAppliance(state, state.port) as appliance:
+        (finding,) = [one for one in state.ask("status")["findings"] if one["key"].startswith("bundle.")]
+        assert "cannot be loaded" in finding["message"]
+        answer = appliance.call(
+            "POST", "/photo/tags/v2/tags", images.jpeg(), headers=appliance.headers(content_type="image/jpeg")
+        )
+        assert answer.status == 200
 
 
 def test_output_into_a_closed_pipe_is_no_crash(appliance: RunningAppliance) -> None:
