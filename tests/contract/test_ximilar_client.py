@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from ximilar.client import (
     CustomSimilarityClient,
     FashionTaggingClient,
@@ -57,6 +57,7 @@ def endpoint(
             raise OSError(f"connected to {address}")
         connect(self, address)
 
+    monkeypatch.setenv("LD_LIBRARY_PATH", "")  # restored after OpenCV, which the client imports, changes it
     monkeypatch.setattr(socket, "getaddrinfo", guarded_resolve)
     monkeypatch.setattr(socket.socket, "connect", guarded_connect)
     yield request.param.format(port=appliance.port)
@@ -165,14 +166,14 @@ def test_photos_as_files_and_as_pixels(appliance: RunningAppliance, endpoint: st
     photo.parent.mkdir()
     photo.write_bytes(CROPS[10][1])
     rng = np.random.default_rng(7)
-    large = cv2.resize(rng.integers(0, 255, (40, 60, 3), np.uint8), (1500, 1000))
+    large = Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).resize((1500, 1000))
     large_file = tmp_path / "large.png"
-    cv2.imwrite(str(large_file), large)
+    large.save(large_file)
     answer = client.insert(
         [
             {"_id": "small file", "_file": str(photo)},
             {"_id": "large file", "_file": str(large_file)},
-            {"_id": "pixels", "_img_data": large, "_color_space": "BGR"},
+            {"_id": "pixels", "_img_data": np.asarray(large), "_color_space": "RGB"},
             {"_id": "as sent", "_file": str(photo), "noresize": True},
         ]
     )
