@@ -9,8 +9,8 @@ is never used.
 import asyncio
 import re
 import warnings
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import (
     BadContentDispositionHeader,
@@ -76,6 +76,21 @@ class Bodies:
             transfer.forget()
 
 
+@contextmanager
+def _dropped_on_failure(buffers: dict[str, bytearray]) -> Iterator[None]:
+    """Empties the buffers when the block fails.
+
+    The traceback of an upload that breaks off keeps its frames until the collector comes by; the image must
+    not stay with them.
+    """
+    try:
+        yield
+    except BaseException:
+        for buffer in buffers.values():
+            buffer.clear()
+        raise
+
+
 class _Room:
     """How many bytes may be held at once, and how many are."""
 
@@ -133,9 +148,10 @@ class _Transfer:
         content = self._request.content
         content.set_read_chunk_size(_CHUNK)
         body = bytearray()
-        while chunk := await content.readany():
-            self.count(len(chunk))
-            body += chunk
+        with _dropped_on_failure({"body": body}):
+            while chunk := await content.readany():
+                self.count(len(chunk))
+                body += chunk
         return body
 
     def forget(self) -> None:
@@ -151,8 +167,10 @@ class _Transfer:
 async def _payload(request: web.BaseRequest, form: Form, transfer: _Transfer) -> Payload:
     media = request.content_type if "Content-Type" in request.headers else ""
     if media == "multipart/form-data" and form.takes_images:
-        async with transfer.deadline():
-            parts = await _parts(request, transfer)
+        parts: dict[str, bytearray] = {}
+        with _dropped_on_failure(parts):
+            async with transfer.deadline():
+                await _receive_parts(request, transfer, parts)
         return await _assembled(parts, form)
     async with transfer.deadline():
         body = await transfer.everything()
@@ -174,8 +192,7 @@ def _raw_image(body: bytearray, request: web.BaseRequest, form: Form) -> Payload
     return Payload(fields, records=[record])
 
 
-async def _parts(request: web.BaseRequest, transfer: _Transfer) -> dict[str, bytearray]:
-    parts: dict[str, bytearray] = {}
+async def _receive_parts(request: web.BaseRequest, transfer: _Transfer, parts: dict[str, bytearray]) -> None:
     try:
         reader = await request.multipart()
         while (part := await reader.next()) is not None:
@@ -199,7 +216,6 @@ async def _parts(request: web.BaseRequest, transfer: _Transfer) -> dict[str, byt
                 data += chunk
     except _BROKEN_MULTIPART:
         raise InvalidInput("multipart: the body is malformed") from None
-    return parts
 
 
 async def _assembled(parts: dict[str, bytearray], form: Form) -> Payload:

@@ -313,3 +313,23 @@ def test_memory_is_back_where_it_was(appliance: RunningAppliance, collection: st
     first = volley()
     again = [volley() for _ in range(3)]
     assert min(again) < first + (16 << 20), (first, again)
+
+
+def test_an_upload_that_breaks_off_leaves_nothing_in_memory(appliance: RunningAppliance) -> None:
+    headers = f"Authorization: Token {appliance.token}\r\n"
+
+    def broken_off(kind: str, start: bytes) -> None:
+        with socket.create_connection(("127.0.0.1", appliance.port)) as connection:
+            head = f"POST /photo/tags/v2/tags HTTP/1.1\r\nHost: x\r\n{headers}"
+            connection.sendall(f"{head}Content-Type: {kind}\r\nContent-Length: 60000000\r\n\r\n".encode())
+            connection.sendall(start + bytes(20_000_000))
+
+    part = b'--b\r\nContent-Disposition: form-data; name="image-0"; filename="a"\r\n\r\n'
+    before = appliance.resident_bytes()
+    for _ in range(5):
+        broken_off("image/png", b"")
+        broken_off("multipart/form-data; boundary=b", part)
+    deadline = time.monotonic() + 20
+    while (after := appliance.resident_bytes()) > before + (40 << 20) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert after <= before + (40 << 20), (before, after)
