@@ -14,7 +14,7 @@ import pytest
 from demo.state import DemoState
 from tests import images
 from tests.running import CopyState, RunningAppliance
-from tests.system.manager import edit
+from tests.system.fake_systemd import edit
 
 
 @pytest.fixture(scope="module", params=["with a daemon", "without one"])

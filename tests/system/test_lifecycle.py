@@ -16,7 +16,7 @@ import pytest
 from demo.state import DemoState, StepFailed
 from tests import images
 from tests.running import CopyState, RunningAppliance
-from tests.system.manager import SECONDS, edit, service_manager
+from tests.system.fake_systemd import SECONDS, edit, service_manager
 from tests.unit.health.fake_gpus import build, describe
 
 TAGS = "/photo/tags/v2/tags"

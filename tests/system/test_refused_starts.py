@@ -9,7 +9,7 @@ import pytest
 from appliance import volume
 from demo.state import APPLIANCE, DemoState
 from tests.running import CopyState, RunningAppliance
-from tests.system.manager import edit
+from tests.system.fake_systemd import edit
 
 SECONDS = 60
 
