@@ -1,0 +1,106 @@
+"""The project's playbook run against a guest as an operator runs it, and a right inventory's variables."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import trustme
+
+from tests.e2e.guest import Guest
+
+ANSIBLE = Path(__file__).parents[2] / "ansible"
+SECONDS = 1500.0
+GATEWAY = "10.0.2.2"  # where connections from this machine come from, in the guest's eyes
+PORT = 8443
+OPERATOR = "olga"  # a member of appliance-operators
+STRANGER = "eve"  # a user of the server who is not
+DEVICE = "/dev/disk/by-id/virtio-data"
+OCCUPIED = "/dev/disk/by-id/virtio-occupied"  # holds a filesystem with somebody's file
+STATE = "/var/lib/appliance"
+
+Variables = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Played:
+    """A playbook that ended."""
+
+    code: int
+    output: str
+
+    @property
+    def changed(self) -> int:
+        """How many tasks changed something; -1 where the playbook did not get to its end."""
+        found = re.search(r"^guest\s+:.*\bchanged=(\d+)", self.output, re.MULTILINE)
+        return int(found[1]) if found else -1
+
+    def succeeded(self) -> "Played":
+        """Itself; fails with the end of the output unless every task was well."""
+        assert self.code == 0, self.output[-6000:]
+        return self
+
+
+@dataclass(frozen=True)
+class Playbook:
+    """Runs site.yml on one guest; files for it are kept in `folder`."""
+
+    guest: Guest
+    folder: Path
+
+    def run(self, variables: Variables, *words: str, file: Path = ANSIBLE / "site.yml") -> Played:
+        """One run with these variables; does not judge its outcome."""
+        inventory = self.folder / "inventory.json"
+        inventory.write_text(json.dumps(self.guest.inventory(**variables)))
+        done = subprocess.run(
+            [Path(sys.executable).parent / "ansible-playbook", "-i", inventory, *words, file],
+            cwd=ANSIBLE,  # its ansible.cfg
+            env=os.environ
+            | {
+                "ANSIBLE_HOME": str(self.folder / "home"),
+                "ANSIBLE_ROLES_PATH": str(ANSIBLE / "roles"),
+                "ANSIBLE_NOCOLOR": "1",
+                "LC_ALL": "C.UTF-8",
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        return Played(done.returncode, done.stdout)
+
+
+def certificate(folder: Path) -> trustme.CA:
+    """A test CA, and a certificate of it for localhost: FOLDER/tls.crt, tls.key and the CA's own ca.crt."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    (folder / "tls.crt").write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(str(folder / "tls.key"))
+    authority.cert_pem.write_to_path(str(folder / "ca.crt"))
+    return authority
+
+
+def variables(archive: Path, certificates: Path, device: str) -> Variables:
+    """A right inventory: the volume on `device`, this machine as the only client."""
+    return {
+        "appliance_archive": str(archive),
+        "appliance_device": "cpu",
+        "appliance_listen": [f"0.0.0.0:{PORT}"],
+        "appliance_public_url": f"https://localhost:{PORT}",
+        "appliance_tls_certificate": str(certificates / "tls.crt"),
+        "appliance_tls_key": str(certificates / "tls.key"),
+        "appliance_residency": {
+            "site": 'Žižkov, the "second" cellar',  # text that a careless template breaks on
+            "country": "CZ",
+            "eea": False,
+            "clients": [f"{GATEWAY}/32"],
+            "destinations": [],
+        },
+        "appliance_operators": [OPERATOR],
+        "luks_volume_device": device,
+    }
