@@ -203,11 +203,11 @@ def _bind(path: Path, group: int | None) -> socket.socket:
     except OSError as error:
         bound.close()
         raise ApplianceError(f"operator.socket: cannot listen on {path}: {error.strerror}") from None
-    if group is not None:
+    if group is not None and path.lstat().st_gid != group:  # a folder with the setgid bit has given it already
         try:
             os.chown(path, -1, group)
         except PermissionError:
-            log.warning("the operator socket is not given to its group: the daemon is not a member")
+            log.warning("the operator socket is not given to its group: %s does not hand it on", path.parent)
     return bound
 
 
