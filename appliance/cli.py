@@ -21,6 +21,7 @@ from appliance.errors import ApplianceError, ConfigInvalid
 DEFAULT_CONFIG = Path("/etc/appliance/appliance.toml")
 REFUSED, USAGE, UNAVAILABLE, CONFIG = 1, 2, 69, 78
 STARTING_SECONDS = 10.0
+SERVICE_USER = "appliance"
 
 Document = dict[str, Any]
 
@@ -112,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     verb(nouns, "check-config", _check_config, "read the configuration as a start would, name every finding")
     verb(nouns, "status", _status, "what the running daemon says about itself")
 
+    _add_residency(noun, verb)
+
     customers = noun("customer", "whose data and tokens everything else belongs to")
     verb(customers, "add", _client(_customer_add), "create a customer").add_argument("name")
     verb(customers, "list", _client(_customer_list), "all customers")
@@ -151,6 +154,17 @@ def _parser() -> argparse.ArgumentParser:
     return root
 
 
+def _add_residency(noun: Callable[[str, str], Any], verb: Callable[..., argparse.ArgumentParser]) -> None:
+    rules = noun("residency", "where this appliance stands and whom it may talk to")
+    render = verb(rules, "render", _residency_render, "the residency file as the kernel enforces it")
+    form = render.add_mutually_exclusive_group(required=True)
+    form.add_argument("--nftables", action="store_true", help="a ruleset for nft -f")
+    form.add_argument("--systemd", action="store_true", help="a drop-in for the unit")
+    render.add_argument("--user", default=SERVICE_USER, help=f"whom the rules bind; default {SERVICE_USER}")
+    check = verb(rules, "verify", _residency_verify, "read a residency file, name every finding")
+    check.add_argument("file", type=Path, nargs="?", help="default: the one that the configuration names")
+
+
 # Verbs that need no operator socket.
 
 
@@ -172,6 +186,37 @@ def _check_config(arguments: argparse.Namespace) -> _Output:
     lines = [f"{arguments.config}: valid, profile {settings.profile}"]
     lines += [f"warning: {warning.key}: {warning.message}" for warning in warnings]
     return _Output(document, "\n".join(lines))
+
+
+def _residency_render(arguments: argparse.Namespace) -> _Output:
+    """Of the files alone: the wall is built before the machine is finished."""
+    from appliance import config, firewall
+
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", arguments.user):
+        raise _UsageInvalid(f"argument --user: {arguments.user!r} is not the name or number of a user")
+    declared = _declared(arguments.config)
+    if arguments.systemd:
+        text = firewall.systemd(declared)
+        return _Output({"systemd": text}, text)
+    text = firewall.nftables(config.load(arguments.config), declared, arguments.user)
+    return _Output({"nftables": text}, text)
+
+
+def _residency_verify(arguments: argparse.Namespace) -> _Output:
+    from appliance import residency
+
+    declared = residency.load(arguments.file) if arguments.file else _declared(arguments.config)
+    document = {"valid": True, "site": declared.site, "country": declared.country}
+    return _Output(document, f"{declared.site}, {declared.country}: the residency file is valid")
+
+
+def _declared(config_path: Path) -> Any:
+    from appliance import config, residency
+
+    settings = config.load(config_path)
+    if settings.residency is None:
+        raise ConfigInvalid([f"{config_path}: residency: missing: no residency file is named"])
+    return residency.load(settings.residency)
 
 
 def _bundle_build(arguments: argparse.Namespace) -> _Output:

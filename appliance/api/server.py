@@ -203,7 +203,9 @@ def _bind(path: Path, group: int | None) -> socket.socket:
     except OSError as error:
         bound.close()
         raise ApplianceError(f"operator.socket: cannot listen on {path}: {error.strerror}") from None
-    if group is not None and path.lstat().st_gid != group:  # a folder with the setgid bit has given it already
+    if (
+        group is not None and path.lstat().st_gid != group
+    ):  # a folder with the setgid bit has given it already
         try:
             os.chown(path, -1, group)
         except PermissionError:
