@@ -266,16 +266,15 @@ def test_what_is_interrupted_leaves_nothing(archive: Path, tmp_path: Path) -> No
 @pytest.mark.full
 @pytest.mark.timeout(900)
 def test_another_clone_at_another_time_makes_the_same(archive: Path, tmp_path: Path) -> None:
-    """Its folder has a space, its files other modes; its environment is made anew."""
+    """Its folder has a space, its files the modes of another umask; its environment is made anew."""
     clone = tmp_path / "another clone"
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
-        "\0"
-    )[:-1]:
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in names.rstrip("\0").split("\0"):
         if (ROOT / name).is_file():
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, clone / name)
-            (clone / name).chmod(0o700)
+            (clone / name).chmod((ROOT / name).stat().st_mode & 0o700)
     told = wheelhouse("--to", tmp_path / "to", env={"TZ": "Asia/Tokyo", "LC_ALL": "C.UTF-8"}, cwd=clone)
     assert told.returncode == 0, told.stderr
     assert Path(told.stdout.splitlines()[-1]).name == archive.name
