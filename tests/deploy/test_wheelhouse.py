@@ -170,6 +170,18 @@ def test_nothing_in_hnswlib_is_beyond_the_level_of_servers(installed: Path) -> N
     assert re.search(r"\bvfmadd\w+ .*%ymm", code)
 
 
+def test_what_was_compiled_looks_for_libraries_nowhere_but_in_the_system(installed: Path) -> None:
+    """A path of the builder's home in a module is one that someone on the server may fill."""
+    (packages,) = installed.glob("lib/python*/site-packages")
+    compiled = [*packages.glob("hnswlib*.so"), *packages.glob("systemd/*.so")]
+    assert len(compiled) == 6
+    for module in compiled:
+        readelf = ["readelf", "--dynamic", str(module)]
+        assert "PATH" not in subprocess.run(readelf, capture_output=True, text=True, check=True).stdout, (
+            module
+        )
+
+
 def test_a_wheel_that_was_changed_is_refused(house: Path, installed: Path, tmp_path: Path) -> None:
     shutil.copytree(house / "wheels", tmp_path / "wheels")
     shutil.copy(house / "requirements.txt", tmp_path)
