@@ -68,7 +68,7 @@ def test_on_a_server_with_a_plain_volume_nothing_is_touched(
 ) -> None:
     """The operator says to have made the volume, and it is a plain filesystem."""
     wrong = {name: value for name, value in variables.items() if name != "luks_volume_device"}
-    guest.run(f"mkdir -p /var/lib/appliance && mount {OCCUPIED} /var/lib/appliance")
+    guest.run(f"mkdir -p /var/lib/appliance && mount -o ro {OCCUPIED} /var/lib/appliance")
     try:
         mounted = listed(guest)
         assert "LUKS" in refused(guest, ansible, wrong, mounted)
