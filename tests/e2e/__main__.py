@@ -31,7 +31,16 @@ def main(words: list[str]) -> int:
     ):
         scenario.lines.append(f"{'ok':<7}{seconds:7.1f} s  {name}")
         print(scenario.lines[-1], flush=True)
-    arguments = ["-o", "addopts=", "--strict-markers", "--strict-config", "-q", "--no-header", "--exitfirst"]
+    arguments = [
+        "-o",
+        "addopts=",
+        "--strict-markers",
+        "--strict-config",
+        "-q",
+        "--no-header",
+        "--tb=short",
+        "--exitfirst",
+    ]
     chosen = [word for word in words if word != "--keep"]
     return int(pytest.main([*arguments, "-m", "e2e", "tests/e2e", *chosen], plugins=[scenario]))
 
@@ -39,7 +48,7 @@ def main(words: list[str]) -> int:
 def built_archive() -> Path:
     """The archive of what the working tree holds; its last line of output is the path."""
     done = subprocess.run(
-        [ROOT / "dev", "wheelhouse", "--to", image.cache() / "archive"],
+        [ROOT / "dev", "wheelhouse"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

@@ -148,7 +148,7 @@ class Guest:
     def copy_in(self, source: Path, target: str) -> None:
         """Copy a file of this machine into the guest."""
         line = ["scp", "-F", "none", "-q", "-p", *self.ssh_options(), f"-oPort={self._ports[22]}"]
-        _host(*line, "--", source, f"root@127.0.0.1:{target}", folder=self.folder)
+        _host(*line, "--", source.absolute(), f"root@127.0.0.1:{target}", folder=self.folder)
 
     def write(self, path: str, text: str) -> None:
         """Replace a file of the guest."""
