@@ -189,34 +189,34 @@ def _check_config(arguments: argparse.Namespace) -> _Output:
 
 
 def _residency_render(arguments: argparse.Namespace) -> _Output:
-    """Of the files alone: the wall is built before the machine is finished."""
-    from appliance import config, firewall
+    from appliance import firewall
 
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", arguments.user):
         raise _UsageInvalid(f"argument --user: {arguments.user!r} is not the name or number of a user")
-    declared = _declared(arguments.config)
+    settings, declared = _declared(arguments.config)
     if arguments.systemd:
         text = firewall.systemd(declared)
         return _Output({"systemd": text}, text)
-    text = firewall.nftables(config.load(arguments.config), declared, arguments.user)
+    text = firewall.nftables(settings, declared, arguments.user)
     return _Output({"nftables": text}, text)
 
 
 def _residency_verify(arguments: argparse.Namespace) -> _Output:
     from appliance import residency
 
-    declared = residency.load(arguments.file) if arguments.file else _declared(arguments.config)
+    declared = residency.load(arguments.file) if arguments.file else _declared(arguments.config)[1]
     document = {"valid": True, "site": declared.site, "country": declared.country}
     return _Output(document, f"{declared.site}, {declared.country}: the residency file is valid")
 
 
-def _declared(config_path: Path) -> Any:
-    from appliance import config, residency
+def _declared(config_path: Path) -> tuple[Any, Any]:
+    """What both files say. Not the machine: the wall is built before it is finished."""
+    from appliance import residency
 
-    settings = config.load(config_path)
-    if settings.residency is None:
+    settings, declared, _ = residency.judge(config_path, machine=False)
+    if declared is None:
         raise ConfigInvalid([f"{config_path}: residency: missing: no residency file is named"])
-    return residency.load(settings.residency)
+    return settings, declared
 
 
 def _bundle_build(arguments: argparse.Namespace) -> _Output:

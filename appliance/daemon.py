@@ -60,7 +60,7 @@ def serve(config_path: Path) -> None:
     _harden()
     _give_memory_back()
     logging.basicConfig(level=logging.INFO, handlers=[systemd.log_handler()])
-    settings, declared, warnings = _judged(config_path)
+    settings, declared, warnings = residency.judge(config_path)
     _apply_log_level(settings)
     vault.self_test()
     for warning in warnings:
@@ -71,7 +71,7 @@ def serve(config_path: Path) -> None:
 def examine(config_path: Path) -> tuple[Config, list[residency.Finding]]:
     """The configuration and what its profile only warns of. Raises ConfigInvalid with every finding."""
     _harden()
-    settings, _, warnings = _judged(config_path)
+    settings, _, warnings = residency.judge(config_path)
     return settings, warnings
 
 
@@ -83,7 +83,7 @@ async def operating(config_path: Path) -> AsyncIterator[None]:
     """
     _harden()
     vault.self_test()
-    settings, declared, _ = _judged(config_path)
+    settings, declared, _ = residency.judge(config_path)
     async with contextlib.AsyncExitStack() as stack:
         state = await _open(stack, settings, metrics.create())
 
@@ -112,28 +112,6 @@ def _give_memory_back() -> None:
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(M_MMAP_THRESHOLD, 1 << 20)
     mallopt(M_ARENA_MAX, 2)
-
-
-def _judged(config_path: Path) -> tuple[Config, Residency | None, list[residency.Finding]]:
-    """Configuration, residency file and warnings; raises ConfigInvalid with every finding of all three.
-
-    What the machine lacks is found beside what the files have wrong: a person should come back only once.
-    """
-    settings, wrong = config.read(config_path)
-    findings = [f"{config_path}: {key}: {reason}" for key, reason in wrong]
-    declared = None
-    try:
-        if settings.residency is not None and settings.residency.is_file():
-            declared = residency.load(settings.residency)
-    except ConfigInvalid as invalid:
-        findings += invalid.findings
-    broken = residency.verify(settings, declared, residency.examine(settings.state))
-    refused = [finding for finding in broken if finding.severity == "refuse"]
-    known = {key for key, _ in wrong}
-    findings += [f"{config_path}: {one.key}: {one.message}" for one in refused if one.key not in known]
-    if findings:
-        raise ConfigInvalid(findings)
-    return settings, declared, broken
 
 
 def _apply_log_level(settings: Config) -> None:
@@ -361,7 +339,7 @@ class _Daemon:
         systemd.notify("READY=1", "STATUS=serving with the reloaded configuration")
 
     def _read_again(self) -> tuple[Config, Residency | None]:
-        settings, declared, _ = _judged(self._config_path)
+        settings, declared, _ = residency.judge(self._config_path)
         keys = config.restart_needed(self._settings, settings)
         if declared != self._declared:
             keys.append("residency (what the file says)")

@@ -6,6 +6,7 @@ Nothing connects outward yet: destinations are declared and checked, and no code
 import json
 import re
 import resource
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic import ValidationInfo as Info
 from pydantic_core import ErrorDetails
 
-from appliance.config import Config, exposures, key_of, read_toml, reason_of
+from appliance.config import Config, exposures, key_of, read, read_toml, reason_of
 from appliance.errors import ConfigInvalid
 from appliance.volume import SwapFacts, VolumeFacts, swaps
 from appliance.volume import facts as volume_facts
@@ -146,28 +147,60 @@ def load(path: Path) -> Residency:
     return Residency(file.site, file.country, file.eea, file.destinations, clients)
 
 
+def judge(config_path: Path, *, machine: bool = True) -> tuple[Config, Residency | None, list[Finding]]:
+    """Configuration, residency file, and what the profile only warns of; blocks on the disk.
+
+    Raises ConfigInvalid with every finding of both files and, unless told otherwise, of the machine: a person
+    should come back only once.
+    """
+    config, wrong = read(config_path)
+    findings = [f"{config_path}: {key}: {reason}" for key, reason in wrong]
+    residency = None
+    try:
+        if config.residency is not None and config.residency.is_file():
+            residency = load(config.residency)
+    except ConfigInvalid as invalid:
+        findings += invalid.findings
+    broken = verify(config, residency, examine(config.state) if machine else None)
+    refused = [finding for finding in broken if finding.severity == "refuse"]
+    known = {key for key, _ in wrong}
+    findings += [f"{config_path}: {one.key}: {one.message}" for one in refused if one.key not in known]
+    if findings:
+        raise ConfigInvalid(findings)
+    return config, residency, broken
+
+
 def examine(state: Path) -> Facts:
     """The facts that `verify` judges; blocks on the disk. Raises StorageFailed."""
     return Facts(volume_facts(state), tuple(swaps()), resource.getrlimit(resource.RLIMIT_CORE)[0])
 
 
-def verify(config: Config, residency: Residency | None, facts: Facts) -> list[Finding]:
-    """Every rule that configuration and machine break together; empty when production may start."""
+def verify(config: Config, residency: Residency | None, facts: Facts | None) -> list[Finding]:
+    """Every rule that configuration and machine break together; empty when production may start.
+
+    Without facts the rules about the machine are left out.
+    """
     broken = [*exposures(config)]
     if residency is not None and not residency.clients:
         broken.append(("clients", "none are declared in the residency file: nobody may connect"))
+    if facts is not None:
+        broken += _leaks(config, facts)
+    severity: Literal["refuse", "warn"] = "refuse" if config.profile == "production" else "warn"
+    return [Finding(severity, key, message) for key, message in broken]
+
+
+def _leaks(config: Config, facts: Facts) -> Iterator[tuple[str, str]]:
+    """Where the machine would let data or images reach a disk unencrypted."""
     volume = facts.volume
     if volume.encryption != "luks":
         where = f"{config.state} lies on {volume.mount} ({volume.filesystem})"
-        broken.append(("state", f"{where}, which is {volume.encryption}: production needs a LUKS volume"))
+        yield "state", f"{where}, which is {volume.encryption}: production needs a LUKS volume"
     for swap in facts.swaps:
         if swap.encryption in {"plain", "unknown"}:
             risk = "images in memory could reach the disk; encrypt it or swapoff"
-            broken.append(("swap", f"{swap.name} is {swap.encryption}: {risk}"))
+            yield "swap", f"{swap.name} is {swap.encryption}: {risk}"
     if facts.core_limit != 0:
-        broken.append(("core_dumps", "are on: a crash would write memory with images to disk (LimitCORE=0)"))
-    severity: Literal["refuse", "warn"] = "refuse" if config.profile == "production" else "warn"
-    return [Finding(severity, key, message) for key, message in broken]
+        yield "core_dumps", "are on: a crash would write memory with images to disk (LimitCORE=0)"
 
 
 def _described(path: Path, item: ErrorDetails) -> str:
