@@ -34,6 +34,8 @@ def nftables(config: Config, residency: Residency, user: str) -> str:
         "    chain from_service {",
         "        ct state established,related accept",
         *(f"        {rule}" for each in residency.destinations for rule in _destination(each)),
+        # An ICMPv6 error would be heeded only when the first packet is sent again, a second later.
+        "        meta nfproto ipv6 meta l4proto tcp counter reject with tcp reset",
         "        counter reject with icmpx admin-prohibited",
         "    }",
     ]

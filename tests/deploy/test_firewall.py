@@ -13,6 +13,7 @@ import pytest
 from appliance import config, firewall, residency
 
 SERVER, DECLARED, UNDECLARED = "10.99.0.1", "10.99.0.2", "10.99.0.3"
+SERVER6, DECLARED6, UNDECLARED6 = "fd99::1", "fd99::2", "2001:db8::3"
 PUBLIC, OTHER, SYSLOG = 8443, 8444, 6514
 USER = "nobody"
 RESIDENCY = f"""
@@ -29,7 +30,7 @@ cidr = "fd00::/8"
 [[destinations]]
 name = "log }} host"
 host = "log.example.cz"
-cidrs = ["{DECLARED}/32"]
+cidrs = ["{DECLARED}/32", "{DECLARED6}/128"]
 port = {SYSLOG}
 country = "CZ"
 purpose = "log forwarding"
@@ -48,7 +49,8 @@ else:
 """
 LISTEN = """
 import socket, sys
-held = [socket.create_server((sys.argv[1], int(port))) for port in sys.argv[2:]]
+both = {"family": socket.AF_INET6, "dualstack_ipv6": True}
+held = [socket.create_server(("::", int(port)), **both) for port in sys.argv[1:]]
 print("listening", flush=True)
 sys.stdin.read()
 """
@@ -72,13 +74,14 @@ class Cable:
         run("ip", "netns", "exec", self.server, "nft", "--file", "-", text=rules)
 
     def from_server(self, port: int, *, user: bool, address: str = DECLARED) -> str:
-        source = SERVER if address != "127.0.0.1" else address
+        sources = {"127.0.0.1": "127.0.0.1", DECLARED6: SERVER6, UNDECLARED6: SERVER6}
         prefix = AS_USER if user else ()
-        words = (*prefix, sys.executable, "-c", CONNECT, source, address, str(port))
+        words = (*prefix, sys.executable, "-c", CONNECT, sources.get(address, SERVER), address, str(port))
         return run("ip", "netns", "exec", self.server, *words)
 
     def to_server(self, port: int, *, source: str) -> str:
-        words = (sys.executable, "-c", CONNECT, source, SERVER, str(port))
+        address = SERVER6 if ":" in source else SERVER
+        words = (sys.executable, "-c", CONNECT, source, address, str(port))
         return run("ip", "netns", "exec", self.outside, *words)
 
 
@@ -94,14 +97,17 @@ def wired() -> Iterator[Cable]:
             run("ip", "-n", name, "link", "set", "lo", "up")
         peer = (f"o{mark}", "netns", cable.outside)
         run("ip", "link", "add", f"s{mark}", "netns", cable.server, "type", "veth", "peer", *peer)
-        run("ip", "-n", cable.server, "addr", "add", f"{SERVER}/24", "dev", f"s{mark}")
-        run("ip", "-n", cable.server, "link", "set", f"s{mark}", "up")
-        for address in (DECLARED, UNDECLARED):
-            run("ip", "-n", cable.outside, "addr", "add", f"{address}/24", "dev", f"o{mark}")
-        run("ip", "-n", cable.outside, "link", "set", f"o{mark}", "up")
-        for name, address, prefix in ((cable.server, "0.0.0.0", AS_USER), (cable.outside, "0.0.0.0", ())):
+        for name, device, addresses in (
+            (cable.server, f"s{mark}", (SERVER, SERVER6, "2001:db8::1")),
+            (cable.outside, f"o{mark}", (DECLARED, UNDECLARED, DECLARED6, UNDECLARED6)),
+        ):
+            for address in addresses:
+                prefix = f"{address}/{64 if ':' in address else 24}"
+                run("ip", "-n", name, "addr", "add", prefix, "dev", device, "nodad")
+            run("ip", "-n", name, "link", "set", device, "up")
+        for name, user in ((cable.server, AS_USER), (cable.outside, ())):
             ports = [str(port) for port in (PUBLIC, OTHER, SYSLOG)]
-            words = ["ip", "netns", "exec", name, *prefix, sys.executable, "-c", LISTEN, address, *ports]
+            words = ["ip", "netns", "exec", name, *user, sys.executable, "-c", LISTEN, *ports]
             child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             listening.append(child)
             assert child.stdout is not None
@@ -130,21 +136,25 @@ def walled(wired: Cable, declared: residency.Residency) -> Cable:
     """The rules are in force. Before them everything is reached: the cable is not what refuses."""
     assert wired.from_server(OTHER, user=True) == "connected"
     assert wired.to_server(PUBLIC, source=UNDECLARED) == "connected"
+    assert wired.to_server(PUBLIC, source=UNDECLARED6) == "connected"
     wired.load(firewall.nftables(settings(f"0.0.0.0:{PUBLIC}"), declared, USER))
     return wired
 
 
-def test_service_reaches_a_declared_destination(walled: Cable) -> None:
-    assert walled.from_server(SYSLOG, user=True) == "connected"
+@pytest.mark.parametrize("address", [DECLARED, DECLARED6])
+def test_service_reaches_a_declared_destination(walled: Cable, address: str) -> None:
+    assert walled.from_server(SYSLOG, user=True, address=address) == "connected"
 
 
 @pytest.mark.parametrize("port", [OTHER, PUBLIC])
 def test_service_is_refused_another_port_of_it_at_once(walled: Cable, port: int) -> None:
     assert walled.from_server(port, user=True) == "EHOSTUNREACH"
+    assert walled.from_server(port, user=True, address=DECLARED6) == "ECONNREFUSED"
 
 
 def test_service_is_refused_another_address_at_once(walled: Cable) -> None:
     assert walled.from_server(SYSLOG, user=True, address=UNDECLARED) == "EHOSTUNREACH"
+    assert walled.from_server(SYSLOG, user=True, address=UNDECLARED6) == "ECONNREFUSED"
 
 
 def test_service_is_refused_loopback_too(walled: Cable) -> None:
@@ -155,14 +165,16 @@ def test_other_users_connect_as_before(walled: Cable) -> None:
     assert walled.from_server(OTHER, user=False) == "connected"
 
 
-def test_declared_client_reaches_the_public_port(walled: Cable) -> None:
+@pytest.mark.parametrize("source", [DECLARED, DECLARED6])
+def test_declared_client_reaches_the_public_port(walled: Cable, source: str) -> None:
     """And is answered: what the service sends on an accepted connection is not a new one."""
-    assert walled.to_server(PUBLIC, source=DECLARED) == "connected"
+    assert walled.to_server(PUBLIC, source=source) == "connected"
 
 
-def test_undeclared_client_is_dropped_at_the_public_port_alone(walled: Cable) -> None:
-    assert walled.to_server(PUBLIC, source=UNDECLARED) == "timeout"
-    assert walled.to_server(OTHER, source=UNDECLARED) == "connected"
+@pytest.mark.parametrize("source", [UNDECLARED, UNDECLARED6])
+def test_undeclared_client_is_dropped_at_the_public_port_alone(walled: Cable, source: str) -> None:
+    assert walled.to_server(PUBLIC, source=source) == "timeout"
+    assert walled.to_server(OTHER, source=source) == "connected"
 
 
 def test_server_itself_reaches_the_public_port(walled: Cable) -> None:
@@ -198,3 +210,8 @@ def test_both_families_are_in_the_drop_in_without_overlap(declared: residency.Re
         f"IPAddressAllow={DECLARED}/32",
         "IPAddressAllow=fd00::/8",
     ]
+
+
+def test_user_may_be_a_number(wired: Cable, declared: residency.Residency) -> None:
+    rules = firewall.nftables(settings(f"0.0.0.0:{PUBLIC}"), declared, "4711")
+    run("ip", "netns", "exec", wired.server, "nft", "--check", "--file", "-", text=rules)
