@@ -200,3 +200,33 @@ def test_residency_file_says_what_the_inventory_says(rendered: Path) -> None:
     assert [str(network) for network in declared.clients] == ["10.0.0.0/8", "2001:db8::/32"]
     assert [one.name for one in declared.destinations] == HOSTILE
     assert [one.purpose for one in declared.destinations] == HOSTILE
+
+
+def test_only_what_a_reload_applies_is_reloaded(tmp_path: Path) -> None:
+    """By the lines that differ; the keys are those that the daemon takes without a restart."""
+    assert {"api.max_connections_per_address", "log.level"} == config.RELOADABLE
+    old = '[api]\nlisten = ["127.0.0.1:1"]\nmax_connections_per_address = 64\n\n[log]\nlevel = "info"\n'
+    cases = {
+        "level": (old, old.replace("info", "debug"), True),
+        "both": (old, old.replace("info", "debug").replace("64", "8"), True),
+        "listen": (old, old.replace(":1", ":2"), False),
+        "level-and-listen": (old, old.replace(":1", ":2").replace("info", "debug"), False),
+        "a-key-less": (old, old.replace('listen = ["127.0.0.1:1"]\n', ""), False),
+        "first": ("", old, False),
+    }
+    hosts: dict[str, Variables] = {
+        name: {
+            "appliance_configuration": {"diff": [{"before": before, "after": after}]},
+            "expected": expected,
+        }
+        for name, (before, after, expected) in cases.items()
+    }
+    hosts["no-diff"] = {"appliance_configuration": {"skipped": True}, "expected": True}
+    book = tmp_path / "judge.yml"
+    files = [str(ANSIBLE / "roles/appliance/vars/main.yml")]
+    task = {"ansible.builtin.assert": {"that": "appliance_reload_is_enough == expected"}}
+    book.write_text(
+        yaml.safe_dump([{"hosts": "all", "gather_facts": False, "vars_files": files, "tasks": [task]}])
+    )
+    played = play(tmp_path, hosts, book)
+    assert played.code == 0, played.output

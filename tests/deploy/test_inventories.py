@@ -7,6 +7,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.deploy.playing import Played, Variables, play
 
@@ -71,6 +72,31 @@ def contradictory(tmp_path_factory: pytest.TempPathFactory) -> Played:
     return play(folder, hosts)
 
 
+@pytest.fixture(scope="module")
+def unfit(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """Servers that are not what their variables need; this machine may lack other things beside."""
+    folder = tmp_path_factory.mktemp("unfit")
+    authority = trustme.CA()
+    for name in ("own", "other"):
+        issued = authority.issue_cert("vision.example.com")
+        issued.cert_chain_pems[0].write_to_path(str(folder / f"{name}.crt"))
+        issued.private_key_pem.write_to_path(str(folder / f"{name}.key"))
+    pair = {
+        "appliance_tls_certificate": str(folder / "own.crt"),
+        "appliance_tls_key": str(folder / "own.key"),
+    }
+    other_machine = folder / "appliance-1.0-0123456789ab-cpu-cp39-riscv64.tar"
+    other_machine.touch()
+    hosts = {
+        "pair": wrong(folder, **pair),
+        "other-key": wrong(folder, **pair | {"appliance_tls_key": str(folder / "other.key")}),
+        "no-pem": wrong(folder),
+        "other-machine": wrong(folder, **pair, appliance_archive=str(other_machine)),
+        "stranger": wrong(folder, **pair, appliance_operators=["root", "nobody-of-this-name"]),
+    }
+    return play(folder, hosts)
+
+
 def assert_stopped(played: Played) -> None:
     """In the first play, with nothing changed on any server."""
     assert played.code != 0, played.output[-3000:]
@@ -123,3 +149,26 @@ def test_variables_that_cannot_be_true_are_refused_with_the_reason(
 
 def test_eea_is_taken_where_it_is_allowed(contradictory: Played) -> None:
     assert contradictory.said_of("eea-allowed") == ""
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        (
+            "other-key",
+            "appliance_tls_certificate and appliance_tls_key are no pair of PEM files: KEY_VALUES_MISMATCH",
+        ),
+        ("no-pem", "appliance_tls_certificate and appliance_tls_key are no pair of PEM files"),
+        ("other-machine", "-cp39-riscv64 is not for this server's Python and processor"),
+        ("stranger", "appliance_operators: nobody-of-this-name: no such user on this server"),
+    ],
+)
+def test_a_server_that_does_not_fit_is_refused_with_the_reason(unfit: Played, host: str, reason: str) -> None:
+    assert_stopped(unfit)
+    assert reason in unfit.said_of(host), unfit.output[-6000:]
+
+
+def test_what_fits_is_no_reason(unfit: Played) -> None:
+    said = unfit.said_of("pair")
+    assert "appliance_tls" not in said
+    assert "appliance_operators" not in said

@@ -6,6 +6,7 @@ import os
 import platform
 import pwd
 import shutil
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,9 @@ options:
   release: {description: Name of the archive without its ending., type: str, required: true}
   device: {description: What the models run on., type: str, choices: [cuda, cpu], required: true}
   state: {description: Where the appliance keeps everything., type: path, required: true}
-  volume_is_made: {description: Whether the playbook makes the volume of the state., type: bool, required: true}
+  volume_is_made: {description: Whether the playbook makes the volume., type: bool, required: true}
   has_key: {description: Whether the inventory brings the root key., type: bool, required: true}
+  tls_pair: {description: Certificate and key, PEM., type: str, required: true}
   operators: {description: Users who may use the command line., type: list, elements: str, required: true}
 author: The appliance's makers
 """
@@ -37,6 +39,8 @@ TOOLS = {
 }
 SYSTEMD_FLOOR = 252
 CREDENTIAL = Path("/etc/appliance/root.key.cred")
+RELEASES = Path("/opt/appliance/releases")
+CONFIGURED = ("/etc/appliance", "/etc/systemd/system/appliance.service.d")
 UNIT = Path("/etc/systemd/system/appliance.service")
 NVIDIA_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvidia-uvm")
 
@@ -53,11 +57,9 @@ def on_luks(device: str) -> bool:
 
 
 def programs(release: str) -> list[str]:
-    found = [
-        f"{tool} is not installed (Debian: apt install {package})"
-        for tool, package in TOOLS.items()
-        if not shutil.which(tool)
-    ]
+    missing = [tool for tool in TOOLS if not shutil.which(tool)]
+    packages = " ".join(sorted({TOOLS[tool] for tool in missing}))
+    found = [f"{', '.join(missing)}: not installed; on Debian: apt install {packages}"] if missing else []
     version = output("systemctl", "--version").split()
     if len(version) > 1 and int(version[1].split(".")[0]) < SYSTEMD_FLOOR:
         found.append(f"systemd is {version[1]}; {SYSTEMD_FLOOR} or newer is needed (Debian 12)")
@@ -98,7 +100,7 @@ def swaps() -> list[str]:
     plain = []
     for name in active:
         device = name if name.startswith("/dev/") else output("findmnt", "-no", "SOURCE", "--target", name)
-        if not (os.path.basename(device).startswith("zram") or on_luks(device) or is_crypt(device)):
+        if not (Path(device).name.startswith("zram") or on_luks(device) or is_crypt(device)):
             plain.append(name)
     return [f"swap on {name} is not encrypted: swapoff it and take it out of /etc/fstab" for name in plain]
 
@@ -117,9 +119,40 @@ def operators(names: list[str]) -> list[str]:
 def key(state: Path) -> list[str]:
     if not (state / "ledger.db").exists() or CREDENTIAL.exists():
         return []
-    return [
-        f"{state} holds an appliance's data and {CREDENTIAL} is gone: set appliance_root_key to its key from your backup"
+    lost = f"{state} holds an appliance's data and {CREDENTIAL} is gone"
+    return [f"{lost}: set appliance_root_key to its key from your backup"]
+
+
+def tls(pair: str) -> list[str]:
+    """Whether the key is the certificate's; only memory holds the two."""
+    held = os.memfd_create("pair")
+    os.write(held, pair.encode())
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(f"/proc/self/fd/{held}", password=lambda: "")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        why = getattr(error, "reason", None) or error
+        return [f"appliance_tls_certificate and appliance_tls_key are no pair of PEM files: {why}"]
+    finally:
+        os.close(held)
+    return []
+
+
+def is_stale() -> bool:
+    """Whether an interrupted run changed something that the running service has not seen."""
+    shown = output(
+        *("systemctl", "show", "--timestamp=unix", "--property=ActiveState,StateChangeTimestamp"),
+        UNIT.name,
+    )
+    facts = dict(line.split("=", 1) for line in shown.splitlines())
+    if facts.get("ActiveState") != "active":
+        return False
+    files = [
+        UNIT,
+        RELEASES.parent / "current",
+        *(file for name in CONFIGURED for file in Path(name).glob("*")),
     ]
+    newest = max(file.lstat().st_mtime for file in files)
+    return newest >= int(facts["StateChangeTimestamp"].removeprefix("@")) + 1
 
 
 def main() -> None:
@@ -130,21 +163,27 @@ def main() -> None:
             "state": {"type": "path", "required": True},
             "volume_is_made": {"type": "bool", "required": True},
             "has_key": {"type": "bool", "required": True},
+            "tls_pair": {"type": "str", "required": True, "no_log": True},
             "operators": {"type": "list", "elements": "str", "required": True},
         },
         supports_check_mode=True,
     )
     wanted, state = module.params, Path(module.params["state"])
-    findings = (
-        programs(wanted["release"]) + devices(wanted["device"]) + swaps() + operators(wanted["operators"])
-    )
+    findings = programs(wanted["release"]) + devices(wanted["device"]) + tls(wanted["tls_pair"])
+    findings += swaps() + operators(wanted["operators"])
     if not wanted["volume_is_made"]:
         findings += volume(state)
     if not wanted["has_key"]:
         findings += key(state)
     if findings:
         module.fail_json(msg="; ".join(findings), findings=findings)
-    module.exit_json(changed=False, installed=UNIT.exists())
+    whole = RELEASES / wanted["release"] / "installed"
+    module.exit_json(
+        changed=False,
+        installed=UNIT.exists(),
+        release_is_whole=whole.exists(),
+        stale=UNIT.exists() and is_stale(),
+    )
 
 
 if __name__ == "__main__":
