@@ -213,18 +213,21 @@ def test_only_what_a_reload_applies_is_reloaded(tmp_path: Path) -> None:
         "level-and-listen": (old, old.replace(":1", ":2").replace("info", "debug"), False),
         "a-key-less": (old, old.replace('listen = ["127.0.0.1:1"]\n', ""), False),
         "first": ("", old, False),
+        "nothing": (old, old, True),
     }
     hosts: dict[str, Variables] = {
         name: {
             "appliance_configuration": {"diff": [{"before": before, "after": after}]},
             "expected": expected,
+            "changed": before != after,
         }
         for name, (before, after, expected) in cases.items()
     }
-    hosts["no-diff"] = {"appliance_configuration": {"skipped": True}, "expected": True}
+    hosts["no-diff"] = {"appliance_configuration": {"skipped": True}, "expected": True, "changed": False}
     book = tmp_path / "judge.yml"
     files = [str(ANSIBLE / "roles/appliance/vars/main.yml")]
-    task = {"ansible.builtin.assert": {"that": "appliance_reload_is_enough == expected"}}
+    claims = ["appliance_reload_is_enough == expected", "(appliance_changed_lines | length > 0) == changed"]
+    task = {"ansible.builtin.assert": {"that": claims}}
     book.write_text(
         yaml.safe_dump([{"hosts": "all", "gather_facts": False, "vars_files": files, "tasks": [task]}])
     )
