@@ -214,6 +214,7 @@ def test_only_what_a_reload_applies_is_reloaded(tmp_path: Path) -> None:
         "a-key-less": (old, old.replace('listen = ["127.0.0.1:1"]\n', ""), False),
         "first": ("", old, False),
         "nothing": (old, old, True),
+        "a-section-more": (old.partition("\n[log]")[0], old, True),
     }
     hosts: dict[str, Variables] = {
         name: {
