@@ -244,11 +244,20 @@ class _Operator:
         self._session = session
 
     async def call(
-        self, method: str, path: str, *, query: dict[str, str] | None = None, body: Document | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        query: dict[str, str] | None = None,
+        body: Document | None = None,
+        parts: Any = None,
     ) -> Document:
-        """The answer's document ({} for none); raises _Refused with the problem's own title and detail."""
+        """The answer's document ({} for none); raises _Refused with the problem's own title and detail.
+
+        What is sent is the document `body` or the multipart `parts`.
+        """
         url = f"http://appliance/appliance/v1{path}"
-        async with self._session.request(method, url, params=query, json=body) as response:
+        async with self._session.request(method, url, params=query, json=body, data=parts) as response:
             document: Document = {} if response.status == 204 else await response.json(content_type=None)
             if response.status >= 400:
                 error = str(document.get("title", "refused")).lower().replace(" ", "_")
@@ -403,7 +412,25 @@ async def _collection_remove(operator: _Operator, arguments: argparse.Namespace)
 
 
 async def _bundle_install(operator: _Operator, arguments: argparse.Namespace) -> _Output:
-    made = await operator.call("POST", "/bundles", body={"path": str(arguments.path.absolute())})
+    from aiohttp import ClientError, MultipartWriter
+
+    from appliance.errors import InvalidInput
+    from appliance.recognition import staging
+
+    path = arguments.path.absolute()
+    with MultipartWriter("form-data") as body:
+        try:
+            async for name, content in staging.from_folder(path):
+                body.append(content).set_content_disposition("form-data", quote_fields=False, name=name)
+            made = await operator.call("POST", "/bundles", parts=body)
+        except InvalidInput as refusal:
+            raise _Refused("bad_request", str(refusal)) from refusal
+        except ClientError as error:
+            if isinstance(error.__cause__, InvalidInput):  # what was sent changed meanwhile
+                raise _Refused("bad_request", str(error.__cause__)) from error
+            raise
+        except _Refused as refusal:
+            raise _Refused(refusal.error, f"{path}: {refusal}") from refusal
     return _Output(made, f"{made['name']} {made['version']} is installed as task {made['task']}")
 
 

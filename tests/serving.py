@@ -34,6 +34,7 @@ from appliance.ledger import Ledger
 from appliance.recognition.bundles import Bundle, Bundles
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
+from appliance.recognition.staging import from_folder
 from appliance.residency import Residency
 from appliance.search.collections import Collections
 
@@ -155,10 +156,19 @@ class Site:
             connection = http.client.HTTPConnection(self.host, port, timeout=SECONDS)
         return _ask(connection, method, path, body, headers)
 
-    def operate(self, method: str, path: str, document: object = None) -> Reply:
-        """One request over the operator's Unix socket."""
-        body = None if document is None else json.dumps(document).encode()
-        headers = {} if body is None else {"content-type": "application/json"}
+    def operate(
+        self,
+        method: str,
+        path: str,
+        document: object = None,
+        *,
+        body: bytes | None = None,
+        content_type: str = "application/json",
+    ) -> Reply:
+        """One request over the operator's Unix socket, with a JSON document or another body."""
+        if document is not None:
+            body = json.dumps(document).encode()
+        headers = {} if body is None else {"content-type": content_type}
         return _ask(_UnixConnection(self.socket), method, path, body, headers)
 
     def raw(self, sent: bytes) -> bytes:
@@ -263,7 +273,7 @@ class Served:
         bundles = await enter(Bundles(ledger, self._folder / "bundles", lambda: self.clock))
         decoders = await enter(Decoders(config.recognition, registry))
         engine = await enter(Engine(config.recognition, registry))
-        self.bundle = await bundles.install(ACTOR, colour_bundle(self._folder / "built"))
+        self.bundle = await bundles.install(ACTOR, from_folder(colour_bundle(self._folder / "built")))
         await engine.load(self.bundle)
         self.ledger = ledger
         self.parts = Parts(

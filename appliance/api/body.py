@@ -3,14 +3,15 @@
 Three forms: JSON with `_base64`, one raw image (`Content-Type: image/*`, its record in the header `X-Record`,
 the request's fields in the query), or multipart (part `request` is the JSON, parts `image-0` to `image-9` the
 images of its records in order). aiohttp's `Request.post()` writes uploads over 1 MiB to a temporary file and
-is never used.
+is never used. Files that an operator sends (`Form.FILES`) are not held: the handler reads them as they come.
 """
 
 import asyncio
 import re
 import warnings
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import TypeVar
 
 from aiohttp import (
     BadContentDispositionHeader,
@@ -25,6 +26,8 @@ from appliance.api.answers import Refused
 from appliance.api.payload import MAX_IMAGES, Form, Payload, Record, parse, parse_record, parse_word
 from appliance.config import Api
 from appliance.errors import InvalidInput, Overloaded, TooLarge
+
+T = TypeVar("T")
 
 IN_FLIGHT_BODIES = 16  # bodies of the largest size that may be held at the same time
 
@@ -68,6 +71,10 @@ class Bodies:
         """
         if form is Form.NOTHING:
             yield Payload()
+            return
+        if form is Form.FILES:
+            async with aclosing(_Upload(request, self._config).files()) as files:
+                yield Payload(files=files)
             return
         transfer = _Transfer(request, self._config, self._room)
         try:
@@ -120,18 +127,14 @@ class _Transfer:
     @asynccontextmanager
     async def deadline(self) -> AsyncIterator[None]:
         """Ends the transfer with Refused(408) when it falls behind `body_seconds` + received / rate."""
-        request = self._request
         self._began = asyncio.get_running_loop().time()
-        if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0
+        await _invite(self._request)
         try:
             async with self._timeout:
                 self.count(0)
                 yield
         except TimeoutError:
-            rate = self._config.body_bytes_per_second
-            raise Refused(408, f"the body came slower than {rate} bytes a second") from None
+            raise _slow(self._config) from None
         except (HttpProcessingError, web.RequestPayloadError, EOFError):
             raise InvalidInput("the body breaks the rules of its transfer encoding") from None
 
@@ -162,6 +165,71 @@ class _Transfer:
     def _check_size(self, size: int) -> None:
         if size > self._config.max_body_bytes:
             raise TooLarge(f"the body is larger than {self._config.max_body_bytes} bytes")
+
+
+class _Upload:
+    """The files of one body, none of them held.
+
+    Only waiting for the sender counts: it may pause for `body_seconds`, and what arrives buys that time back
+    at `body_bytes_per_second`. How long the handler takes over a piece is not the sender's fault.
+    """
+
+    def __init__(self, request: web.BaseRequest, config: Api) -> None:
+        self._request = request
+        self._config = config
+        self._patience = config.body_seconds
+
+    async def files(self) -> AsyncGenerator[tuple[str, AsyncIterator[bytes]]]:
+        """Every part's name and content. Raises Refused for a media type or a slow sender, InvalidInput."""
+        if self._request.content_type != "multipart/form-data":
+            raise Refused(415, "Content-Type: multipart/form-data is expected")
+        await _invite(self._request)
+        reader = await self._waited(self._request.multipart())
+        while (part := await self._waited(reader.next())) is not None:
+            plain = _plain(part)
+            yield plain.name or "", self._content(plain)
+
+    async def _content(self, part: BodyPartReader) -> AsyncIterator[bytes]:
+        while not part.at_eof():
+            chunk = await self._waited(part.read_chunk(_CHUNK))
+            earned = len(chunk) / self._config.body_bytes_per_second
+            self._patience = min(self._patience + earned, self._config.body_seconds)
+            yield chunk
+
+    async def _waited(self, arriving: Awaitable[T]) -> T:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            async with asyncio.timeout(self._patience):
+                return await arriving
+        except TimeoutError:
+            raise _slow(self._config) from None
+        except (*_BROKEN_MULTIPART, web.RequestPayloadError, EOFError):
+            raise InvalidInput("multipart: the body is malformed") from None
+        finally:
+            self._patience -= clock() - began
+
+
+async def _invite(request: web.BaseRequest) -> None:
+    """Tells a sender that waits for the word to go on."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+
+
+def _slow(config: Api) -> Refused:
+    return Refused(408, f"the body came slower than {config.body_bytes_per_second} bytes a second")
+
+
+def _plain(part: object) -> BodyPartReader:
+    """The part, if its bytes are the content itself. Raises InvalidInput, Refused."""
+    if not isinstance(part, BodyPartReader):
+        raise InvalidInput("multipart: parts within parts are not read")
+    if part.headers.get("Content-Transfer-Encoding", "").lower() not in _PLAIN_ENCODINGS:
+        raise Refused(415, "multipart: Content-Transfer-Encoding is not undone; send the bytes as they are")
+    if "Content-Encoding" in part.headers:
+        raise Refused(415, "multipart: Content-Encoding is not undone; send the bytes as they are")
+    return part
 
 
 async def _payload(request: web.BaseRequest, form: Form, transfer: _Transfer) -> Payload:
@@ -195,20 +263,13 @@ def _raw_image(body: bytearray, request: web.BaseRequest, form: Form) -> Payload
 async def _receive_parts(request: web.BaseRequest, transfer: _Transfer, parts: dict[str, bytearray]) -> None:
     try:
         reader = await request.multipart()
-        while (part := await reader.next()) is not None:
-            if not isinstance(part, BodyPartReader):
-                raise InvalidInput("multipart: parts within parts are not read")
+        while (received := await reader.next()) is not None:
+            part = _plain(received)
             name = part.name or ""
             if name != "request" and not _IMAGE_PART.fullmatch(name):
                 raise InvalidInput("multipart: only the parts request and image-0 to image-9 are read")
             if name in parts:
                 raise InvalidInput(f"multipart: the part {name} came twice")
-            if part.headers.get("Content-Transfer-Encoding", "").lower() not in _PLAIN_ENCODINGS:
-                raise Refused(
-                    415, "multipart: Content-Transfer-Encoding is not undone; send the bytes as they are"
-                )
-            if "Content-Encoding" in part.headers:
-                raise Refused(415, "multipart: Content-Encoding is not undone; send the bytes as they are")
             data = parts[name] = bytearray()
             while not part.at_eof():
                 chunk = await part.read_chunk(_CHUNK)

@@ -6,7 +6,6 @@ the customer, in the body or the query.
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -41,10 +40,6 @@ class Rotation(msgspec.Struct, forbid_unknown_fields=True):
 class NewCollection(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     customer: str | None = None
-
-
-class NewBundle(msgspec.Struct, forbid_unknown_fields=True):
-    path: str
 
 
 class Management:
@@ -125,10 +120,7 @@ class Management:
         return Answer(status=204)
 
     async def install_bundle(self, call: Call) -> Answer:
-        path = Path(_body(call, NewBundle).path)
-        if not path.is_absolute():
-            raise InvalidInput("path: an absolute path is expected")
-        bundle = await self._bundles.install(call.actor, path)
+        bundle = await self._bundles.install(call.actor, call.payload.files)
         if self._engine is not None:
             await self._engine.load(bundle)
         return Answer(_bundle(bundle), 201)

@@ -7,6 +7,7 @@ images stay raw slices of the body until pybase64 decodes them, fields are parse
 import asyncio
 import binascii
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -24,6 +25,7 @@ MAX_HEADER_BYTES = 256  # of a data: URL, up to its comma
 
 Fields = dict[str, object]
 Image = bytes | bytearray
+Files = AsyncIterator[tuple[str, AsyncIterator[bytes]]]
 
 _PIECE = 1 << 20
 _SMALL = 1 << 16
@@ -45,6 +47,7 @@ class Form(Enum):
     QUERY = (
         "query"  # JSON, raw or multipart; the first image belongs to `query_record`, the rest to `records`
     )
+    FILES = "files"  # multipart, read by the handler as it comes
 
     @property
     def takes_images(self) -> bool:
@@ -88,13 +91,23 @@ class Record:
         return image
 
 
+async def _no_files() -> Files:
+    none: list[tuple[str, AsyncIterator[bytes]]] = []
+    for file in none:
+        yield file
+
+
 @dataclass
 class Payload:
-    """A parsed body. `fields` are the request's own; `records` is None when the body has none."""
+    """A parsed body. `fields` are the request's own; `records` is None when the body has none.
+
+    `files` come from the wire while they are read: each content to its end, before the next name.
+    """
 
     fields: Fields = field(default_factory=dict)
     records: list[Record] | None = None
     query: Record | None = None
+    files: Files = field(default_factory=_no_files, compare=False)
 
     def text(self, name: str) -> str | None:
         """A string field; None when absent or null. Raises InvalidInput naming the field otherwise."""

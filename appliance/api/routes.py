@@ -157,7 +157,7 @@ ROUTES: tuple[Route, ...] = (
         Management.install_bundle,
         _OPERATOR,
         Event.BUNDLE_INSTALL,
-        Form.FIELDS,
+        Form.FILES,
         MANAGED,
     ),
     Route("GET", f"{_V1}/bundles", Management.list_bundles, _OPERATOR, READ, surfaces=MANAGED),

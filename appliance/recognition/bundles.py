@@ -10,7 +10,7 @@ from typing import Literal, NewType, Self
 from appliance.accounts.audit import Actor, Event, record
 from appliance.errors import Conflict, InvalidInput, NotFound, NotInstalled, StorageFailed
 from appliance.ledger import Connection, Ledger
-from appliance.recognition import manifest
+from appliance.recognition import manifest, staging
 from appliance.recognition.manifest import Label, Manifest, Preprocessing
 from appliance.volume import publish_tree, remove_tree
 
@@ -73,7 +73,7 @@ class Bundles:
         self._clock = clock
         self._installed: dict[TaskId, Bundle] = {}
         self._digests: dict[TaskId, bytes] = {}
-        self._installing = asyncio.Lock()
+        self._publishing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         """Verify every installed bundle again, and clear away what interrupted installations left.
@@ -89,19 +89,20 @@ class Bundles:
         self._installed.clear()
         self._digests.clear()
 
-    async def install(self, actor: Actor, path: Path) -> Bundle:
-        """Copy the bundle at `path`, verify the copy, and list it, durably and audited.
+    async def install(self, actor: Actor, files: staging.Files) -> Bundle:
+        """Write the files as they come, verify them, and list the bundle, durably and audited.
 
         The same bundle once more gives the same answer. Raises InvalidInput with the reason of a refusal,
-        Conflict when another content has this name and version, StorageFailed; nothing is installed then.
+        Conflict when another content has this name and version, StorageFailed, and whatever `files` raises;
+        nothing is installed then, and nothing left behind.
         """
-        async with self._installing:
-            staged = self._folder / f".{uuid.uuid4()}.staged"
-            try:
-                verified = await asyncio.to_thread(_stage, path, staged)
+        staged = self._folder / f".{uuid.uuid4()}.staged"
+        try:
+            verified = await staging.receive(files, staged)
+            async with self._publishing:
                 return await self._publish(actor, verified, staged)
-            finally:
-                await asyncio.to_thread(remove_tree, staged)
+        finally:
+            await asyncio.to_thread(remove_tree, staged)
 
     def list(self) -> Sequence[Bundle]:
         """All bundles in the order of installation."""
@@ -181,21 +182,6 @@ class Bundles:
     def _keep(self, bundle: Bundle, digest: bytes) -> None:
         self._installed[bundle.task] = bundle
         self._digests[bundle.task] = digest
-
-
-def _stage(path: Path, staged: Path) -> manifest.Verified:
-    """Copy, then verify the copy: the original may change between the two."""
-    try:
-        names = manifest.files(path)
-        (staged / manifest.LICENCES).mkdir(mode=0o700, parents=True)
-        for name in names:
-            with (staged / name).open("xb") as copy:
-                copy.writelines(manifest.chunks(path, name))
-        return manifest.verify(staged)
-    except InvalidInput as refusal:
-        raise InvalidInput(f"{path}: {refusal}") from refusal
-    except OSError as error:
-        raise StorageFailed(f"{staged.parent}: {error.strerror}") from error
 
 
 def _bundle(verified: manifest.Verified, folder: Path, task: TaskId) -> Bundle:

@@ -30,7 +30,7 @@ LICENCES = "licences"
 
 _LARGEST = {MANIFEST: 256 * 1024, MODEL: 2 * 1024**3 - 1, LABELS: 8 * 1024 * 1024}  # a protobuf ends at 2 GiB
 _LARGEST_LICENCE = 1024 * 1024
-_MOST_FILES = 64
+MOST_FILES = 64
 _LONGEST_LABEL = 200
 _CHUNK = 1024 * 1024
 _LICENCE = re.compile(rf"{LICENCES}/[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}")
@@ -132,15 +132,21 @@ def files(folder: Path) -> list[str]:
                 continue
             if not entry.is_file(follow_symlinks=False):
                 raise InvalidInput(f"{name!r} is not a plain file")
-            if not _is_name(name):
-                raise InvalidInput(f"{name!r} is not a file of a bundle")
+            limit(name)
             names.append(name)
     return names
 
 
+def limit(name: str) -> int:
+    """The most bytes a file of this name may have. Raises InvalidInput for a name that no bundle holds."""
+    if not _is_name(name):
+        raise InvalidInput(f"{name!r} is not a file of a bundle")
+    return _LARGEST.get(name, _LARGEST_LICENCE)
+
+
 def chunks(folder: Path, name: str) -> Iterator[bytes]:
     """The content of a file. Raises InvalidInput for a link, a device, a pipe, and beyond its limit."""
-    limit = _LARGEST.get(name, _LARGEST_LICENCE)
+    largest = limit(name)
     with _readable(name):
         # O_NONBLOCK: opening a pipe that took the file's place would wait for its other end.
         fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -150,8 +156,8 @@ def chunks(folder: Path, name: str) -> Iterator[bytes]:
             size = 0
             while chunk := os.read(fd, _CHUNK):
                 size += len(chunk)
-                if size > limit:
-                    raise InvalidInput(f"{name} has more than {limit} bytes")
+                if size > largest:
+                    raise InvalidInput(f"{name} has more than {largest} bytes")
                 yield chunk
         finally:
             os.close(fd)
@@ -161,9 +167,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     if folder.name == LICENCES and not folder.is_dir():
         return []
     with _readable("the folder"), os.scandir(folder) as found:
-        entries = list(islice(found, _MOST_FILES + 1))
-    if len(entries) > _MOST_FILES:
-        raise InvalidInput(f"more than {_MOST_FILES} files")
+        entries = list(islice(found, MOST_FILES + 1))
+    if len(entries) > MOST_FILES:
+        raise InvalidInput(f"more than {MOST_FILES} files")
     return sorted(entries, key=lambda entry: entry.name)
 
 

@@ -141,9 +141,6 @@ def test_a_token_expires(served: Served, tenant: Tenant) -> None:
         ("/tokens", {"customer": "CUSTOMER", "expires_at": "1999-01-01T00:00:00Z"}, "expires_at"),
         ("/collections", {"customer": "CUSTOMER"}, "name"),
         ("/collections", {"name": "x"}, "customer"),
-        ("/bundles", {"path": "relative/path"}, "absolute"),
-        ("/bundles", {"path": "/nowhere"}, "/nowhere"),
-        ("/bundles", {}, "path"),
     ],
 )
 def test_bodies_that_are_refused(
@@ -169,13 +166,6 @@ def test_ids_that_do_not_exist(served: Served) -> None:
         ("POST", "/collections", {"customer": nobody, "name": "x"}),
     ):
         assert served.site.operate(method, V1 + path, document).status == 404, path
-
-
-def test_the_same_bundle_twice_is_the_same_task(served: Served) -> None:
-    answer = operate(served, "POST", "/bundles", {"path": str(served.bundle.folder)})
-    assert answer["task"] == served.bundle.task
-    assert operate(served, "GET", "/bundles")["bundles"] == [answer]
-    assert answer["routes"] == ["photo/tags/v2/tags"]
 
 
 def test_status(served: Served) -> None:

@@ -5,16 +5,23 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+import psutil
 import pytest
+from onnx import numpy_helper
 
 from demo.state import DemoState
 from tests import images
 from tests.running import CopyState, RunningAppliance
 from tests.system.fake_systemd import edit
+
+MIB = 1 << 20
 
 
 @pytest.fixture(scope="module", params=["with a daemon", "without one"])
@@ -88,8 +95,27 @@ def test_people_read_tables(state: DemoState) -> None:
 
 
 def test_a_refused_bundle_says_why(state: DemoState, tmp_path: Path) -> None:
-    assert refusal(state, "bundle", "install", str(tmp_path)) == (1, "bad_request")
-    assert refusal(state, "bundle", "install", str(tmp_path / "absent")) == (1, "bad_request")
+    before = state.ask("bundle", "list")
+    (installed, *_) = (state.folder / "bundles").iterdir()
+    altered, oversized, linked = (tmp_path / name for name in ("altered", "oversized", "linked"))
+    for folder in (altered, oversized, linked):
+        shutil.copytree(installed, folder)
+    (altered / "labels.txt").write_text("x")
+    with (oversized / "labels.txt").open("ab") as file:
+        file.truncate(8 * MIB + 1)
+    (linked / "labels.txt").unlink()
+    (linked / "labels.txt").symlink_to("/etc/shadow")
+    for folder, why in {
+        tmp_path / "absent": "the folder cannot be read: No such file or directory",
+        tmp_path: "'altered' is not a plain file",
+        altered: "labels.txt is not the file that bundle.toml lists: its SHA-256 differs",
+        oversized: f"labels.txt has more than {8 * MIB} bytes",
+        linked: "'labels.txt' is not a plain file",
+    }.items():
+        assert refusal(state, "bundle", "install", str(folder)) == (1, "bad_request")
+        assert run(state, "bundle", "install", str(folder)).stderr == f"appliance: {folder}: {why}\n"
+    assert state.ask("bundle", "list") == before
+    assert [path.name for path in (state.folder / "bundles").iterdir()] == [installed.name]
 
 
 def test_a_relative_path_is_the_callers(state: DemoState, tmp_path: Path) -> None:
@@ -134,6 +160,43 @@ def test_a_bundle_installed_while_serving_is_served(copy_state: CopyState, tmp_p
         )
         assert answer.status == 200, answer.body
         assert answer.document["records"][0]["best_label"]["name"]
+
+
+def peak(command: list[str], *watched: psutil.Process) -> tuple[int, ...]:
+    """Runs a command and returns the most memory that it and each watched process held meanwhile."""
+    running = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    most = [0] * (1 + len(watched))
+    while running.poll() is None:
+        most = [max(m, one.memory_info().rss) for m, one in zip(most, (running, *watched), strict=True)]
+        time.sleep(0.001)
+    assert running.returncode == 0, running.communicate()[1]
+    running.communicate()
+    return tuple(most)
+
+
+def test_a_large_bundle_passes_through_little_memory(copy_state: CopyState, tmp_path: Path) -> None:
+    state = copy_state()
+    (installed,) = (state.folder / "bundles").iterdir()
+    large = tmp_path / "large"
+    shutil.copytree(installed, large)
+    model, manifest = large / "model.onnx", large / "bundle.toml"
+    whole = hashlib.sha256(model.read_bytes()).hexdigest()
+    ballast = onnx.GraphProto(
+        name="main", initializer=[numpy_helper.from_array(np.ones(24 * MIB, "f4"), "b")]
+    )
+    with model.open("ab") as file:  # a second message of the same kind adds its fields to the first one's
+        file.write(onnx.ModelProto(graph=ballast).SerializeToString())
+    assert model.stat().st_size > 96 * MIB
+    edit(manifest, whole, hashlib.sha256(model.read_bytes()).hexdigest())
+    edit(manifest, 'version = "1"', 'version = "2"')
+    with RunningAppliance(state, state.port) as appliance:
+        daemon = appliance.processes()[0]
+        (small,) = peak(state.command("bundle", "list"))
+        before = daemon.memory_info().rss
+        client, most = peak(state.command("bundle", "install", str(large)), daemon)
+        assert most - before < 16 * MIB
+        assert client - small < 16 * MIB
+        assert [one["version"] for one in state.ask("bundle", "list")["bundles"]] == ["1", "2"]
 
 
 def test_a_bundle_whose_model_does_not_run_costs_the_others_nothing(
