@@ -440,7 +440,9 @@ async def _bundle_list(operator: _Operator, _: argparse.Namespace) -> _Output:
 
 
 async def _of_customer(operator: _Operator, arguments: argparse.Namespace) -> dict[str, str]:
-    return {"customer": await operator.customer_id(arguments.customer)} if arguments.customer else {}
+    if arguments.customer is None:
+        return {}
+    return {"customer": await operator.customer_id(arguments.customer)}
 
 
 # Text for people.

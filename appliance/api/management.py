@@ -83,7 +83,7 @@ class Management:
         return Answer(_issued(issued), 201)
 
     async def list_tokens(self, call: Call) -> Answer:
-        tokens = await self._tokens.list(call.owner(call.query.get("customer")))
+        tokens = await self._tokens.list(await self._listed(call))
         return Answer({"tokens": [_token(token) for token in tokens]})
 
     async def rotate_token(self, call: Call) -> Answer:
@@ -107,7 +107,7 @@ class Management:
         return Answer(_collection(await self._collections.add(call.actor, owner, asked.name, pin, dim)), 201)
 
     async def list_collections(self, call: Call) -> Answer:
-        collections = await self._collections.list(call.owner(call.query.get("customer")))
+        collections = await self._collections.list(await self._listed(call))
         return Answer({"collections": [_collection(collection) for collection in collections]})
 
     async def get_collection(self, call: Call) -> Answer:
@@ -130,6 +130,13 @@ class Management:
 
     async def status(self, _: Call) -> Answer:
         return Answer(await self._status())
+
+    async def _listed(self, call: Call) -> CustomerId | None:
+        """Whose things a listing shows, None for everybody's. Raises NotFound: a mistyped name has none."""
+        owner = call.owner(call.query.get("customer"))
+        if owner is not None:
+            await self._customers.get(owner)
+        return owner
 
 
 def _body(call: Call, kind: type[T]) -> T:

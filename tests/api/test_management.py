@@ -158,6 +158,9 @@ def test_ids_that_do_not_exist(served: Served) -> None:
     nobody = str(uuid.uuid4())
     for method, path, document in (
         ("GET", f"/customers/{nobody}", None),
+        ("GET", f"/tokens?customer={nobody}", None),
+        ("GET", f"/collections?customer={nobody}", None),
+        ("GET", "/tokens?customer=", None),
         ("GET", f"/collections/{nobody}", None),
         ("DELETE", f"/collections/{nobody}", None),
         ("DELETE", "/tokens/0123456789", None),

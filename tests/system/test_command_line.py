@@ -71,7 +71,8 @@ def test_customers_tokens_and_collections(state: DemoState) -> None:
     state.ask("token", "revoke", first["id"])
     assert rows(state.ask("token", "list"), "tokens")[first["id"]]["revoked_at"] is not None
     assert refusal(state, "token", "revoke", "0000000000") == (1, "not_found")
-    assert refusal(state, "token", "add", "nobody") == (1, "not_found")
+    for verb in ("token add", "token list", "collection list"):
+        assert refusal(state, *verb.split(), "nobody") == (1, "not_found")
     assert refusal(state, "token", "add", customer["id"], "--scope", "everything") == (1, "bad_request")
 
     collection = state.ask("collection", "add", "Galerie Ž", "photos")
