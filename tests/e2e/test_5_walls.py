@@ -86,12 +86,15 @@ def test_operator_port_is_for_loopback_alone(outside: Guest) -> None:
 
 
 def test_walls_stand_again_after_debian_s_firewall_is_restarted(outside: Guest, anyone: Client) -> None:
-    """Debian's nftables.service flushes every table when it starts."""
-    outside.run("systemctl restart nftables.service")
+    """Debian's nftables.service flushes every table when it starts.
+
+    The daemon is stopped before and started after, so that it is never without its wall; `start` waits for that.
+    """
+    outside.run("systemctl restart nftables.service && systemctl start appliance.service")
+    anyone.wait_ready()
     prefix = "setpriv --reuid=appliance --regid=appliance --clear-groups"
     assert connecting(outside, prefix, OUTSIDE, OPEN_PORT)[0] != "connected"
     assert connecting(outside, "ip netns exec outside", INSIDE, PORT)[0] == "timeout"
-    anyone.wait_ready()
 
 
 def test_exposure_is_low_for_the_running_unit(deployed: Guest) -> None:
