@@ -88,7 +88,7 @@ def test_operator_port_is_for_loopback_alone(outside: Guest) -> None:
 def test_walls_stand_again_after_debian_s_firewall_is_restarted(outside: Guest, anyone: Client) -> None:
     """Debian's nftables.service flushes every table when it starts.
 
-    The daemon is stopped before and started after, so that it is never without its wall; `start` waits for that.
+    The daemon is stopped before and started after, never without its wall; `start` waits for that.
     """
     outside.run("systemctl restart nftables.service && systemctl start appliance.service")
     anyone.wait_ready()
