@@ -1,7 +1,7 @@
 """The command line: nouns and verbs as clients of the REST routes on the operator socket.
 
-Exit codes: 0 done, 1 refused or failed (the reason on stderr), 2 usage, 69 `status` without a daemon, 78 the
-configuration. With --json stdout holds exactly one document, for a refusal `{"error", "reason"}`.
+Exit codes: 0 done, 1 refused or failed (the reason on stderr), 2 usage, 69 no daemon where one is needed, 78
+the configuration. With --json stdout holds exactly one document, for a refusal `{"error", "reason"}`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from appliance.errors import ApplianceError, ConfigInvalid
+from appliance.errors import ApplianceError, ConfigInvalid, DaemonNeeded
 
 DEFAULT_CONFIG = Path("/etc/appliance/appliance.toml")
 REFUSED, USAGE, UNAVAILABLE, CONFIG = 1, 2, 69, 78
@@ -66,6 +66,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return _refuse(as_json, "usage", str(error), USAGE)
     except ConfigInvalid as error:
         return _refuse(as_json, "config_invalid", str(error), CONFIG)
+    except DaemonNeeded as error:
+        return _refuse(as_json, "unavailable", str(error), UNAVAILABLE)
     except _Refused as error:
         return _refuse(as_json, error.error, str(error), error.exit_code)
     except ApplianceError as error:
@@ -328,7 +330,7 @@ async def _connected(socket: Path, state: Path) -> AsyncIterator[Any]:
         except OSError as error:
             # A daemon holds its folder before it listens.
             if not _held(state) or asyncio.get_running_loop().time() > deadline:
-                reason = f"the daemon does not answer at {socket}: {error.strerror}"
+                reason = f"the daemon does not answer at {socket}: {error.strerror}; is it running?"
                 raise _Refused("unavailable", reason, UNAVAILABLE) from None
             await asyncio.sleep(0.05)
         else:

@@ -299,14 +299,21 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
         "vault.root_key": config.vault.root_key,
     }
     for key, path in named.items():
-        if path is not None and not path.is_file():
-            yield key, "there is no such file"
+        if path is not None and (reason := _absent(path)) is not None:
+            yield key, reason
     if config.search.ef_construction < config.search.m:
         yield "search.ef_construction", "must be at least search.m"
     if config.profile == "demo":
         for key, listener in config.listeners():
             if not is_loopback(listener):
                 yield key, "a demo listens on loopback only"
+
+
+def _absent(path: Path) -> str | None:
+    try:
+        return None if path.is_file() else "there is no such file"
+    except OSError as error:  # a member of the operators' group may not look into every folder
+        return f"cannot be looked at: {error.strerror}"
 
 
 def _without(data: dict[str, Any], places: list[tuple[int | str, ...]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import ctypes
 import gc
 import logging
 import os
+import pwd
 import resource
 import signal
 import time
@@ -30,7 +31,7 @@ from appliance.accounts.tokens import Tokens
 from appliance.api.parts import Parts
 from appliance.api.server import Server
 from appliance.config import Config
-from appliance.errors import ApplianceError, ConfigInvalid, InvalidInput
+from appliance.errors import ApplianceError, ConfigInvalid, DaemonNeeded, InvalidInput, StorageFailed
 from appliance.health import Health, Readiness, Status
 from appliance.ledger import Ledger, StateLock
 from appliance.recognition.bundles import Bundles
@@ -79,11 +80,14 @@ def examine(config_path: Path) -> tuple[Config, list[residency.Finding]]:
 async def operating(config_path: Path) -> AsyncIterator[None]:
     """Within the block this process holds the state folder and serves the operator socket, nothing else.
 
-    Raises what `serve` raises.
+    Raises what `serve` raises, and DaemonNeeded when the root key comes with the daemon's unit.
     """
     _harden()
     vault.self_test()
     settings, declared, _ = residency.judge(config_path)
+    if not vault.at_hand(settings.vault):
+        reason = f"no daemon runs on {settings.state}, and its root key comes with its unit alone"
+        raise DaemonNeeded(f"{reason}; start it: systemctl start appliance")
     async with contextlib.AsyncExitStack() as stack:
         state = await _open(stack, settings, metrics.create())
 
@@ -101,6 +105,29 @@ def _harden() -> None:
     if ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         raise ApplianceError("prctl(PR_SET_DUMPABLE) is refused: the memory cannot be protected")
     os.umask(0o077)
+
+
+def _become_owner(state: Path) -> None:
+    """Have root go on as the user whom the state folder belongs to.
+
+    What root made there would not be the daemon's: it could not start again. Raises ApplianceError.
+    """
+    if os.geteuid() != 0 or not state.exists():
+        return
+    owner = state.stat()
+    if owner.st_uid == 0:
+        return
+    try:
+        try:
+            os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
+        except KeyError:
+            os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+    except PermissionError:
+        reason = f"{state} belongs to uid {owner.st_uid}, whom this process may not become"
+        raise ApplianceError(f"{reason}: run it as that user") from None
+    _harden()  # a change of users makes the kernel forget it
 
 
 def _give_memory_back() -> None:
@@ -157,12 +184,17 @@ class _State:
 
 
 async def _open(stack: contextlib.AsyncExitStack, settings: Config, registry: metrics.Registry) -> _State:
-    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = StateLock(settings.state)
-    lock.acquire()
-    stack.callback(lock.release)
+    _become_owner(settings.state)
+    # The keys first: where there are none nothing is made. They go last.
     keys = vault.Keys(vault.read_root(settings.vault))
-    stack.callback(keys.wipe)  # before the ledger opens, so that the keys go last
+    stack.callback(keys.wipe)
+    lock = StateLock(settings.state)
+    try:
+        settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise StorageFailed(f"{settings.state}: {error.strerror}") from error
+    stack.callback(lock.release)
     enter = stack.enter_async_context
     ledger = await enter(Ledger(settings.state, registry))
     customers = await enter(Customers(ledger, _clock))

@@ -17,6 +17,10 @@ class ConfigInvalid(ApplianceError):
         self.findings = findings
 
 
+class DaemonNeeded(ApplianceError):
+    """No daemon runs, and without one this cannot be done: the message says how to start it."""
+
+
 class StateInUse(ApplianceError):
     """Another daemon holds the state folder."""
 

@@ -155,15 +155,15 @@ def judge(config_path: Path, *, machine: bool = True) -> tuple[Config, Residency
     """
     config, wrong = read(config_path)
     findings = [f"{config_path}: {key}: {reason}" for key, reason in wrong]
+    known = {key for key, _ in wrong}
     residency = None
     try:
-        if config.residency is not None and config.residency.is_file():
+        if config.residency is not None and "residency" not in known:
             residency = load(config.residency)
     except ConfigInvalid as invalid:
         findings += invalid.findings
     broken = verify(config, residency, examine(config.state) if machine else None)
     refused = [finding for finding in broken if finding.severity == "refuse"]
-    known = {key for key, _ in wrong}
     findings += [f"{config_path}: {one.key}: {one.message}" for one in refused if one.key not in known]
     if findings:
         raise ConfigInvalid(findings)

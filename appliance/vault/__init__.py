@@ -1,5 +1,5 @@
 """Keys and sealed data: the only door to cryptography."""
 
-from appliance.vault.keys import Keys, create_root, read_root, self_test
+from appliance.vault.keys import Keys, at_hand, create_root, read_root, self_test
 
-__all__ = ["Keys", "create_root", "read_root", "self_test"]
+__all__ = ["Keys", "at_hand", "create_root", "read_root", "self_test"]

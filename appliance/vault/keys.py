@@ -26,6 +26,11 @@ def create_root() -> bytes:
     return os.urandom(KEY_BYTES)
 
 
+def at_hand(config: Vault) -> bool:
+    """Whether `read_root` has something to read: a credential is there in the process of its unit alone."""
+    return config.root_key is not None or credential(CREDENTIAL) is not None
+
+
 def read_root(config: Vault) -> bytearray:
     """The root key from `[vault] root_key`, or from the systemd credential `root.key` when that is unset.
 

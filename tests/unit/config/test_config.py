@@ -85,6 +85,13 @@ def test_every_finding_comes_at_once(tmp_path: Path) -> None:
     }
 
 
+def test_a_path_that_cannot_be_looked_at_is_a_finding(tmp_path: Path) -> None:
+    name = "x" * 300
+    for key in ("residency", "vault.root_key"):
+        (finding,) = findings(tmp_path, f'profile = "demo"\n{key} = "{name}"\n')
+        assert finding == f"{key}: cannot be looked at: File name too long"
+
+
 @pytest.mark.parametrize(
     "text",
     [
