@@ -2,7 +2,8 @@
 
 import json
 import ssl
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.e2e)
             item.add_marker(pytest.mark.timeout(CHECK_SECONDS))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure shows what the daemon said last."""
+    report = yield
+    guest = item.funcargs.get("deployed") if isinstance(item, pytest.Function) else None
+    if report.failed and isinstance(guest, Guest):
+        try:
+            said = guest.run("journalctl --no-pager --lines=60 --unit=appliance.service", check=False).out
+        except (OSError, subprocess.SubprocessError) as error:
+            said = f"{error}\n{guest.console()}"
+        report.sections.append(("the daemon's journal", said))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -15,10 +15,11 @@ KERNEL = ("/proc", "/sys", "/dev/pts", "/dev/mqueue")
 
 
 def changed(root: str, since: float, seen: set[tuple[int, int]]) -> Iterator[str]:
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if os.path.join(folder, name)[len(root) :] not in KERNEL]  # noqa: PTH118
+    for folder, folders, names in os.walk(root or "/"):
+        inside = folder[len(root) :].rstrip("/")
+        folders[:] = [name for name in folders if f"{inside}/{name}" not in KERNEL]
         for name in names:
-            path = f"{folder}/{name}"
+            path = f"{root}{inside}/{name}"
             try:
                 found = os.lstat(path)
             except OSError:
@@ -35,7 +36,7 @@ def main(since: float, pieces: list[bytes]) -> None:
     daemon = subprocess.run(show, capture_output=True, text=True, check=True).stdout.strip()
     seen: set[tuple[int, int]] = set()
     for root in ("", f"/proc/{daemon}/root"):
-        for path in changed(root or "/", since, seen):
+        for path in changed(root, since, seen):
             try:
                 with open(path, "rb") as file:  # noqa: PTH123
                     content = file.read()

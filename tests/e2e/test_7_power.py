@@ -23,9 +23,8 @@ def test_power_cut_during_inserts_loses_nothing_acknowledged(
     deployed: Guest, customer: Client, cut: int
 ) -> None:
     with Load(customer, f"cut{cut}", writers=3) as load:
-        load.wait(5 * cut)
+        load.wait(2 + cut)
         deployed.run(f"echo content >{CONTROL}")
-        load.wait(1)
         deployed.cut()
     deployed.boot()
     customer.wait_ready()
