@@ -1,9 +1,11 @@
 """What the checks share: one guest for the scenario, deployed once, and a customer on it."""
 
 import json
+import shlex
 import ssl
 import subprocess
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -72,8 +74,10 @@ def guest(scenario: report.Scenario, folder: Path, pytestconfig: pytest.Config) 
 def _wait_for_a_person(guest: Guest, config: pytest.Config) -> None:
     capture = config.pluginmanager.get_plugin("capturemanager")
     assert capture is not None
-    with capture.global_and_fixture_disabled():
-        input(f"\nThe guest stays up until Enter. Its root:\n    {' '.join(guest.ssh_command())}\n")
+    capture.suspend_global_capture(in_=True)
+    with suppress(EOFError):
+        input(f"\nThe guest stays up until Enter. Its root:\n    {shlex.join(guest.ssh_command())}\n")
+    capture.resume_global_capture()
 
 
 @pytest.fixture(scope="session")
