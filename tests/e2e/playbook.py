@@ -1,8 +1,10 @@
 """The project's playbook run against a guest as an operator runs it, and a right inventory's variables."""
 
+import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -53,10 +55,29 @@ class Playbook:
 
     def run(self, variables: Variables, *words: str, file: Path = ANSIBLE / "site.yml") -> Played:
         """One run with these variables; does not judge its outcome."""
+        playing = self._start(variables, *words, file)
+        try:
+            output, _ = playing.communicate(timeout=SECONDS)
+        finally:
+            playing.kill()
+        return Played(playing.returncode, output)
+
+    def interrupt(self, variables: Variables, task: str) -> None:
+        """A run that is killed, with its ssh connections, as soon as it says that `task` has begun."""
+        playing = self._start(variables, ANSIBLE / "site.yml")
+        assert playing.stdout is not None
+        try:
+            said = list(itertools.takewhile(lambda line: task not in line, playing.stdout))
+            assert playing.poll() is None, "".join(said)[-6000:]
+        finally:
+            os.killpg(playing.pid, signal.SIGKILL)
+            playing.wait()
+
+    def _start(self, variables: Variables, *words: str | Path) -> subprocess.Popen[str]:
         inventory = self.folder / "inventory.json"
         inventory.write_text(json.dumps(self.guest.inventory(**variables)))
-        done = subprocess.run(
-            [Path(sys.executable).parent / "ansible-playbook", "-i", inventory, *words, file],
+        return subprocess.Popen(
+            [Path(sys.executable).parent / "ansible-playbook", "-i", inventory, *words],
             cwd=ANSIBLE,  # its ansible.cfg
             env=os.environ
             | {
@@ -64,15 +85,14 @@ class Playbook:
                 "ANSIBLE_ROLES_PATH": str(ANSIBLE / "roles"),
                 "ANSIBLE_NOCOLOR": "1",
                 "LC_ALL": "C.UTF-8",
+                "PYTHONUNBUFFERED": "1",
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=SECONDS,
-            check=False,
+            start_new_session=True,
         )
-        return Played(done.returncode, done.stdout)
 
 
 def certificate(folder: Path) -> trustme.CA:
