@@ -1,31 +1,29 @@
 """Child processes for what can crash, hang, leak or hold the interpreter.
 
-`Worker` is the daemon's side: it spawns one process, talks to it over one socket pair, and replaces it when
-it is lost. `Channel` is the child's side. Messages are length-prefixed msgpack of the structs below; bulk
-crosses in `Memory`, anonymous shared memory whose descriptor travels over the socket. Nothing here opens a
-path. A child is untrusted: whatever it sends that is not a well-formed answer counts as its death.
+`Worker` spawns one process, talks to it over one socket pair (`appliance.channel` is the other side), and
+replaces it when it is lost. Bulk crosses in `Memory`, anonymous shared memory whose descriptor travels over
+the socket. Nothing here opens a path. A child is untrusted: whatever it sends that is not a well-formed
+answer counts as its death.
 """
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
-import importlib
 import logging
 import mmap
 import os
-import resource
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import msgspec
 
+from appliance.channel import START_ID, Answer, Limits, Refusal, Request, Start, frame, take
 from appliance.errors import (
     ApplianceError,
     CapacityExceeded,
@@ -39,8 +37,6 @@ from appliance.errors import (
 
 log = logging.getLogger(__name__)
 
-# The largest message in either direction; bulk belongs into Memory.
-MESSAGE_BYTES = 16 * 1024 * 1024
 START_SECONDS = 120.0
 EXIT_SECONDS = 1.0
 # Wiped regions of at least this size go back to the system; below, the page faults of the next use cost more
@@ -70,45 +66,8 @@ INHERITED_ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "NVIDIA_VISI
 # A child writes no file, not even its own compiled modules.
 BOOTSTRAP = (
     "import sys; sys.dont_write_bytecode = True; sys.path[:] = sys.argv[2:]; "
-    "from appliance.workers import child; child(int(sys.argv[1]))"
+    "from appliance.channel import child; child(int(sys.argv[1]))"
 )
-LENGTH = 4
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """What a child may use; None leaves the daemon's own limit. `nice` adds to the daemon's niceness."""
-
-    address_space_bytes: int | None = None
-    file_bytes: int | None = None
-    nice: int = 0
-
-
-class Start(msgspec.Struct, frozen=True, array_like=True):
-    target: str
-    settings: dict[str, Any]
-    limits: Limits
-    memories: list[int]
-
-
-class Request(msgspec.Struct, frozen=True, array_like=True):
-    id: int
-    body: bytes
-
-
-class Answer(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    id: int
-    body: bytes
-
-
-class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    id: int
-    error: str
-    message: str
-
-
-# Start counts as a request of this id; its answer holds what the child says of itself.
-START_ID = 0
 
 
 class Memory:
@@ -144,33 +103,6 @@ class Memory:
         os.close(self.fd)
 
 
-def _frame(message: msgspec.Struct) -> bytearray:
-    frame = bytearray(LENGTH)
-    _ENCODER.encode_into(message, frame, LENGTH)
-    size = len(frame) - LENGTH
-    if size > MESSAGE_BYTES:
-        raise TooLarge(f"a message of {size} bytes is over the limit of {MESSAGE_BYTES} between processes")
-    frame[:LENGTH] = size.to_bytes(LENGTH, "little")
-    return frame
-
-
-def _take(buffer: bytearray) -> bytes | None:
-    """The next whole message, removed from the buffer; ValueError when it is announced over the limit."""
-    if len(buffer) < LENGTH:
-        return None
-    end = LENGTH + int.from_bytes(buffer[:LENGTH], "little")
-    if end > LENGTH + MESSAGE_BYTES:
-        raise ValueError("message too long")
-    if len(buffer) < end:
-        return None
-    message = bytes(memoryview(buffer)[LENGTH:end])
-    del buffer[:end]
-    return message
-
-
-_ENCODER = msgspec.msgpack.Encoder()
-_START = msgspec.msgpack.Decoder(Start)
-_REQUEST = msgspec.msgpack.Decoder(Request)
 _REPLY: msgspec.msgpack.Decoder[Answer | Refusal] = msgspec.msgpack.Decoder(Answer | Refusal)
 _INFO = msgspec.msgpack.Decoder(dict[str, Any])
 
@@ -178,9 +110,10 @@ _INFO = msgspec.msgpack.Decoder(dict[str, Any])
 class _Child(asyncio.Protocol):
     """One process from spawn to reaped: its channel, what it owes answers for, and what it says on stderr."""
 
-    def __init__(self, name: str, on_lost: Callable[[], None]) -> None:
+    def __init__(self, name: str, on_lost: Callable[[], None], *, confined: bool) -> None:
         self._loop = asyncio.get_running_loop()
         self._name = name
+        self._confined = confined
         self._on_lost = on_lost
         self._transport: asyncio.WriteTransport | None = None
         self._pending: dict[int, tuple[asyncio.Future[bytes], asyncio.TimerHandle]] = {}
@@ -223,15 +156,15 @@ class _Child(asyncio.Protocol):
     async def connect(self, start: Start, fds: Sequence[int]) -> dict[str, Any]:
         """Hand it what it starts with; returns what it says of itself once it is ready."""
         answer = self._expect(START_SECONDS)
-        socket.send_fds(self._socket, [_frame(start)], list(fds))
+        socket.send_fds(self._socket, [frame(start)], list(fds))
         self._transport, _ = await self._loop.create_unix_connection(lambda: self, sock=self._socket)
         return _INFO.decode(await answer)
 
     def submit(self, body: bytes, seconds: float) -> asyncio.Future[bytes]:
-        frame = _frame(Request(self._next_id, body))
+        request = frame(Request(self._next_id, body))
         answer = self._expect(seconds)
         if self._transport and not self.lost.done():
-            self._transport.write(frame)
+            self._transport.write(request)
         return answer
 
     def _expect(self, seconds: float) -> asyncio.Future[bytes]:
@@ -279,7 +212,7 @@ class _Child(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         try:
-            while not self.lost.done() and (message := _take(self._buffer)) is not None:
+            while not self.lost.done() and (message := take(self._buffer)) is not None:
                 self._handle(_REPLY.decode(message))
         except (ValueError, KeyError, msgspec.DecodeError):
             self.lose("sent a malformed answer")
@@ -303,6 +236,11 @@ class _Child(asyncio.Protocol):
         if not text:
             self._loop.remove_reader(self._stderr)
         if not self._lines_left:
+            return
+        if self._confined and START_ID not in self._pending:
+            # It has seen images and may be in a stranger's hands: its words could carry them to the journal.
+            self._lines_left = 0
+            log.warning("%s (%d) complains; of images that is not logged", self._name, self.pid)
             return
         for line in text.decode("utf-8", "replace").splitlines()[: self._lines_left]:
             self._lines_left -= 1
@@ -413,7 +351,7 @@ class Worker:
         return self._open.is_set() or (self._opener is not None and self._opener is asyncio.current_task())
 
     async def _begin(self) -> None:
-        child = _Child(self.name, self._open.clear)
+        child = _Child(self.name, self._open.clear, confined=self._start_message.limits.confined)
         child.spawn()
         self._child = child
         try:
@@ -451,96 +389,3 @@ class Worker:
     def _longer(self, delay: float) -> float:
         shortest, longest = self._backoff
         return min(max(2 * delay, shortest), longest)
-
-
-class Channel:
-    """The child's side: requests in order, answers in any order, and the shared memories of its start."""
-
-    def __init__(self, connection: socket.socket, memories: list[memoryview]) -> None:
-        self._socket = connection
-        self._buffer = bytearray()
-        self._closed = False
-        self.memories = memories
-
-    def ready(self, info: dict[str, Any]) -> None:
-        """Say that requests are welcome; `info` becomes the daemon's `Worker.info`."""
-        self.send(START_ID, _ENCODER.encode(info))
-
-    def receive(self) -> tuple[int, bytes] | None:
-        """The next request's id and body; None when the daemon is gone and the target should return."""
-        while (message := _take(self._buffer)) is None:
-            if not self._fill(0):
-                return None
-        request = _REQUEST.decode(message)
-        return request.id, request.body
-
-    def waiting(self) -> bool:
-        """Whether `receive` would return a request at once."""
-        with contextlib.suppress(BlockingIOError):
-            while self._fill(socket.MSG_DONTWAIT):
-                pass
-        size = int.from_bytes(self._buffer[:LENGTH], "little")
-        return len(self._buffer) >= LENGTH + size if self._buffer else False
-
-    def send(self, identifier: int, body: bytes) -> None:
-        """Answer one request."""
-        self._socket.sendall(_frame(Answer(identifier, body)))
-
-    def send_all(self, answers: Iterable[tuple[int, bytes]]) -> None:
-        """Answer several requests at once: one write, one wake-up of the daemon's loop."""
-        frames = bytearray()
-        for identifier, body in answers:
-            frames += _frame(Answer(identifier, body))
-        self._socket.sendall(frames)
-
-    def refuse(self, identifier: int, error: ApplianceError) -> None:
-        """Have the daemon's `call` raise this error: one of REFUSALS, any other costs this child its life."""
-        self._socket.sendall(_frame(Refusal(identifier, type(error).__name__, str(error))))
-
-    def _fill(self, flags: int) -> bool:
-        received = self._socket.recv(262144, flags)
-        self._buffer += received
-        return bool(received)
-
-
-def child(daemon: int) -> NoReturn:
-    """The main function of every child process; `daemon` is the process that spawned it."""
-    prctl = ctypes.CDLL(None).prctl
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != daemon:
-        # It died before the line above could count.
-        os._exit(1)
-    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    prctl(PR_SET_DUMPABLE, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # The daemon drains first and then ends its children itself.
-        signal.signal(number, signal.SIG_IGN)
-    connection = socket.socket(fileno=0)
-    received, fds, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 253)
-    buffer = bytearray(received)
-    while (message := _take(buffer)) is None:
-        buffer += connection.recv(65536)
-    start = _START.decode(message)
-    memories = [memoryview(mmap.mmap(fd, size)) for fd, size in zip(fds, start.memories, strict=True)]
-    for fd in fds:
-        os.close(fd)
-    _limit(start.limits)
-    module, function = start.target.split(":")
-    channel = Channel(connection, memories)
-    try:
-        getattr(importlib.import_module(module), function)(channel, start.settings)
-    except WorkerRefused as refusal:
-        channel.refuse(START_ID, refusal)
-        # The daemon reads the reason before it sees the end.
-        channel.receive()
-    sys.stderr.flush()
-    os._exit(0)
-
-
-def _limit(limits: Limits) -> None:
-    os.nice(limits.nice)
-    if limits.address_space_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (limits.address_space_bytes, limits.address_space_bytes))
-    if limits.file_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_bytes, limits.file_bytes))

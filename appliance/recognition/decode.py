@@ -6,6 +6,7 @@ The only module that knows Pillow. It never touches numpy: a decoder process sta
 import io
 import struct
 import warnings
+from functools import lru_cache
 from math import ceil, floor
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     Image,
+    ImageCms,
     JpegImagePlugin,
     MpoImagePlugin,
     PngImagePlugin,
@@ -22,8 +24,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from appliance.channel import Channel
 from appliance.errors import InvalidImage, TooLarge
-from appliance.workers import Channel
 
 # Imported plugins are the only ones there are: Pillow looks for no others, on no input.
 PLUGINS = (
@@ -67,6 +69,8 @@ MALFORMED = (
     AssertionError,
     struct.error,
 )
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+_SRGB_PROFILE = _SRGB.tobytes()
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -101,7 +105,8 @@ def decode(data: bytes | bytearray | memoryview, *, size: int, max_pixels: int, 
     """The largest centre square of the upright first frame, bicubic to `size` x `size`, RGB over white.
 
     The format is told by content. Bytes after the end of the image are ignored: cameras append video and gain
-    maps. Sixteen bits become the upper eight; colour profiles are ignored. Raises InvalidImage for what is
+    maps. Sixteen bits become the upper eight; colours are converted to sRGB by the ICC profile, if there is a
+    usable one. Raises InvalidImage for what is
     not a whole image of FORMATS, TooLarge beyond the limits; messages never quote the data.
     """
     if not len(data):
@@ -152,7 +157,10 @@ def _decode(image: Image.Image, size: int, max_pixels: int, max_side: int) -> De
     x, y = floor(left), floor(top)
     square = image.crop((x, y, ceil(left + side / scale), ceil(top + side / scale)))
     box = (left - x, top - y, left - x + side / scale, top - y + side / scale)
+    profile = image.info.get("icc_profile")
     square = _eight_bits(square).resize((size, size), Image.Resampling.BICUBIC, box)
+    if isinstance(profile, bytes):
+        square = _in_srgb(square, profile)
     if square.mode == "RGBA":
         square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square)
     pixels = memoryview(square.convert("RGB").tobytes()).cast("B", (size, size, 3))
@@ -178,7 +186,42 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         raise InvalidImage("images with 32 bits a sample have no defined white and are not decoded")
     if image.mode in ("L", "1"):
         return image.convert("L")
-    return image.convert("RGB")
+    # Inks are mixed by their profile, and that comes last: it costs less on the small picture.
+    return image if image.mode == "CMYK" and image.info.get("icc_profile") else image.convert("RGB")
+
+
+def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """The colours that its ICC profile means, in sRGB; a profile that does not fit the picture is ignored."""
+    colours, alpha = (image.convert("RGB"), image.getchannel("A")) if image.mode == "RGBA" else (image, None)
+    try:
+        seen = ImageCms.applyTransform(colours, _to_srgb(profile, colours.mode))
+    except (*MALFORMED, ImageCms.PyCMSError):
+        return image
+    assert seen is not None
+    if alpha is not None:
+        seen.putalpha(alpha)
+    return seen
+
+
+@lru_cache(maxsize=8)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
+    """Cameras and programs have few profiles, and reading one costs as much as applying it."""
+    given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    return ImageCms.buildTransform(given, _SRGB, mode, "RGB")
+
+
+def _warm_up() -> None:
+    """Decode one small picture of every kind: what Pillow imports late must be here before the lock."""
+    for form, mode in (
+        *((form, "RGB") for form in FORMATS),
+        ("JPEG", "CMYK"),
+        ("PNG", "LA"),
+        ("PNG", "I;16"),
+    ):
+        picture = io.BytesIO()
+        options = {"exif": Image.Exif(), "progressive": True} if form == "JPEG" else {}
+        Image.new(mode, (16, 16)).save(picture, form, icc_profile=_SRGB_PROFILE, **options)
+        decode(picture.getvalue(), size=16, max_pixels=256, max_side=16)
 
 
 def main(channel: Channel, settings: dict[str, Any]) -> None:
@@ -186,6 +229,7 @@ def main(channel: Channel, settings: dict[str, Any]) -> None:
     encoded, pixels = channel.memories
     tasks = msgspec.msgpack.Decoder(Task)
     encoder = msgspec.msgpack.Encoder()
+    _warm_up()
     channel.ready({})
     while (request := channel.receive()) is not None:
         identifier, body = request

@@ -10,16 +10,18 @@ from typing import Any, Self, TypeVar
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from appliance.channel import Limits
 from appliance.config import Recognition
 from appliance.errors import InvalidImage, Overloaded, TooLarge, WorkerLost
 from appliance.recognition.bundles import Preprocessing
 from appliance.recognition.decode import Decoded, Outcome, Task
-from appliance.workers import Limits, Memory, Worker
+from appliance.workers import Memory, Worker
 
 # Shared memory costs nothing until it is touched: as large as any image may be.
 INPUT_BYTES = 64 * 1024 * 1024
 MAX_SIZE = 2048
 CHANNELS = 3
+DECODER = "appliance.recognition.decode:main"
 Encoded = bytes | bytearray | memoryview
 T = TypeVar("T")
 # A decoder that dies at every image is replaced at most once a second, so that one sender of hostile images
@@ -30,18 +32,18 @@ BACKOFF_SECONDS = (0.05, 1.0)
 class _Decoder:
     """One process and the memories that it shares with nobody else."""
 
-    def __init__(self, number: int, config: Recognition) -> None:
+    def __init__(self, number: int, config: Recognition, target: str) -> None:
         self._seconds = config.decode_seconds
         self._input, self._output = Memory(INPUT_BYTES), Memory(MAX_SIZE * MAX_SIZE * CHANNELS)
         self._encoder = msgspec.msgpack.Encoder()
         self._outcomes = msgspec.msgpack.Decoder(Outcome)
         self.worker = Worker(
             f"decoder {number}",
-            "appliance.recognition.decode:main",
+            target,
             {"max_pixels": config.max_pixels, "max_side": config.max_side},
             memories=(self._input, self._output),
-            # Whatever hostile bytes make of the process, it fills no disk.
-            limits=Limits(address_space_bytes=config.decoder_memory_bytes, file_bytes=0),
+            # Whatever hostile bytes make of the process, it reaches nothing and fills no disk.
+            limits=Limits(address_space_bytes=config.decoder_memory_bytes, file_bytes=0, confined=True),
             backoff_seconds=BACKOFF_SECONDS,
         )
 
@@ -70,8 +72,9 @@ class _Decoder:
 class Decoders:
     """`async with` runs the decoder processes; `decode` gives an image to the first that is free."""
 
-    def __init__(self, config: Recognition, registry: CollectorRegistry) -> None:
+    def __init__(self, config: Recognition, registry: CollectorRegistry, *, target: str = DECODER) -> None:
         self._config = config
+        self._target = target
         self._waiting = 0
         self._idle: asyncio.LifoQueue[_Decoder] = asyncio.LifoQueue()
         self._running: set[asyncio.Task[Any]] = set()
@@ -84,7 +87,7 @@ class Decoders:
     async def __aenter__(self) -> Self:
         count = self._config.decoders or max(1, len(os.sched_getaffinity(0)) - 1)
         async with contextlib.AsyncExitStack() as stack:
-            decoders = [_Decoder(number, self._config) for number in range(count)]
+            decoders = [_Decoder(number, self._config, self._target) for number in range(count)]
             for decoder in decoders:
                 stack.callback(decoder.close)
             starts = (stack.enter_async_context(decoder.worker) for decoder in decoders)

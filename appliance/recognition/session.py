@@ -14,9 +14,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from appliance.channel import Channel
 from appliance.errors import InvalidInput, WorkerRefused
 from appliance.recognition.slots import SLOT_BYTES, Load, Loaded, Run, places
-from appliance.workers import Channel
 
 if os.environ.get("ORT_DISABLE_TELEMETRY") != "1":
     raise WorkerRefused("ORT_DISABLE_TELEMETRY is not 1: onnxruntime could send telemetry and is not loaded")

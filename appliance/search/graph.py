@@ -17,8 +17,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from appliance.channel import Channel
 from appliance.errors import InvalidInput, NotFound
-from appliance.workers import Channel
 
 BUILD_NICENESS = 10
 TARGET = "appliance.search.graph:serve"

@@ -55,23 +55,22 @@ class Playbook:
 
     def run(self, variables: Variables, *words: str, file: Path = ANSIBLE / "site.yml") -> Played:
         """One run with these variables; does not judge its outcome."""
-        playing = self._start(variables, *words, file)
-        try:
-            output, _ = playing.communicate(timeout=SECONDS)
-        finally:
-            playing.kill()
+        with self._start(variables, *words, file) as playing:
+            try:
+                output, _ = playing.communicate(timeout=SECONDS)
+            finally:
+                playing.kill()
         return Played(playing.returncode, output)
 
     def interrupt(self, variables: Variables, task: str) -> None:
         """A run that is killed, with its ssh connections, as soon as it says that `task` has begun."""
-        playing = self._start(variables, ANSIBLE / "site.yml")
-        assert playing.stdout is not None
-        try:
-            said = list(itertools.takewhile(lambda line: task not in line, playing.stdout))
-            assert playing.poll() is None, "".join(said)[-6000:]
-        finally:
-            os.killpg(playing.pid, signal.SIGKILL)
-            playing.wait()
+        with self._start(variables, ANSIBLE / "site.yml") as playing:
+            assert playing.stdout is not None
+            try:
+                said = list(itertools.takewhile(lambda line: task not in line, playing.stdout))
+                assert playing.poll() is None, "".join(said)[-6000:]
+            finally:
+                os.killpg(playing.pid, signal.SIGKILL)
 
     def _start(self, variables: Variables, *words: str | Path) -> subprocess.Popen[str]:
         inventory = self.folder / "inventory.json"

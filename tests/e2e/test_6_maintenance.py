@@ -4,6 +4,7 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,28 @@ import pytest
 from tests.e2e import report
 from tests.e2e.client import Client, Load, Record
 from tests.e2e.guest import Guest
-from tests.e2e.playbook import GATEWAY, STATE, Playbook, Variables
+from tests.e2e.playbook import GATEWAY, STATE, Playbook, Played, Variables
 from tests.e2e.test_6_lifecycle import main_pid, wait
 
 RELEASES = "/opt/appliance/releases"
 OLDER = "appliance-0.0.1-000000000000-cpu-cp311-x86_64"
 CREDENTIAL = "/etc/appliance/root.key.cred"
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The right inventory of the guest, and the playbook with changes to it."""
+
+    playbook: Playbook
+    variables: Variables
+
+    def play(self, **changes: object) -> Played:
+        return self.playbook.run(self.variables | changes)
+
+
+@pytest.fixture(scope="module")
+def inventory(ansible: Playbook, variables: Variables) -> Inventory:
+    return Inventory(ansible, variables)
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +61,10 @@ def served(guest: Guest) -> str:
 
 
 def test_release_that_refuses_the_configuration_replaces_nothing(
-    deployed: Guest, ansible: Playbook, variables: Variables, customer: Client
+    deployed: Guest, inventory: Inventory, customer: Client
 ) -> None:
     before = main_pid(deployed), deployed.output("sha256sum /etc/appliance/*.toml")
-    played = ansible.run(variables | {"appliance_settings": {"search": {"colour": "blue"}}})
+    played = inventory.play(appliance_settings={"search": {"colour": "blue"}})
     assert played.code != 0
     assert "search.colour" in played.output
     assert (main_pid(deployed), deployed.output("sha256sum /etc/appliance/*.toml")) == before
@@ -56,44 +73,42 @@ def test_release_that_refuses_the_configuration_replaces_nothing(
 
 def test_interrupted_upgrade_leaves_the_old_release_serving(
     deployed: Guest,
-    ansible: Playbook,
-    variables: Variables,
+    inventory: Inventory,
     customer: Client,
     acknowledged: Mapping[str, Record],
     next_archive: Path,
 ) -> None:
     before = main_pid(deployed), served(deployed)
     deployed.run(f"mkdir {RELEASES}/{OLDER} && touch {RELEASES}/{OLDER}/installed {RELEASES}/{OLDER}.tar")
-    ansible.interrupt(variables | {"appliance_archive": str(next_archive)}, "Make the release")
+    changed = inventory.variables | {"appliance_archive": str(next_archive)}
+    inventory.playbook.interrupt(changed, "Make the release")
     assert (main_pid(deployed), served(deployed)) == before
     customer.assert_stored(acknowledged)
 
 
 def test_upgrade_after_it_serves_what_was_stored_and_keeps_two_releases(
     deployed: Guest,
-    ansible: Playbook,
-    variables: Variables,
+    inventory: Inventory,
     customer: Client,
     acknowledged: Mapping[str, Record],
     next_archive: Path,
-    scenario: report.Scenario,
 ) -> None:
-    before = main_pid(deployed)
-    ansible.run(variables | {"appliance_archive": str(next_archive)}).succeeded()
+    before, old = main_pid(deployed), served(deployed)
+    inventory.play(appliance_archive=str(next_archive)).succeeded()
     assert served(deployed) == next_archive.stem
     assert main_pid(deployed) != before
     customer.assert_stored(acknowledged)
     folders = deployed.output(f"cd {RELEASES} && ls -d */").split()
-    assert sorted(folders) == sorted([f"{scenario.archive.stem}/", f"{next_archive.stem}/"])
+    assert sorted(folders) == sorted([f"{old}/", f"{next_archive.stem}/"])
 
 
 def test_client_that_is_taken_out_of_the_inventory_is_shut_out(
-    deployed: Guest, ansible: Playbook, variables: Variables, customer: Client, next_archive: Path
+    deployed: Guest, inventory: Inventory, customer: Client, next_archive: Path
 ) -> None:
-    residency = variables["appliance_residency"]
+    residency = inventory.variables["appliance_residency"]
     assert isinstance(residency, dict)
-    others = {"appliance_residency": residency | {"clients": ["10.9.8.0/24"]}}
-    ansible.run(variables | others | {"appliance_archive": str(next_archive)}).succeeded()
+    others = residency | {"clients": ["10.9.8.0/24"]}
+    inventory.play(appliance_archive=str(next_archive), appliance_residency=others).succeeded()
     assert not customer.ready()
     rules = deployed.output("nft list table inet appliance")
     assert "10.9.8.0/24" in rules
@@ -102,14 +117,13 @@ def test_client_that_is_taken_out_of_the_inventory_is_shut_out(
 
 def test_old_release_and_flushed_rules_come_back_with_the_next_run(
     deployed: Guest,
-    ansible: Playbook,
-    variables: Variables,
+    inventory: Inventory,
     customer: Client,
     acknowledged: Mapping[str, Record],
     scenario: report.Scenario,
 ) -> None:
     deployed.run("nft flush ruleset")
-    ansible.run(variables).succeeded()
+    inventory.play().succeeded()
     assert served(deployed) == scenario.archive.stem
     assert GATEWAY in deployed.output("nft list table inet appliance")
     customer.wait_ready()
@@ -117,26 +131,25 @@ def test_old_release_and_flushed_rules_come_back_with_the_next_run(
 
 
 def test_flushed_rules_alone_are_a_change_that_the_playbook_makes(
-    deployed: Guest, ansible: Playbook, variables: Variables
+    deployed: Guest, inventory: Inventory
 ) -> None:
     before = main_pid(deployed)
     deployed.run("nft flush ruleset")
-    assert ansible.run(variables).succeeded().changed > 0
+    assert inventory.play().succeeded().changed > 0
     assert GATEWAY in deployed.output("nft list table inet appliance")
     assert main_pid(deployed) == before
 
 
 def test_without_its_key_it_neither_starts_nor_gets_a_new_one(
     deployed: Guest,
-    ansible: Playbook,
-    variables: Variables,
+    inventory: Inventory,
     customer: Client,
     acknowledged: Mapping[str, Record],
 ) -> None:
     deployed.run(f"mv {CREDENTIAL} /root/kept.cred; systemctl restart appliance.service", check=False)
     try:
         assert not customer.ready()
-        played = ansible.run(variables)
+        played = inventory.play()
         assert played.code != 0
         assert "set appliance_root_key to its key from your backup" in played.output
         assert deployed.run(f"test -e {CREDENTIAL}", check=False).code != 0

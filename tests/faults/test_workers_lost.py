@@ -14,8 +14,9 @@ import msgspec
 import psutil
 import pytest
 
+from appliance.channel import MESSAGE_BYTES
 from appliance.errors import WorkerLost
-from appliance.workers import MESSAGE_BYTES, Worker
+from appliance.workers import Worker
 from tests.unit.workers.waiting import until
 
 TARGETS = "tests.unit.workers.worker_targets"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from sklearn.datasets import load_sample_image
 
 from appliance.errors import InvalidImage, TooLarge
@@ -170,6 +170,45 @@ def test_sixteen_bit_colour_png() -> None:
 def test_cmyk_jpeg_is_what_pillow_converts_it_to() -> None:
     data = encoded(photo().convert("CMYK"), "JPEG", quality=95)
     assert np.abs(array(decoded(data, FULL)) - by_pillow(Image.open(io.BytesIO(data)), FULL)).max() <= 1
+
+
+def swapped() -> bytes:
+    """sRGB's profile with red and blue exchanged."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile.replace(b"rXYZ", b"tmpX", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"tmpX", b"bXYZ", 1)
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_colours_are_those_that_the_profile_means(format_: str) -> None:
+    red = Image.new("RGB", (64, 64), (220, 30, 40))
+    data = encoded(red, format_, icc_profile=swapped(), **({"quality": 95} if format_ != "PNG" else {}))
+    seen = array(decoded(data, 32))[16, 16]
+    assert seen[2] > 200
+    assert seen[0] < 60
+
+
+def test_transparency_survives_the_profile() -> None:
+    data = encoded(Image.new("RGBA", (64, 64), (220, 30, 40, 0)), "PNG", icc_profile=swapped())
+    assert array(decoded(data, 32)).min() == 255
+
+
+@pytest.mark.parametrize("profile", [b"no profile", bytes(200), b"\0\0\2\f" + bytes(1 << 19)])
+def test_a_profile_that_is_none_is_ignored(profile: bytes) -> None:
+    data = encoded(Image.new("RGB", (64, 64), (220, 30, 40)), "PNG", icc_profile=profile)
+    assert array(decoded(data, 32))[16, 16].tolist() == [220, 30, 40]
+
+
+def test_a_profile_that_unpacks_to_megabytes_is_refused() -> None:
+    data = encoded(Image.new("RGB", (64, 64)), "PNG", icc_profile=bytes(50 << 20))
+    assert len(data) < 1 << 17
+    with pytest.raises(InvalidImage):
+        decoded(data)
+
+
+def test_a_profile_for_other_colours_is_ignored() -> None:
+    """A profile for RGB in a grey picture."""
+    data = encoded(Image.new("L", (64, 64), 90), "PNG", icc_profile=swapped())
+    assert array(decoded(data, 32))[16, 16].tolist() == [90, 90, 90]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P"])

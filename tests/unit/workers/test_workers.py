@@ -12,8 +12,9 @@ import psutil
 import pytest
 import uvloop
 
+from appliance.channel import MESSAGE_BYTES, Limits
 from appliance.errors import CapacityExceeded, InvalidImage, TooLarge, WorkerLost, WorkerRefused
-from appliance.workers import MESSAGE_BYTES, RELEASE_BYTES, Limits, Memory, Worker
+from appliance.workers import RELEASE_BYTES, Memory, Worker
 from tests.unit.workers.waiting import until
 
 TARGETS = "tests.unit.workers.worker_targets"

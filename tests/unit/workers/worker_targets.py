@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from appliance import errors
-from appliance.workers import Channel
+from appliance.channel import Channel
 
 Settings = dict[str, Any]
 
