@@ -11,7 +11,8 @@ from appliance.accounts.audit import Actor, Event, record
 from appliance.errors import Conflict, InvalidInput, NotFound, NotInstalled, StorageFailed
 from appliance.ledger import Connection, Ledger
 from appliance.recognition import manifest, staging
-from appliance.recognition.manifest import Label, Manifest, Preprocessing
+from appliance.recognition.manifest import Label, Manifest
+from appliance.recognition.preprocessing import Preprocessing
 from appliance.volume import publish_tree, remove_tree
 
 __all__ = ["Bundle", "Bundles", "Label", "Preprocessing", "TaskId", "read"]

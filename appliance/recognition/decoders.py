@@ -13,14 +13,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from appliance.channel import Limits
 from appliance.config import Recognition
 from appliance.errors import InvalidImage, Overloaded, TooLarge, WorkerLost
-from appliance.recognition.bundles import Preprocessing
 from appliance.recognition.decode import Decoded, Outcome, Task
+from appliance.recognition.preprocessing import CHANNELS, Preprocessing
 from appliance.workers import Memory, Worker
 
 # Shared memory costs nothing until it is touched: as large as any image may be.
 INPUT_BYTES = 64 * 1024 * 1024
 MAX_SIZE = 2048
-CHANNELS = 3
 DECODER = "appliance.recognition.decode:main"
 Encoded = bytes | bytearray | memoryview
 T = TypeVar("T")
@@ -47,13 +46,13 @@ class _Decoder:
             backoff_seconds=BACKOFF_SECONDS,
         )
 
-    async def decode(self, data: Encoded, size: int) -> Decoded:
-        length, produced = len(data), size * size * CHANNELS
+    async def decode(self, data: Encoded, preprocessing: Preprocessing) -> Decoded:
+        length, produced = len(data), preprocessing.nbytes
         self._input.view[:length] = data
         try:
-            reply = await self.worker.submit(self._encoder.encode(Task(length, size)), self._seconds)
+            reply = await self.worker.submit(self._encoder.encode(Task(length, preprocessing)), self._seconds)
             outcome = self._outcomes.decode(reply)
-            pixels = memoryview(bytes(self._output.view[:produced])).cast("B", (size, size, CHANNELS))
+            pixels = memoryview(bytes(self._output.view[:produced])).cast("B", preprocessing.shape)
             return Decoded(pixels, outcome.width, outcome.height, outcome.format)
         except (WorkerLost, msgspec.DecodeError) as error:
             # What the process said last may be about the image: it stays out of the message.
@@ -114,11 +113,10 @@ class Decoders:
         Overloaded when more images wait than the queue holds or none is free in time. Of what it was given,
         nothing remains in shared memory; a cancelled call ends in the background.
         """
-        size = preprocessing.size
         if len(data) > INPUT_BYTES:
             raise TooLarge(f"the image has {len(data)} bytes; the limit is {INPUT_BYTES}")
         decoder = await self._free()
-        return await asyncio.shield(self._keep(self._run(decoder, data, size)))
+        return await asyncio.shield(self._keep(self._run(decoder, data, preprocessing)))
 
     async def _free(self) -> _Decoder:
         if self._waiting >= self._config.queue:
@@ -134,9 +132,9 @@ class Decoders:
         finally:
             self._waiting -= 1
 
-    async def _run(self, decoder: _Decoder, data: Encoded, size: int) -> Decoded:
+    async def _run(self, decoder: _Decoder, data: Encoded, preprocessing: Preprocessing) -> Decoded:
         try:
-            return await decoder.decode(data, size)
+            return await decoder.decode(data, preprocessing)
         finally:
             self._give_back(decoder)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
+from math import prod
 from types import TracebackType
 from typing import Literal, Self
 
@@ -43,12 +44,12 @@ class DeviceStatus(msgspec.Struct, frozen=True):
 class _Model:
     number: int
     path: str
-    size: int
+    shape: tuple[int, ...]
     shapes: dict[str, tuple[int, ...]]
 
     @property
     def pixel_bytes(self) -> int:
-        return self.size * self.size * 3
+        return prod(self.shape)
 
 
 # No repr: the pixels of a request must not get into a message by accident.
@@ -108,7 +109,7 @@ class _Device:
         self._memory.close()
 
     async def load(self, model: _Model) -> Loaded:
-        request = Load(model.number, model.path, model.size)
+        request = Load(model.number, model.path, model.shape)
         reply = await self.worker.call(self._encoder.encode(request), LOAD_SECONDS)
         return msgspec.msgpack.decode(reply, type=Loaded)
 
@@ -230,7 +231,7 @@ class Engine:
             if key in self._models:
                 return
             model = _Model(
-                len(self._models), str(bundle.model), bundle.preprocessing.size, dict(bundle.outputs)
+                len(self._models), str(bundle.model), bundle.preprocessing.shape, dict(bundle.outputs)
             )
             last, count = places(model.pixel_bytes, model.shapes.values())[-1]
             if last + count * FLOAT_BYTES > SLOT_BYTES:
@@ -249,7 +250,7 @@ class Engine:
     async def infer(self, bundle: Bundle, pixels: Pixels, outputs: tuple[str, ...]) -> Outputs:
         """The named outputs (float32, of the bundle's shapes) for one image.
 
-        `pixels`: uint8 of shape (size, size, 3) with the size of the bundle's preprocessing. The answer does
+        `pixels`: uint8 of the shape that the bundle's preprocessing gives. The answer does
         not depend on who else is served at the same time. A request whose worker dies is given to the next
         one, once. Raises NotInstalled when the bundle is not loaded, Overloaded when the queue is full,
         WorkerLost when two workers died of the request or none answered in time.
@@ -258,10 +259,8 @@ class Engine:
         if model is None:
             raise NotInstalled(f"bundle {bundle.name} is not loaded")
         image = np.asarray(pixels)
-        if image.dtype != np.uint8 or image.shape != (model.size, model.size, 3):
-            raise ValueError(
-                f"pixels are {image.dtype} {image.shape}, the model takes {model.size} x {model.size} x 3"
-            )
+        if image.dtype != np.uint8 or image.shape != model.shape:
+            raise ValueError(f"pixels are {image.dtype} {image.shape}, the model takes {model.shape}")
         if not outputs or not model.shapes.keys() >= set(outputs):
             raise ValueError(f"outputs {outputs}; bundle {bundle.name} has {', '.join(model.shapes)}")
         device = min(self._devices, key=lambda device: device.queued)

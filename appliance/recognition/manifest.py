@@ -22,6 +22,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from appliance.errors import InvalidInput
+from appliance.recognition.preprocessing import Preprocessing
 
 MANIFEST = "bundle.toml"
 MODEL = "model.onnx"
@@ -43,14 +44,6 @@ _Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 _Length = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 _Shape = Annotated[tuple[_Length, ...], msgspec.Meta(min_length=1, max_length=4)]
-
-
-class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How an image becomes the input: its largest centre square, resampled to `size` pixels a side."""
-
-    size: Annotated[int, msgspec.Meta(ge=16, le=2048)] = 224
-    crop: Literal["square"] = "square"
-    resample: Literal["bicubic"] = "bicubic"
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

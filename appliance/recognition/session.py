@@ -7,6 +7,7 @@ others to come.
 import ctypes
 import os
 from collections import deque
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,14 @@ class Device:
         self._provider = provider
         self._threads = threads
         self._max_batch = min(max_batch, CPU_BATCH) if provider == CPU else max_batch
-        self._models: dict[int, tuple[onnxruntime.InferenceSession, str, int]] = {}
+        self._models: dict[int, tuple[onnxruntime.InferenceSession, str, tuple[int, ...]]] = {}
 
     def load(self, request: Load) -> Loaded:
         """Make the session, run it once, and say what it gives. InvalidInput with the reason it cannot be."""
         try:
             session = _session(request.path, self._provider, self._threads)
             (input_,) = session.get_inputs()
-            zeros = np.zeros((1, request.size, request.size, 3), np.uint8)
+            zeros = np.zeros((1, *request.shape), np.uint8)
             values = session.run(None, {input_.name: zeros})
         except Exception as error:
             raise InvalidInput(f"the model cannot be loaded: {_first_line(error)}") from error
@@ -114,7 +115,7 @@ class Device:
             for name, value in zip(names, values, strict=True)
             if isinstance(value, np.ndarray) and value.dtype == np.float32 and value.shape[:1] == (1,)
         }
-        self._models[request.model] = session, input_.name, request.size
+        self._models[request.model] = session, input_.name, request.shape
         return Loaded(used, floats)
 
     def take(self, waiting: deque[tuple[int, Run]]) -> list[tuple[int, Run]]:
@@ -141,13 +142,11 @@ class Device:
 
     def run(self, batch: list[Run]) -> None:
         """Infer the slots of a batch of one model and write each slot's outputs behind its pixels."""
-        session, name, size = self._models[batch[0].model]
+        session, name, shape = self._models[batch[0].model]
         outputs = batch[0].outputs
-        pixels = size * size * 3
+        pixels = prod(shape)
         starts = [request.slot * SLOT_BYTES for request in batch]
-        images = [
-            np.frombuffer(self._slots, np.uint8, pixels, start).reshape(size, size, 3) for start in starts
-        ]
+        images = [np.frombuffer(self._slots, np.uint8, pixels, start).reshape(shape) for start in starts]
         values = session.run(list(outputs), {name: self._stack(images)})
         layout = places(pixels, [value.shape[1:] for value in values])
         for index, start in enumerate(starts):

@@ -17,11 +17,14 @@ FLOAT_BYTES = 4
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """Make a session of the model file at `path`, from then on called `model`; answered with Loaded."""
+    """Make a session of the model file at `path`, from then on called `model`; answered with Loaded.
+
+    `shape` is that of the pixels of one image.
+    """
 
     model: int
     path: str
-    size: int
+    shape: tuple[int, ...]
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True, tag=1):

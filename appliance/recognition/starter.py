@@ -131,7 +131,7 @@ def _manifest(contents: Mapping[str, bytes]) -> bytes:
         "",
         "[preprocessing]",
         f"size = {efficientnet.SIZE}",
-        'crop = "square"',
+        'fit = "crop"',
         'resample = "bicubic"',
         "",
         "[outputs]",

@@ -30,6 +30,7 @@ from appliance.accounts.audit import Actor
 from appliance.accounts.customers import CustomerId
 from appliance.ledger import Ledger
 from appliance.recognition.decode import decode
+from appliance.recognition.preprocessing import Preprocessing
 from appliance.search.collections import Collections, NewRecord
 from demo import photos
 from demo.state import DemoState, prepare
@@ -212,7 +213,9 @@ def wall_rate(act: Callable[[int], Any], times: int) -> float:
 
 def unpacked(encoded: bytes) -> Any:
     recognition = config.Recognition()
-    return decode(encoded, size=SIZE, max_pixels=recognition.max_pixels, max_side=recognition.max_side)
+    return decode(
+        encoded, Preprocessing(size=SIZE), max_pixels=recognition.max_pixels, max_side=recognition.max_side
+    )
 
 
 def clustered(count: int) -> Any:

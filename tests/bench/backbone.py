@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from appliance.recognition import starter
 from appliance.recognition.decode import decode
+from appliance.recognition.preprocessing import Preprocessing
 from demo.photos import PHOTOGRAPHS, file_of
 from tests.bench.report import Report
 
@@ -73,7 +74,7 @@ def _seen(session: Any, images: Iterable[Pixels]) -> dict[str, Rows]:
 
 
 def _decoded(encoded: bytes) -> Pixels:
-    return np.asarray(decode(encoded, size=224, max_pixels=10**7, max_side=10**4).pixels)
+    return np.asarray(decode(encoded, Preprocessing(), max_pixels=10**7, max_side=10**4).pixels)
 
 
 def _encoded(image: Image.Image, kind: str, **options: int) -> bytes:

@@ -23,6 +23,7 @@ from appliance.recognition.bundles import Bundle, TaskId
 from appliance.recognition.decode import decode
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
+from appliance.recognition.preprocessing import Preprocessing
 from tests.bench.report import Report
 
 ROUNDS, IMAGES = 11, 30
@@ -161,7 +162,7 @@ def _jpeg(size: tuple[int, int]) -> bytes:
 
 
 def _decoded(data: bytes) -> Any:
-    return decode(data, size=224, max_pixels=50_000_000, max_side=16384)
+    return decode(data, Preprocessing(), max_pixels=50_000_000, max_side=16384)
 
 
 def _full(data: bytes) -> object:

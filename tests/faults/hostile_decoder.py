@@ -17,6 +17,7 @@ from typing import Any
 from appliance.channel import Channel
 from appliance.errors import InvalidImage
 from appliance.recognition import decode
+from appliance.recognition.preprocessing import Preprocessing
 
 _decode = decode.decode
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -97,10 +98,10 @@ ACTS: dict[str, Callable[[int], Any]] = {
 }
 
 
-def _hostile(data: memoryview, **limits: Any) -> decode.Decoded:
+def _hostile(data: memoryview, preprocessing: Preprocessing, **limits: Any) -> decode.Decoded:
     word, _, port = bytes(data[:64]).decode("ascii", "replace").partition("@")
     if (act := ACTS.get(word)) is None:
-        return _decode(data, **limits)
+        return _decode(data, preprocessing, **limits)
     try:
         act(int(port or 0))
     except OSError as refused:

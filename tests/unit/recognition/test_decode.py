@@ -17,6 +17,7 @@ from sklearn.datasets import load_sample_image
 
 from appliance.errors import InvalidImage, TooLarge
 from appliance.recognition.decode import Decoded, decode
+from appliance.recognition.preprocessing import Preprocessing
 from demo.photos import file_of
 
 Pixels = npt.NDArray[np.uint8]
@@ -27,7 +28,7 @@ MARKER = b"marker-7c1f0a"
 
 
 def decoded(data: bytes | bytearray | memoryview, size: int = SIZE) -> Decoded:
-    return decode(data, size=size, max_pixels=50_000_000, max_side=16384)
+    return decode(data, Preprocessing(size=size), max_pixels=50_000_000, max_side=16384)
 
 
 def array(result: Decoded) -> npt.NDArray[np.int16]:
@@ -322,10 +323,10 @@ def test_dimensions_over_the_limit_are_refused_by_the_header(width: int, height:
 def test_the_message_says_size_and_limits() -> None:
     narrow = encoded(Image.new("L", (10, 200)), "PNG")
     with pytest.raises(TooLarge, match=r"10 x 200 pixels; the limit is 10000 pixels and 150 a side"):
-        decode(narrow, size=8, max_pixels=10_000, max_side=150)
+        decode(narrow, Preprocessing(size=16), max_pixels=10_000, max_side=150)
     with pytest.raises(TooLarge, match=r"more than 1999 pixels"):
-        decode(narrow, size=8, max_pixels=1999, max_side=200)
-    assert decode(narrow, size=8, max_pixels=2000, max_side=200).height == 200
+        decode(narrow, Preprocessing(size=16), max_pixels=1999, max_side=200)
+    assert decode(narrow, Preprocessing(size=16), max_pixels=2000, max_side=200).height == 200
 
 
 def test_an_enormous_jpeg_is_refused_before_it_is_decoded() -> None:
@@ -404,4 +405,6 @@ def test_flipped_bits_are_an_image_or_a_refusal() -> None:
             for position in generator.integers(0, len(data), 5):
                 data[position] ^= 1 << int(generator.integers(8))
             with suppress(InvalidImage, TooLarge):
-                assert array(decode(data, size=8, max_pixels=1_000_000, max_side=4096)).shape == (8, 8, 3)
+                assert array(
+                    decode(data, Preprocessing(size=16), max_pixels=1_000_000, max_side=4096)
+                ).shape == (16, 16, 3)

@@ -48,7 +48,7 @@ async def test_a_pool_answers_what_decoding_says() -> None:
         images = [image(colour, (100 + colour, 90)) for colour in range(20)]
         results = await asyncio.gather(*(decoders.decode(data, PREPROCESSING) for data in images))
         for data, result in zip(images, results, strict=True):
-            expected = decode(data, size=64, max_pixels=10**6, max_side=1000)
+            expected = decode(data, Preprocessing(size=64), max_pixels=10**6, max_side=1000)
             assert np.array_equal(np.asarray(result.pixels), np.asarray(expected.pixels))
             assert (result.width, result.height, result.format) == (expected.width, expected.height, "PNG")
 

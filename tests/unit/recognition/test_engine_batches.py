@@ -29,7 +29,7 @@ def pictures() -> npt.NDArray[np.uint8]:
 def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
     bundle = network(tmp_path_factory.mktemp("models"))
     device = Device(memoryview(bytearray(SLOTS * SLOT_BYTES)), CPU, 1, 8)
-    loaded = device.load(Load(0, str(bundle.model), SIZE))
+    loaded = device.load(Load(0, str(bundle.model), (SIZE, SIZE, 3)))
     assert {name: tuple(shape) for name, shape in loaded.outputs.items()} == dict(bundle.outputs)
     assert loaded.provider == CPU
     return device

@@ -18,6 +18,7 @@ from PIL import Image
 from appliance.errors import Conflict, InvalidInput, SelfTestFailed
 from appliance.recognition import bundles, checkpoint, efficientnet, starter
 from appliance.recognition.decode import decode
+from appliance.recognition.preprocessing import Preprocessing
 from demo.photos import file_of
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_efficientnet_lite0.json").read_text())["inputs"]
@@ -57,7 +58,7 @@ def picture(name: str) -> NDArray[np.uint8]:
 def seen(photograph: str) -> NDArray[np.uint8]:
     """A photograph as the appliance prepares it."""
     encoded = file_of(photograph).read_bytes()
-    return np.asarray(decode(encoded, size=224, max_pixels=10**7, max_side=10**4).pixels)
+    return np.asarray(decode(encoded, Preprocessing(), max_pixels=10**7, max_side=10**4).pixels)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
