@@ -4,7 +4,6 @@ The model is a small one made here: fast, and its classes and vectors can be for
 """
 
 import asyncio
-import hashlib
 import http.client
 import json
 import socket
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
-import onnx
 import uvloop
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client import CollectorRegistry
@@ -37,6 +35,7 @@ from appliance.recognition.engine import Engine
 from appliance.recognition.staging import from_folder
 from appliance.residency import Residency
 from appliance.search.collections import Collections
+from tests import bundles
 
 T = TypeVar("T")
 
@@ -75,39 +74,9 @@ def colour_bundle(folder: Path) -> Path:
         [shape, weights, one],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(model)
-    (folder / "licences").mkdir(parents=True)
-    files = {
-        "model.onnx": model.SerializeToString(),
-        "labels.txt": "\n".join(COLOURS).encode() + b"\n",
-        "licences/LICENCE.txt": b"made by the tests",
-    }
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    listed = "\n".join(f'"{name}" = "{digest}"' for name, digest in digests.items())
-    (folder / "bundle.toml").write_text(
-        f"""format = 1
-name = "colours"
-version = "1"
-kind = "backbone"
-routes = ["photo/tags/v2/tags"]
-[preprocessing]
-size = 224
-[outputs]
-logits = [{len(COLOURS)}]
-embedding = [{DIM}]
-[files]
-{listed}
-[[sources]]
-name = "tests"
-version = "1"
-provides = "everything"
-licence = "MIT"
-sha256 = "{digests["model.onnx"]}"
-"""
-    )
-    return folder
+    outputs: dict[str, tuple[int, ...]] = {"logits": (len(COLOURS),), "embedding": (DIM,)}
+    routes = ("photo/tags/v2/tags",)
+    return bundles.write(folder, model, name="colours", labels=COLOURS, outputs=outputs, routes=routes)
 
 
 @dataclass(frozen=True)
@@ -270,10 +239,10 @@ class Served:
         keys = vault.Keys(bytes(range(32)))
         tokens = await enter(Tokens(ledger, keys, customers, lambda: self.clock))
         collections = await enter(Collections(ledger, config.search, lambda: self.clock, registry))
-        bundles = await enter(Bundles(ledger, self._folder / "bundles", lambda: self.clock))
+        installed = await enter(Bundles(ledger, self._folder / "bundles", lambda: self.clock))
         decoders = await enter(Decoders(config.recognition, registry))
         engine = await enter(Engine(config.recognition, registry))
-        self.bundle = await bundles.install(ACTOR, from_folder(colour_bundle(self._folder / "built")))
+        self.bundle = await installed.install(ACTOR, from_folder(colour_bundle(self._folder / "built")))
         await engine.load(self.bundle)
         self.ledger = ledger
         self.parts = Parts(
@@ -282,7 +251,7 @@ class Served:
             customers=customers,
             tokens=tokens,
             collections=collections,
-            bundles=bundles,
+            bundles=installed,
             decoders=decoders,
             engine=engine,
             status=self._status,
@@ -292,6 +261,17 @@ class Served:
         )
         self.server = await enter(Server(self.parts))
         self.site = _site(self.server)
+
+    def install(self, folder: Path) -> Bundle:
+        """One more bundle, as an operator installs it."""
+
+        async def installed() -> Bundle:
+            assert self.parts.engine is not None
+            bundle = await self.parts.bundles.install(ACTOR, from_folder(folder))
+            await self.parts.engine.load(bundle)
+            return bundle
+
+        return self.run(installed())
 
     async def _status(self) -> dict[str, object]:
         return {"state": self.readiness.state}

@@ -1,5 +1,6 @@
 """The account as the cloud's clients ask for it: may this token use a service, who am I, which workspaces."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,19 +21,26 @@ class _Service:
     installed: Callable[[Bundles], bool]
 
 
-_CLASSIFICATION = _Service(
-    frozenset({Scope.INFER}), lambda bundles: any(bundle.labels for bundle in bundles.list())
-)
-_TAGGING = _Service(frozenset({Scope.INFER}), lambda bundles: bundles.route_installed("photo/tags/v2/tags"))
+_INFER = frozenset({Scope.INFER})
+_CLASSIFICATION = _Service(_INFER, lambda bundles: any(bundle.classifies for bundle in bundles.list()))
+_DETECTION = _Service(_INFER, lambda bundles: any(bundle.kind == "detector" for bundle in bundles.list()))
 _SEARCH = _Service(
     frozenset({Scope.SEARCH_READ, Scope.SEARCH_WRITE}),
     lambda bundles: any(bundle.kind == "backbone" for bundle in bundles.list()),
 )
 
+
+def _tagging(route: str) -> _Service:
+    return _Service(_INFER, lambda bundles: bundles.route_installed(route))
+
+
+_TAGGING = re.compile(r"([a-z0-9-]{1,40})-tagging")  # fashion-tagging is served at tagging/fashion/v2/tags
+
 # By the cloud's names.
 _SERVICES = {
     "custom-recognition": _CLASSIFICATION,
-    "generic-tagging": _TAGGING,
+    "custom-object-detection": _DETECTION,
+    "generic-tagging": _tagging("photo/tags/v2/tags"),
     "photo-search": _SEARCH,
     "photo-similarity": _SEARCH,
     "product-similarity": _SEARCH,
@@ -54,6 +62,8 @@ class Account:
         if name is None:
             raise InvalidInput("service: the name of a service is expected")
         service = _SERVICES.get(name)
+        if service is None and (tagging := _TAGGING.fullmatch(name)) is not None:
+            service = _tagging(f"tagging/{tagging[1]}/v2/tags")
         if service is None or not service.installed(self._bundles):
             raise NotInstalled("no bundle of this appliance serves it")
         if not service.scopes & call.principal.scopes:

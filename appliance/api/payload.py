@@ -120,6 +120,15 @@ class Payload:
         """An integer field within [lowest, highest], `default` when absent or null."""
         return integer(self.fields.get(name), name, default, lowest, highest)
 
+    def fraction(self, name: str, default: float) -> float:
+        """A number field within [0, 1], `default` when absent or null. Raises InvalidInput otherwise."""
+        value = self.fields.get(name)
+        if value is None:
+            return default
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+            return float(value)
+        raise InvalidInput(f"{name}: a number from 0 to 1 is expected")
+
     def flag(self, name: str) -> bool:
         """A true or false field; null and absent are false, the words of query fields are taken."""
         value = self.fields.get(name)

@@ -1,6 +1,6 @@
-"""Classification, tags and descriptors: records with images in, the same records with what was seen out."""
+"""Classification, tags, objects, descriptors: records with images in, the same with what was seen out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 from appliance.api.answers import Answer, status, status_of
 from appliance.api.call import Call
@@ -8,14 +8,19 @@ from appliance.api.payload import MAX_IMAGES, Record
 from appliance.api.vision import Seen, Vision, each
 from appliance.errors import ApplianceError, InvalidInput, NotFound
 from appliance.recognition.bundles import Bundle, Bundles, TaskId
-from appliance.recognition.tasks import ranked
+from appliance.recognition.preprocessing import window
+from appliance.recognition.tasks import RankedLabel, detected, ranked, tagged
 
 LABELS = 100  # best labels of a classification
 TAGS = 20  # best tags of a photo
+KEEP = 0.3  # objects less probable than this are left out, as in the cloud
+BOXES = ("boxes", "scores", "classes")
+
+Outcomes = list[tuple[Record, Seen | ApplianceError]]
 
 
 class Recognition:
-    """The handlers of `recognition/v2/classify`, `photo/tags/v2/tags` and the descriptors."""
+    """The handlers of classification, tagging, detection and the descriptors."""
 
     def __init__(self, vision: Vision, bundles: Bundles) -> None:
         self._vision = vision
@@ -24,31 +29,42 @@ class Recognition:
     async def classify(self, call: Call) -> Answer:
         """`best_label` and `labels` (the 100 most probable) of the task named by `task_id` or `task`."""
         bundle = self._task(call)
-        if call.payload.flag("store_images"):
-            raise InvalidInput(
-                "store_images: images sent for recognition are never stored"
-                " without a training-data agreement, and there is none"
-            )
+        if not bundle.classifies:
+            raise NotFound("the task does not classify")
+        _refuse_to_store(call)
         outcomes = await self._see(call, bundle, "logits")
-        for record, outcome in outcomes:
-            if isinstance(outcome, Seen):
-                labels = [
-                    {"id": label.id, "name": label.name, "prob": label.prob}
-                    for label in ranked(outcome.output, bundle.labels, LABELS)
-                ]
-                record.fields |= {"best_label": labels[0], "labels": labels}
+        for record, seen in _served(outcomes):
+            labels = [
+                {"id": label.id, "name": label.name, "prob": label.prob}
+                for label in _labels(bundle, seen, LABELS)
+            ]
+            record.fields |= {"best_label": labels[0] if labels else None, "labels": labels}
         return _answer(call, outcomes)
 
     async def tags(self, call: Call) -> Answer:
-        """`_tags`: the 20 best general tags of each photo."""
-        bundle = self._bundles.for_route("photo/tags/v2/tags")
+        """`_tags`: the 20 best tags of each photo, by the bundle that serves this path."""
+        bundle = self._bundles.for_route(call.path.removeprefix("/"))
         outcomes = await self._see(call, bundle, "logits")
-        for record, outcome in outcomes:
-            if isinstance(outcome, Seen):
-                record.fields["_tags"] = [
-                    {"name": label.name, "prob": label.prob, "id": label.id}
-                    for label in ranked(outcome.output, bundle.labels, TAGS)
-                ]
+        for record, seen in _served(outcomes):
+            record.fields["_tags"] = [
+                {"name": label.name, "prob": label.prob, "id": label.id}
+                for label in _labels(bundle, seen, TAGS)
+            ]
+        return _answer(call, outcomes)
+
+    async def detect(self, call: Call) -> Answer:
+        """`_objects` of the detection task named by `task_id` or `task`, more probable than `keep_prob`."""
+        bundle = self._task(call)
+        if bundle.kind != "detector":
+            raise NotFound("the task does not detect")
+        _refuse_to_store(call)
+        keep = call.payload.fraction("keep_prob", KEEP)
+        outcomes = await self._see(call, bundle, *BOXES)
+        for record, seen in _served(outcomes):
+            place = window(bundle.preprocessing, seen.width, seen.height)
+            record.fields["_objects"] = detected(
+                seen.outputs, bundle.labels, place, keep=keep, overlap=bundle.overlap
+            )
         return _answer(call, outcomes)
 
     async def descriptor(self, call: Call) -> Answer:
@@ -58,9 +74,8 @@ class Recognition:
         if task is not None and task != bundle.task:
             raise NotFound("no such task")
         outcomes = await self._see(call, bundle, "embedding")
-        for record, outcome in outcomes:
-            if isinstance(outcome, Seen):
-                record.fields["_descriptor"] = outcome.output.tolist()
+        for record, seen in _served(outcomes):
+            record.fields["_descriptor"] = seen.outputs["embedding"].tolist()
         return _answer(call, outcomes)
 
     def _task(self, call: Call) -> Bundle:
@@ -68,26 +83,41 @@ class Recognition:
         if task is None:
             raise InvalidInput("task_id: the id of a task is expected")
         bundle = self._bundles.for_task(TaskId(task))
-        if not bundle.labels:
-            raise NotFound("the task does not classify")
         version = call.payload.fields.get("version")
         if version is not None and str(version) != bundle.version:
             raise NotFound("the task has no such version")
         return bundle
 
-    async def _see(
-        self, call: Call, bundle: Bundle, output: str
-    ) -> list[tuple[Record, Seen | ApplianceError]]:
+    async def _see(self, call: Call, bundle: Bundle, *outputs: str) -> Outcomes:
         records = call.payload.records
         if not records or len(records) > MAX_IMAGES:
             raise InvalidInput(f"records: 1 to {MAX_IMAGES} are expected")
         for record in records:
             record.ensure_id()
-        seen = await each(records, lambda record: self._vision.infer(bundle, record, output))
+        seen = await each(records, lambda record: self._vision.infer(bundle, record, *outputs))
         return list(zip(records, seen, strict=True))
 
 
-def _answer(call: Call, outcomes: Sequence[tuple[Record, Seen | ApplianceError]]) -> Answer:
+def _refuse_to_store(call: Call) -> None:
+    if call.payload.flag("store_images"):
+        raise InvalidInput(
+            "store_images: images sent for recognition are never stored"
+            " without a training-data agreement, and there is none"
+        )
+
+
+def _labels(bundle: Bundle, seen: Seen, limit: int) -> list[RankedLabel]:
+    logits = seen.outputs["logits"]
+    if bundle.kind == "tagger":
+        return tagged(logits, bundle.labels, limit, bundle.threshold)
+    return ranked(logits, bundle.labels, limit)
+
+
+def _served(outcomes: Outcomes) -> Iterator[tuple[Record, Seen]]:
+    return ((record, outcome) for record, outcome in outcomes if isinstance(outcome, Seen))
+
+
+def _answer(call: Call, outcomes: Outcomes) -> Answer:
     """The cloud's envelope: 200 even when records were refused, each says so in its `_status`."""
     for record, outcome in outcomes:
         if isinstance(outcome, Seen):

@@ -93,6 +93,8 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/account/v2/workspace", Account.workspaces, Access.TOKEN, READ),
     Route("POST", "/recognition/v2/classify", Recognition.classify, Scope.INFER, READ, Form.RECORDS),
     Route("POST", "/photo/tags/v2/tags", Recognition.tags, Scope.INFER, READ, Form.RECORDS),
+    Route("POST", "/tagging/{id}/v2/tags", Recognition.tags, Scope.INFER, READ, Form.RECORDS),
+    Route("POST", "/detection/v2/detect", Recognition.detect, Scope.INFER, READ, Form.RECORDS),
     Route("POST", "/photo/v2/descriptor", Recognition.descriptor, Scope.INFER, READ, Form.RECORDS),
     Route(
         "POST", "/similarity/training/v2/descriptor", Recognition.descriptor, Scope.INFER, READ, Form.RECORDS

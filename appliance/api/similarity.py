@@ -14,7 +14,7 @@ import numpy as np
 from appliance.api.answers import Answer, Refused, code_of, http_status, status, status_of
 from appliance.api.call import Call
 from appliance.api.payload import MAX_IMAGES, Payload, Record, integer
-from appliance.api.vision import Seen, Vector, Vision, each
+from appliance.api.vision import Vector, Vision, each
 from appliance.config import Search
 from appliance.errors import ApplianceError, CapacityExceeded, Conflict, InvalidInput, NotFound
 from appliance.recognition.bundles import Bundle
@@ -226,8 +226,8 @@ class Similarity:
     async def _prepared(self, collection: OpenCollection, bundle: Bundle, record: Record) -> _Fresh:
         record.ensure_id()
         encode_id(record.id, self._limits.max_id_bytes)
-        seen = await self._vision.infer(bundle, record, "embedding")
-        fresh = NewRecord(record.id, seen.output, _metadata(record))
+        vector, seen = await self._vision.embed(bundle, record)
+        fresh = NewRecord(record.id, vector, _metadata(record))
         collection.check(fresh)
         return _Fresh(fresh, seen.width, seen.height)
 
@@ -238,8 +238,7 @@ class Similarity:
 
     async def _vector(self, collection: OpenCollection, record: Record) -> Vector:
         if record.has_image or "_id" not in record.fields:
-            seen: Seen = await self._vision.infer(self._backbone(collection), record, "embedding")
-            return seen.output
+            return (await self._vision.embed(self._backbone(collection), record))[0]
         (vector,) = await collection.vectors([record.id])
         if vector is None:
             raise NotFound(_TEXTS[404])

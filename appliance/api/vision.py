@@ -1,7 +1,7 @@
 """From the images of a call to what the models see: decoded and inferred concurrently, the order kept."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,9 +24,9 @@ _OURS = (Overloaded, WorkerLost, StorageFailed)
 
 @dataclass(frozen=True)
 class Seen:
-    """A model's float32 output for one image, and the image's upright size in pixels as it was sent."""
+    """A model's float32 outputs for one image, and the image's upright size in pixels as it was sent."""
 
-    output: Vector
+    outputs: Mapping[str, Vector]
     width: int
     height: int
 
@@ -47,10 +47,10 @@ class Vision:
         self._ready()
         return self._bundles.backbone()
 
-    async def infer(self, bundle: Bundle, record: Record, output: str) -> Seen:
-        """One output of the bundle's model for the record's image, which the record gives away.
+    async def infer(self, bundle: Bundle, record: Record, *outputs: str) -> Seen:
+        """These outputs of the bundle's model for the record's image, which the record gives away.
 
-        "embedding" comes L2-normalised. Raises what the record, the decoders and the engine raise.
+        Raises what the record, the decoders and the engine raise.
         """
         decoders, engine = self._ready()
         image = record.take_image()
@@ -58,11 +58,13 @@ class Vision:
             decoded = await decoders.decode(image, bundle.preprocessing)
         del image
         with self._measures.stage("infer"):
-            if output == "embedding":
-                values = await engine.embed(bundle, decoded.pixels)
-            else:
-                values = (await engine.infer(bundle, decoded.pixels, (output,)))[output]
+            values = await engine.infer(bundle, decoded.pixels, outputs)
         return Seen(values, decoded.width, decoded.height)
+
+    async def embed(self, bundle: Bundle, record: Record) -> tuple[Vector, Seen]:
+        """The backbone's vector of the record's image, of length 1 (L2). Raises what `infer` raises."""
+        seen = await self.infer(bundle, record, "embedding")
+        return seen.outputs["embedding"], seen
 
     def _ready(self) -> tuple[Decoders, Engine]:
         if self._decoders is None or self._engine is None:

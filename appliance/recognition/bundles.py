@@ -5,13 +5,13 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NewType, Self
+from typing import NewType, Self
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.errors import Conflict, InvalidInput, NotFound, NotInstalled, StorageFailed
 from appliance.ledger import Connection, Ledger
 from appliance.recognition import manifest, staging
-from appliance.recognition.manifest import Label, Manifest
+from appliance.recognition.manifest import Kind, Label, Manifest
 from appliance.recognition.preprocessing import Preprocessing
 from appliance.volume import publish_tree, remove_tree
 
@@ -26,12 +26,13 @@ _LEFT_OVER = {".staged", ".removed"}  # by an interrupted installation, and by a
 class Bundle:
     """An installed bundle: `task` is the id clients ask for, `sha256` that of the file `model`.
 
-    `labels` are in the order of the output `logits`, empty without it; `outputs` are shapes for one image.
+    `labels` are in the order of the output `logits`, of a detector in that of its classes; `outputs` are
+    shapes for one image. `threshold` and `overlap` are what `manifest.Manifest` says of them.
     """
 
     name: str
     version: str
-    kind: Literal["backbone", "classifier"]
+    kind: Kind
     task: TaskId
     routes: tuple[str, ...]
     preprocessing: Preprocessing
@@ -40,6 +41,13 @@ class Bundle:
     folder: Path
     model: Path
     sha256: str
+    threshold: float = 0.0
+    overlap: float = 1.0
+
+    @property
+    def classifies(self) -> bool:
+        """Whether its answer is labels of the whole image."""
+        return "logits" in self.outputs
 
 
 def read(folder: Path) -> Manifest:
@@ -199,6 +207,8 @@ def _bundle(verified: manifest.Verified, folder: Path, task: TaskId) -> Bundle:
         folder=folder,
         model=folder / manifest.MODEL,
         sha256=listed.files[manifest.MODEL],
+        threshold=listed.threshold,
+        overlap=listed.overlap,
     )
 
 

@@ -1,9 +1,9 @@
 """What a bundle is: a folder of exactly the files that its manifest lists, verified whole or refused.
 
 The files are `bundle.toml`, the manifest; `model.onnx`; `labels.txt` where the model has classes, one name a
-line in the order of the output `logits`; and texts under `licences/`. The manifest has the SHA-256 of every
-other file. Verification says that a bundle is what was built, not who built it: the operator who installs a
-folder vouches for it. Whether the model computes is asked of the engine, which loads it.
+line in the order of the output `logits` or the numbers of `classes`; and texts under `licences/`. The
+manifest has the SHA-256 of every other file. Verification says that a bundle is what was built, not who built
+it: the operator who installs a folder vouches for it. Whether the model computes is asked of the engine.
 """
 
 import hashlib
@@ -38,11 +38,13 @@ _LICENCE = re.compile(rf"{LICENCES}/[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}")
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?\Z")]
 _Version = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Za-z]([0-9A-Za-z.-]{0,30}[0-9A-Za-z])?\Z")]
-_Route = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9-]+(/[a-z0-9-]+){1,7}\Z", max_length=100)]
+_Route = Annotated[str, msgspec.Meta(pattern=r"\A(photo/tags|tagging/[a-z0-9-]{1,40})/v2/tags\Z")]
 _Output = Annotated[str, msgspec.Meta(pattern=r"\A[a-z][a-z0-9_]{0,63}\Z")]
 _Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 _Length = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+_Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Kind = Literal["backbone", "classifier", "tagger", "detector"]
 _Shape = Annotated[tuple[_Length, ...], msgspec.Meta(min_length=1, max_length=4)]
 
 
@@ -59,19 +61,26 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """bundle.toml: `outputs` are shapes for one image, `files` the SHA-256 of every other file of the folder.
 
-    A backbone has the output `embedding` (n), whose vectors search compares. A classifier, and whatever
-    serves routes, has the output `logits` (n) and a label for each.
+    A backbone has the output `embedding` (n), whose vectors search compares. A classifier, a tagger, and
+    whatever serves routes, has the output `logits` (n) and a label for each: of a tagger any number may be
+    true of one image, of the others exactly one is. Tags less probable than `threshold` are left out.
+
+    A detector has the outputs `boxes` (k, 4: left, top, right, bottom in pixels of the input), `scores` (k,
+    0 to 1) and `classes` (k, indices of labels, as floats). Of boxes of one class that overlap by more than
+    `overlap` (intersection over union) the less certain ones are dropped; 1.0 keeps all.
     """
 
     format: Literal[1]
     name: _Name
     version: _Version
-    kind: Literal["backbone", "classifier"]
+    kind: Kind
     preprocessing: Preprocessing
     outputs: dict[_Output, _Shape]
     files: dict[str, _Digest]
     sources: Annotated[tuple[Source, ...], msgspec.Meta(min_length=1, max_length=64)]
     routes: Annotated[tuple[_Route, ...], msgspec.Meta(max_length=64)] = ()
+    threshold: _Fraction = 0.0
+    overlap: _Fraction = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,10 +214,21 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     logits = manifest.outputs.get("logits")
     if logits is not None and len(logits) != 1:
         yield "outputs: logits has one dimension"
-    if logits is None and (manifest.kind == "classifier" or manifest.routes):
-        yield "outputs: a classifier, and what serves routes, has the output logits"
-    if (logits is not None) != (LABELS in manifest.files):
+    if logits is None and (manifest.kind in {"classifier", "tagger"} or manifest.routes):
+        yield "outputs: a classifier, a tagger, and what serves routes, has the output logits"
+    if manifest.kind == "detector":
+        yield from _no_detector(manifest)
+    elif (logits is not None) != (LABELS in manifest.files):
         yield f"files: {LABELS} and the output logits belong together"
+
+
+def _no_detector(manifest: Manifest) -> Iterator[str]:
+    count = manifest.outputs.get("scores", (0,))[0]
+    wanted = {"boxes": (count, 4), "scores": (count,), "classes": (count,)}
+    if dict(manifest.outputs) != wanted:
+        yield "outputs: a detector has boxes = [k, 4], scores = [k] and classes = [k], and no others"
+    if LABELS not in manifest.files:
+        yield f"files: a detector has {LABELS}"
 
 
 def _labels(folder: Path, manifest: Manifest) -> tuple[Label, ...]:
@@ -219,7 +239,7 @@ def _labels(folder: Path, manifest: Manifest) -> tuple[Label, ...]:
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{LABELS} is not UTF-8 text") from error
     names = text.removesuffix("\n").split("\n")
-    (expected,) = manifest.outputs["logits"]
+    (expected,) = manifest.outputs.get("logits", (len(names),))
     if len(names) != expected:
         raise InvalidInput(f"{LABELS}: {len(names)} labels for {expected} logits")
     for line, name in enumerate(names, 1):

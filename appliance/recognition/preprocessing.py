@@ -52,8 +52,10 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """`source`, a box of the upright image in its pixels, is seen at `target`, whole pixels of the input."""
+    """`source`, a box of the upright image, is seen at `target`, whole pixels of the input."""
 
+    width: int
+    height: int
     source: Box
     target: tuple[int, int, int, int]
 
@@ -74,10 +76,10 @@ def window(preprocessing: Preprocessing, width: int, height: int) -> Window:
         scale = min(width / across, height / down) * preprocessing.share
         seen_width, seen_height = across * scale, down * scale
         left, top = (width - seen_width) // 2, (height - seen_height) // 2
-        return Window((left, top, left + seen_width, top + seen_height), (0, 0, across, down))
+        return Window(width, height, (left, top, left + seen_width, top + seen_height), (0, 0, across, down))
     if preprocessing.fit == "stretch":
-        return Window((0, 0, width, height), (0, 0, across, down))
+        return Window(width, height, (0, 0, width, height), (0, 0, across, down))
     scale = min(across / width, down / height)
     seen = max(1, round(width * scale)), max(1, round(height * scale))
     corner = (across - seen[0]) // 2, (down - seen[1]) // 2
-    return Window((0, 0, width, height), (*corner, corner[0] + seen[0], corner[1] + seen[1]))
+    return Window(width, height, (0, 0, width, height), (*corner, corner[0] + seen[0], corner[1] + seen[1]))

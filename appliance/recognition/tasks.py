@@ -1,13 +1,16 @@
 """From a model's outputs to what a task answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from appliance.recognition.bundles import Label
+from appliance.recognition.manifest import Label
+from appliance.recognition.preprocessing import Window
+
+Floats = npt.NDArray[np.floating[Any]]
 
 
 class RankedLabel(msgspec.Struct, frozen=True):
@@ -18,16 +21,97 @@ class RankedLabel(msgspec.Struct, frozen=True):
     prob: float
 
 
-def ranked(
-    logits: npt.NDArray[np.floating[Any]], labels: Sequence[Label], limit: int = 100
-) -> list[RankedLabel]:
+class Detection(msgspec.Struct, frozen=True):
+    """An object: its class, how probable it is, and where it lies in whole pixels of the upright image.
+
+    `bound_box` is left, top, right, bottom; `area` its share of the image.
+    """
+
+    name: str
+    id: str
+    bound_box: tuple[int, int, int, int]
+    prob: float
+    area: float
+
+
+def ranked(logits: Floats, labels: Sequence[Label], limit: int = 100) -> list[RankedLabel]:
     """The `limit` most probable labels, best first; equals stay in the order of `labels`.
 
     Softmax over all `logits` (n), one for each of the n labels, so the probabilities of all add up to 1.
     """
-    if logits.shape != (len(labels),):
-        raise ValueError(f"{logits.shape} logits for {len(labels)} labels")
     powers = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = powers / powers.sum()
+    return _best(powers / powers.sum(), labels, limit)
+
+
+def tagged(
+    logits: Floats, labels: Sequence[Label], limit: int = 100, threshold: float = 0.0
+) -> list[RankedLabel]:
+    """The `limit` most probable labels of those with at least `threshold`, best first.
+
+    The logistic function of each of the `logits` (n) alone: any number of labels may be true.
+    """
+    probabilities = 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))  # never overflows
+    return [label for label in _best(probabilities, labels, limit) if label.prob >= threshold]
+
+
+def _best(probabilities: npt.NDArray[np.float64], labels: Sequence[Label], limit: int) -> list[RankedLabel]:
+    if probabilities.shape != (len(labels),):
+        raise ValueError(f"{probabilities.shape} logits for {len(labels)} labels")
     order = np.argsort(-probabilities, kind="stable")[:limit]
     return [RankedLabel(labels[index].id, labels[index].name, float(probabilities[index])) for index in order]
+
+
+def detected(
+    outputs: Mapping[str, Floats],
+    labels: Sequence[Label],
+    seen: Window,
+    *,
+    keep: float,
+    overlap: float = 1.0,
+) -> list[Detection]:
+    """The objects with a probability over `keep`, best first, equals in the order of the model.
+
+    `outputs` are `boxes` (k, 4), `scores` (k) and `classes` (k) in pixels of the input; `seen` says where the
+    image lies in it. What overlaps a better box of its class by more than `overlap` (intersection over union)
+    is dropped, and so is what has no such label or no area within the image.
+    """
+    boxes, scores, classes = (outputs[name].astype(np.float64) for name in ("boxes", "scores", "classes"))
+    known = (scores > keep) & (classes >= 0) & (classes < len(labels)) & np.isfinite(boxes).all(axis=1)
+    order = np.flatnonzero(known)
+    order = order[np.argsort(-scores[order], kind="stable")]
+    boxes, scores, kinds = boxes[order], scores[order], classes[order].astype(np.int64)
+    (across, down), (left, top, right, bottom) = seen.scale, seen.source
+    boxes = (boxes - np.tile(seen.target[:2], 2)) * (across, down, across, down) + (left, top, left, top)
+    boxes = np.rint(np.clip(boxes, (left, top, left, top), (right, bottom, right, bottom)))
+    sides = boxes[:, 2:] - boxes[:, :2]
+    areas = sides[:, 0] * sides[:, 1]
+    whole = seen.width * seen.height
+    return [
+        Detection(
+            labels[kinds[index]].name,
+            labels[kinds[index]].id,
+            tuple(int(side) for side in boxes[index]),  # type: ignore[arg-type] # four of them
+            min(float(scores[index]), 1.0),
+            float(areas[index] / whole),
+        )
+        for index in _unsuppressed(boxes, kinds, overlap)
+        if sides[index].min() > 0
+    ]
+
+
+def _unsuppressed(boxes: Floats, classes: npt.NDArray[np.int64], overlap: float) -> list[int]:
+    """Greedy non-maximum suppression within each class; the boxes come best first."""
+    left = list(range(len(boxes)))
+    if overlap >= 1.0:
+        return left
+    corner, end = boxes[:, None, :2], boxes[:, None, 2:]
+    shared = np.clip(np.minimum(end, boxes[None, :, 2:]) - np.maximum(corner, boxes[None, :, :2]), 0, None)
+    common = shared[..., 0] * shared[..., 1]
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    union = areas[:, None] + areas[None, :] - common
+    clashes = (common > overlap * union) & (classes[:, None] == classes[None, :])
+    kept: list[int] = []
+    for index in left:
+        if not clashes[index, kept].any():
+            kept.append(index)
+    return kept
