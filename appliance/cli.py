@@ -151,7 +151,10 @@ def _parser() -> argparse.ArgumentParser:
         "--to", type=Path, required=True, metavar="PATH", help="a folder that does not exist yet"
     )
     install = verb(bundles, "install", _client(_bundle_install), "verify a bundle and install it")
-    install.add_argument("path", type=Path)
+    install.add_argument(
+        "path", type=Path, help="a bundle, a Hugging Face export, or the ONNX file of a YOLO detector"
+    )
+    install.add_argument("--name", help="of an export's bundle; default: the folder's or file's")
     verb(bundles, "list", _client(_bundle_list), "installed bundles")
     return root
 
@@ -422,7 +425,7 @@ async def _bundle_install(operator: _Operator, arguments: argparse.Namespace) ->
     path = arguments.path.absolute()
     with MultipartWriter("form-data") as body:
         try:
-            async for name, content in staging.from_folder(path):
+            async for name, content in staging.from_path(path, arguments.name):
                 body.append(content).set_content_disposition("form-data", quote_fields=False, name=name)
             made = await operator.call("POST", "/bundles", parts=body)
         except InvalidInput as refusal:

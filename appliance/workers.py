@@ -240,7 +240,7 @@ class _Child(asyncio.Protocol):
         if self._confined and START_ID not in self._pending:
             # It has seen images and may be in a stranger's hands: its words could carry them to the journal.
             self._lines_left = 0
-            log.warning("%s (%d) complains; of images that is not logged", self._name, self.pid)
+            log.warning("%s (%d) complains; of what it is given that is not logged", self._name, self.pid)
             return
         for line in text.decode("utf-8", "replace").splitlines()[: self._lines_left]:
             self._lines_left -= 1

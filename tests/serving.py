@@ -32,7 +32,7 @@ from appliance.ledger import Ledger
 from appliance.recognition.bundles import Bundle, Bundles
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
-from appliance.recognition.staging import from_folder
+from appliance.recognition.staging import from_folder, from_path
 from appliance.residency import Residency
 from appliance.search.collections import Collections
 from tests import bundles
@@ -263,11 +263,11 @@ class Served:
         self.site = _site(self.server)
 
     def install(self, folder: Path) -> Bundle:
-        """One more bundle, as an operator installs it."""
+        """One more bundle, or what another tool has exported, as an operator installs it."""
 
         async def installed() -> Bundle:
             assert self.parts.engine is not None
-            bundle = await self.parts.bundles.install(ACTOR, from_folder(folder))
+            bundle = await self.parts.bundles.install(ACTOR, from_path(folder))
             await self.parts.engine.load(bundle)
             return bundle
 

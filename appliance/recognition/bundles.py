@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NewType, Self
@@ -10,7 +10,7 @@ from typing import NewType, Self
 from appliance.accounts.audit import Actor, Event, record
 from appliance.errors import Conflict, InvalidInput, NotFound, NotInstalled, StorageFailed
 from appliance.ledger import Connection, Ledger
-from appliance.recognition import manifest, staging
+from appliance.recognition import inspection, manifest, staging
 from appliance.recognition.manifest import Kind, Label, Manifest
 from appliance.recognition.preprocessing import Preprocessing
 from appliance.volume import publish_tree, remove_tree
@@ -18,6 +18,7 @@ from appliance.volume import publish_tree, remove_tree
 __all__ = ["Bundle", "Bundles", "Label", "Preprocessing", "TaskId", "read"]
 
 TaskId = NewType("TaskId", str)
+Inspect = Callable[[Path], Awaitable[None]]  # of a model file, before anything loads it
 
 _LEFT_OVER = {".staged", ".removed"}  # by an interrupted installation, and by appliance.volume
 
@@ -76,8 +77,11 @@ class Bundles:
     backbones, the one installed first serves. Each is reached by its task.
     """
 
-    def __init__(self, ledger: Ledger, folder: Path, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, ledger: Ledger, folder: Path, clock: Callable[[], float], inspect: Inspect = inspection.inspect
+    ) -> None:
         self._ledger = ledger
+        self._inspect = inspect
         self._folder = folder
         self._clock = clock
         self._installed: dict[TaskId, Bundle] = {}
@@ -108,6 +112,7 @@ class Bundles:
         staged = self._folder / f".{uuid.uuid4()}.staged"
         try:
             verified = await staging.receive(files, staged)
+            await self._inspect(staged / manifest.MODEL)
             async with self._publishing:
                 return await self._publish(actor, verified, staged)
         finally:

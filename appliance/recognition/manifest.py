@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
+import tomli_w
 
 from appliance.errors import InvalidInput
 from appliance.recognition.preprocessing import Preprocessing
@@ -32,7 +33,7 @@ LICENCES = "licences"
 _LARGEST = {MANIFEST: 256 * 1024, MODEL: 2 * 1024**3 - 1, LABELS: 8 * 1024 * 1024}  # a protobuf ends at 2 GiB
 _LARGEST_LICENCE = 1024 * 1024
 MOST_FILES = 64
-_LONGEST_LABEL = 200
+LONGEST_LABEL = 200
 _CHUNK = 1024 * 1024
 _LICENCE = re.compile(rf"{LICENCES}/[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}")
 
@@ -122,6 +123,13 @@ def verify(folder: Path) -> Verified:
         if digest.hexdigest() != expected:
             raise InvalidInput(f"{name} is not the file that {MANIFEST} lists: its SHA-256 differs")
     return Verified(manifest, _labels(folder, manifest), hashlib.sha256(raw).digest())
+
+
+def render(manifest: Manifest) -> bytes:
+    """bundle.toml of a manifest. Raises InvalidInput for one that contradicts itself."""
+    raw = tomli_w.dumps(msgspec.to_builtins(manifest)).encode()
+    _manifest(raw)
+    return raw
 
 
 def files(folder: Path) -> list[str]:
@@ -243,9 +251,9 @@ def _labels(folder: Path, manifest: Manifest) -> tuple[Label, ...]:
     if len(names) != expected:
         raise InvalidInput(f"{LABELS}: {len(names)} labels for {expected} logits")
     for line, name in enumerate(names, 1):
-        if not 1 <= len(name) <= _LONGEST_LABEL or not name.isprintable() or name != name.strip():
+        if not 1 <= len(name) <= LONGEST_LABEL or not name.isprintable() or name != name.strip():
             raise InvalidInput(
-                f"{LABELS}: line {line}: 1 to {_LONGEST_LABEL} printable characters, no space around them"
+                f"{LABELS}: line {line}: 1 to {LONGEST_LABEL} printable characters, no space around them"
             )
     return tuple(Label(_label_id(manifest, index), name) for index, name in enumerate(names))
 

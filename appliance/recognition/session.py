@@ -95,6 +95,7 @@ class Device:
         self._provider = provider
         self._threads = threads
         self._max_batch = min(max_batch, CPU_BATCH) if provider == CPU else max_batch
+        self._singly: set[int] = set()
         self._models: dict[int, tuple[onnxruntime.InferenceSession, str, tuple[int, ...]]] = {}
 
     def load(self, request: Load) -> Loaded:
@@ -115,6 +116,11 @@ class Device:
             for name, value in zip(names, values, strict=True)
             if isinstance(value, np.ndarray) and value.dtype == np.float32 and value.shape[:1] == (1,)
         }
+        for name in floats:
+            if np.isnan(values[names.index(name)]).any():
+                raise InvalidInput(f"output {name} is no number (NaN) for a black image")
+        if input_.shape[0] == 1:
+            self._singly.add(request.model)
         self._models[request.model] = session, input_.name, request.shape
         return Loaded(used, floats)
 
@@ -125,7 +131,7 @@ class Device:
         because every batch size that ever ran keeps memory of its own.
         """
         first = waiting[0][1]
-        if first.alone:
+        if first.alone or first.model in self._singly:
             return [waiting.popleft()]
         alike = [
             entry

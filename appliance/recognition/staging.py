@@ -11,8 +11,36 @@ from appliance.recognition import manifest
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_PIECE = 1 << 20
+_EXPORTED = "config.json"  # what Hugging Face's tools leave beside a model
+
 # Each name with its content in pieces; a content is read to its end before the next name is asked for.
 Files = AsyncIterable[tuple[str, AsyncIterable[bytes]]]
+
+
+async def from_path(path: Path, name: str | None = None) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:
+    """The files of a bundle, or of the bundle that another tool's export becomes (see `exports.convert`).
+
+    Raises what `from_folder` and `exports.convert` raise, InvalidInput too for a name given to a bundle,
+    which has one.
+    """
+    if path.suffix != ".onnx" and not (path / _EXPORTED).exists():
+        if name is not None:
+            raise InvalidInput(f"{path}: --name is for exports; a bundle has a name")
+        async for file, content in from_folder(path):
+            yield file, content
+        return
+    # Late: a bundle is installed without the libraries that take models apart.
+    from appliance.recognition import exports  # noqa: PLC0415
+
+    for file, whole in (await asyncio.to_thread(exports.convert, path, name)).items():
+        yield file, _pieces(whole)
+
+
+async def _pieces(content: bytes) -> AsyncIterator[bytes]:
+    view = memoryview(content)
+    for start in range(0, len(view), _PIECE):
+        yield bytes(view[start : start + _PIECE])
 
 
 async def from_folder(path: Path) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:

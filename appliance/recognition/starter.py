@@ -13,7 +13,8 @@ from pathlib import Path
 
 from appliance.errors import Conflict, InvalidInput, NotInstalled, SelfTestFailed, StorageFailed
 from appliance.recognition import checkpoint, efficientnet
-from appliance.recognition.manifest import LABELS, LICENCES, MANIFEST, MODEL, verify
+from appliance.recognition.manifest import LABELS, LICENCES, MANIFEST, MODEL, Manifest, Source, render, verify
+from appliance.recognition.preprocessing import Preprocessing
 from appliance.volume import publish_tree, remove_tree
 
 NAME = "efficientnet-lite0"
@@ -87,7 +88,7 @@ def build(name: str, target: Path) -> None:
     if target.exists():
         raise Conflict(f"{target} exists already")
     contents = _contents()
-    contents[MANIFEST] = _manifest(contents)
+    contents[MANIFEST] = render(_manifest(contents))
     draft = target.with_name(f".{target.name}.draft")
     remove_tree(draft)
     try:
@@ -120,37 +121,28 @@ def _contents() -> dict[str, bytes]:
     return contents | {f"{LICENCES}/{name}": text.content() for name, text in _LICENCES.items()}
 
 
-def _manifest(contents: Mapping[str, bytes]) -> bytes:
-    """bundle.toml. Every string below is plain ASCII, so that JSON's quoting is TOML's."""
-    lines = [
-        "format = 1",
-        f"name = {json.dumps(NAME)}",
-        f"version = {json.dumps(VERSION)}",
-        'kind = "backbone"',
-        'routes = ["photo/tags/v2/tags"]',
-        "",
-        "[preprocessing]",
-        f"size = {efficientnet.SIZE}",
-        'fit = "crop"',
-        'resample = "bicubic"',
-        "",
-        "[outputs]",
-        *(f"{output} = {list(shape)}" for output, shape in efficientnet.OUTPUTS.items()),
-        "",
-        "[files]",
-        *(
-            f"{json.dumps(n)} = {json.dumps(hashlib.sha256(contents[n]).hexdigest())}"
-            for n in sorted(contents)
+def _manifest(contents: Mapping[str, bytes]) -> Manifest:
+    return Manifest(
+        format=1,
+        name=NAME,
+        version=VERSION,
+        kind="backbone",
+        routes=("photo/tags/v2/tags",),
+        preprocessing=Preprocessing(size=efficientnet.SIZE),
+        outputs=dict(efficientnet.OUTPUTS),
+        files={name: hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)},
+        sources=(
+            _source(_WEIGHTS, "weights", "Apache-2.0"),
+            _source(_NAMES, "class names", "MIT"),
         ),
-    ]
-    for original, provides, licence in ((_WEIGHTS, "weights", "Apache-2.0"), (_NAMES, "class names", "MIT")):
-        lines += [
-            "",
-            "[[sources]]",
-            f"name = {json.dumps(original.package)}",
-            f"version = {json.dumps(distribution(original.package).version)}",
-            f"provides = {json.dumps(provides)}",
-            f"licence = {json.dumps(licence)}",
-            f"sha256 = {json.dumps(original.sha256)}",
-        ]
-    return "\n".join([*lines, ""]).encode()
+    )
+
+
+def _source(original: _Original, provides: str, licence: str) -> Source:
+    return Source(
+        name=original.package,
+        version=distribution(original.package).version,
+        provides=provides,
+        licence=licence,
+        sha256=original.sha256,
+    )

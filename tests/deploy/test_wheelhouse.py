@@ -143,8 +143,17 @@ for name in names:
 print(*names)
 """
     names = run("python", "-I", "-c", imports).stdout.split()
-    assert {"appliance", "hnswlib", "onnxruntime", "systemd._daemon", "uvloop", "pynvml", "PIL"} <= set(names)
-    assert not {"onnx", "pytest", "ansible", "sklearn"} & set(names)
+    assert {
+        "appliance",
+        "hnswlib",
+        "onnxruntime",
+        "systemd._daemon",
+        "uvloop",
+        "pynvml",
+        "PIL",
+        "onnx",
+    } <= set(names)
+    assert not {"pytest", "ansible", "sklearn"} & set(names)
     where = run("python", "-I", "-c", "import appliance; print(appliance.__file__)").stdout
     assert where.startswith(str(installed))
 

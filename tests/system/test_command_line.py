@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 from demo.state import DemoState
 from tests import images
+from tests.exports import classifier_model
 from tests.running import CopyState, RunningAppliance
 from tests.system.fake_systemd import edit
 
@@ -208,8 +209,9 @@ def test_a_bundle_whose_model_does_not_run_costs_the_others_nothing(
     shutil.copytree(installed, tmp_path / "broken")
     model = tmp_path / "broken" / "model.onnx"
     whole = hashlib.sha256(model.read_bytes()).hexdigest()
-    model.write_bytes(b"no model")
-    edit(tmp_path / "broken" / "bundle.toml", whole, hashlib.sha256(b"no model").hexdigest())
+    another = classifier_model().SerializeToString()  # sound, but it takes no 8-bit pixels
+    model.write_bytes(another)
+    edit(tmp_path / "broken" / "bundle.toml", whole, hashlib.sha256(another).hexdigest())
     edit(tmp_path / "broken" / "bundle.toml", 'version = "1"', 'version = "2"')
     state.ask("bundle", "install", str(tmp_path / "broken"))
     with RunningAppliance(state, state.port) as appliance:

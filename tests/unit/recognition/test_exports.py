@@ -1,0 +1,226 @@
+"""Exports of other tools become bundles that see what their makers' own code would have seen."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper
+
+from appliance.errors import InvalidInput
+from appliance.recognition import exports, manifest
+from tests.exports import IMAGENET, RESNET, WEIGHTS, classifier_model, hugging_face, yolo
+
+Outputs = dict[str, npt.NDArray[np.float32]]
+WIDE = {"height": 64, "width": 96}
+UNCROPPED = RESNET | {"do_center_crop": False}
+
+
+def made(path: Path, target: Path, **options: Any) -> manifest.Verified:
+    """The bundle written as a folder, verified whole."""
+    for name, content in exports.convert(path, **options).items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(content)
+    return manifest.verify(target)
+
+
+def run(model: Path, pixels: npt.NDArray[np.uint8]) -> Outputs:
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, {session.get_inputs()[0].name: pixels}), strict=True))
+
+
+def noise(*shape: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(5).integers(0, 256, shape, np.uint8)
+
+
+@pytest.mark.parametrize("place", ["model.onnx", "onnx/model.onnx"])
+@pytest.mark.parametrize("output", ["logits", "output_0"])
+def test_a_hugging_face_export_computes_what_its_own_code_would(
+    tmp_path: Path, place: str, output: str
+) -> None:
+    folder = hugging_face(tmp_path / "My Colours v2", model=classifier_model(output=output), place=place)
+    bundle = made(folder, tmp_path / "bundle").manifest
+    assert (bundle.name, bundle.version, bundle.kind) == ("my-colours-v2", "1", "classifier")
+    assert bundle.outputs == {"logits": (3,)}
+    pixels = noise(3, 64, 64, 3)
+    mean, deviation = np.array(IMAGENET["image_mean"]), np.array(IMAGENET["image_std"])
+    expected = ((pixels / 255 - mean) / deviation).mean((1, 2)) @ WEIGHTS
+    assert np.allclose(run(tmp_path / "bundle/model.onnx", pixels)["logits"], expected, atol=1e-5)
+
+
+def test_half_precision_answers_in_full(tmp_path: Path) -> None:
+    made(hugging_face(tmp_path / "half", model=classifier_model(half=True)), tmp_path / "bundle")
+    made(hugging_face(tmp_path / "whole"), tmp_path / "other")
+    pixels = noise(2, 64, 64, 3)
+    half = run(tmp_path / "bundle/model.onnx", pixels)["logits"]
+    assert half.dtype == np.float32
+    assert np.allclose(half, run(tmp_path / "other/model.onnx", pixels)["logits"], atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        (RESNET, (64, 64, "crop", 64 / 72, "bicubic")),
+        (UNCROPPED | {"size": WIDE}, (64, 96, "stretch", 1.0, "bicubic")),
+        (RESNET | {"size": WIDE, "crop_size": WIDE}, (64, 96, "stretch", 1.0, "bicubic")),
+        (RESNET | {"size": 72, "crop_size": 64, "resample": 2}, (64, 64, "crop", 64 / 72, "bilinear")),
+        (UNCROPPED | {"size": 64, "resample": 0}, (64, 64, "stretch", 1.0, "nearest")),
+        (
+            UNCROPPED | {"size": {"shortest_edge": 64}, "crop_pct": 0.875},
+            (64, 64, "crop", 0.875, "bicubic"),
+        ),
+        (
+            UNCROPPED | {"size": {"shortest_edge": 384}, "crop_pct": 0.875},
+            (384, 384, "stretch", 1.0, "bicubic"),
+        ),
+        ({}, (224, 224, "stretch", 1.0, "bilinear")),
+    ],
+)
+def test_processors(tmp_path: Path, processor: dict[str, Any], expected: tuple[object, ...]) -> None:
+    folder = hugging_face(tmp_path / "model", processor=processor)
+    seen = made(folder, tmp_path / "bundle").manifest.preprocessing
+    assert (seen.height, seen.width, seen.fit, pytest.approx(seen.share), seen.resample) == expected
+
+
+def test_steps_that_are_off_are_left_out(tmp_path: Path) -> None:
+    plain = RESNET | {"do_rescale": False, "do_normalize": False}
+    made(hugging_face(tmp_path / "model", processor=plain), tmp_path / "bundle")
+    pixels = noise(1, 64, 64, 3)
+    logits = run(tmp_path / "bundle/model.onnx", pixels)["logits"]
+    assert np.allclose(logits, pixels.astype(np.float64).mean((1, 2)) @ WEIGHTS, rtol=1e-4)
+
+
+def test_labels_that_exclude_nothing_make_a_tagger(tmp_path: Path) -> None:
+    folder = hugging_face(tmp_path / "model", problem_type="multi_label_classification")
+    assert made(folder, tmp_path / "bundle").manifest.kind == "tagger"
+
+
+def test_labels_and_licence_come_along(tmp_path: Path) -> None:
+    folder = hugging_face(tmp_path / "model", id2label={"0": "a\tb", "1": "  ", "2": "x" * 500})
+    (folder / "LICENSE").write_text("Do as you please.")
+    (folder / "tokenizer.json").write_text("{}")
+    verified = made(folder, tmp_path / "bundle", name="Ours!")
+    assert verified.manifest.name == "ours"
+    assert [label.name for label in verified.labels] == ["a b", "(no name)", "x" * 200]
+    assert (tmp_path / "bundle/licences/LICENCE.txt").read_text() == "Do as you please."
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no proportions": ({"processor": UNCROPPED}, "no input of one size"),
+    "crop larger than the image": ({"processor": RESNET | {"crop_size": 100}}, "no input of one size"),
+    "padding": ({"processor": RESNET | {"do_pad": True}}, "do_pad is not understood"),
+    "another scale": ({"processor": RESNET | {"rescale_offset": True}}, "rescale_offset is not"),
+    "blue first": ({"processor": RESNET | {"do_flip_channel_order": True}}, "do_flip_channel_order"),
+    "no resizing": ({"processor": RESNET | {"do_resize": False}}, "do_resize"),
+    "unknown filter": ({"processor": RESNET | {"resample": 4}}, "resample: 4"),
+    "a deviation of zero": ({"processor": RESNET | {"image_std": [0, 1, 1]}}, "image_std"),
+    "two means": ({"processor": RESNET | {"image_mean": [0.5, 0.5]}}, "image_mean"),
+    "a huge input": ({"processor": RESNET | {"size": 9000, "crop_size": 8000}}, "2048"),
+    "another input": ({"model": classifier_model(sides=(32, 32))}, "64 pixels high, the model takes 32"),
+    "fewer labels": ({"id2label": {"0": "one"}}, "1 labels"),
+    "a hole in the labels": ({"id2label": {"0": "a", "2": "b", "3": "c"}}, "id2label"),
+    "no labels": ({"id2label": None}, "id2label"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_understood_is_refused(tmp_path: Path, case: str) -> None:
+    options, reason = REFUSED[case]
+    with pytest.raises(InvalidInput, match=reason):
+        exports.convert(hugging_face(tmp_path / "model", **options))
+
+
+@pytest.mark.parametrize("missing", ["model.onnx", "preprocessor_config.json"])
+def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
+    folder = hugging_face(tmp_path / "model")
+    (folder / missing).unlink()
+    with pytest.raises(InvalidInput, match=f"{missing} is missing"):
+        exports.convert(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
+def test_settings_that_are_no_json_object(tmp_path: Path, text: str) -> None:
+    folder = hugging_face(tmp_path / "model")
+    (folder / "config.json").write_text(text)
+    with pytest.raises(InvalidInput, match=r"config\.json"):
+        exports.convert(folder)
+
+
+@pytest.mark.parametrize("name", ["...", "!!", "é"])
+def test_a_name_needs_a_letter(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidInput, match="--name"):
+        exports.convert(hugging_face(tmp_path / "model"), name)
+
+
+def test_a_model_of_an_old_opset_is_refused(tmp_path: Path) -> None:
+    model = classifier_model()
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", 9))
+    folder = hugging_face(tmp_path / "model", model=model)
+    assert onnx.load(folder / "model.onnx").opset_import[0].version == 9
+    with pytest.raises(InvalidInput, match="opset 9"):
+        exports.convert(folder)
+
+
+# YOLO: centre and size of three objects, their corners, and the certainty of each class.
+CENTRED = np.array([[32, 32, 20, 10], [10, 12, 4, 8], [50, 50, 10, 10]], np.float32)
+CORNERS = np.array([[22, 27, 42, 37], [8, 8, 12, 16], [45, 45, 55, 55]], np.float32)
+CERTAIN = np.array([[0.2, 0.7], [0.9, 0.1], [0.3, 0.25]], np.float32)
+ORDER = [1, 0, 2]
+ANCHOR_FREE = np.concatenate([CENTRED, CERTAIN], 1).T
+
+
+def assert_candidates(outputs: Outputs) -> None:
+    for image in range(len(outputs["boxes"])):
+        assert np.allclose(outputs["boxes"][image], CORNERS[ORDER], atol=1e-4)
+        assert np.allclose(outputs["scores"][image], CERTAIN.max(1)[ORDER])
+        assert outputs["classes"][image].tolist() == CERTAIN.argmax(1)[ORDER].tolist()
+
+
+def detector(
+    tmp_path: Path, raw: npt.NDArray[np.float32], **metadata: str
+) -> tuple[manifest.Verified, Outputs]:
+    verified = made(yolo(tmp_path / "cups.onnx", raw, **metadata), tmp_path / "bundle")
+    return verified, run(tmp_path / "bundle/model.onnx", noise(2, 64, 64, 3))
+
+
+def test_a_yolo_detector_without_anchors(tmp_path: Path) -> None:
+    verified, outputs = detector(tmp_path, ANCHOR_FREE)
+    assert_candidates(outputs)
+    bundle = verified.manifest
+    assert (bundle.name, bundle.kind, bundle.overlap) == ("cups", "detector", 0.7)
+    assert (bundle.preprocessing.fit, bundle.preprocessing.shape) == ("letterbox", (64, 64, 3))
+    assert [label.name for label in verified.labels] == ["cup", "plate"]
+
+
+def test_an_older_yolo_detector_with_objectness(tmp_path: Path) -> None:
+    """Its certainty is the product of both; of 350 candidates the best 300 are handed on."""
+    some = np.concatenate([CENTRED, np.full((3, 1), 0.5), CERTAIN * 2], 1)
+    _, outputs = detector(tmp_path, np.concatenate([some, np.zeros((347, 7))]).astype(np.float32))
+    assert outputs["boxes"].shape == (2, 300, 4)
+    assert_candidates({name: values[:, :3] for name, values in outputs.items()})
+
+
+def test_a_yolo_detector_that_suppresses_overlaps_itself(tmp_path: Path) -> None:
+    best = np.concatenate([CORNERS, CERTAIN.max(1)[:, None], CERTAIN.argmax(1)[:, None]], 1)
+    assert_candidates(detector(tmp_path, best.astype(np.float32))[1])
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({"names": "{}"}, "names of classes"),
+        ({"names": "__import__('os').system('true')"}, "names of classes"),
+        ({"names": "{1: 'a', 2: 'b'}"}, "names of classes"),
+        ({"names": "[" * 10_000}, "names of classes"),
+        ({"names": "{0: 'a'}"}, "no known YOLO form"),
+        ({"task": "segment"}, "segment"),
+    ],
+)
+def test_a_file_that_is_no_yolo_detector(tmp_path: Path, metadata: dict[str, str], reason: str) -> None:
+    with pytest.raises(InvalidInput, match=reason):
+        detector(tmp_path, ANCHOR_FREE, **metadata)
