@@ -144,6 +144,11 @@ def _parser() -> argparse.ArgumentParser:
     remove = verb(collections, "remove", _client(_collection_remove), "erase a collection and its records")
     remove.add_argument("id")
 
+    _add_bundles(noun, verb)
+    return root
+
+
+def _add_bundles(noun: Callable[[str, str], Any], verb: Callable[..., argparse.ArgumentParser]) -> None:
     bundles = noun("bundle", "the models that recognise and embed")
     build = verb(bundles, "build", _bundle_build, "make a bundle from an installed data package")
     build.add_argument("name", help="efficientnet-lite0")
@@ -155,8 +160,16 @@ def _parser() -> argparse.ArgumentParser:
         "path", type=Path, help="a bundle, a Hugging Face export, or the ONNX file of a YOLO detector"
     )
     install.add_argument("--name", help="of an export's bundle; default: the folder's or file's")
+    install.add_argument("--no-activate", action="store_true", help="not even the first version of its name")
     verb(bundles, "list", _client(_bundle_list), "installed bundles")
-    return root
+    verb(bundles, "verify", _client(_bundle_verify), "read every file of every installed bundle again")
+    for name, run, summary in (
+        ("activate", _bundle_activate, "have a version answer for its task and routes"),
+        ("remove", _bundle_remove, "take a version away, its files included"),
+    ):
+        change = verb(bundles, name, _client(run), summary)
+        change.add_argument("name")
+        change.add_argument("version")
 
 
 def _add_residency(noun: Callable[[str, str], Any], verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -427,7 +440,8 @@ async def _bundle_install(operator: _Operator, arguments: argparse.Namespace) ->
         try:
             async for name, content in staging.from_path(path, arguments.name):
                 body.append(content).set_content_disposition("form-data", quote_fields=False, name=name)
-            made = await operator.call("POST", "/bundles", parts=body)
+            query = {"activate": "false"} if arguments.no_activate else None
+            made = await operator.call("POST", "/bundles", query=query, parts=body)
         except InvalidInput as refusal:
             raise _Refused("bad_request", str(refusal)) from refusal
         except ClientError as error:
@@ -436,12 +450,41 @@ async def _bundle_install(operator: _Operator, arguments: argparse.Namespace) ->
             raise
         except _Refused as refusal:
             raise _Refused(refusal.error, f"{path}: {refusal}") from refusal
-    return _Output(made, f"{made['name']} {made['version']} is installed as task {made['task']}")
+    waits = "" if made["active"] else "; it answers once it is activated"
+    return _Output(made, f"{made['name']} {made['version']} is installed as task {made['task']}{waits}")
 
 
 async def _bundle_list(operator: _Operator, _: argparse.Namespace) -> _Output:
     answer = await operator.call("GET", "/bundles")
-    return _Output(answer, _table(answer["bundles"], "name", "version", "task", "routes"))
+    return _Output(answer, _table(answer["bundles"], "name", "version", "kind", "active", "task", "routes"))
+
+
+async def _bundle_verify(operator: _Operator, _: argparse.Namespace) -> _Output:
+    answer = await operator.call("GET", "/bundles/verification")
+    damaged = [f"{one['name']} {one['version']}: {one['fault']}" for one in answer["bundles"] if one["fault"]]
+    if damaged:
+        raise _Refused("damaged", "; ".join(damaged))
+    return _Output(answer, f"{len(answer['bundles'])} bundles are as they were installed")
+
+
+async def _bundle_activate(operator: _Operator, arguments: argparse.Namespace) -> _Output:
+    made = await operator.call(
+        "POST", f"/bundles/{_word(arguments.name)}/{_word(arguments.version)}/activate"
+    )
+    return _Output(made, f"{made['name']} {made['version']} answers from now on")
+
+
+async def _bundle_remove(operator: _Operator, arguments: argparse.Namespace) -> _Output:
+    name, version = _word(arguments.name), _word(arguments.version)
+    await operator.call("DELETE", f"/bundles/{name}/{version}")
+    return _Output({"name": name, "version": version, "removed": True}, f"{name} {version} is removed")
+
+
+def _word(text: str) -> str:
+    """A name or version as a segment of a path."""
+    if not re.fullmatch(r"[A-Za-z0-9.-]{1,64}", text) or text in {".", ".."}:
+        raise _Refused("not_found", f"{text}: no such bundle")
+    return text
 
 
 async def _of_customer(operator: _Operator, arguments: argparse.Namespace) -> dict[str, str]:

@@ -414,7 +414,13 @@ class _Daemon:
             customers=await _count(state.customers.list()),
             collections=await _count(state.collections.list(None)),
             bundles=[
-                {"name": bundle.name, "version": bundle.version, "kind": bundle.kind, "task": bundle.task}
+                {
+                    "name": bundle.name,
+                    "version": bundle.version,
+                    "kind": bundle.kind,
+                    "task": bundle.task,
+                    "active": bundle.active,
+                }
                 for bundle in state.bundles.list()
             ],
         ).document()

@@ -223,7 +223,7 @@ class Status:
     volume: VolumeFacts | None
     customers: int | None
     collections: int | None
-    bundles: list[dict[str, str]]
+    bundles: list[dict[str, object]]
 
     def document(self) -> dict[str, object]:
         """The same as JSON has it: every dataclass as an object with the names of its fields."""

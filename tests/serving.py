@@ -209,7 +209,11 @@ class Served:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self.run(self._open())
+        try:
+            self.run(self._open())
+        except BaseException:
+            self.__exit__()  # a thread that is left behind keeps the test process from ending
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -262,12 +266,12 @@ class Served:
         self.server = await enter(Server(self.parts))
         self.site = _site(self.server)
 
-    def install(self, folder: Path) -> Bundle:
+    def install(self, folder: Path, *, activate: bool = True) -> Bundle:
         """One more bundle, or what another tool has exported, as an operator installs it."""
 
         async def installed() -> Bundle:
             assert self.parts.engine is not None
-            bundle = await self.parts.bundles.install(ACTOR, from_path(folder))
+            bundle = await self.parts.bundles.install(ACTOR, from_path(folder), activate=activate)
             await self.parts.engine.load(bundle)
             return bundle
 

@@ -23,6 +23,8 @@ class Event(StrEnum):
     SEARCH_UPDATE = "search.update"
     SEARCH_DELETE = "search.delete"
     BUNDLE_INSTALL = "bundle.install"
+    BUNDLE_ACTIVATE = "bundle.activate"
+    BUNDLE_REMOVE = "bundle.remove"
     DAEMON_START = "daemon.start"
     DAEMON_RELOAD = "daemon.reload"
 

@@ -14,7 +14,8 @@ from appliance.accounts.customers import Customer, CustomerId, Customers
 from appliance.accounts.tokens import IssuedToken, Token, Tokens, parse_scopes
 from appliance.api.answers import Answer
 from appliance.api.call import Call
-from appliance.errors import InvalidInput
+from appliance.api.payload import Payload
+from appliance.errors import Conflict, InvalidInput
 from appliance.recognition.bundles import Bundle, Bundles
 from appliance.recognition.engine import Engine
 from appliance.search.collections import Collections
@@ -120,10 +121,30 @@ class Management:
         return Answer(status=204)
 
     async def install_bundle(self, call: Call) -> Answer:
-        bundle = await self._bundles.install(call.actor, call.payload.files)
+        activate = Payload({"activate": call.query.get("activate", "true")}).flag("activate")
+        bundle = await self._bundles.install(call.actor, call.payload.files, activate=activate)
         if self._engine is not None:
             await self._engine.load(bundle)
         return Answer(_bundle(bundle), 201)
+
+    async def activate_bundle(self, call: Call) -> Answer:
+        return Answer(_bundle(await self._bundles.activate(call.actor, *_version(call))))
+
+    async def remove_bundle(self, call: Call) -> Answer:
+        name, version = _version(call)
+        pin = f"{name}@{version}"
+        users = [one for one in await self._collections.list(None) if one.backbone == pin]
+        if users:
+            raise Conflict(f"{len(users)} collections hold vectors of {pin}: remove them first")
+        removed = await self._bundles.remove(call.actor, name, version)
+        if self._engine is not None:
+            await self._engine.unload(removed)
+        return Answer(status=204)
+
+    async def verify_bundles(self, _: Call) -> Answer:
+        """Every file of every bundle is read again."""
+        verified = await self._bundles.verify()
+        return Answer({"bundles": [_bundle(bundle) | {"fault": fault} for bundle, fault in verified]})
 
     async def list_bundles(self, _: Call) -> Answer:
         return Answer({"bundles": [_bundle(bundle) for bundle in self._bundles.list()]})
@@ -197,6 +218,10 @@ def _collection(collection: Collection) -> dict[str, object]:
     }
 
 
+def _version(call: Call) -> tuple[str, str]:
+    return call.parameters["name"], call.parameters["version"]
+
+
 def _bundle(bundle: Bundle) -> dict[str, object]:
     return {
         "name": bundle.name,
@@ -204,5 +229,6 @@ def _bundle(bundle: Bundle) -> dict[str, object]:
         "kind": bundle.kind,
         "task": bundle.task,
         "routes": bundle.routes,
+        "active": bundle.active,
         "sha256": bundle.sha256,
     }

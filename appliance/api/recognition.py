@@ -82,11 +82,8 @@ class Recognition:
         task = call.payload.text("task_id") or call.payload.text("task")
         if task is None:
             raise InvalidInput("task_id: the id of a task is expected")
-        bundle = self._bundles.for_task(TaskId(task))
         version = call.payload.fields.get("version")
-        if version is not None and str(version) != bundle.version:
-            raise NotFound("the task has no such version")
-        return bundle
+        return self._bundles.for_task(TaskId(task), None if version is None else str(version))
 
     async def _see(self, call: Call, bundle: Bundle, *outputs: str) -> Outcomes:
         records = call.payload.records

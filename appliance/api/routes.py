@@ -52,7 +52,7 @@ OPERATORS = frozenset({Surface.OPERATOR})
 
 @dataclass(frozen=True)
 class Route:
-    """One row. `path` holds {id} for a segment; `handler` is a method of one of the families."""
+    """One row. `path` holds {id}, {name} or {version} for a segment; `handler` is a method of a family."""
 
     method: str
     path: str
@@ -163,11 +163,33 @@ ROUTES: tuple[Route, ...] = (
         MANAGED,
     ),
     Route("GET", f"{_V1}/bundles", Management.list_bundles, _OPERATOR, READ, surfaces=MANAGED),
+    Route("GET", f"{_V1}/bundles/verification", Management.verify_bundles, _OPERATOR, READ, surfaces=MANAGED),
+    Route(
+        "POST",
+        f"{_V1}/bundles/{{name}}/{{version}}/activate",
+        Management.activate_bundle,
+        _OPERATOR,
+        Event.BUNDLE_ACTIVATE,
+        surfaces=MANAGED,
+    ),
+    Route(
+        "DELETE",
+        f"{_V1}/bundles/{{name}}/{{version}}",
+        Management.remove_bundle,
+        _OPERATOR,
+        Event.BUNDLE_REMOVE,
+        surfaces=MANAGED,
+    ),
     Route("GET", f"{_V1}/status", Management.status, _OPERATOR, READ, surfaces=MANAGED),
     Route("GET", "/healthz", Probes.healthz, Access.OPEN, READ, surfaces=EVERYWHERE),
     Route("GET", "/readyz", Probes.readyz, Access.OPEN, READ, surfaces=EVERYWHERE),
     Route("GET", "/metrics", Probes.metrics, Access.OPEN, READ, surfaces=OPERATORS),
 )
+
+
+def _segment(named: re.Match[str]) -> str:
+    letters = "[A-Za-z0-9-]" if named[1] == "id" else "[A-Za-z0-9.-]"  # of bundles' names and versions
+    return f"(?P<{named[1]}>{letters}{{1,64}})"
 
 
 @dataclass(frozen=True)
@@ -189,7 +211,7 @@ class Table:
             if surface not in route.surfaces:
                 continue
             if "{" in route.path:
-                pattern = re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[A-Za-z0-9-]{1,64})", route.path))
+                pattern = re.compile(re.sub(r"\{(\w+)\}", _segment, route.path))
                 self._patterns.setdefault(pattern, {})[route.method] = route
             else:
                 self._exact.setdefault(route.path, {})[route.method] = route

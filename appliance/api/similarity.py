@@ -16,7 +16,7 @@ from appliance.api.call import Call
 from appliance.api.payload import MAX_IMAGES, Payload, Record, integer
 from appliance.api.vision import Vector, Vision, each
 from appliance.config import Search
-from appliance.errors import ApplianceError, CapacityExceeded, Conflict, InvalidInput, NotFound
+from appliance.errors import ApplianceError, CapacityExceeded, Conflict, InvalidInput, NotFound, NotInstalled
 from appliance.recognition.bundles import Bundle
 from appliance.search import filters
 from appliance.search.collections import Collections, OpenCollection
@@ -215,13 +215,15 @@ class Similarity:
         return await self._collections.open(call.customer, CollectionId(named))
 
     def _backbone(self, collection: OpenCollection) -> Bundle:
-        bundle = self._vision.backbone()
-        pinned, active = collection.collection.backbone, f"{bundle.name}@{bundle.version}"
-        if pinned != active:
+        """The one that made the collection's vectors, whichever is active now."""
+        pin = collection.collection.backbone
+        try:
+            return self._vision.backbone(pin)
+        except NotInstalled as error:
+            active = self._vision.backbone()
             raise Conflict(
-                f"the collection holds vectors of {pinned} and {active} is active: they cannot be compared"
-            )
-        return bundle
+                f"the collection holds vectors of {pin} and {active.pin} is active: they cannot be compared"
+            ) from error
 
     async def _prepared(self, collection: OpenCollection, bundle: Bundle, record: Record) -> _Fresh:
         record.ensure_id()

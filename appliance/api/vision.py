@@ -42,10 +42,10 @@ class Vision:
         self._engine = engine
         self._measures = measures
 
-    def backbone(self) -> Bundle:
-        """The bundle whose embeddings search uses. Raises NotInstalled."""
+    def backbone(self, pin: str | None = None) -> Bundle:
+        """The bundle whose embeddings search uses: the active one, or that of a pin. Raises NotInstalled."""
         self._ready()
-        return self._bundles.backbone()
+        return self._bundles.backbone(pin)
 
     async def infer(self, bundle: Bundle, record: Record, *outputs: str) -> Seen:
         """These outputs of the bundle's model for the record's image, which the record gives away.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
+from itertools import count
 from math import prod
 from types import TracebackType
 from typing import Literal, Self
@@ -20,7 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from appliance.config import Recognition
 from appliance.errors import InvalidInput, NotInstalled, Overloaded, WorkerLost, WorkerRefused
 from appliance.recognition.bundles import Bundle
-from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, Load, Loaded, Run, places
+from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, Load, Loaded, Run, Unload, places
 from appliance.workers import Memory, Worker
 
 Pixels = npt.NDArray[np.uint8] | memoryview
@@ -72,7 +73,8 @@ class _Device:
         self._memory = Memory(slots * SLOT_BYTES)
         self._free = list(range(slots))
         self._waiting: deque[_Job] = deque()
-        self._in_flight = 0
+        self._running: set[_Job] = set()
+        self._moved = asyncio.Event()
         # A request that was with a worker when it died runs with nobody else: it may be what killed it.
         self._one_at_a_time = False
         self._seconds = config.infer_seconds
@@ -89,7 +91,7 @@ class _Device:
 
     @property
     def queued(self) -> int:
-        return len(self._waiting) + self._in_flight
+        return len(self._waiting) + len(self._running)
 
     def status(self) -> DeviceStatus:
         info = self.worker.info
@@ -113,6 +115,11 @@ class _Device:
         reply = await self.worker.call(self._encoder.encode(request), LOAD_SECONDS)
         return msgspec.msgpack.decode(reply, type=Loaded)
 
+    async def unload(self, model: _Model) -> None:
+        """Returns when the worker has forgotten it; a restarted worker does not know it anyway."""
+        with contextlib.suppress(WorkerLost):
+            await self.worker.call(self._encoder.encode(Unload(model.number)), LOAD_SECONDS)
+
     async def _restore(self) -> None:
         """A restarted worker knows no models; what waits goes on as soon as calls are let through."""
         if self.worker.restarts:
@@ -129,10 +136,17 @@ class _Device:
         """Nobody waits for this job any more. One in the worker's hands keeps its slot until it is done."""
         if job in self._waiting:
             self._waiting.remove(job)
+            self._moved.set()
+
+    async def drained(self, model: _Model) -> None:
+        """Returns when no request for the model is under way."""
+        while any(job.model is model for job in (*self._waiting, *self._running)):
+            self._moved.clear()
+            await self._moved.wait()
 
     def _advance(self) -> None:
         while self._waiting and self._free and self.worker.serving:
-            if self._in_flight and (self._one_at_a_time or self._waiting[0].retried):
+            if self._running and (self._one_at_a_time or self._waiting[0].retried):
                 return
             job = self._waiting.popleft()
             self._one_at_a_time = job.retried
@@ -142,7 +156,7 @@ class _Device:
         slot = self._free.pop()
         start = slot * SLOT_BYTES
         self._memory.view[start : start + job.model.pixel_bytes] = job.pixels.reshape(-1).data
-        self._in_flight += 1
+        self._running.add(job)
         request = Run(job.model.number, slot, job.outputs, alone=job.retried)
         reply = self.worker.submit(self._encoder.encode(request), self._seconds)
         reply.add_done_callback(partial(self._settle, job, slot))
@@ -171,7 +185,8 @@ class _Device:
         last, count = layout[-1]
         self._memory.wipe(start, last + count * FLOAT_BYTES)
         self._free.append(slot)
-        self._in_flight -= 1
+        self._running.discard(job)
+        self._moved.set()
         self._advance()
 
 
@@ -195,6 +210,8 @@ class Engine:
     def __init__(self, config: Recognition, registry: CollectorRegistry) -> None:
         self._config = config
         self._models: dict[tuple[str, str], _Model] = {}
+        self._retired: set[tuple[str, str]] = set()
+        self._numbers = count()
         self._loading = asyncio.Lock()
         counts = _Counts(registry)
         counts.queued.set_function(lambda: sum(device.queued for device in self._devices))
@@ -231,10 +248,10 @@ class Engine:
             if key in self._models:
                 return
             model = _Model(
-                len(self._models), str(bundle.model), bundle.preprocessing.shape, dict(bundle.outputs)
+                next(self._numbers), str(bundle.model), bundle.preprocessing.shape, dict(bundle.outputs)
             )
-            last, count = places(model.pixel_bytes, model.shapes.values())[-1]
-            if last + count * FLOAT_BYTES > SLOT_BYTES:
+            last, floats = places(model.pixel_bytes, model.shapes.values())[-1]
+            if last + floats * FLOAT_BYTES > SLOT_BYTES:
                 raise InvalidInput(
                     f"bundle {bundle.name}: pixels and outputs of one image exceed {SLOT_BYTES} bytes"
                 )
@@ -247,6 +264,23 @@ class Engine:
                         )
             self._models[key] = model
 
+    async def unload(self, bundle: Bundle) -> None:
+        """Forget the bundle's model once the requests for it that are under way are answered."""
+        key = (bundle.name, bundle.version)
+        async with self._loading:
+            model = self._models.get(key)
+            if model is None:
+                return
+            self._retired.add(key)
+            try:
+                for device in self._devices:
+                    await device.drained(model)
+                del self._models[key]
+            finally:
+                self._retired.discard(key)
+            for device in self._devices:
+                await device.unload(model)
+
     async def infer(self, bundle: Bundle, pixels: Pixels, outputs: tuple[str, ...]) -> Outputs:
         """The named outputs (float32, of the bundle's shapes) for one image.
 
@@ -255,8 +289,9 @@ class Engine:
         one, once. Raises NotInstalled when the bundle is not loaded, Overloaded when the queue is full,
         WorkerLost when two workers died of the request or none answered in time.
         """
-        model = self._models.get((bundle.name, bundle.version))
-        if model is None:
+        key = (bundle.name, bundle.version)
+        model = self._models.get(key)
+        if model is None or key in self._retired:
             raise NotInstalled(f"bundle {bundle.name} is not loaded")
         image = np.asarray(pixels)
         if image.dtype != np.uint8 or image.shape != model.shape:

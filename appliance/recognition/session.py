@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from appliance.channel import Channel
 from appliance.errors import InvalidInput, WorkerRefused
-from appliance.recognition.slots import SLOT_BYTES, Load, Loaded, Run, places
+from appliance.recognition.slots import SLOT_BYTES, Load, Loaded, Run, Unload, places
 
 if os.environ.get("ORT_DISABLE_TELEMETRY") != "1":
     raise WorkerRefused("ORT_DISABLE_TELEMETRY is not 1: onnxruntime could send telemetry and is not loaded")
@@ -124,6 +124,11 @@ class Device:
         self._models[request.model] = session, input_.name, request.shape
         return Loaded(used, floats)
 
+    def unload(self, request: Unload) -> None:
+        """Give back what the model holds."""
+        self._models.pop(request.model, None)
+        self._singly.discard(request.model)
+
     def take(self, waiting: deque[tuple[int, Run]]) -> list[tuple[int, Run]]:
         """The next batch, removed from `waiting`: the first request and those that can run with it.
 
@@ -173,7 +178,7 @@ def main(channel: Channel, settings: dict[str, Any]) -> None:
     """The device worker: answers Load and Run; one memory holds the slots."""
     provider, note = choose(settings["device"])
     device = Device(channel.memories[0], provider, settings["threads"], settings["max_batch"])
-    requests: msgspec.msgpack.Decoder[Load | Run] = msgspec.msgpack.Decoder(Load | Run)
+    requests: msgspec.msgpack.Decoder[Load | Run | Unload] = msgspec.msgpack.Decoder(Load | Run | Unload)
     channel.ready({"device": "cpu" if provider == CPU else "cuda:0", "provider": provider, "note": note})
     waiting: deque[tuple[int, Run]] = deque()
     while True:
@@ -184,6 +189,10 @@ def main(channel: Channel, settings: dict[str, Any]) -> None:
             identifier, request = received[0], requests.decode(received[1])
             if isinstance(request, Run):
                 waiting.append((identifier, request))
+                continue
+            if isinstance(request, Unload):
+                device.unload(request)
+                channel.send(identifier, b"")
                 continue
             try:
                 channel.send(identifier, msgspec.msgpack.encode(device.load(request)))

@@ -36,6 +36,12 @@ class Run(msgspec.Struct, frozen=True, array_like=True, tag=1):
     alone: bool = False
 
 
+class Unload(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Forget a model; answered with an empty message. No request for it may be under way."""
+
+    model: int
+
+
 class Loaded(msgspec.Struct, frozen=True):
     """The provider that runs the session, and the shape of each output for one image."""
 

@@ -13,7 +13,8 @@ WIRE = [route for route in ROUTES if not route.problem]
 
 
 def concrete(route: Route) -> str:
-    return route.path.replace("{id}", str(uuid.UUID(int=0)))
+    path = route.path.replace("{id}", str(uuid.UUID(int=0)))
+    return path.replace("{name}", "a-name").replace("{version}", "1.2")
 
 
 def test_every_route_names_who_may_and_what_the_audit_log_keeps() -> None:

@@ -43,6 +43,8 @@ class Victim:
 
     def target(self, route: Route) -> str:
         """The path with the victim's own id in it."""
+        if "{name}" in route.path:
+            return route.path.replace("{name}", "fashion").replace("{version}", "1")
         if "{id}" not in route.path:
             return route.path
         if not route.problem:

@@ -153,15 +153,24 @@ def test_a_bundle_installed_while_serving_is_served(copy_state: CopyState, tmp_p
     with RunningAppliance(state, state.port) as appliance:
         made = state.ask("bundle", "install", str(tmp_path / "second"))
         assert (made["name"], made["version"]) == ("efficientnet-lite0", "2")
-        assert made["task"] != state.task
+        assert (made["task"], made["active"]) == (state.task, False)
         answer = appliance.call(
             "POST",
-            f"/recognition/v2/classify?task_id={made['task']}",
+            f"/recognition/v2/classify?task_id={made['task']}&version=2",
             images.jpeg(),
             headers=appliance.headers(content_type="image/jpeg"),
         )
         assert answer.status == 200, answer.body
         assert answer.document["records"][0]["best_label"]["name"]
+        assert "2 answers from now on" in run(state, "bundle", "activate", made["name"], "2").stdout
+        assert "2 bundles are as they were" in run(state, "bundle", "verify").stdout
+        assert refusal(state, "bundle", "remove", made["name"], "2") == (1, "conflict")
+        assert refusal(state, "bundle", "remove", made["name"], "../2") == (1, "not_found")
+        # The collection's vectors were made by the first version.
+        assert refusal(state, "bundle", "remove", made["name"], "1") == (1, "conflict")
+        state.ask("bundle", "activate", made["name"], "1")
+        assert state.ask("bundle", "remove", made["name"], "2")["removed"] is True
+        assert [one["version"] for one in state.ask("bundle", "list")["bundles"]] == ["1"]
 
 
 def peak(command: list[str], *watched: psutil.Process) -> tuple[int, ...]:

@@ -159,7 +159,7 @@ async def test_a_later_bundle_changes_nothing_that_is_answered(tmp_path: Path, s
     async with opened(state) as (installed, _):
         assert installed.backbone() == first
         assert installed.for_route("photo/tags/v2/tags") == first
-        assert installed.for_task(later.task) == later
+        assert installed.for_task(later.task, "10") == later
         assert [bundle.version for bundle in installed.list()] == ["9", "10"]
 
 
