@@ -206,8 +206,15 @@ class _Child(asyncio.Protocol):
         await asyncio.shield(self.reaped)
 
     def connection_lost(self, _error: Exception | None) -> None:
+        self._drain()
         # A process that ends closes its channel first; its exit status tells more.
         self._loop.call_later(EXIT_SECONDS, self.lose, "closed its channel")
+
+    def _drain(self) -> None:
+        """Hear what it answered before its end: a write that fails ends the transport, that unread."""
+        with contextlib.suppress(OSError):
+            while not self.lost.done() and (data := self._socket.recv(262144)):
+                self.data_received(data)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -260,6 +267,7 @@ class _Child(asyncio.Protocol):
             f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
         )
         # What it says before it has seen any request is for the operator; later it could be about an image.
+        self._drain()
         self.lose(f"{reason}: {self._last_line}" if START_ID in self._pending else reason)
         self.reaped.set_result(None)
 

@@ -264,7 +264,9 @@ def test_what_fails_leaves_nothing(archive: Path, tmp_path: Path) -> None:
 
 def test_what_is_interrupted_leaves_nothing(archive: Path, tmp_path: Path) -> None:
     stuck = scripts(tmp_path / "bin", awk="echo stuck >&2; exec sleep 60")
-    command: list[str | Path] = [ROOT / "dev", "wheelhouse", "--to", tmp_path / "to"]
+    # A shell cannot trap what was ignored when it began, as it is for jobs in the background.
+    heard = ["env", "--default-signal=INT"]
+    command: list[str | Path] = [*heard, ROOT / "dev", "wheelhouse", "--to", tmp_path / "to"]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

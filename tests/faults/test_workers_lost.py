@@ -27,6 +27,21 @@ def worker(target: str, settings: dict[str, Any] | None = None, **options: Any) 
     return Worker(target, f"{TARGETS}:{target}", settings or {}, **options)
 
 
+async def test_what_a_child_answered_before_it_died_is_heard() -> None:
+    """Also where the next request cannot be written any more, which ends the channel at once."""
+    async with worker("echo", backoff_seconds=(0.001, 0.002)) as child:
+        for _ in range(20):
+            await child.until_serving()
+            pid = child.pid
+            assert pid is not None
+            answers = [child.submit(body, 10) for body in (b"last words", b"die")]
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the loop is held until it is gone
+            answers.append(child.submit(b"too late", 10))
+            heard, *lost = await asyncio.gather(*answers, return_exceptions=True)
+            assert heard == b"last words"
+            assert [type(outcome) for outcome in lost] == [WorkerLost, WorkerLost]
+
+
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [(b"die", "was killed by SIGSEGV"), (b"fail", "exited with status 1"), (b"hang", "within 0.5 s")],
