@@ -15,7 +15,7 @@ from appliance.recognition.bundles import Bundles
 
 @dataclass(frozen=True)
 class _Service:
-    """Of `scopes` a token needs one; `installed` says whether some bundle serves it."""
+    """Of `scopes` a token needs one; `installed` says whether this appliance can serve it now."""
 
     scopes: frozenset[Scope]
     installed: Callable[[Bundles], bool]
@@ -24,6 +24,7 @@ class _Service:
 _INFER = frozenset({Scope.INFER})
 _CLASSIFICATION = _Service(_INFER, lambda bundles: any(bundle.classifies for bundle in bundles.list()))
 _DETECTION = _Service(_INFER, lambda bundles: any(bundle.kind == "detector" for bundle in bundles.list()))
+_COLOURS = _Service(_INFER, lambda _: True)
 _SEARCH = _Service(
     frozenset({Scope.SEARCH_READ, Scope.SEARCH_WRITE}),
     lambda bundles: any(bundle.kind == "backbone" for bundle in bundles.list()),
@@ -36,11 +37,14 @@ def _tagging(route: str) -> _Service:
 
 _TAGGING = re.compile(r"([a-z0-9-]{1,40})-tagging")  # fashion-tagging is served at tagging/fashion/v2/tags
 
-# By the cloud's names.
+# By the cloud's names. The official client asks for dominant-colors, whichever of the two it is about to use.
 _SERVICES = {
     "custom-recognition": _CLASSIFICATION,
     "custom-object-detection": _DETECTION,
     "generic-tagging": _tagging("photo/tags/v2/tags"),
+    "dominant-colors": _COLOURS,
+    "dominant-colors-generic": _COLOURS,
+    "dominant-colors-product": _COLOURS,
     "photo-search": _SEARCH,
     "photo-similarity": _SEARCH,
     "product-similarity": _SEARCH,

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from appliance.api.answers import Answer, status, status_of
+from appliance.api.answers import Answer
 from appliance.api.call import Call
-from appliance.api.payload import MAX_IMAGES, Record
-from appliance.api.vision import Seen, Vision, each
+from appliance.api.payload import Record
+from appliance.api.vision import Seen, Vision, answer, each, images
 from appliance.errors import ApplianceError, InvalidInput, NotFound
 from appliance.recognition.bundles import Bundle, Bundles, TaskId
 from appliance.recognition.preprocessing import window
@@ -39,7 +39,7 @@ class Recognition:
                 for label in _labels(bundle, seen, LABELS)
             ]
             record.fields |= {"best_label": labels[0] if labels else None, "labels": labels}
-        return _answer(call, outcomes)
+        return answer(call, outcomes)
 
     async def tags(self, call: Call) -> Answer:
         """`_tags`: the 20 best tags of each photo, by the bundle that serves this path."""
@@ -50,7 +50,7 @@ class Recognition:
                 {"name": label.name, "prob": label.prob, "id": label.id}
                 for label in _labels(bundle, seen, TAGS)
             ]
-        return _answer(call, outcomes)
+        return answer(call, outcomes)
 
     async def detect(self, call: Call) -> Answer:
         """`_objects` of the detection task named by `task_id` or `task`, more probable than `keep_prob`."""
@@ -65,7 +65,7 @@ class Recognition:
             record.fields["_objects"] = detected(
                 seen.outputs, bundle.labels, place, keep=keep, overlap=bundle.overlap
             )
-        return _answer(call, outcomes)
+        return answer(call, outcomes)
 
     async def descriptor(self, call: Call) -> Answer:
         """`_descriptor`: the L2-normalised vector that search compares. A `task_id` is the backbone's."""
@@ -76,7 +76,7 @@ class Recognition:
         outcomes = await self._see(call, bundle, "embedding")
         for record, seen in _served(outcomes):
             record.fields["_descriptor"] = seen.outputs["embedding"].tolist()
-        return _answer(call, outcomes)
+        return answer(call, outcomes)
 
     def _task(self, call: Call) -> Bundle:
         task = call.payload.text("task_id") or call.payload.text("task")
@@ -86,11 +86,7 @@ class Recognition:
         return self._bundles.for_task(TaskId(task), None if version is None else str(version))
 
     async def _see(self, call: Call, bundle: Bundle, *outputs: str) -> Outcomes:
-        records = call.payload.records
-        if not records or len(records) > MAX_IMAGES:
-            raise InvalidInput(f"records: 1 to {MAX_IMAGES} are expected")
-        for record in records:
-            record.ensure_id()
+        records = images(call)
         seen = await each(records, lambda record: self._vision.infer(bundle, record, *outputs))
         return list(zip(records, seen, strict=True))
 
@@ -112,21 +108,3 @@ def _labels(bundle: Bundle, seen: Seen, limit: int) -> list[RankedLabel]:
 
 def _served(outcomes: Outcomes) -> Iterator[tuple[Record, Seen]]:
     return ((record, outcome) for record, outcome in outcomes if isinstance(outcome, Seen))
-
-
-def _answer(call: Call, outcomes: Outcomes) -> Answer:
-    """The cloud's envelope: 200 even when records were refused, each says so in its `_status`."""
-    for record, outcome in outcomes:
-        if isinstance(outcome, Seen):
-            record.fields |= {"_width": outcome.width, "_height": outcome.height}
-            record.fields["_status"] = status(200, "OK", call.id)
-        else:
-            record.fields["_status"] = status_of(outcome, call.id)
-    return Answer(
-        call.payload.fields
-        | {
-            "records": [record.fields for record, _ in outcomes],
-            "status": status(200, "OK", call.id),
-            "statistics": {"processing time": call.elapsed},
-        }
-    )

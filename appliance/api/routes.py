@@ -15,6 +15,7 @@ from appliance.accounts.tokens import Scope
 from appliance.api.account import Account
 from appliance.api.answers import Answer, Refused
 from appliance.api.call import Call
+from appliance.api.colours import Colours
 from appliance.api.management import Management
 from appliance.api.payload import Form
 from appliance.api.probes import Probes
@@ -99,6 +100,8 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "POST", "/similarity/training/v2/descriptor", Recognition.descriptor, Scope.INFER, READ, Form.RECORDS
     ),
+    Route("POST", "/dom_colors/generic/v2/dominantcolor", Colours.generic, Scope.INFER, READ, Form.RECORDS),
+    Route("POST", "/dom_colors/product/v2/dominantcolor", Colours.product, Scope.INFER, READ, Form.RECORDS),
     *_search("/similarity/photos/v2"),
     *_search("/similarity/products-new/v2"),
     *_search("/similarity/custom/v2"),

@@ -16,6 +16,7 @@ from aiohttp import http_parser
 from appliance.api.account import Account
 from appliance.api.body import Bodies
 from appliance.api.call import Measures
+from appliance.api.colours import Colours
 from appliance.api.connections import Door, HttpServer
 from appliance.api.gate import Gate
 from appliance.api.management import Management
@@ -64,6 +65,7 @@ class Server:
         families = (
             Account(parts.customers, parts.bundles),
             Recognition(vision, parts.bundles),
+            Colours(vision),
             Similarity(parts.collections, vision, parts.config.search),
             Management(
                 customers=parts.customers,

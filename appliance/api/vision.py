@@ -1,17 +1,26 @@
-"""From the images of a call to what the models see: decoded and inferred concurrently, the order kept."""
+"""From the images of a call to what is seen on them, and into its answer: concurrently, the order kept."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from appliance.api.call import Measures
-from appliance.api.payload import Record
-from appliance.errors import ApplianceError, NotInstalled, Overloaded, StorageFailed, WorkerLost
-from appliance.recognition.bundles import Bundle, Bundles
+from appliance.api.answers import Answer, status, status_of
+from appliance.api.call import Call, Measures
+from appliance.api.payload import MAX_IMAGES, Record
+from appliance.errors import (
+    ApplianceError,
+    InvalidInput,
+    NotInstalled,
+    Overloaded,
+    StorageFailed,
+    WorkerLost,
+)
+from appliance.recognition.bundles import Bundle, Bundles, Preprocessing
+from appliance.recognition.decode import Decoded
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
 
@@ -29,6 +38,16 @@ class Seen:
     outputs: Mapping[str, Vector]
     width: int
     height: int
+
+
+class Upright(Protocol):
+    """Something seen on an image, with the image's upright size in pixels as it was sent."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
 
 
 class Vision:
@@ -52,11 +71,8 @@ class Vision:
 
         Raises what the record, the decoders and the engine raise.
         """
-        decoders, engine = self._ready()
-        image = record.take_image()
-        with self._measures.stage("decode"):
-            decoded = await decoders.decode(image, bundle.preprocessing)
-        del image
+        _, engine = self._ready()
+        decoded = await self.decode(record, bundle.preprocessing)
         with self._measures.stage("infer"):
             values = await engine.infer(bundle, decoded.pixels, outputs)
         return Seen(values, decoded.width, decoded.height)
@@ -65,6 +81,16 @@ class Vision:
         """The backbone's vector of the record's image, of length 1 (L2). Raises what `infer` raises."""
         seen = await self.infer(bundle, record, "embedding")
         return seen.outputs["embedding"], seen
+
+    async def decode(self, record: Record, preprocessing: Preprocessing) -> Decoded:
+        """The pixels of the record's image, which the record gives away, for what needs no model.
+
+        Raises what the record and the decoders raise.
+        """
+        decoders, _ = self._ready()
+        image = record.take_image()
+        with self._measures.stage("decode"):
+            return await decoders.decode(image, preprocessing)
 
     def _ready(self) -> tuple[Decoders, Engine]:
         if self._decoders is None or self._engine is None:
@@ -92,3 +118,31 @@ async def each(records: Sequence[Record], act: Callable[[Record], Awaitable[T]])
         assert isinstance(first, ApplianceError)
         raise first
     return outcomes
+
+
+def images(call: Call) -> Sequence[Record]:
+    """The 1 to 10 records of a call, each with an `_id`. Raises InvalidInput for any other number."""
+    records = call.payload.records
+    if not records or len(records) > MAX_IMAGES:
+        raise InvalidInput(f"records: 1 to {MAX_IMAGES} are expected")
+    for record in records:
+        record.ensure_id()
+    return records
+
+
+def answer(call: Call, outcomes: Sequence[tuple[Record, Upright | ApplianceError]]) -> Answer:
+    """The cloud's envelope: 200 even when records were refused, each says so in its `_status`."""
+    for record, outcome in outcomes:
+        if isinstance(outcome, ApplianceError):
+            record.fields["_status"] = status_of(outcome, call.id)
+        else:
+            record.fields |= {"_width": outcome.width, "_height": outcome.height}
+            record.fields["_status"] = status(200, "OK", call.id)
+    return Answer(
+        call.payload.fields
+        | {
+            "records": [record.fields for record, _ in outcomes],
+            "status": status(200, "OK", call.id),
+            "statistics": {"processing time": call.elapsed},
+        }
+    )

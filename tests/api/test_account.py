@@ -7,6 +7,7 @@ import pytest
 from appliance.accounts.tokens import Scope
 from tests.serving import Served, Tenant
 
+COLOURS = ["dominant-colors", "dominant-colors-generic", "dominant-colors-product"]
 SEARCH = ["photo-search", "photo-similarity", "product-similarity", "custom-similarity", "visual-search"]
 
 
@@ -18,7 +19,7 @@ def authorize(
     return answer.status, answer.document
 
 
-@pytest.mark.parametrize("service", [*SEARCH, "custom-recognition", "generic-tagging"])
+@pytest.mark.parametrize("service", [*SEARCH, *COLOURS, "custom-recognition", "generic-tagging"])
 def test_a_service_that_is_installed_and_granted(served: Served, tenant: Tenant, service: str) -> None:
     status, document = authorize(served, tenant, service)
     assert status == 200
@@ -39,6 +40,9 @@ def test_a_grant_follows_the_scopes(served: Served, tenant: Tenant) -> None:
     assert authorize(served, tenant, "photo-search", authorization=searching)[0] == 200
     assert authorize(served, tenant, "custom-recognition", authorization=searching)[0] == 403
     assert authorize(served, tenant, "custom-recognition", authorization=seeing)[0] == 200
+    for service in COLOURS:
+        assert authorize(served, tenant, service, authorization=searching)[0] == 403
+        assert authorize(served, tenant, service, authorization=seeing)[0] == 200
     status, document = authorize(served, tenant, "photo-search", authorization=seeing)
     assert status == 403
     assert "search:read" in str(document["detail"])

@@ -47,6 +47,8 @@ def test_every_family_answers_without_blocking(served: Served, tenant: Tenant) -
     classify = {"records": records, "task_id": served.bundle.task}
     ask(served, tenant, "POST", "/recognition/v2/classify", classify)
     ask(served, tenant, "POST", "/photo/v2/descriptor", {"records": records})
+    ask(served, tenant, "POST", "/dom_colors/generic/v2/dominantcolor", {"records": records})
+    ask(served, tenant, "POST", "/dom_colors/product/v2/dominantcolor", {"records": records})
     ask(served, tenant, "GET", "/account/v2/details")
 
 

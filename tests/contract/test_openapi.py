@@ -95,6 +95,8 @@ def test_examples_of_the_wire_are_as_described(served: Served, tenant: Tenant) -
         ("/recognition/v2/classify", {"records": records, "task_id": task}),
         ("/photo/tags/v2/tags", {"records": records}),
         ("/photo/v2/descriptor", {"records": records}),
+        ("/dom_colors/generic/v2/dominantcolor", {"records": records}),
+        ("/dom_colors/product/v2/dominantcolor", {"records": records}),
         ("/similarity/photos/v2/insert", {"records": records}),
         ("/similarity/photos/v2/insert", {"records": records[:1]}),
         ("/similarity/photos/v2/visualKNN", {"query_record": {"_id": "a"}, "fields_to_return": ["*"]}),

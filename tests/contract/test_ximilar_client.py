@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 from ximilar.client import (
     CustomSimilarityClient,
+    DominantColorGenericClient,
+    DominantColorProductClient,
     FashionTaggingClient,
     GenericTaggingClient,
     RecognitionClient,
@@ -240,6 +242,19 @@ def test_general_tags(appliance: RunningAppliance, endpoint: str) -> None:
     assert code(answer) == 200
     names = [tag["name"].lower() for tag in answer["records"][0]["_tags"][:3]]
     assert any("espresso" in name for name in names), names
+
+
+def test_dominant_colours(appliance: RunningAppliance, endpoint: str, tmp_path: Path) -> None:
+    photo = tmp_path / "cup.png"
+    picture = Image.new("RGB", (500, 500), "white")
+    picture.paste("teal", (150, 150, 350, 350))
+    picture.save(photo)
+    generic = DominantColorGenericClient(appliance.token, endpoint=endpoint)
+    product = DominantColorProductClient(appliance.token, endpoint=endpoint)
+    for client, names in ((generic, ["white", "teal"]), (product, ["teal"])):
+        answer = client.dominantcolor([{"_file": str(photo)}])
+        assert code(answer) == 200
+        assert answer["records"][0]["_dominant_colors"]["color_names"] == names
 
 
 def test_what_is_not_installed_says_so_in_a_form_the_client_reads(

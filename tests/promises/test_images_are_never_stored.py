@@ -86,6 +86,7 @@ def send_every_way(appliance: RunningAppliance, needles: Needles) -> None:
         f"{PHOTOS}/insert",
         f"{PHOTOS}/visualKNN",
         "/photo/tags/v2/tags",
+        "/dom_colors/product/v2/dominantcolor",
     ):
         send_raw(appliance, needles, path)
         send_base64(appliance, needles, path)
@@ -93,6 +94,7 @@ def send_every_way(appliance: RunningAppliance, needles: Needles) -> None:
         send_broken(appliance, needles, path)
         send_half(appliance, needles, path)
     send_base64(appliance, needles, "/photo/v2/descriptor")
+    send_base64(appliance, needles, "/dom_colors/generic/v2/dominantcolor")
     assert appliance.call("GET", "/readyz", headers={}).status == 200
 
 
