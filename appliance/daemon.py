@@ -34,6 +34,7 @@ from appliance.config import Config
 from appliance.errors import ApplianceError, ConfigInvalid, DaemonNeeded, InvalidInput, StorageFailed
 from appliance.health import Health, Readiness, Status
 from appliance.ledger import Ledger, StateLock
+from appliance.outbound import Outbound
 from appliance.recognition.bundles import Bundles
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
@@ -165,6 +166,7 @@ class _State:
         readiness: Callable[[], Readiness],
         decoders: Decoders | None = None,
         engine: Engine | None = None,
+        outbound: Outbound | None = None,
     ) -> Parts:
         """What the server serves; without an engine that is the operator socket only."""
         return Parts(
@@ -176,6 +178,7 @@ class _State:
             bundles=self.bundles,
             decoders=decoders,
             engine=engine,
+            outbound=outbound,
             status=status,
             readiness=readiness,
             registry=self.registry,
@@ -310,6 +313,7 @@ class _Daemon:
             readiness=self._health.readiness,
             decoders=decoders,
             engine=self._engine,
+            outbound=await enter(Outbound(self._declared, registry)),
         )
         self._server = await enter(Server(parts))
         # What is here now stays: the collector need not walk it again and again.

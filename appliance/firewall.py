@@ -13,6 +13,7 @@ from appliance.residency import Destination, Residency
 Network = IPv4Network | IPv6Network
 
 TABLE = "appliance"
+DNS = 53  # a name server is asked over UDP first
 
 
 def nftables(config: Config, residency: Residency, user: str) -> str:
@@ -66,7 +67,10 @@ def _destination(destination: Destination) -> list[str]:
     # The name is a person's text; what it could break out of a comment with is gone.
     name = "".join(character if character.isprintable() else " " for character in destination.name)
     rules = _matches("daddr", destination.cidrs)
-    return [f"# {name}", *(f"{rule} tcp dport {destination.port} accept" for rule in rules)]
+    ports = [f"tcp dport {destination.port}"]
+    if destination.port == DNS:
+        ports.append(f"udp dport {DNS}")
+    return [f"# {name}", *(f"{rule} {port} accept" for rule in rules for port in ports)]
 
 
 def _matches(side: str, networks: Iterable[Network]) -> list[str]:

@@ -1,6 +1,6 @@
 """The EU rule: where this appliance stands, who may connect, where it may connect to, and what breaks that.
 
-Nothing connects outward yet: destinations are declared and checked, and no code opens a connection to one.
+What is declared here is held to by `appliance.outbound`, by the firewall's rules and by the unit's.
 """
 
 import json
@@ -65,6 +65,7 @@ def _host(name: str) -> str:
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 Country = Annotated[str, AfterValidator(_allowed_country)]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
+Use = Literal["images", "webhooks"]
 
 
 class _Table(BaseModel):
@@ -72,7 +73,11 @@ class _Table(BaseModel):
 
 
 class Destination(_Table):
-    """Somewhere outside that the appliance may connect to: where it is, whose country, what for."""
+    """Somewhere outside that the appliance may connect to: where it is, whose country, what for.
+
+    `uses` is what requests of customers may lead there: images fetched for them, webhooks called. Without
+    `tls` they go over plain HTTP.
+    """
 
     name: Text
     host: Annotated[str, AfterValidator(_host)]
@@ -80,6 +85,8 @@ class Destination(_Table):
     port: int = Field(ge=1, le=65535)
     country: Country
     purpose: Text
+    uses: tuple[Use, ...] = Field((), strict=False)
+    tls: bool = True
 
 
 class _Client(_Table):

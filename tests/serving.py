@@ -29,6 +29,7 @@ from appliance.api.server import Server
 from appliance.config import Api, Config, Lifecycle, Operator, Recognition
 from appliance.health import Readiness
 from appliance.ledger import Ledger
+from appliance.outbound import Outbound
 from appliance.recognition.bundles import Bundle, Bundles
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
@@ -258,6 +259,7 @@ class Served:
             bundles=installed,
             decoders=decoders,
             engine=engine,
+            outbound=await enter(Outbound(None, registry)),
             status=self._status,
             readiness=lambda: self.readiness,
             registry=registry,
@@ -304,13 +306,17 @@ class Served:
     ) -> Iterator[tuple[Site, Server]]:
         """A second server on the same parts with other settings in `[api]`, closed after the block."""
         config = self._config(Api(**({"listen": ("127.0.0.1:0",)} | api)), group)
-        parts = replace(self.parts, config=config, residency=residency, registry=CollectorRegistry())
+        registry = CollectorRegistry()
+        outbound = Outbound(residency, registry)
+        parts = replace(self.parts, config=config, residency=residency, outbound=outbound, registry=registry)
         server = Server(parts)
-        self.run(server.__aenter__())
+        stack = AsyncExitStack()
+        self.run(stack.enter_async_context(outbound))
+        self.run(stack.enter_async_context(server))
         try:
             yield _site(server, tls), server
         finally:
-            self.run(server.__aexit__(None, None, None))
+            self.run(stack.aclose())
 
     def tenant(self, name: str) -> Tenant:
         """A new customer with a collection of its own."""

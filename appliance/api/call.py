@@ -32,7 +32,7 @@ class Measures:
         )
         self.seconds = Histogram(
             "appliance_api_stage_seconds",
-            "Seconds a request spent in a stage: body, decode, infer, search, total",
+            "Seconds a request spent in a stage: body, fetch, decode, infer, search, total",
             ("stage",),
             buckets=_SECONDS,
             registry=registry,

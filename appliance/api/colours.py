@@ -9,9 +9,9 @@ from appliance.api.answers import Answer
 from appliance.api.call import Call
 from appliance.api.payload import Record
 from appliance.api.vision import Vision, answer, each, images
-from appliance.recognition.preprocessing import Preprocessing
 from appliance.recognition.colours import Colour, dominant, name
 from appliance.recognition.decode import Decoded
+from appliance.recognition.preprocessing import Preprocessing
 
 # Enough for any share that is told (2 % are 328 pixels), small enough for a few milliseconds.
 _SMALL = Preprocessing(size=128, fit="stretch")

@@ -8,6 +8,7 @@ from appliance.accounts.tokens import Tokens
 from appliance.config import Config
 from appliance.health import Readiness
 from appliance.metrics import Registry
+from appliance.outbound import Outbound
 from appliance.recognition.bundles import Bundles
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
@@ -17,7 +18,7 @@ from appliance.search.collections import Collections
 
 @dataclass(frozen=True)
 class Parts:
-    """What a `Server` serves. `decoders` and `engine` are None in a process that only manages."""
+    """What a `Server` serves. `decoders`, `engine` and `outbound` are None in a process that only manages."""
 
     config: Config
     residency: Residency | None
@@ -27,6 +28,7 @@ class Parts:
     bundles: Bundles
     decoders: Decoders | None
     engine: Engine | None
+    outbound: Outbound | None
     status: Callable[[], Awaitable[dict[str, object]]]
     readiness: Callable[[], Readiness]
     registry: Registry

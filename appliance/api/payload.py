@@ -74,6 +74,19 @@ class Record:
             return given
         raise InvalidInput("_id: a string of at least one character is expected")
 
+    @property
+    def url(self) -> str | None:
+        """Where the image is to be fetched, None when it came along or no `_url` is given.
+
+        Raises InvalidInput when `_url` is not a string.
+        """
+        given = self.fields.get("_url")
+        if self.has_image or given is None:
+            return None
+        if isinstance(given, str):
+            return given
+        raise InvalidInput("_url: a string is expected")
+
     def ensure_id(self) -> None:
         """Gives the record a new UUID 4 as `_id` when the caller sent none."""
         if self.fields.get("_id") is None:
@@ -84,8 +97,6 @@ class Record:
         if self.problem is not None:
             raise self.problem
         if self.image is None:
-            if "_url" in self.fields:
-                raise InvalidInput("_url: nothing is fetched from other hosts; send the image as _base64")
             raise InvalidInput("the record has no image: send _base64, a raw body or a multipart part")
         image, self.image = self.image, None
         return image

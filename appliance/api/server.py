@@ -61,7 +61,7 @@ class Server:
         self._parts = parts
         self._config = parts.config
         measures = Measures(parts.registry)
-        vision = Vision(parts.bundles, parts.decoders, parts.engine, measures)
+        vision = Vision(parts.bundles, parts.decoders, parts.engine, parts.outbound, measures)
         families = (
             Account(parts.customers, parts.bundles),
             Recognition(vision, parts.bundles),

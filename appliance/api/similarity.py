@@ -152,6 +152,8 @@ class Similarity:
         records = call.payload.records
         if not records:
             raise InvalidInput("records: at least one is expected")
+        if sum(record.has_image or "_id" not in record.fields for record in records) > MAX_IMAGES:
+            raise InvalidInput(f"records: at most {MAX_IMAGES} with images in one call")
         query = await self._query(collection, call)
         outcomes = await each(records, lambda record: self._vector(collection, record))
         usable = [

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -19,9 +20,10 @@ from appliance.errors import (
     StorageFailed,
     WorkerLost,
 )
+from appliance.outbound import Outbound
 from appliance.recognition.bundles import Bundle, Bundles, Preprocessing
 from appliance.recognition.decode import Decoded
-from appliance.recognition.decoders import Decoders
+from appliance.recognition.decoders import Decoders, Encoded
 from appliance.recognition.engine import Engine
 
 T = TypeVar("T")
@@ -51,12 +53,18 @@ class Upright(Protocol):
 
 
 class Vision:
-    """Decoders and engine as the inference and search families use them."""
+    """Decoders, engine and the way to images behind links, as the inference and search families use them."""
 
     def __init__(
-        self, bundles: Bundles, decoders: Decoders | None, engine: Engine | None, measures: Measures
+        self,
+        bundles: Bundles,
+        decoders: Decoders | None,
+        engine: Engine | None,
+        outbound: Outbound | None,
+        measures: Measures,
     ) -> None:
         self._bundles = bundles
+        self._outbound = outbound
         self._decoders = decoders
         self._engine = engine
         self._measures = measures
@@ -85,12 +93,22 @@ class Vision:
     async def decode(self, record: Record, preprocessing: Preprocessing) -> Decoded:
         """The pixels of the record's image, which the record gives away, for what needs no model.
 
-        Raises what the record and the decoders raise.
+        Where it has none, that behind its `_url`. Raises what the record, the gate and the decoders raise.
         """
         decoders, _ = self._ready()
-        image = record.take_image()
-        with self._measures.stage("decode"):
-            return await decoders.decode(image, preprocessing)
+        async with AsyncExitStack() as stack:
+            image = await self._encoded(record, stack)
+            with self._measures.stage("decode"):
+                return await decoders.decode(image, preprocessing)
+
+    async def _encoded(self, record: Record, stack: AsyncExitStack) -> Encoded:
+        url = record.url
+        if url is None:
+            return record.take_image()
+        if self._outbound is None:
+            raise InvalidInput("_url: this process fetches nothing")
+        with self._measures.stage("fetch"):
+            return await stack.enter_async_context(self._outbound.image(url))
 
     def _ready(self) -> tuple[Decoders, Engine]:
         if self._decoders is None or self._engine is None:

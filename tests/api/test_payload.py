@@ -156,8 +156,10 @@ def test_an_image_can_be_taken_once() -> None:
 
 
 def test_an_address_is_no_image() -> None:
+    assert Record({"_url": "http://10.0.0.1/x.jpg"}).url == "http://10.0.0.1/x.jpg"
+    assert Record({"_url": "http://10.0.0.1/x.jpg"}, image=b"x").url is None
     with pytest.raises(InvalidInput, match="_url"):
-        Record({"_url": "http://10.0.0.1/x.jpg"}).take_image()
+        _ = Record({"_url": 5}).url
 
 
 @pytest.mark.parametrize(

@@ -310,7 +310,7 @@ def test_metrics_name_routes_and_stages_and_nobody(served: Served, tenant: Tenan
     assert {"route": "/account/v2/user", "method": "GET", "status": "200"} in labels
     assert {"route": "unmatched", "method": "OTHER", "status": "404"} in labels
     stages = {sample.labels["stage"] for sample in families["appliance_api_stage_seconds"].samples}
-    assert {"body", "total"} <= stages <= {"body", "decode", "infer", "search", "total"}
+    assert {"body", "total"} <= stages <= {"body", "fetch", "decode", "infer", "search", "total"}
     assert tenant.id not in text
     assert served.site.call("GET", "/metrics").status == 404
 

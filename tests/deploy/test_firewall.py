@@ -215,3 +215,21 @@ def test_both_families_are_in_the_drop_in_without_overlap(declared: residency.Re
 def test_user_may_be_a_number(wired: Cable, declared: residency.Residency) -> None:
     rules = firewall.nftables(settings(f"0.0.0.0:{PUBLIC}"), declared, "4711")
     run("ip", "netns", "exec", wired.server, "nft", "--check", "--file", "-", text=rules)
+
+
+def test_a_name_server_is_reached_over_udp_too() -> None:
+    declared = residency.Destination.model_validate(
+        {
+            "name": "dns",
+            "host": "10.0.0.53",
+            "cidrs": ["10.0.0.53/32"],
+            "port": 53,
+            "country": "CZ",
+            "purpose": "x",
+        }
+    )
+    rules = firewall.nftables(
+        config.Config(), residency.Residency("x", "CZ", False, (declared,), ()), "appliance"
+    )
+    for protocol in ("tcp", "udp"):
+        assert f"ip daddr {{ 10.0.0.53/32 }} {protocol} dport 53 accept" in rules

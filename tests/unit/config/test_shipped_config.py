@@ -83,4 +83,4 @@ def test_the_residency_example_is_valid_with_its_destination_too(tmp_path: Path)
     path = tmp_path / "residency.toml"
     text = (FOLDER / "residency.toml").read_text()
     path.write_text(re.sub(r"(?m)^# (\[\[|\w+ = )", r"\1", text))
-    assert [destination.name for destination in load_residency(path).destinations] == ["syslog"]
+    assert [destination.name for destination in load_residency(path).destinations] == ["shop photos"]

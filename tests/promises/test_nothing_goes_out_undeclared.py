@@ -1,0 +1,226 @@
+"""The promise "everything stays in the EU", at the gate: no form of an address gets past what is declared."""
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
+from prometheus_client import CollectorRegistry
+
+from appliance.errors import InvalidInput
+from appliance.outbound import Outbound, admits
+from appliance.residency import Destination, Residency
+
+PORT = 8081  # nobody listens: a connection would be seen where it is made
+HOST = "photos.example"
+
+
+class Connections:
+    """Every address that this process tries to connect to, whichever library does it."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+        self.watching = False
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.watching and event == "socket.connect":
+            self.seen.append(arguments[1])
+
+
+_CONNECTIONS = Connections()
+
+
+@pytest.fixture
+def connections() -> Iterator[list[Any]]:
+    _CONNECTIONS.seen.clear()
+    _CONNECTIONS.watching = True
+    yield _CONNECTIONS.seen
+    _CONNECTIONS.watching = False
+
+
+def destination(*cidrs: str, host: str = HOST) -> Destination:
+    return Destination.model_validate(
+        {
+            "name": "shop",
+            "host": host,
+            "cidrs": cidrs,
+            "port": PORT,
+            "country": "CZ",
+            "purpose": "photos",
+            "uses": ["images", "webhooks"],
+            "tls": False,
+        }
+    )
+
+
+def answering(*addresses: str) -> type[AbstractResolver]:
+    """A name server in the hands of an attacker: every name has these addresses."""
+
+    class Resolver(AbstractResolver):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+        ) -> list[ResolveResult]:
+            return [
+                ResolveResult(
+                    hostname=host,
+                    host=address,
+                    port=port,
+                    family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                    proto=socket.IPPROTO_TCP,
+                    flags=socket.AI_NUMERICHOST,
+                )
+                for address in addresses
+            ]
+
+        async def close(self) -> None:
+            pass
+
+    return Resolver
+
+
+async def attempt(url: str, declared: Sequence[Destination], *answers: str) -> None:
+    residency = Residency("Prague", "CZ", eea=False, destinations=tuple(declared), clients=())
+    async with Outbound(residency, CollectorRegistry(), resolver=answering(*answers)) as way:
+        with pytest.raises(InvalidInput):
+            async with way.image(url):
+                pass
+        with contextlib.suppress(InvalidInput):
+            assert await way.post(url, b"{}", {}) is None
+
+
+FORMS = [
+    f"http://127.0.0.1:{PORT}/",
+    f"http://localhost:{PORT}/",
+    f"http://[::1]:{PORT}/",
+    f"http://[::ffff:127.0.0.1]:{PORT}/",
+    f"http://[::ffff:7f00:1]:{PORT}/",
+    f"http://0.0.0.0:{PORT}/",
+    f"http://[::]:{PORT}/",
+    f"http://2130706433:{PORT}/",
+    f"http://0x7f000001:{PORT}/",
+    f"http://0x7f.1:{PORT}/",
+    f"http://0177.0.0.1:{PORT}/",
+    f"http://127.1:{PORT}/",
+    f"http://127.0.0.1.:{PORT}/",
+    f"http://①②⑦.⓪.⓪.①:{PORT}/",
+    "http://169.254.169.254/latest/meta-data/",
+    f"http://169.254.169.254:{PORT}/latest/meta-data/",
+    f"http://[fd00:ec2::254]:{PORT}/",
+    f"http://metadata.google.internal:{PORT}/",
+    f"http://[64:ff9b::7f00:1]:{PORT}/",
+    f"http://[2002:7f00:1::]:{PORT}/",
+    f"http://10.0.0.1:{PORT}/",
+    f"http://100.64.0.1:{PORT}/",
+    f"http://{HOST}@127.0.0.1:{PORT}/",
+    f"http://127.0.0.1:{PORT}#@{HOST}:{PORT}/",
+    f"http://127.0.0.1:{PORT}\\@{HOST}:{PORT}/",
+    f"http://{HOST}:{PORT}@127.0.0.1:{PORT}/",
+    f"http://{HOST}.evil.example:{PORT}/",
+    f"http://{HOST}:80/",
+    f"https://{HOST}:{PORT}/",
+    f"//127.0.0.1:{PORT}/",
+    f"ftp://{HOST}:{PORT}/",
+    f"gopher://{HOST}:{PORT}/_x",
+    "file:///etc/passwd",
+    "unix:///run/appliance/operator.sock",
+    f"http://{HOST}:{PORT}/\r\nHost: evil",
+    f"http://{HOST}:99999/",
+    "http://",
+    "",
+    "\x00",
+    "http://" + "a" * 5000,
+]
+
+
+@pytest.mark.parametrize("url", FORMS)
+async def test_no_form_of_an_address_gets_a_socket(connections: list[Any], url: str) -> None:
+    await attempt(url, [destination("192.0.2.0/24")], "127.0.0.1", "10.0.0.1", "169.254.169.254")
+    assert connections == []
+
+
+# What a name may resolve to while everything is declared: none of these is an ordinary machine.
+MEANT = [
+    *("127.0.0.1", "127.8.8.8", "0.0.0.0", "169.254.169.254", "169.254.170.2", "169.254.1.1"),
+    *("100.100.100.200", "224.0.0.1", "255.255.255.255", "240.0.0.1", "192.0.0.8"),
+    *("::", "::1", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::1"),
+    *("2002:7f00:1::", "2001:0:7f00:1::", "fe80::1", "fec0::1", "ff02::1", "fd00:ec2::254"),
+]
+
+
+@pytest.mark.parametrize("address", MEANT)
+async def test_a_wide_network_declares_no_special_address(connections: list[Any], address: str) -> None:
+    wide = destination("0.0.0.0/0", "::/0")
+    await attempt(f"http://{HOST}:{PORT}/", [wide], address)
+    literal = destination("0.0.0.0/0", "::/0", host=address)
+    shown = f"[{address}]" if ":" in address else address
+    await attempt(f"http://{shown}:{PORT}/", [literal], address)
+    assert connections == []
+
+
+async def test_a_name_that_is_rebound_between_two_fetches_gets_one_of_them(connections: list[Any]) -> None:
+    mine = destination("127.0.0.0/30", "192.0.2.1/32")
+    residency = Residency("Prague", "CZ", eea=False, destinations=(mine,), clients=())
+    answers = iter(["127.0.0.1", "127.0.0.9"])
+
+    class Rebinding(answering()):  # type: ignore[misc] # a class made at run time
+        async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[ResolveResult]:
+            found: list[ResolveResult] = await answering(next(answers))().resolve(host, port, family)
+            return found
+
+    async with Outbound(residency, CollectorRegistry(), resolver=Rebinding) as way:
+        for _ in range(2):
+            with pytest.raises(InvalidInput):
+                async with way.image(f"http://{HOST}:{PORT}/"):
+                    pass
+    assert connections == [("127.0.0.1", PORT)]
+
+
+@pytest.mark.parametrize(
+    ("cidr", "address", "expected"),
+    [
+        ("10.0.0.0/8", "10.1.2.3", True),
+        ("10.0.0.0/8", "11.0.0.1", False),
+        ("127.0.0.1/32", "127.0.0.1", True),
+        ("127.0.0.0/8", "127.0.0.1", True),
+        ("126.0.0.0/7", "127.0.0.1", False),
+        ("169.254.0.0/16", "169.254.1.1", True),
+        ("169.254.0.0/16", "169.254.169.254", False),
+        ("169.254.169.254/32", "169.254.169.254", True),
+        ("::ffff:0:0/96", "::ffff:10.0.0.1", True),
+        ("10.0.0.0/8", "::ffff:10.0.0.1", False),
+        ("64:ff9b::/96", "64:ff9b::a00:1", True),
+        ("2001:db8::/32", "2001:db8::1", True),
+        ("2001:db8::/32", "2001:db9::1", False),
+        ("fe80::/10", "fe80::1%eth0", True),
+        ("10.0.0.0/8", "photos.example", False),
+        ("10.0.0.0/8", "", False),
+    ],
+)
+def test_what_a_network_admits(cidr: str, address: str, expected: bool) -> None:
+    assert admits(destination(cidr), address) is expected
+
+
+async def test_single_addresses_are_reached_without_asking_a_name_server(connections: list[Any]) -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    mine = destination("127.0.0.1/32").model_copy(update={"port": port})
+    residency = Residency("Prague", "CZ", eea=False, destinations=(mine,), clients=())
+
+    async def handler(_: web.BaseRequest) -> web.Response:
+        return web.Response(body=b"x", content_type="image/png")
+
+    server = await asyncio.get_running_loop().create_server(web.Server(handler), "127.0.0.1", port)
+    async with (
+        server,
+        Outbound(residency, CollectorRegistry(), resolver=answering("10.9.9.9")) as way,
+        way.image(f"http://{HOST}:{port}/") as image,
+    ):
+        assert image == b"x"
+    assert connections == [("127.0.0.1", port)]

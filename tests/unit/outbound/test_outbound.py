@@ -1,0 +1,225 @@
+"""The way out, towards hosts that are declared: what is fetched, what is refused, what is not repeated."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from appliance import outbound as gate
+from appliance.errors import InvalidInput, Overloaded, TooLarge
+from appliance.outbound import Outbound
+from appliance.residency import Destination, Residency, Use
+
+IMAGE = b"\xff\xd8 an image, as far as the gate can tell"
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def declared(port: int, *cidrs: str, host: str = "photos.example", uses: tuple[Use, ...]) -> Residency:
+    destination = Destination.model_validate(
+        {
+            "name": "shop",
+            "host": host,
+            "cidrs": cidrs or ["127.0.0.1/32"],
+            "port": port,
+            "country": "CZ",
+            "purpose": "photos",
+            "uses": uses,
+            "tls": False,
+        }
+    )
+    return Residency("Prague", "CZ", eea=False, destinations=(destination,), clients=())
+
+
+@asynccontextmanager
+async def host(handler: Handler, *uses: Use) -> AsyncIterator[tuple[Outbound, str, int]]:
+    """A host on loopback, declared; the gate, the host's address and its port."""
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    try:
+        async with Outbound(declared(port, uses=uses or ("images",)), CollectorRegistry()) as way:
+            yield way, f"http://photos.example:{port}", port
+    finally:
+        await runner.cleanup()
+
+
+def jpeg(body: bytes = IMAGE, header: tuple[str, str] = ("X-Any", "thing")) -> web.Response:
+    return web.Response(body=body, headers=dict([("Content-Type", "image/jpeg"), header]))
+
+
+async def fetch(way: Outbound, url: str) -> bytes:
+    async with way.image(url) as image:
+        return image
+
+
+async def test_an_image_of_a_declared_host_is_fetched_without_anything_of_ours() -> None:
+    seen: list[web.Request] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(request)
+        return jpeg(header=("Set-Cookie", "a=b"))
+
+    async with host(handler) as (way, address, _):
+        assert await fetch(way, f"{address}/a.jpg?x=1#part") == IMAGE
+        assert await fetch(way, f"{address}/b.jpg") == IMAGE
+    assert [request.path_qs for request in seen] == ["/a.jpg?x=1", "/b.jpg"]
+    for request in seen:
+        assert set(request.headers) == {"Host", "User-Agent", "Accept", "Accept-Encoding"}
+        assert request.headers["User-Agent"] == "appliance"
+        assert request.headers["Accept-Encoding"] == "identity"
+
+
+async def test_redirects_stay_within_the_destination() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        port = request.url.port
+        targets = {
+            "/start": "/middle",
+            "/middle": f"http://photos.example:{port}/end",
+            "/other-host": f"http://127.0.0.1:{port}/end",
+            "/other-port": f"http://photos.example:{port + 1 if port else 0}/end",
+            "/other-scheme": f"https://photos.example:{port}/end",
+            "/file": "file:///etc/passwd",
+            "/named": f"http://name:word@photos.example:{port}/end",
+            "/loop": "/loop",
+            "/none": "",
+        }
+        if (target := targets.get(request.path)) is None:
+            return jpeg()
+        return web.Response(status=302, headers={"Location": target} if target else {})
+
+    async with host(handler) as (way, address, _):
+        assert await fetch(way, f"{address}/start") == IMAGE
+        for path in ("other-host", "other-port", "other-scheme", "file", "named", "loop", "none"):
+            with pytest.raises(InvalidInput):
+                await fetch(way, f"{address}/{path}")
+
+
+async def test_bytes_type_and_status_are_capped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "IMAGE_BYTES", 1000)
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        match request.path:
+            case "/whole":
+                return jpeg(b"x" * 1000)
+            case "/declared":
+                return jpeg(b"x" * 1001)
+            case "/streamed":
+                response = web.StreamResponse(headers={"Content-Type": "image/jpeg"})
+                await response.prepare(request)
+                for _ in range(100):
+                    await response.write(b"x" * 100)
+                return response
+            case "/html":
+                return web.Response(text="<secret>", content_type="text/html")
+            case "/packed":
+                return jpeg(header=("Content-Encoding", "gzip"))
+            case _:
+                return web.Response(status=404, text="<secret>")
+
+    async with host(handler) as (way, address, _):
+        assert len(await fetch(way, f"{address}/whole")) == 1000
+        for path in ("declared", "streamed"):
+            with pytest.raises(TooLarge, match="1000"):
+                await fetch(way, f"{address}/{path}")
+        for path in ("html", "packed", "missing"):
+            with pytest.raises(InvalidInput) as refusal:
+                await fetch(way, f"{address}/{path}")
+            assert "secret" not in str(refusal.value)
+
+
+async def test_a_silent_host_and_a_closed_port_are_refused_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "SECONDS", 0.05)
+    asked, silent = asyncio.Event(), asyncio.Event()
+
+    async def handler(_: web.Request) -> web.Response:
+        asked.set()
+        await silent.wait()
+        return jpeg()
+
+    async with host(handler) as (way, address, port):
+        with pytest.raises(InvalidInput) as hung:
+            await fetch(way, f"{address}/a.jpg")
+        silent.set()
+    assert asked.is_set()
+    async with Outbound(declared(port, uses=("images",)), CollectorRegistry()) as way:
+        with pytest.raises(InvalidInput) as closed:
+            await fetch(way, f"{address}/a.jpg")
+    assert str(hung.value) == str(closed.value)
+
+
+async def test_a_slow_host_keeps_no_more_than_its_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "SECONDS", 0.2)
+    running = 0
+    full, released = asyncio.Event(), asyncio.Event()
+
+    async def handler(_: web.Request) -> web.Response:
+        nonlocal running
+        running += 1
+        if running == gate.CONNECTIONS:
+            full.set()
+        await released.wait()
+        return jpeg()
+
+    async with host(handler) as (way, address, _):
+        async with asyncio.TaskGroup() as group:
+            waiting = [
+                group.create_task(_outcome(fetch(way, f"{address}/{number}")))
+                for number in range(gate.CONNECTIONS + 3)
+            ]
+            await full.wait()
+        outcomes = [type(task.result()) for task in waiting]
+        released.set()
+    assert running <= 2 * gate.CONNECTIONS
+    assert outcomes[: gate.CONNECTIONS] == [InvalidInput] * gate.CONNECTIONS
+    assert set(outcomes[gate.CONNECTIONS :]) <= {Overloaded, InvalidInput}
+
+
+async def _outcome(work: Awaitable[bytes]) -> object:
+    try:
+        return await work
+    except (InvalidInput, Overloaded) as refusal:
+        return refusal
+
+
+async def test_a_destination_serves_what_it_is_declared_for_alone() -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return jpeg()
+
+    async with host(handler, "webhooks") as (way, address, _):
+        with pytest.raises(InvalidInput, match="images; an operator declares it"):
+            await fetch(way, f"{address}/a.jpg")
+        assert await way.post(f"{address}/hook", b"{}", {}) == 200
+        way.check(f"{address}/hook", "webhooks")
+    async with host(handler, "images") as (way, address, _):
+        with pytest.raises(InvalidInput, match="webhooks"):
+            await way.post(f"{address}/hook", b"{}", {})
+
+
+async def test_a_post_says_how_it_was_answered_and_follows_nothing() -> None:
+    bodies: list[bytes] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        bodies.append(await request.read())
+        assert request.headers["X-Own"] == "yes"
+        assert request.content_type == "application/json"
+        if request.path == "/moved":
+            return web.Response(status=302, headers={"Location": "/hook"})
+        return web.Response(status=503 if request.path == "/down" else 204)
+
+    async with host(handler, "webhooks") as (way, address, port):
+        paths = ("hook", "down", "moved")
+        assert [await way.post(f"{address}/{path}", b"{}", {"X-Own": "yes"}) for path in paths] == [
+            204,
+            503,
+            302,
+        ]
+    assert bodies == [b"{}"] * 3
+    async with Outbound(declared(port, uses=("webhooks",)), CollectorRegistry()) as way:
+        assert await way.post(f"{address}/hook", b"{}", {}) is None
