@@ -99,6 +99,14 @@ class Recognition(Section):
     infer_seconds: float = Field(30.0, gt=0)
 
 
+class Requests(Section):
+    """Asynchronous requests: how long results stay, how much may wait."""
+
+    keep_seconds: float = Field(14 * 86400, gt=0)
+    pending: int = Field(1000, ge=1)
+    pending_bytes: int = Field(256 * MIB, ge=MIB)
+
+
 class Search(Section):
     """Collections: limits, and the parameters of the graphs over them."""
 
@@ -143,6 +151,7 @@ class Config(Section):
     operator: Operator = Operator()
     vault: Vault = Vault()
     recognition: Recognition = Recognition()
+    requests: Requests = Requests()
     search: Search = Search()
     health: Health = Health()
     lifecycle: Lifecycle = Lifecycle()

@@ -30,6 +30,8 @@ from appliance.accounts.customers import Customers
 from appliance.accounts.tokens import Tokens
 from appliance.api.parts import Parts
 from appliance.api.server import Server
+from appliance.asynchronous.requests import Requests
+from appliance.asynchronous.webhooks import Webhooks
 from appliance.config import Config
 from appliance.errors import ApplianceError, ConfigInvalid, DaemonNeeded, InvalidInput, StorageFailed
 from appliance.health import Health, Readiness, Status
@@ -90,7 +92,7 @@ async def operating(config_path: Path) -> AsyncIterator[None]:
         reason = f"no daemon runs on {settings.state}, and its root key comes with its unit alone"
         raise DaemonNeeded(f"{reason}; start it: systemctl start appliance")
     async with contextlib.AsyncExitStack() as stack:
-        state = await _open(stack, settings, metrics.create())
+        state = await _open(stack, settings, declared, metrics.create())
 
         async def status() -> dict[str, object]:
             raise ApplianceError("no daemon runs")
@@ -156,6 +158,9 @@ class _State:
     tokens: Tokens
     collections: Collections
     bundles: Bundles
+    requests: Requests
+    outbound: Outbound
+    webhooks: Webhooks
 
     def parts(
         self,
@@ -166,7 +171,6 @@ class _State:
         readiness: Callable[[], Readiness],
         decoders: Decoders | None = None,
         engine: Engine | None = None,
-        outbound: Outbound | None = None,
     ) -> Parts:
         """What the server serves; without an engine that is the operator socket only."""
         return Parts(
@@ -178,7 +182,9 @@ class _State:
             bundles=self.bundles,
             decoders=decoders,
             engine=engine,
-            outbound=outbound,
+            outbound=self.outbound,
+            requests=self.requests,
+            webhooks=self.webhooks,
             status=status,
             readiness=readiness,
             registry=self.registry,
@@ -186,7 +192,12 @@ class _State:
         )
 
 
-async def _open(stack: contextlib.AsyncExitStack, settings: Config, registry: metrics.Registry) -> _State:
+async def _open(
+    stack: contextlib.AsyncExitStack,
+    settings: Config,
+    declared: Residency | None,
+    registry: metrics.Registry,
+) -> _State:
     _become_owner(settings.state)
     # The keys first: where there are none nothing is made. They go last.
     keys = vault.Keys(vault.read_root(settings.vault))
@@ -204,7 +215,11 @@ async def _open(stack: contextlib.AsyncExitStack, settings: Config, registry: me
     tokens = await enter(Tokens(ledger, keys, customers, _clock))
     collections = await enter(Collections(ledger, settings.search, _clock, registry))
     bundles = await enter(Bundles(ledger, settings.state / "bundles", _clock))
-    return _State(registry, ledger, customers, tokens, collections, bundles)
+    # What acts by itself stays closed: the daemon opens it.
+    requests = Requests(ledger, keys, _clock, settings.requests.keep_seconds)
+    outbound = Outbound(declared, registry)
+    webhooks = Webhooks(requests, outbound, keys, _clock)
+    return _State(registry, ledger, customers, tokens, collections, bundles, requests, outbound, webhooks)
 
 
 class _Heartbeat:
@@ -295,13 +310,15 @@ class _Daemon:
         enter, settings = stack.enter_async_context, self._settings
         registry = metrics.create()
         _tell("opening the state folder")
-        self._state = state = await _open(stack, settings, registry)
+        self._state = state = await _open(stack, settings, self._declared, registry)
         await self._record(audit.Event.DAEMON_START, {"version": VERSION, "profile": settings.profile})
         _tell("starting the decoders")
         decoders = await enter(Decoders(settings.recognition, registry))
         _tell("starting the devices")
         self._engine = await enter(Engine(settings.recognition, registry))
         unusable = await self._load(state.bundles)
+        for part in (state.requests, state.outbound, state.webhooks):
+            await enter(part)
         _tell("observing the machine")
         self._health = await enter(Health(settings.health, self._sources(), registry))
         for finding in unusable:
@@ -313,7 +330,6 @@ class _Daemon:
             readiness=self._health.readiness,
             decoders=decoders,
             engine=self._engine,
-            outbound=await enter(Outbound(self._declared, registry)),
         )
         self._server = await enter(Server(parts))
         # What is here now stays: the collector need not walk it again and again.

@@ -20,12 +20,14 @@ import uvloop
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client import CollectorRegistry
 
-from appliance import vault
+from appliance import config, vault
 from appliance.accounts.audit import Actor, Entry, entries
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.tokens import Scope, Tokens
 from appliance.api.parts import Parts
 from appliance.api.server import Server
+from appliance.asynchronous.requests import Requests
+from appliance.asynchronous.webhooks import Webhooks
 from appliance.config import Api, Config, Lifecycle, Operator, Recognition
 from appliance.health import Readiness
 from appliance.ledger import Ledger
@@ -238,20 +240,22 @@ class Served:
     async def _open(self) -> None:
         enter = self._stack.enter_async_context
         registry = CollectorRegistry()
-        config = self._config(Api(listen=("127.0.0.1:0",)))
+        settings = self._config(Api(listen=("127.0.0.1:0",)))
         ledger = await enter(Ledger(self._folder, registry))
         customers = await enter(Customers(ledger, lambda: self.clock))
         keys = vault.Keys(bytes(range(32)))
         tokens = await enter(Tokens(ledger, keys, customers, lambda: self.clock))
-        collections = await enter(Collections(ledger, config.search, lambda: self.clock, registry))
+        collections = await enter(Collections(ledger, settings.search, lambda: self.clock, registry))
         installed = await enter(Bundles(ledger, self._folder / "bundles", lambda: self.clock))
-        decoders = await enter(Decoders(config.recognition, registry))
-        engine = await enter(Engine(config.recognition, registry))
+        decoders = await enter(Decoders(settings.recognition, registry))
+        engine = await enter(Engine(settings.recognition, registry))
         self.bundle = await installed.install(ACTOR, from_folder(colour_bundle(self._folder / "built")))
         await engine.load(self.bundle)
-        self.ledger = ledger
+        outbound = await enter(Outbound(None, registry))
+        requests = await enter(Requests(ledger, keys, lambda: self.clock, settings.requests.keep_seconds))
+        self.ledger, self._keys = ledger, keys
         self.parts = Parts(
-            config=config,
+            config=settings,
             residency=None,
             customers=customers,
             tokens=tokens,
@@ -259,7 +263,9 @@ class Served:
             bundles=installed,
             decoders=decoders,
             engine=engine,
-            outbound=await enter(Outbound(None, registry)),
+            outbound=outbound,
+            requests=requests,
+            webhooks=Webhooks(requests, outbound, keys, lambda: self.clock),
             status=self._status,
             readiness=lambda: self.readiness,
             registry=registry,
@@ -302,16 +308,28 @@ class Served:
         residency: Residency | None = None,
         tls: ssl.SSLContext | None = None,
         group: str = "nobody knows",
+        limits: config.Requests | None = None,
         **api: Any,
     ) -> Iterator[tuple[Site, Server]]:
         """A second server on the same parts with other settings in `[api]`, closed after the block."""
-        config = self._config(Api(**({"listen": ("127.0.0.1:0",)} | api)), group)
+        settings = self._config(Api(**({"listen": ("127.0.0.1:0",)} | api)), group)
+        if limits is not None:
+            settings = settings.model_copy(update={"requests": limits})
         registry = CollectorRegistry()
         outbound = Outbound(residency, registry)
-        parts = replace(self.parts, config=config, residency=residency, outbound=outbound, registry=registry)
+        webhooks = Webhooks(self.parts.requests, outbound, self._keys, lambda: self.clock)
+        parts = replace(
+            self.parts,
+            config=settings,
+            residency=residency,
+            outbound=outbound,
+            webhooks=webhooks,
+            registry=registry,
+        )
         server = Server(parts)
         stack = AsyncExitStack()
         self.run(stack.enter_async_context(outbound))
+        self.run(stack.enter_async_context(webhooks))
         self.run(stack.enter_async_context(server))
         try:
             yield _site(server, tls), server

@@ -25,6 +25,8 @@ class Event(StrEnum):
     BUNDLE_INSTALL = "bundle.install"
     BUNDLE_ACTIVATE = "bundle.activate"
     BUNDLE_REMOVE = "bundle.remove"
+    REQUEST_ADD = "request.add"
+    REQUEST_CANCEL = "request.cancel"
     DAEMON_START = "daemon.start"
     DAEMON_RELOAD = "daemon.reload"
 

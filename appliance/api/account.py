@@ -41,7 +41,6 @@ _TAGGING = re.compile(r"([a-z0-9-]{1,40})-tagging")  # fashion-tagging is served
 _SERVICES = {
     "custom-recognition": _CLASSIFICATION,
     "custom-object-detection": _DETECTION,
-    "generic-tagging": _tagging("photo/tags/v2/tags"),
     "dominant-colors": _COLOURS,
     "dominant-colors-generic": _COLOURS,
     "dominant-colors-product": _COLOURS,
@@ -66,8 +65,8 @@ class Account:
         if name is None:
             raise InvalidInput("service: the name of a service is expected")
         service = _SERVICES.get(name)
-        if service is None and (tagging := _TAGGING.fullmatch(name)) is not None:
-            service = _tagging(f"tagging/{tagging[1]}/v2/tags")
+        if service is None and (route := tagging_route(name)) is not None:
+            service = _tagging(route)
         if service is None or not service.installed(self._bundles):
             raise NotInstalled("no bundle of this appliance serves it")
         if not service.scopes & call.principal.scopes:
@@ -100,6 +99,14 @@ class Account:
     async def workspaces(self, call: Call) -> Answer:
         """A bare list, as the cloud answers. The default workspace has the customer's own id."""
         return Answer([_default_workspace(await self._customers.get(call.customer))])
+
+
+def tagging_route(service: str) -> str | None:
+    """Where the taggers of a service such as "fashion-tagging" answer; None for any other service."""
+    if service == "generic-tagging":
+        return "photo/tags/v2/tags"
+    found = _TAGGING.fullmatch(service)
+    return None if found is None else f"tagging/{found[1]}/v2/tags"
 
 
 def _default_workspace(customer: Customer) -> dict[str, object]:

@@ -15,6 +15,7 @@ from appliance.accounts.tokens import IssuedToken, Token, Tokens, parse_scopes
 from appliance.api.answers import Answer
 from appliance.api.call import Call
 from appliance.api.payload import Payload
+from appliance.asynchronous.webhooks import Webhooks
 from appliance.errors import Conflict, InvalidInput
 from appliance.recognition.bundles import Bundle, Bundles
 from appliance.recognition.engine import Engine
@@ -54,6 +55,7 @@ class Management:
         collections: Collections,
         bundles: Bundles,
         engine: Engine | None,
+        webhooks: Webhooks,
         status: Callable[[], Awaitable[dict[str, object]]],
     ) -> None:
         self._customers = customers
@@ -61,6 +63,7 @@ class Management:
         self._collections = collections
         self._bundles = bundles
         self._engine = engine
+        self._webhooks = webhooks
         self._status = status
 
     async def add_customer(self, call: Call) -> Answer:
@@ -148,6 +151,12 @@ class Management:
 
     async def list_bundles(self, _: Call) -> Answer:
         return Answer({"bundles": [_bundle(bundle) for bundle in self._bundles.list()]})
+
+    async def webhook_secret(self, call: Call) -> Answer:
+        """What a customer verifies the signatures of its webhooks with."""
+        owner = _named(call.owner(call.query.get("customer")))
+        await self._customers.get(owner)
+        return Answer({"customer": owner, "secret": self._webhooks.secret(owner)})
 
     async def status(self, _: Call) -> Answer:
         return Answer(await self._status())

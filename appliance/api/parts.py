@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from appliance.accounts.customers import Customers
 from appliance.accounts.tokens import Tokens
+from appliance.asynchronous.requests import Requests
+from appliance.asynchronous.webhooks import Webhooks
 from appliance.config import Config
 from appliance.health import Readiness
 from appliance.metrics import Registry
@@ -18,7 +20,7 @@ from appliance.search.collections import Collections
 
 @dataclass(frozen=True)
 class Parts:
-    """What a `Server` serves. `decoders`, `engine` and `outbound` are None in a process that only manages."""
+    """What a `Server` serves. `decoders` and `engine` are None in a process that only manages."""
 
     config: Config
     residency: Residency | None
@@ -28,7 +30,9 @@ class Parts:
     bundles: Bundles
     decoders: Decoders | None
     engine: Engine | None
-    outbound: Outbound | None
+    outbound: Outbound
+    requests: Requests
+    webhooks: Webhooks
     status: Callable[[], Awaitable[dict[str, object]]]
     readiness: Callable[[], Readiness]
     registry: Registry

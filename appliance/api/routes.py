@@ -14,6 +14,8 @@ from appliance.accounts.audit import Event
 from appliance.accounts.tokens import Scope
 from appliance.api.account import Account
 from appliance.api.answers import Answer, Refused
+from appliance.api.asynchronous import PATH as REQUEST
+from appliance.api.asynchronous import Asynchronous
 from appliance.api.call import Call
 from appliance.api.colours import Colours
 from appliance.api.management import Management
@@ -102,6 +104,11 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("POST", "/dom_colors/generic/v2/dominantcolor", Colours.generic, Scope.INFER, READ, Form.RECORDS),
     Route("POST", "/dom_colors/product/v2/dominantcolor", Colours.product, Scope.INFER, READ, Form.RECORDS),
+    Route("POST", REQUEST, Asynchronous.submit, Scope.INFER, Event.REQUEST_ADD, Form.RECORDS),
+    Route("GET", REQUEST, Asynchronous.list, Scope.INFER, READ),
+    Route("GET", f"{REQUEST}/{{id}}", Asynchronous.get, Scope.INFER, READ),
+    Route("GET", f"{REQUEST}/{{id}}/status", Asynchronous.status, Scope.INFER, READ),
+    Route("POST", f"{REQUEST}/{{id}}/cancel", Asynchronous.cancel, Scope.INFER, Event.REQUEST_CANCEL),
     *_search("/similarity/photos/v2"),
     *_search("/similarity/products-new/v2"),
     *_search("/similarity/custom/v2"),
@@ -183,6 +190,7 @@ ROUTES: tuple[Route, ...] = (
         Event.BUNDLE_REMOVE,
         surfaces=MANAGED,
     ),
+    Route("GET", f"{_V1}/webhook-secret", Management.webhook_secret, _ADMIN, READ, surfaces=MANAGED),
     Route("GET", f"{_V1}/status", Management.status, _OPERATOR, READ, surfaces=MANAGED),
     Route("GET", "/healthz", Probes.healthz, Access.OPEN, READ, surfaces=EVERYWHERE),
     Route("GET", "/readyz", Probes.readyz, Access.OPEN, READ, surfaces=EVERYWHERE),

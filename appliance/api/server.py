@@ -14,6 +14,7 @@ from typing import Self
 from aiohttp import http_parser
 
 from appliance.api.account import Account
+from appliance.api.asynchronous import Asynchronous
 from appliance.api.body import Bodies
 from appliance.api.call import Measures
 from appliance.api.colours import Colours
@@ -62,10 +63,20 @@ class Server:
         self._config = parts.config
         measures = Measures(parts.registry)
         vision = Vision(parts.bundles, parts.decoders, parts.engine, parts.outbound, measures)
+        recognition, colours = Recognition(vision, parts.bundles), Colours(vision)
+        self._asynchronous = Asynchronous(
+            parts.requests,
+            parts.webhooks,
+            recognition=recognition,
+            colours=colours,
+            bundles=parts.bundles,
+            limits=parts.config.requests,
+        )
         families = (
             Account(parts.customers, parts.bundles),
-            Recognition(vision, parts.bundles),
-            Colours(vision),
+            recognition,
+            colours,
+            self._asynchronous,
             Similarity(parts.collections, vision, parts.config.search),
             Management(
                 customers=parts.customers,
@@ -73,6 +84,7 @@ class Server:
                 collections=parts.collections,
                 bundles=parts.bundles,
                 engine=parts.engine,
+                webhooks=parts.webhooks,
                 status=parts.status,
             ),
             Probes(parts.readiness, parts.registry),
@@ -95,6 +107,7 @@ class Server:
     async def __aenter__(self) -> Self:
         check_parser()
         try:
+            await self._asynchronous.__aenter__()
             await self._open_socket(self._config.operator_socket)
             if self._parts.engine is not None:
                 self._tls = await asyncio.to_thread(_tls_context, self._config.api)
@@ -114,6 +127,7 @@ class Server:
         await asyncio.sleep(0)  # what has been accepted this moment gets its handler
         seconds = self._config.lifecycle.drain_seconds
         await asyncio.gather(*(server.drain(seconds) for server in self._servers))
+        await self._asynchronous.__aexit__()
 
     def listeners(self) -> dict[str, list[str]]:
         """The bound addresses: "api" and "operator" as HOST:PORT with the real port, "socket" as a path."""

@@ -60,7 +60,7 @@ class Vision:
         bundles: Bundles,
         decoders: Decoders | None,
         engine: Engine | None,
-        outbound: Outbound | None,
+        outbound: Outbound,
         measures: Measures,
     ) -> None:
         self._bundles = bundles
@@ -105,8 +105,6 @@ class Vision:
         url = record.url
         if url is None:
             return record.take_image()
-        if self._outbound is None:
-            raise InvalidInput("_url: this process fetches nothing")
         with self._measures.stage("fetch"):
             return await stack.enter_async_context(self._outbound.image(url))
 
@@ -138,7 +136,7 @@ async def each(records: Sequence[Record], act: Callable[[Record], Awaitable[T]])
     return outcomes
 
 
-def images(call: Call) -> Sequence[Record]:
+def images(call: Call) -> list[Record]:
     """The 1 to 10 records of a call, each with an `_id`. Raises InvalidInput for any other number."""
     records = call.payload.records
     if not records or len(records) > MAX_IMAGES:

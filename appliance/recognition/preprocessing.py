@@ -74,7 +74,8 @@ def window(preprocessing: Preprocessing, width: int, height: int) -> Window:
     across, down = preprocessing.width, preprocessing.height
     if preprocessing.fit == "crop":
         scale = min(width / across, height / down) * preprocessing.share
-        seen_width, seen_height = across * scale, down * scale
+        # Rounding can give a little more than there is.
+        seen_width, seen_height = min(across * scale, width), min(down * scale, height)
         left, top = (width - seen_width) // 2, (height - seen_height) // 2
         return Window(width, height, (left, top, left + seen_width, top + seen_height), (0, 0, across, down))
     if preprocessing.fit == "stretch":

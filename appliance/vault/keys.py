@@ -13,12 +13,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from appliance.config import Vault
-from appliance.errors import ConfigInvalid, SelfTestFailed
+from appliance.errors import ConfigInvalid, SelfTestFailed, StorageFailed
 from appliance.systemd import credential
 
 KEY_BYTES = 32
 CREDENTIAL = "root.key"
 _CONTEXT = b"appliance/v1/"
+_NONCE_BYTES = 12  # NIST SP 800-38D, 8.2.2: random nonces are good for 2^32 messages under one key
 
 
 def create_root() -> bytes:
@@ -71,6 +72,18 @@ class Keys:
     def mac(self, label: str, data: bytes) -> bytes:
         """HMAC-SHA256 (32 bytes) of `data` under the subkey of `label`."""
         return hmac.digest(self._cached(label), data, "sha256")
+
+    def seal(self, label: str, data: bytes, context: bytes) -> bytes:
+        """`data` under AES-256-GCM with the subkey of `label`, bound to `context`; its nonce comes first."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + AESGCM(self._cached(label)).encrypt(nonce, data, context)
+
+    def unseal(self, label: str, sealed: bytes, context: bytes) -> bytes:
+        """What `seal` was given. Raises StorageFailed when it was sealed otherwise or has changed."""
+        try:
+            return AESGCM(self._cached(label)).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], context)
+        except (InvalidTag, ValueError):
+            raise StorageFailed(f"what was sealed as {label} does not open: it was changed") from None
 
     def wipe(self) -> None:
         """Overwrite the root and every derived key."""

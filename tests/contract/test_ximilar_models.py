@@ -1,6 +1,7 @@
 """Models of other makers, each installed by one command, asked through the official client."""
 
 import base64
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from ximilar.client import DetectionClient, FashionTaggingClient, RecognitionClient
+from ximilar.client.asyncr import AsyncRClient
 
 from tests import bundles, images
 from tests.exports import hugging_face, yolo
@@ -84,3 +86,19 @@ def test_what_an_export_becomes_is_named(models: Models) -> None:
     listed = models.running.state.ask("bundle", "list")["bundles"]
     kinds = {bundle["name"]: bundle["kind"] for bundle in listed}
     assert kinds.items() >= {"colours": "classifier", "cups": "detector", "fashion": "tagger"}.items()
+
+
+def test_a_request_is_answered_later(models: Models, tmp_path: Path) -> None:
+    client = AsyncRClient(models.running.token, endpoint=models.endpoint)
+    encoded = base64.b64encode(images.encoded(Image.new("RGB", (64, 64), "blue"), "PNG")).decode()
+    body = {"records": [{"_id": "mine", "_base64": encoded}], "task_id": models.tasks["classifier"]}
+    request = client.submit(body, "custom-recognition")
+    until = time.monotonic() + 30
+    while not request.update():
+        assert time.monotonic() < until
+    assert request.status == "DONE"
+    (record,) = request.response["records"]
+    assert (record["_id"], record["best_label"]["name"]) == ("mine", "blue")
+    listed, following, told = client.get_requests(type="custom-recognition", status="DONE")
+    assert ([one.id for one in listed], following, told["count"]) == ([request.id], None, 1)
+    assert client.get_requests(status="FAILED")[0] == []

@@ -1,19 +1,32 @@
 """One daemon under strace for the promises that are about system calls."""
 
+import tomllib
 from collections.abc import Iterator
 
 import pytest
+import tomli_w
 
+from tests.hosts import Host
 from tests.running import CopyState, RunningAppliance
 from tests.tracing import CALLS, Traced
 
 
 @pytest.fixture(scope="module")
-def traced(copy_state: CopyState, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
+def host() -> Iterator[Host]:
+    """A host of a customer, declared to the traced daemon."""
+    with Host() as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def traced(copy_state: CopyState, tmp_path_factory: pytest.TempPathFactory, host: Host) -> Iterator[Traced]:
     """HOME is fresh and CI unset: libraries that report home hide it from a build machine."""
     home = tmp_path_factory.mktemp("home")
     log = tmp_path_factory.mktemp("strace") / "calls"
     state = copy_state()
+    residency = tomllib.loads((state.folder / "residency.toml").read_text())
+    residency["destinations"] = [host.declaration]
+    (state.folder / "residency.toml").write_text(tomli_w.dumps(residency))
     wrapper = [
         "strace",
         "-f",

@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from demo.state import DemoState
 from tests import images
+from tests.hosts import Host
 from tests.running import RunningAppliance
 from tests.tracing import Traced, opened_for_writing
 
@@ -23,11 +24,13 @@ PHOTOS = "/similarity/photos/v2"
 DEVICES = ("/dev/null", "/dev/tty", "/proc/", "/sys/", "/dev/nvidia", "/dev/pts/", "pipe:", "socket:")
 
 
-def test_nothing_of_an_image_is_found_in_any_file(traced: Traced) -> None:
+def test_nothing_of_an_image_is_found_in_any_file(traced: Traced, host: Host) -> None:
     appliance = traced.appliance
     began = appliance.state.log.stat().st_mtime
     needles = Needles()
     send_every_way(appliance, needles)
+    send_links(appliance, needles, host)
+    send_to_be_seen_later(appliance, needles, host)
     log = appliance.state.log.read_bytes()
     assert b"classify" in log, "the log does not show the requests: nothing was proved by searching it"
 
@@ -179,6 +182,32 @@ def send_half(appliance: RunningAppliance, needles: Needles, path: str) -> None:
         )
         with socket.create_connection(("127.0.0.1", appliance.port), timeout=20) as connection:
             connection.sendall(head.encode() + b"\r\n" + start + encoded[: len(encoded) // 2])
+
+
+def send_links(appliance: RunningAppliance, needles: Needles, host: Host) -> None:
+    for path in ("/recognition/v2/classify", f"{PHOTOS}/insert", f"{PHOTOS}/visualKNN"):
+        name = f"/{secrets.token_hex(8)}.png"
+        host.pictures[name] = marked_png(needles)
+        record = {"_url": host.address + name}
+        if path.endswith("insert"):
+            record["_id"] = secrets.token_hex(8)
+        answer = appliance.post(path, one_record(path, appliance, record))
+        assert answer.status == 200, (path, answer.body[:300])
+
+
+def send_to_be_seen_later(appliance: RunningAppliance, needles: Needles, host: Host) -> None:
+    """Answered after their calls have ended: the images wait in memory, the answers go to a webhook."""
+    path = "/account/v2/request"
+    for number in range(6):
+        asked = one_record(path, appliance, {"_base64": base64.b64encode(marked_png(needles)).decode()})
+        asked |= {"type": "custom-recognition", "webhook": {"endpoint": f"{host.address}/{number}"}}
+        headers = appliance.headers(idempotency_key=str(number), content_type="application/json")
+        answer = appliance.call("POST", path, json.dumps(asked).encode(), headers=headers)
+        assert answer.status == 201, answer.body[:300]
+    for _ in range(6):
+        told = host.told.get(timeout=60)
+        assert json.loads(told.body)["status"] == "DONE"
+        assert not any(piece in told.body for piece in needles.pieces)
 
 
 def files_below(folder: Path, since: float = 0) -> Iterator[Path]:

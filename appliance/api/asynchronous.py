@@ -1,0 +1,233 @@
+"""`account/v2/request`: images taken in now, seen when there is room, the answer fetched or sent later.
+
+Images wait in RAM, within the limits of `[requests]`; the rows that say how each request stands are durable.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Self
+
+import msgspec
+
+from appliance.api.account import tagging_route
+from appliance.api.answers import Answer, encode, refusal
+from appliance.api.call import Call
+from appliance.api.colours import Colours
+from appliance.api.payload import Payload, Record, integer
+from appliance.api.recognition import Recognition
+from appliance.api.vision import images
+from appliance.asynchronous.requests import PAGE, Request, RequestId, Requests, State
+from appliance.asynchronous.webhooks import Webhooks
+from appliance.config import Requests as Limits
+from appliance.errors import ApplianceError, InvalidInput, NotInstalled, Overloaded, StorageFailed, WorkerLost
+from appliance.recognition.bundles import Bundles
+
+PATH = "/account/v2/request"
+MAX_KEY = 255  # characters of an Idempotency-Key
+WORKERS = 2
+# Seconds before a request that found no room is tried again; after the last it has failed.
+AGAIN = (1, 2, 4, 8, 15, 30, 60, 120)
+
+Handler = Callable[[Call], Awaitable[Answer]]
+
+
+# No repr: the images must not get into a message by accident.
+@dataclass(eq=False, repr=False)
+class _Pending:
+    request: Request
+    call: Call
+    handler: Handler
+    size: int
+    task: asyncio.Task[tuple[State, bytes]] | None = None
+
+
+class Asynchronous:
+    """The handlers of `account/v2/request`; `async with` sees what they take in."""
+
+    def __init__(
+        self,
+        requests: Requests,
+        webhooks: Webhooks,
+        *,
+        recognition: Recognition,
+        colours: Colours,
+        bundles: Bundles,
+        limits: Limits,
+    ) -> None:
+        self._requests = requests
+        self._webhooks = webhooks
+        self._bundles = bundles
+        self._limits = limits
+        self._recognition = recognition
+        # By the names that `authorize` knows; taggers beside general tags are found by their route.
+        self._types: dict[str, tuple[str, Handler]] = {
+            "custom-recognition": ("/recognition/v2/classify", recognition.classify),
+            "custom-object-detection": ("/detection/v2/detect", recognition.detect),
+            "descriptor": ("/photo/v2/descriptor", recognition.descriptor),
+            "dominant-colors-generic": ("/dom_colors/generic/v2/dominantcolor", colours.generic),
+            "dominant-colors-product": ("/dom_colors/product/v2/dominantcolor", colours.product),
+        }
+        self._pending: dict[RequestId, _Pending] = {}
+        self._queue: asyncio.Queue[_Pending] = asyncio.Queue()
+        self._workers: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._workers = [loop.create_task(self._work()) for _ in range(WORKERS)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        self._pending.clear()
+
+    async def submit(self, call: Call) -> Answer:
+        """Takes a request in: 201, or 200 and the same request again for an Idempotency-Key that is known."""
+        fields = call.payload.fields
+        kind = call.payload.text("type")
+        if kind is None:
+            raise InvalidInput("type: the name of a service is expected, such as custom-recognition")
+        path, handler = self._service(kind)
+        webhook = self._webhooks.checked(fields.get("webhook"))
+        key = _key(call)
+        digest = None
+        if key is not None:
+            digest = await asyncio.to_thread(self._requests.digest, _content(call.payload))
+        records = images(call)
+        size = sum(len(record.image or b"") for record in records)
+        self._check_room(size)
+        request, new = await self._requests.add(
+            call.actor, call.customer, kind, key=key, digest=digest, webhook=webhook
+        )
+        if new:
+            asked = {name: value for name, value in fields.items() if name not in {"type", "webhook"}}
+            later = replace(call, id=request.id, path=path, payload=Payload(asked, records))
+            pending = self._pending[request.id] = _Pending(request, later, handler, size)
+            self._queue.put_nowait(pending)
+        return Answer(_document(request), 201 if new else 200)
+
+    async def get(self, call: Call) -> Answer:
+        """The request, with `response` as soon as it has ended."""
+        return Answer(_document(await self._requests.get(call.customer, call.parameters["id"])))
+
+    async def status(self, call: Call) -> Answer:
+        """How the request stands."""
+        found = await self._requests.get(call.customer, call.parameters["id"])
+        return Answer({"id": found.id, "status": found.state})
+
+    async def list(self, call: Call) -> Answer:
+        """A page of requests, the newest first, without their responses."""
+        page = integer(call.query.get("page"), "page", 1, 1, 1 << 31)
+        kind, state = call.query.get("type"), call.query.get("status")
+        found, count = await self._requests.list(call.customer, page, kind=kind, state=state)
+        more = "".join(f"&{name}={value}" for name, value in (("type", kind), ("status", state)) if value)
+        return Answer(
+            {
+                "count": count,
+                "next": f"{PATH}?page={page + 1}{more}" if page * PAGE < count else None,
+                "previous": f"{PATH}?page={page - 1}{more}" if page > 1 else None,
+                "results": [_document(replace(one, response=None)) for one in found],
+            }
+        )
+
+    async def cancel(self, call: Call) -> Answer:
+        """Ends a request that has not ended; its images are dropped."""
+        cancelled = await self._requests.cancel(call.actor, call.customer, call.parameters["id"])
+        pending = self._pending.pop(cancelled.id, None)
+        if pending is not None and pending.task is not None:
+            pending.task.cancel()
+        return Answer(_document(cancelled))
+
+    def _service(self, kind: str) -> tuple[str, Handler]:
+        if (found := self._types.get(kind)) is not None:
+            return found
+        route = tagging_route(kind)
+        if route is None or not self._bundles.route_installed(route):
+            raise NotInstalled("no bundle of this appliance serves this type")
+        return f"/{route}", self._recognition.tags
+
+    def _check_room(self, size: int) -> None:
+        held = sum(pending.size for pending in self._pending.values())
+        if len(self._pending) >= self._limits.pending or held + size > self._limits.pending_bytes:
+            raise Overloaded("as many requests wait as there is room for; try again", retry_after=10)
+
+    async def _work(self) -> None:
+        while True:
+            pending = await self._queue.get()
+            if pending.request.id not in self._pending:
+                continue  # cancelled while it waited
+            pending.task = asyncio.get_running_loop().create_task(self._seen(pending))
+            try:
+                state, response = await pending.task
+                await self._requests.finish(pending.request.id, state, response)
+                self._webhooks.wake()
+            except asyncio.CancelledError:
+                if not pending.task.cancelled():
+                    pending.task.cancel()
+                    raise
+            except StorageFailed:
+                pass  # the next start says that it has failed
+            finally:
+                self._pending.pop(pending.request.id, None)
+
+    async def _seen(self, pending: _Pending) -> tuple[State, bytes]:
+        await self._requests.move(pending.request.id, State.PROCESSING)
+        for pause in (*AGAIN, None):
+            call = replace(pending.call, payload=_copy(pending.call.payload), began=time.perf_counter())
+            try:
+                answer = await pending.handler(call)
+                return State.DONE, await encode(answer.document)
+            except (Overloaded, WorkerLost) as error:
+                if pause is None:
+                    return State.FAILED, await _refused(error, call)
+            except ApplianceError as error:
+                return State.FAILED, await _refused(error, call)
+            await self._requests.move(pending.request.id, State.RETRY)
+            await asyncio.sleep(pause)
+        raise AssertionError
+
+
+def _key(call: Call) -> str | None:
+    key = call.headers.get("Idempotency-Key")
+    if key is not None and not (1 <= len(key) <= MAX_KEY and key.isascii() and key.isprintable()):
+        raise InvalidInput(f"Idempotency-Key: 1 to {MAX_KEY} printable ASCII characters are expected")
+    return key
+
+
+def _content(payload: Payload) -> Iterable[bytes]:
+    """What makes two requests the same: every field and every image."""
+    yield msgspec.json.encode(payload.fields)
+    for record in payload.records or []:
+        yield msgspec.json.encode(record.fields)
+        yield bytes(record.image or b"")
+
+
+def _copy(payload: Payload) -> Payload:
+    """For one attempt, which takes the images away and writes into the fields."""
+    records = [Record(dict(one.fields), one.image, one.problem) for one in payload.records or []]
+    return Payload(dict(payload.fields), records)
+
+
+async def _refused(error: ApplianceError, call: Call) -> bytes:
+    return await encode(refusal(error, call.id, problem=False).document)
+
+
+def _document(request: Request) -> dict[str, object]:
+    document: dict[str, object] = {
+        "id": request.id,
+        "type": request.type,
+        "status": request.state,
+        "created": _time(request.created_at),
+        "finished": None if request.finished_at is None else _time(request.finished_at),
+    }
+    if request.response is not None:
+        document["response"] = msgspec.Raw(request.response)
+    return document
+
+
+def _time(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")

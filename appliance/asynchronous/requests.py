@@ -1,0 +1,286 @@
+"""The rows of asynchronous requests: durable from their acceptance to the end of their time.
+
+An image is in none of them. What waited or ran when the daemon ended is lost with its images: it has failed
+at the next start, and says so.
+"""
+
+import hmac
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NewType, Self
+
+import msgspec
+
+from appliance.accounts.audit import Actor, Event, record
+from appliance.accounts.customers import CustomerId
+from appliance.errors import Conflict, NotFound
+from appliance.ledger import Connection, Ledger
+from appliance.vault import Keys
+
+RequestId = NewType("RequestId", str)
+
+PAGE = 20
+_SEALED = "webhooks/endpoint"
+_DIGEST = "requests/digest"
+_COLUMNS = "id, customer, type, status, created_at, finished_at, response"
+_END = (
+    "UPDATE requests SET status = ?, response = ?, finished_at = ?,"
+    " due_at = CASE WHEN webhook IS NULL THEN NULL ELSE ? END"
+)
+LOST = "the appliance stopped before this request ended: send it again"
+
+
+class State(StrEnum):
+    """The cloud's states, and CANCELLED."""
+
+    CREATED = "CREATED"
+    PROCESSING = "PROCESSING"
+    RETRY = "RETRY"
+    DONE = "DONE"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def final(self) -> bool:
+        return self in {State.DONE, State.FAILED, State.CANCELLED}
+
+
+_OPEN = tuple(state.value for state in State if not state.final)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request; `response` is JSON, there as soon as the state is final. Times are unix milliseconds."""
+
+    id: RequestId
+    customer: CustomerId
+    type: str
+    state: State
+    created_at: int
+    finished_at: int | None
+    response: bytes | None
+
+
+class Webhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whom to tell of the end, and the headers that the receiver wants to see."""
+
+    endpoint: str
+    headers: dict[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A webhook to be called now, for the `attempts`-th time, with the request it tells of."""
+
+    request: Request
+    webhook: Webhook
+    attempts: int
+
+
+class Requests:
+    """The requests of all customers; `keep_seconds` after its end a request is forgotten."""
+
+    def __init__(self, ledger: Ledger, keys: Keys, clock: Callable[[], float], keep_seconds: float) -> None:
+        self._ledger = ledger
+        self._keys = keys
+        self._clock = clock
+        self._keep = int(keep_seconds * 1000)
+
+    async def __aenter__(self) -> Self:
+        now = self._now()
+        response = msgspec.json.encode({"detail": LOST, "status": {"code": 503, "text": LOST}})
+
+        def act(connection: Connection) -> None:
+            self._forget(connection, now)
+            connection.execute(
+                f"{_END} WHERE status IN (?, ?, ?)",
+                (State.FAILED, response, now, now, *_OPEN),
+            )
+
+        await self._ledger.write(act)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Nothing is held."""
+
+    async def add(
+        self,
+        actor: Actor,
+        customer: CustomerId,
+        kind: str,
+        *,
+        key: str | None = None,
+        digest: bytes | None = None,
+        webhook: Webhook | None = None,
+    ) -> tuple[Request, bool]:
+        """A new request, durably and audited, and True; or the one that has this idempotency `key` and False.
+
+        Raises Conflict when that one was sent with another content, which `digest` tells.
+        """
+        now = self._now()
+        new = RequestId(str(uuid.uuid4()))
+        sealed = webhook and self._keys.seal(_SEALED, msgspec.json.encode(webhook), new.encode())
+
+        def act(connection: Connection) -> tuple[Request, bool]:
+            self._forget(connection, now)
+            if key is not None:
+                known = connection.execute(
+                    f"SELECT digest, {_COLUMNS} FROM requests WHERE customer = ? AND idempotency_key = ?",  # noqa: S608
+                    (customer, key),
+                ).fetchone()
+                if known is not None:
+                    if known[0] != digest:
+                        raise Conflict("Idempotency-Key: another request was sent with it")
+                    return _request(known[1:]), False
+            connection.execute(
+                "INSERT INTO requests"
+                " (id, customer, type, status, created_at, idempotency_key, digest, webhook)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (new, customer, kind, State.CREATED, now, key, digest, sealed),
+            )
+            record(connection, now, actor, Event.REQUEST_ADD, customer, new, {"type": kind})
+            return Request(new, customer, kind, State.CREATED, now, None, None), True
+
+        return await self._ledger.write(act)
+
+    def digest(self, content: Iterable[bytes]) -> bytes:
+        """A digest of what a request holds that tells nothing to anybody without the keys; takes its time."""
+        running = hmac.new(self._keys.subkey(_DIGEST), digestmod="sha256")
+        for piece in content:
+            running.update(len(piece).to_bytes(8, "big"))
+            running.update(piece)
+        return running.digest()
+
+    async def get(self, customer: CustomerId, request: str) -> Request:
+        """Raises NotFound."""
+        return await self._ledger.read(lambda connection: self._one(connection, customer, request))
+
+    async def list(
+        self, customer: CustomerId, page: int, *, kind: str | None = None, state: str | None = None
+    ) -> tuple[Sequence[Request], int]:
+        """A page of PAGE requests, the newest first, and how many there are."""
+        condition = "customer = ? AND (finished_at IS NULL OR finished_at > ?)"
+        bound: list[object] = [customer, self._now() - self._keep]
+        for column, wanted in (("type", kind), ("status", state)):
+            if wanted is not None:
+                condition += f" AND {column} = ?"
+                bound.append(wanted)
+
+        def query(connection: Connection) -> tuple[Sequence[Request], int]:
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM requests WHERE {condition} ORDER BY number DESC LIMIT ? OFFSET ?",  # noqa: S608
+                (*bound, PAGE, (page - 1) * PAGE),
+            )
+            found = [_request(row) for row in rows]
+            count = connection.execute(f"SELECT count(*) FROM requests WHERE {condition}", bound).get  # noqa: S608
+            return found, count
+
+        return await self._ledger.read(query)
+
+    async def move(self, request: RequestId, state: State) -> None:
+        """To PROCESSING or RETRY; nothing happens to a request that has ended."""
+
+        def act(connection: Connection) -> None:
+            connection.execute(
+                "UPDATE requests SET status = ? WHERE id = ? AND status IN (?, ?, ?)",
+                (state, request, *_OPEN),
+            )
+
+        await self._ledger.write(act)
+
+    async def finish(self, request: RequestId, state: State, response: bytes) -> None:
+        """To DONE or FAILED, and the webhook is due; nothing happens to a request that has ended."""
+        now = self._now()
+
+        def act(connection: Connection) -> None:
+            connection.execute(
+                f"{_END} WHERE id = ? AND status IN (?, ?, ?)",
+                (state, response, now, now, request, *_OPEN),
+            )
+
+        await self._ledger.write(act)
+
+    async def cancel(self, actor: Actor, customer: CustomerId, request: str) -> Request:
+        """To CANCELLED, durably and audited; no webhook tells of it.
+
+        Raises NotFound, and Conflict when it has ended.
+        """
+        now = self._now()
+
+        def act(connection: Connection) -> Request:
+            found = self._one(connection, customer, request)
+            if found.state.final:
+                raise Conflict(f"the request has ended already: {found.state}")
+            connection.execute(
+                "UPDATE requests SET status = ?, finished_at = ?, webhook = NULL WHERE id = ?",
+                (State.CANCELLED, now, found.id),
+            )
+            record(connection, now, actor, Event.REQUEST_CANCEL, customer, found.id, {"type": found.type})
+            return self._one(connection, customer, request)
+
+        return await self._ledger.write(act)
+
+    async def due(self, most: int) -> Sequence[Due]:
+        """The webhooks whose time has come, the longest due first."""
+        now = self._now()
+
+        def query(connection: Connection) -> Sequence[Due]:
+            rows = connection.execute(
+                f"SELECT webhook, attempts, {_COLUMNS} FROM requests"  # noqa: S608
+                " WHERE due_at <= ? ORDER BY due_at LIMIT ?",
+                (now, most),
+            )
+            return [self._due(row) for row in rows]
+
+        return await self._ledger.read(query)
+
+    async def next_due(self) -> float | None:
+        """Seconds until a webhook is due, None while there is none."""
+        soonest = await self._ledger.read(
+            lambda connection: connection.execute("SELECT min(due_at) FROM requests").get
+        )
+        return None if soonest is None else max(0.0, soonest / 1000 - self._clock())
+
+    async def told(self, request: RequestId, again_in_seconds: float | None) -> None:
+        """The webhook was called: once more after so long, or, with None, never again."""
+        due = None if again_in_seconds is None else self._now() + int(again_in_seconds * 1000)
+
+        def act(connection: Connection) -> None:
+            connection.execute(
+                "UPDATE requests SET attempts = attempts + 1, due_at = ?,"
+                " webhook = CASE WHEN ? IS NULL THEN NULL ELSE webhook END WHERE id = ?",
+                (due, due, request),
+            )
+
+        await self._ledger.write(act)
+
+    def _one(self, connection: Connection, customer: CustomerId, request: str) -> Request:
+        row = connection.execute(
+            f"SELECT {_COLUMNS} FROM requests WHERE id = ? AND customer = ?"  # noqa: S608
+            " AND (finished_at IS NULL OR finished_at > ?)",
+            (request, customer, self._now() - self._keep),
+        ).fetchone()
+        if row is None:
+            raise NotFound("no such request")
+        return _request(row)
+
+    def _due(self, row: tuple[Any, ...]) -> Due:
+        sealed, attempts, *rest = row
+        request = _request(tuple(rest))
+        opened = self._keys.unseal(_SEALED, sealed, request.id.encode())
+        return Due(request, msgspec.json.decode(opened, type=Webhook), attempts + 1)
+
+    def _forget(self, connection: Connection, now: int) -> None:
+        connection.execute("DELETE FROM requests WHERE finished_at <= ?", (now - self._keep,))
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)
+
+
+def _request(row: tuple[Any, ...]) -> Request:
+    number, customer, kind, state, created_at, finished_at, response = row
+    return Request(
+        RequestId(number), CustomerId(customer), kind, State(state), created_at, finished_at, response
+    )

@@ -1,0 +1,131 @@
+"""The rows of asynchronous requests: across restarts, to the end of their time, sealed where it matters."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from appliance import vault
+from appliance.accounts.audit import Actor
+from appliance.accounts.customers import CustomerId, Customers
+from appliance.asynchronous.requests import LOST, Requests, State, Webhook
+from appliance.errors import NotFound, StorageFailed
+from appliance.ledger import Ledger
+
+ACTOR = Actor("system", "test")
+HOOK = Webhook("https://hooks.example/told", {"Authorization": "Bearer secret"})
+KEEP = 1000.0
+
+
+class Machine:
+    """The ledger in a folder, opened again and again, and a clock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.now = 1_800_000_000.0
+        self.keys = vault.Keys(bytes(range(32)))
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> Requests:
+        await self._stack.aclose()
+        ledger = await self._stack.enter_async_context(Ledger(self.folder, CollectorRegistry()))
+        self.ledger = ledger
+        self.customers = await self._stack.enter_async_context(Customers(ledger, lambda: self.now))
+        requests = Requests(ledger, self.keys, lambda: self.now, KEEP)
+        return await self._stack.enter_async_context(requests)
+
+    async def customer(self) -> CustomerId:
+        return (await self.customers.add(ACTOR, "somebody")).id
+
+    async def stop(self) -> None:
+        await self._stack.aclose()
+
+
+@pytest.fixture
+async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
+    machine = Machine(tmp_path)
+    yield machine
+    await machine.stop()
+
+
+async def test_what_had_not_ended_at_a_restart_has_failed_and_is_told(machine: Machine) -> None:
+    requests = await machine.start()
+    customer = await machine.customer()
+    waiting, _ = await requests.add(ACTOR, customer, "x", webhook=HOOK)
+    running, _ = await requests.add(ACTOR, customer, "x")
+    done, _ = await requests.add(ACTOR, customer, "x")
+    await requests.move(running.id, State.PROCESSING)
+    await requests.finish(done.id, State.DONE, b'{"records":[]}')
+    requests = await machine.start()
+    for lost in (waiting, running):
+        found = await requests.get(customer, lost.id)
+        assert found.state is State.FAILED
+        assert LOST.encode() in (found.response or b"")
+    assert (await requests.get(customer, done.id)).response == b'{"records":[]}'
+    (due,) = await requests.due(9)
+    assert (due.request.id, due.webhook, due.attempts) == (waiting.id, HOOK, 1)
+
+
+async def test_an_ended_request_ends_no_second_time(machine: Machine) -> None:
+    requests = await machine.start()
+    customer = await machine.customer()
+    request, _ = await requests.add(ACTOR, customer, "x")
+    await requests.cancel(ACTOR, customer, request.id)
+    await requests.move(request.id, State.PROCESSING)
+    await requests.finish(request.id, State.DONE, b"{}")
+    found = await requests.get(customer, request.id)
+    assert (found.state, found.response) == (State.CANCELLED, None)
+
+
+async def test_a_request_is_forgotten_when_its_time_has_passed(machine: Machine) -> None:
+    requests = await machine.start()
+    customer = await machine.customer()
+    request, _ = await requests.add(ACTOR, customer, "x", key="k", digest=b"d")
+    machine.now += 10 * KEEP
+    assert (await requests.get(customer, request.id)).state is State.CREATED, "it has not ended yet"
+    await requests.finish(request.id, State.DONE, b"{}")
+    machine.now += KEEP - 1
+    assert (await requests.get(customer, request.id)).state is State.DONE
+    machine.now += 1
+    with pytest.raises(NotFound):
+        await requests.get(customer, request.id)
+    assert await requests.list(customer, 1) == ([], 0)
+    another, new = await requests.add(ACTOR, customer, "x", key="k", digest=b"other")
+    assert new
+    assert another.id != request.id
+    rows = await machine.ledger.read(
+        lambda connection: connection.execute("SELECT id FROM requests").fetchall()
+    )
+    assert rows == [(another.id,)], "the row itself is gone"
+
+
+async def test_a_webhook_is_sealed_where_it_lies(machine: Machine) -> None:
+    requests = await machine.start()
+    customer = await machine.customer()
+    mine, _ = await requests.add(ACTOR, customer, "x", webhook=HOOK)
+    other, _ = await requests.add(ACTOR, customer, "x", webhook=Webhook("https://hooks.example/other"))
+    for request in (mine, other):
+        await requests.finish(request.id, State.DONE, b"{}")
+    await machine.stop()
+    files = b"".join(path.read_bytes() for path in machine.folder.iterdir() if path.is_file())
+    assert b"Bearer secret" not in files
+    assert b"hooks.example" not in files
+    requests = await machine.start()
+    assert {due.webhook.endpoint for due in await requests.due(9)} == {
+        "https://hooks.example/told",
+        "https://hooks.example/other",
+    }
+    # Bound to its request: what lies in another row does not open.
+    await machine.ledger.write(
+        lambda connection: connection.execute(
+            "UPDATE requests SET webhook = (SELECT webhook FROM requests WHERE id = ?) WHERE id = ?",
+            (mine.id, other.id),
+        ).fetchall()
+    )
+    with pytest.raises(StorageFailed):
+        await requests.due(9)
+    await requests.told(other.id, None)
+    await requests.told(mine.id, None)
+    assert await requests.next_due() is None
