@@ -1,8 +1,9 @@
 """What a request is answered with: documents, refusals, and the error shapes of both worlds.
 
 The cloud has two error shapes, `{"detail": text}` (account, CRUD) and `{"status": {"code", "text"}}`
-(inference, search), and its clients look for either key only. Every wire refusal here carries both, so one
-document serves both families; `/appliance/v1` answers problem+json (RFC 9457).
+(inference, search), and its clients look for either key only; those of the Open Inference Protocol look for
+`{"error": text}`. Every wire refusal here carries all three, so one document serves all families;
+`/appliance/v1` answers problem+json (RFC 9457).
 """
 
 import asyncio
@@ -104,8 +105,9 @@ def refusal(error: ApplianceError, request_id: str, *, problem: bool) -> Answer:
         headers["WWW-Authenticate"] = "Token"
     if code in {429, 503}:
         headers["Retry-After"] = str(error.retry_after if isinstance(error, Overloaded) else 1)
+    document: dict[str, object]
     if problem:
-        document: dict[str, object] = {
+        document = {
             "type": "about:blank",
             "title": HTTPStatus(code).phrase,
             "status": code,
@@ -113,7 +115,9 @@ def refusal(error: ApplianceError, request_id: str, *, problem: bool) -> Answer:
             "request_id": request_id,
         }
         return Answer(document, code, headers, PROBLEM)
-    return Answer({"detail": detail, "status": status(code, text_of(error), request_id)}, code, headers)
+    text = text_of(error)
+    document = {"detail": detail, "error": text, "status": status(code, text, request_id)}
+    return Answer(document, code, headers)
 
 
 async def encode(document: object) -> bytes:

@@ -4,6 +4,7 @@ Three forms: JSON with `_base64`, one raw image (`Content-Type: image/*`, its re
 the request's fields in the query), or multipart (part `request` is the JSON, parts `image-0` to `image-9` the
 images of its records in order). aiohttp's `Request.post()` writes uploads over 1 MiB to a temporary file and
 is never used. Files that an operator sends (`Form.FILES`) are not held: the handler reads them as they come.
+A body that a family parses itself (`Form.BYTES`) is handed on as it is.
 """
 
 import asyncio
@@ -242,6 +243,8 @@ async def _payload(request: web.BaseRequest, form: Form, transfer: _Transfer) ->
         return await _assembled(parts, form)
     async with transfer.deadline():
         body = await transfer.everything()
+    if form is Form.BYTES:
+        return Payload(body=body)
     if media.startswith("image/") and form.takes_images:
         return _raw_image(body, request, form)
     if body and media != "application/json":

@@ -48,6 +48,7 @@ class Form(Enum):
         "query"  # JSON, raw or multipart; the first image belongs to `query_record`, the rest to `records`
     )
     FILES = "files"  # multipart, read by the handler as it comes
+    BYTES = "bytes"  # of any media type, parsed by the handler
 
     @property
     def takes_images(self) -> bool:
@@ -59,7 +60,7 @@ class Record:
     """One record: its fields without `_base64` and `_file`; its encoded image, or why that is unusable."""
 
     fields: Fields
-    image: Image | None = None
+    image: Image | memoryview | None = None
     problem: InvalidInput | None = None
 
     @property
@@ -92,7 +93,7 @@ class Record:
         if self.fields.get("_id") is None:
             self.fields["_id"] = str(uuid.uuid4())
 
-    def take_image(self) -> Image:
+    def take_image(self) -> Image | memoryview:
         """Hands the image over: the record holds it no longer. Raises InvalidInput when there is none."""
         if self.problem is not None:
             raise self.problem
@@ -112,13 +113,15 @@ async def _no_files() -> Files:
 class Payload:
     """A parsed body. `fields` are the request's own; `records` is None when the body has none.
 
-    `files` come from the wire while they are read: each content to its end, before the next name.
+    `files` come from the wire while they are read: each content to its end, before the next name. `body` is
+    the bytes of a route that parses them itself.
     """
 
     fields: Fields = field(default_factory=dict)
     records: list[Record] | None = None
     query: Record | None = None
     files: Files = field(default_factory=_no_files, compare=False)
+    body: Image = field(default=b"", repr=False)
 
     def text(self, name: str) -> str | None:
         """A string field; None when absent or null. Raises InvalidInput naming the field otherwise."""
@@ -187,7 +190,8 @@ async def parse(body: Image, form: Form) -> Payload:
     """
     if not body:
         return Payload()
-    _check_values(body)
+    if too_many_values(body, len(body)):
+        raise TooLarge(f"the body holds more than {MAX_VALUES} values")
     try:
         document = _RAW_DOCUMENT.decode(body)
     except _MALFORMED:
@@ -233,23 +237,24 @@ def parse_word(text: str) -> object:
     return value
 
 
-async def decode_base64(raw: msgspec.Raw) -> bytes:
+async def decode_base64(raw: msgspec.Raw, name: str = "_base64") -> bytes:
     """The bytes behind a JSON string of base64, with or without a `data:` header of any kind.
 
     Decoded straight from the body; JSON escapes (`\\/` of PHP, `\\u003d` of Gson, line breaks) are undone in
-    pieces. Raises InvalidInput for anything that is not base64 in the standard alphabet with padding.
+    pieces. Raises InvalidInput, in which the string is called `name`, for anything that is not base64 in the
+    standard alphabet with padding.
     """
     view = memoryview(raw)
     if len(view) > _SMALL:
         await asyncio.sleep(0)
     if view[0] != ord('"'):
-        raise InvalidInput("_base64: a string is expected")
+        raise InvalidInput(f"{name}: a string is expected")
     view = view[1:-1]
     header = bytes(view[:MAX_HEADER_BYTES])
     if header[:5].lower() == b"data:":
         comma = header.find(b",")
         if comma < 0:
-            raise InvalidInput("_base64: the data: header does not end")
+            raise InvalidInput(f"{name}: the data: header does not end")
         view = view[comma + 1 :]
     try:
         return pybase64.b64decode(view, validate=True)
@@ -258,7 +263,7 @@ async def decode_base64(raw: msgspec.Raw) -> bytes:
     try:
         return pybase64.b64decode(await _unescaped(view), validate=True)
     except (binascii.Error, ValueError, *_MALFORMED):
-        raise InvalidInput("_base64: not valid base64") from None
+        raise InvalidInput(f"{name}: not valid base64") from None
 
 
 async def _unescaped(view: memoryview) -> bytes:
@@ -339,9 +344,11 @@ def _check_value(value: object, owner: str) -> None:
     raise InvalidInput(f"{owner} is nested deeper than {MAX_DEPTH} levels")
 
 
-def _check_values(body: Image) -> None:
+def too_many_values(body: Image, end: int) -> bool:
+    """Whether the JSON in the first `end` bytes may hold more than MAX_VALUES values."""
     commas = 0
-    for start in range(0, len(body), _PIECE):
-        commas += body.count(b",", start, start + _PIECE)
+    for start in range(0, end, _PIECE):
+        commas += body.count(b",", start, min(start + _PIECE, end))
         if commas > MAX_VALUES:
-            raise TooLarge(f"the body holds more than {MAX_VALUES} values")
+            return True
+    return False

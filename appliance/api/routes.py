@@ -19,6 +19,7 @@ from appliance.api.asynchronous import Asynchronous
 from appliance.api.call import Call
 from appliance.api.colours import Colours
 from appliance.api.management import Management
+from appliance.api.open_inference import OpenInference
 from appliance.api.payload import Form
 from appliance.api.probes import Probes
 from appliance.api.recognition import Recognition
@@ -86,6 +87,15 @@ def _search(prefix: str) -> tuple[Route, ...]:
     )
 
 
+def _model(path: str) -> tuple[Route, ...]:
+    infer = Scope.INFER
+    return (
+        Route("GET", path, OpenInference.model, infer, READ),
+        Route("GET", f"{path}/ready", OpenInference.model_ready, infer, READ),
+        Route("POST", f"{path}/infer", OpenInference.infer, infer, READ, Form.BYTES),
+    )
+
+
 _V1 = "/appliance/v1"
 _ADMIN, _OPERATOR = Scope.ADMIN, Access.OPERATOR
 
@@ -114,6 +124,12 @@ ROUTES: tuple[Route, ...] = (
     *_search("/similarity/custom/v2"),
     *_search("/photo/search/v2"),
     *_search("/similarity/products/v2"),
+    Route("GET", "/v2", OpenInference.server, Access.TOKEN, READ),
+    Route("GET", "/v2/health/live", OpenInference.live, Access.OPEN, READ),
+    Route("GET", "/v2/health/ready", OpenInference.ready, Access.OPEN, READ),
+    Route("POST", "/v2/repository/index", OpenInference.index, Scope.INFER, READ, Form.FIELDS),
+    *_model("/v2/models/{name}"),
+    *_model("/v2/models/{name}/versions/{version}"),
     Route(
         "POST",
         f"{_V1}/customers",

@@ -21,6 +21,7 @@ from appliance.api.colours import Colours
 from appliance.api.connections import Door, HttpServer
 from appliance.api.gate import Gate
 from appliance.api.management import Management
+from appliance.api.open_inference import OpenInference
 from appliance.api.parts import Parts
 from appliance.api.probes import Probes
 from appliance.api.recognition import Recognition
@@ -78,6 +79,7 @@ class Server:
             colours,
             self._asynchronous,
             Similarity(parts.collections, vision, parts.config.search),
+            OpenInference(vision, parts.bundles, parts.readiness),
             Management(
                 customers=parts.customers,
                 tokens=parts.tokens,

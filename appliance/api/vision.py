@@ -24,8 +24,9 @@ from appliance.outbound import Outbound
 from appliance.recognition.bundles import Bundle, Bundles, Preprocessing
 from appliance.recognition.decode import Decoded
 from appliance.recognition.decoders import Decoders, Encoded
-from appliance.recognition.engine import Engine
+from appliance.recognition.engine import Engine, Pixels
 
+S = TypeVar("S")
 T = TypeVar("T")
 Vector = npt.NDArray[np.float32]
 
@@ -79,11 +80,19 @@ class Vision:
 
         Raises what the record, the decoders and the engine raise.
         """
-        _, engine = self._ready()
         decoded = await self.decode(record, bundle.preprocessing)
-        with self._measures.stage("infer"):
-            values = await engine.infer(bundle, decoded.pixels, outputs)
+        values = await self.run(bundle, decoded.pixels, *outputs)
         return Seen(values, decoded.width, decoded.height)
+
+    async def run(self, bundle: Bundle, pixels: Pixels, *outputs: str) -> Mapping[str, Vector]:
+        """These outputs of the bundle's model for the pixels of one image. Raises what the engine raises."""
+        _, engine = self._ready()
+        with self._measures.stage("infer"):
+            return await engine.infer(bundle, pixels, outputs)
+
+    def serves(self, bundle: Bundle) -> bool:
+        """Whether a request for the bundle would be run now."""
+        return self._engine is not None and self._engine.serves(bundle)
 
     async def embed(self, bundle: Bundle, record: Record) -> tuple[Vector, Seen]:
         """The backbone's vector of the record's image, of length 1 (L2). Raises what `infer` raises."""
@@ -114,20 +123,20 @@ class Vision:
         return self._decoders, self._engine
 
 
-async def each(records: Sequence[Record], act: Callable[[Record], Awaitable[T]]) -> list[T | ApplianceError]:
-    """`act` on every record at once: its result or its refusal, in the order of the records.
+async def each(subjects: Sequence[S], act: Callable[[S], Awaitable[T]]) -> list[T | ApplianceError]:
+    """`act` on every subject at once: its result or its refusal, in the order of the subjects.
 
-    Raises the first refusal when all records failed for reasons that are not theirs (queues, workers).
+    Raises the first refusal when all failed for reasons that are not theirs (queues, workers).
     """
 
-    async def settle(record: Record) -> T | ApplianceError:
+    async def settle(subject: S) -> T | ApplianceError:
         try:
-            return await act(record)
+            return await act(subject)
         except ApplianceError as refusal:
             return refusal
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(settle(record)) for record in records]
+        tasks = [group.create_task(settle(subject)) for subject in subjects]
     outcomes = [task.result() for task in tasks]
     if outcomes and all(isinstance(outcome, _OURS) for outcome in outcomes):
         first = outcomes[0]

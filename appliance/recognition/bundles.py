@@ -190,13 +190,18 @@ class Bundles:
 
     def for_task(self, task: TaskId, version: str | None = None) -> Bundle:
         """The version of a task that answers, or the one that is asked for. Raises NotFound."""
-        versions = [bundle for bundle in self._installed.values() if bundle.task == task]
-        if not versions:
-            raise NotFound("no such task")
-        for bundle in versions:
-            if bundle.active if version is None else bundle.version == version:
-                return bundle
-        raise NotFound("the task has no such version" if version else "the task has no active version")
+        return _version("task", [one for one in self._installed.values() if one.task == task], version)
+
+    def for_name(self, name: str, version: str | None = None) -> Bundle:
+        """The version of a model, which a bundle's name is, that answers, or the one asked for.
+
+        Raises NotFound.
+        """
+        return _version("model", self.versions(name), version)
+
+    def versions(self, name: str) -> Sequence[Bundle]:
+        """All versions of a name in the order of installation; none for an unknown one."""
+        return [bundle for bundle in self._installed.values() if bundle.name == name]
 
     def for_route(self, route: str) -> Bundle:
         """The bundle that serves a wire route such as "photo/tags/v2/tags". Raises NotInstalled."""
@@ -296,6 +301,15 @@ class Bundles:
     def _keep(self, bundle: Bundle, digest: bytes) -> None:
         self._installed[bundle.pin] = bundle
         self._digests[bundle.pin] = digest
+
+
+def _version(noun: str, versions: Sequence[Bundle], version: str | None) -> Bundle:
+    if not versions:
+        raise NotFound(f"no such {noun}")
+    for bundle in versions:
+        if bundle.active if version is None else bundle.version == version:
+            return bundle
+    raise NotFound(f"the {noun} has no such version" if version else f"the {noun} has no active version")
 
 
 def _bundle(verified: manifest.Verified, folder: Path, task: TaskId, *, active: bool) -> Bundle:

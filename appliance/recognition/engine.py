@@ -281,6 +281,12 @@ class Engine:
             for device in self._devices:
                 await device.unload(model)
 
+    def serves(self, bundle: Bundle) -> bool:
+        """Whether the bundle's model is loaded, and a device is there that runs it."""
+        key = (bundle.name, bundle.version)
+        loaded = key in self._models and key not in self._retired
+        return loaded and any(device.worker.serving for device in self._devices)
+
     async def infer(self, bundle: Bundle, pixels: Pixels, outputs: tuple[str, ...]) -> Outputs:
         """The named outputs (float32, of the bundle's shapes) for one image.
 

@@ -49,6 +49,13 @@ def test_every_family_answers_without_blocking(served: Served, tenant: Tenant) -
     ask(served, tenant, "POST", "/photo/v2/descriptor", {"records": records})
     ask(served, tenant, "POST", "/dom_colors/generic/v2/dominantcolor", {"records": records})
     ask(served, tenant, "POST", "/dom_colors/product/v2/dominantcolor", {"records": records})
+    encoded = {"name": "encoded", "datatype": "BYTES", "shape": [1], "data": [image]}
+    for more in ({}, {"parameters": {"binary_data_output": True}}):
+        body = json.dumps({"inputs": [encoded], **more}).encode()
+        answer = served.site.call("POST", "/v2/models/colours/infer", body, tenant.headers())
+        assert answer.status == 200, answer.body[:300]
+    for path in ("/v2", "/v2/models/colours", "/v2/models/colours/ready"):
+        ask(served, tenant, "GET", path)
     ask(served, tenant, "GET", "/account/v2/details")
 
 

@@ -59,6 +59,9 @@ class Victim:
         """What the route needs to act on the victim's things: everything that any route asks for at once."""
         if route.form is Form.NOTHING:
             return None
+        if route.form is Form.BYTES:
+            encoded = {"name": "encoded", "datatype": "BYTES", "shape": [1], "data": [PHOTO]}
+            return json.dumps({"id": SECRET, "inputs": [encoded]}).encode()
         document: dict[str, Any] = {
             "service": "photo-search",
             "type": "dominant-colors-generic",

@@ -96,6 +96,7 @@ def send_every_way(appliance: RunningAppliance, needles: Needles) -> None:
         send_multipart(appliance, needles, path)
         send_broken(appliance, needles, path)
         send_half(appliance, needles, path)
+    send_tensors(appliance, needles)
     send_base64(appliance, needles, "/photo/v2/descriptor")
     send_base64(appliance, needles, "/dom_colors/generic/v2/dominantcolor")
     assert appliance.call("GET", "/readyz", headers={}).status == 200
@@ -165,6 +166,28 @@ def send_broken(appliance: RunningAppliance, needles: Needles, path: str) -> Non
     answer = appliance.post(path, one_record(path, appliance, record))
     assert answer.status < 500, (path, answer.body[:300])
     assert b"400" in answer.body
+
+
+def send_tensors(appliance: RunningAppliance, needles: Needles) -> None:
+    """Encoded, then as the pixels themselves, which random bytes are."""
+    models = appliance.post("/v2/repository/index", {}).document
+    path = f"/v2/models/{models[0]['name']}"
+    about = appliance.call("GET", path, headers=appliance.headers()).document
+    shape = about["inputs"][0]["shape"][1:]
+    pixels = secrets.token_bytes(shape[0] * shape[1] * 3)
+    needles.add(pixels)
+    encoded = marked_png(needles)
+    for name, datatype, shape_, data in (
+        ("encoded", "BYTES", [1], len(encoded).to_bytes(4, "little") + encoded),
+        ("image", "UINT8", [1, *shape], pixels),
+    ):
+        size = {"binary_data_size": len(data)}
+        text = json.dumps(
+            {"inputs": [{"name": name, "datatype": datatype, "shape": shape_, "parameters": size}]}
+        ).encode()
+        headers = appliance.headers(inference_header_content_length=str(len(text)))
+        answer = appliance.call("POST", f"{path}/infer", text + data, headers=headers)
+        assert answer.status == 200, answer.body[:300]
 
 
 def send_half(appliance: RunningAppliance, needles: Needles, path: str) -> None:
