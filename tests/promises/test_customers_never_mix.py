@@ -230,9 +230,7 @@ def test_another_customers_token_finds_nothing(
     elif not names_the_victim(route):
         assert answer.status in {200, 201}
     else:
-        absent = replace(
-            victim.tenant, id=CustomerId(str(uuid.uuid4())), collection=str(uuid.uuid4())
-        )
+        absent = replace(victim.tenant, id=CustomerId(str(uuid.uuid4())), collection=str(uuid.uuid4()))
         nobody = Victim(absent, "0" * 10, str(uuid.uuid4()))
         missing = attack(served, route, nobody, f"Token {attacker.token}")
         assert answer.status == missing.status == 404
