@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -97,12 +98,16 @@ _REQUEST = msgspec.msgpack.Decoder(Request)
 
 
 class Channel:
-    """The child's side: requests in order, answers in any order, and the shared memories of its start."""
+    """The child's side: requests in order, answers in any order, and the shared memories of its start.
+
+    Requests belong to one thread; any may answer.
+    """
 
     def __init__(self, connection: socket.socket, memories: list[memoryview], *, confined: bool) -> None:
         self._socket = connection
         self._buffer = bytearray()
         self._confined = confined
+        self._writing = threading.Lock()
         self.memories = memories
 
     def ready(self, info: dict[str, Any]) -> None:
@@ -132,18 +137,22 @@ class Channel:
 
     def send(self, identifier: int, body: bytes) -> None:
         """Answer one request."""
-        self._socket.sendall(frame(Answer(identifier, body)))
+        self._write(frame(Answer(identifier, body)))
 
     def send_all(self, answers: Iterable[tuple[int, bytes]]) -> None:
         """Answer several requests at once: one write, one wake-up of the daemon's loop."""
         framed = bytearray()
         for identifier, body in answers:
             framed += frame(Answer(identifier, body))
-        self._socket.sendall(framed)
+        self._write(framed)
 
     def refuse(self, identifier: int, error: ApplianceError) -> None:
         """Have the daemon's `call` raise this error: one of REFUSALS, any other costs this child its life."""
-        self._socket.sendall(frame(Refusal(identifier, type(error).__name__, str(error))))
+        self._write(frame(Refusal(identifier, type(error).__name__, str(error))))
+
+    def _write(self, framed: bytearray) -> None:
+        with self._writing:
+            self._socket.sendall(framed)
 
     def _fill(self, flags: int) -> bool:
         received = self._socket.recv(262144, flags)

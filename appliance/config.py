@@ -88,9 +88,13 @@ class Recognition(Section):
     """Decoding and inference: device, queues and limits."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = Field(0, ge=0, le=64)
+    memory_bytes: int = Field(0, ge=0)
+    pinned: tuple[str, ...] = Field((), strict=False)
     threads: int = Field(1, ge=1, le=256)
     max_batch: int = Field(8, ge=1, le=1024)
     queue: int = Field(256, ge=1)
+    queue_bytes: int = Field(256 * MIB, ge=MIB)
     decoders: int = Field(0, ge=0, le=256)
     max_pixels: int = Field(50_000_000, ge=1)
     max_side: int = Field(16384, ge=1, le=65535)

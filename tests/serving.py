@@ -20,7 +20,7 @@ import uvloop
 from onnx import TensorProto, helper, numpy_helper
 from prometheus_client import CollectorRegistry
 
-from appliance import config, vault
+from appliance import vault
 from appliance.accounts.audit import Actor, Entry, entries
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.tokens import Scope, Tokens
@@ -28,7 +28,7 @@ from appliance.api.parts import Parts
 from appliance.api.server import Server
 from appliance.asynchronous.requests import Requests
 from appliance.asynchronous.webhooks import Webhooks
-from appliance.config import Api, Config, Lifecycle, Operator, Recognition
+from appliance.config import Api, Config, Lifecycle, Operator, Recognition, Section
 from appliance.health import Readiness
 from appliance.ledger import Ledger
 from appliance.outbound import Outbound
@@ -308,13 +308,12 @@ class Served:
         residency: Residency | None = None,
         tls: ssl.SSLContext | None = None,
         group: str = "nobody knows",
-        limits: config.Requests | None = None,
+        sections: Mapping[str, Section] | None = None,
         **api: Any,
     ) -> Iterator[tuple[Site, Server]]:
-        """A second server on the same parts with other settings in `[api]`, closed after the block."""
+        """A second server on the same parts with other settings in `[api]` or sections, closed after it."""
         settings = self._config(Api(**({"listen": ("127.0.0.1:0",)} | api)), group)
-        if limits is not None:
-            settings = settings.model_copy(update={"requests": limits})
+        settings = settings.model_copy(update=dict(sections or {}))
         registry = CollectorRegistry()
         outbound = Outbound(residency, registry)
         webhooks = Webhooks(self.parts.requests, outbound, self._keys, lambda: self.clock)

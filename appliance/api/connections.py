@@ -9,7 +9,7 @@ import struct
 import uuid
 from asyncio import AbstractEventLoop, BaseTransport
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import msgspec
 from aiohttp import web
@@ -59,7 +59,7 @@ class Door:
 class Connection(web.RequestHandler):
     """aiohttp's connection behind a door; its own refusals are JSON and name nothing of what was sent."""
 
-    __slots__ = ("_address", "_door", "_group", "uid")
+    __slots__ = ("_address", "_door", "_ending", "_group", "uid")
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class Connection(web.RequestHandler):
         self._door = door
         self._group = group
         self._address: str | None = None
+        self._ending: asyncio.Task[object] | None = None
         self.uid: int | None = None  # of an operator on the Unix socket, None for everybody else
 
     def connection_made(self, transport: BaseTransport) -> None:
@@ -93,6 +94,17 @@ class Connection(web.RequestHandler):
             self._door.leave(self._address)
             self._address = None
             super().connection_lost(exc)
+        if self._ending is not None:
+            self._ending.cancel()
+
+    @contextlib.contextmanager
+    def ending_with_client(self) -> Iterator[None]:
+        """The block is cancelled when the client leaves: nobody else needs its answer."""
+        self._ending = asyncio.current_task()
+        try:
+            yield
+        finally:
+            self._ending = None
 
     def handle_error(
         self,

@@ -1,11 +1,12 @@
 """One request from its head to its access line: checked, matched, authenticated, read, handled, answered."""
 
+import asyncio
 import logging
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +17,7 @@ from appliance.api.answers import INTERNAL, Answer, Refused, encode, refusal
 from appliance.api.body import Bodies
 from appliance.api.call import Call, Measures
 from appliance.api.connections import Connection
-from appliance.api.routes import MANAGEMENT, Access, Route, Surface, Table, strip_prefix
+from appliance.api.routes import MANAGEMENT, READ, Access, Route, Surface, Table, strip_prefix
 from appliance.errors import ApplianceError, Forbidden, InvalidInput, Unauthenticated
 
 _SCHEMES = {"token", "jwt", "bearer"}
@@ -52,6 +53,7 @@ class Gate:
         tokens: Tokens,
         bodies: Bodies,
         measures: Measures,
+        admit: Callable[[int], None],
     ) -> None:
         self._table = Table(routes, surface)
         self._surface = surface
@@ -59,6 +61,8 @@ class Gate:
         self._tokens = tokens
         self._bodies = bodies
         self._measures = measures
+        self._admit = admit  # raises Overloaded unless one more call with images may come in
+        self._seeing = 0  # calls with images under way
         self.closing = False  # set while draining: every answer then ends its connection
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -71,6 +75,9 @@ class Gate:
             body = await encode(answer.document)
         except ConnectionError:
             answer, body = Answer(status=_CLIENT_GONE), None
+        except asyncio.CancelledError:
+            self._respond(request, trace, Answer(status=_CLIENT_GONE), None)
+            raise
         except Exception as error:  # noqa: BLE001 - the last line of defence: nothing may leave but this answer
             # Frames only: an exception's message may quote what the caller sent.
             frames = "".join(traceback.format_tb(error.__traceback__))
@@ -89,6 +96,10 @@ class Gate:
         principal = self._principal(request, route)
         trace.customer = principal.customer or ("operator" if principal.operator else "-")
         async with AsyncExitStack() as stack:
+            if route.form.carries_images:
+                stack.enter_context(self._admitted())
+                if isinstance(request.protocol, Connection) and route.audit == READ:
+                    stack.enter_context(request.protocol.ending_with_client())
             with self._measures.stage("body"):
                 payload = await stack.enter_async_context(self._bodies.reading(request, route.form))
             call = Call(
@@ -103,6 +114,16 @@ class Gate:
                 began=trace.began,
             )
             return await self._handlers[route](call)
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """Refuses a call that would wait in vain, before its body is read."""
+        self._admit(self._seeing)
+        self._seeing += 1
+        try:
+            yield
+        finally:
+            self._seeing -= 1
 
     def _principal(self, request: web.BaseRequest, route: Route) -> Principal:
         if route.access is Access.OPEN:

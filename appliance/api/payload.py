@@ -54,6 +54,11 @@ class Form(Enum):
     def takes_images(self) -> bool:
         return self in {Form.RECORDS, Form.QUERY}
 
+    @property
+    def carries_images(self) -> bool:
+        """Also where the handler finds them in the bytes itself."""
+        return self.takes_images or self is Form.BYTES
+
 
 @dataclass
 class Record:

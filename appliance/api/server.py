@@ -29,7 +29,8 @@ from appliance.api.routes import ROUTES, Surface
 from appliance.api.similarity import Similarity
 from appliance.api.vision import Vision
 from appliance.config import Api, listen_address
-from appliance.errors import ApplianceError, ConfigInvalid, SelfTestFailed
+from appliance.errors import ApplianceError, ConfigInvalid, Overloaded, SelfTestFailed
+from appliance.recognition.engine import Priority
 
 __all__ = ["Parts", "Server", "check_parser"]
 
@@ -64,19 +65,19 @@ class Server:
         self._config = parts.config
         measures = Measures(parts.registry)
         vision = Vision(parts.bundles, parts.decoders, parts.engine, parts.outbound, measures)
-        recognition, colours = Recognition(vision, parts.bundles), Colours(vision)
+        patient = vision.at(Priority.BULK)
         self._asynchronous = Asynchronous(
             parts.requests,
             parts.webhooks,
-            recognition=recognition,
-            colours=colours,
+            recognition=Recognition(patient, parts.bundles),
+            colours=Colours(patient),
             bundles=parts.bundles,
             limits=parts.config.requests,
         )
         families = (
             Account(parts.customers, parts.bundles),
-            recognition,
-            colours,
+            Recognition(vision, parts.bundles),
+            Colours(vision),
             self._asynchronous,
             Similarity(parts.collections, vision, parts.config.search),
             OpenInference(vision, parts.bundles, parts.readiness),
@@ -94,7 +95,13 @@ class Server:
         self._bodies = bodies = Bodies(parts.config.api)
         self._gates = {
             surface: Gate(
-                ROUTES, surface, families=families, tokens=parts.tokens, bodies=bodies, measures=measures
+                ROUTES,
+                surface,
+                families=families,
+                tokens=parts.tokens,
+                bodies=bodies,
+                measures=measures,
+                admit=lambda calls: _admit(vision, parts.config.recognition.queue, calls),
             )
             for surface in Surface
         }
@@ -205,6 +212,13 @@ class Server:
             await loop.create_unix_server(server, sock=bound, backlog=_BACKLOG)
         )
         self._socket = path
+
+
+def _admit(vision: Vision, queue: int, calls: int) -> None:
+    """Whether one more call with images may come in beside so many. Raises Overloaded."""
+    if calls >= queue:
+        raise Overloaded(f"{calls} calls with images are under way, as many as the queue holds")
+    vision.check_room()
 
 
 def _bind(path: Path, group: int | None) -> socket.socket:

@@ -24,7 +24,7 @@ from appliance.outbound import Outbound
 from appliance.recognition.bundles import Bundle, Bundles, Preprocessing
 from appliance.recognition.decode import Decoded
 from appliance.recognition.decoders import Decoders, Encoded
-from appliance.recognition.engine import Engine, Pixels
+from appliance.recognition.engine import Engine, Pixels, Priority
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -63,12 +63,27 @@ class Vision:
         engine: Engine | None,
         outbound: Outbound,
         measures: Measures,
+        *,
+        priority: Priority = Priority.INTERACTIVE,
     ) -> None:
         self._bundles = bundles
         self._outbound = outbound
         self._decoders = decoders
         self._engine = engine
         self._measures = measures
+        self._priority = priority
+
+    def at(self, priority: Priority) -> "Vision":
+        """The same for work that is as urgent as this."""
+        return Vision(
+            self._bundles, self._decoders, self._engine, self._outbound, self._measures, priority=priority
+        )
+
+    def check_room(self) -> None:
+        """Raises Overloaded when an image that came now would find the queues full."""
+        decoders, engine = self._ready()
+        decoders.check_room()
+        engine.check_room()
 
     def backbone(self, pin: str | None = None) -> Bundle:
         """The bundle whose embeddings search uses: the active one, or that of a pin. Raises NotInstalled."""
@@ -88,7 +103,7 @@ class Vision:
         """These outputs of the bundle's model for the pixels of one image. Raises what the engine raises."""
         _, engine = self._ready()
         with self._measures.stage("infer"):
-            return await engine.infer(bundle, pixels, outputs)
+            return await engine.infer(bundle, pixels, outputs, priority=self._priority)
 
     def serves(self, bundle: Bundle) -> bool:
         """Whether a request for the bundle would be run now."""
@@ -108,7 +123,7 @@ class Vision:
         async with AsyncExitStack() as stack:
             image = await self._encoded(record, stack)
             with self._measures.stage("decode"):
-                return await decoders.decode(image, preprocessing)
+                return await decoders.decode(image, preprocessing, self._priority)
 
     async def _encoded(self, record: Record, stack: AsyncExitStack) -> Encoded:
         url = record.url

@@ -14,6 +14,7 @@ from appliance.channel import Limits
 from appliance.config import Recognition
 from appliance.errors import InvalidImage, Overloaded, TooLarge, WorkerLost
 from appliance.recognition.decode import Decoded, Outcome, Task
+from appliance.recognition.devices import Priority
 from appliance.recognition.preprocessing import CHANNELS, Preprocessing
 from appliance.workers import Memory, Worker
 
@@ -74,7 +75,8 @@ class Decoders:
     def __init__(self, config: Recognition, registry: CollectorRegistry, *, target: str = DECODER) -> None:
         self._config = config
         self._target = target
-        self._waiting = 0
+        self._waiting = self._waiting_bytes = 0
+        self._patient = asyncio.Semaphore()
         self._idle: asyncio.LifoQueue[_Decoder] = asyncio.LifoQueue()
         self._running: set[asyncio.Task[Any]] = set()
         self._lost = Counter(
@@ -95,6 +97,7 @@ class Decoders:
                     raise started
             for decoder in decoders:
                 self._idle.put_nowait(decoder)
+            self._patient = asyncio.Semaphore(max(1, count // 2))
             self._stack = stack.pop_all()
         return self
 
@@ -106,22 +109,35 @@ class Decoders:
         await asyncio.gather(*self._running, return_exceptions=True)
         await self._stack.aclose()
 
-    async def decode(self, data: Encoded, preprocessing: Preprocessing) -> Decoded:
+    def check_room(self) -> None:
+        """Raises Overloaded when the queue is full."""
+        if self._waiting >= self._config.queue:
+            raise Overloaded(f"{self._waiting} images wait to be decoded, as many as the queue holds")
+
+    async def decode(
+        self, data: Encoded, preprocessing: Preprocessing, priority: Priority = Priority.INTERACTIVE
+    ) -> Decoded:
         """The pixels that a model with this preprocessing sees; see `appliance.recognition.decode.decode`.
 
-        Raises InvalidImage and TooLarge for the image, InvalidImage too when it crashes or hangs its decoder;
-        Overloaded when more images wait than the queue holds or none is free in time. Of what it was given,
-        nothing remains in shared memory; a cancelled call ends in the background.
+        What is less urgent has half of the decoders at most. Raises InvalidImage and TooLarge for the image,
+        InvalidImage too when it crashes or hangs its decoder; Overloaded when more images wait than the queue
+        holds or none is free in time. Of what it was given, nothing remains in shared memory; a cancelled
+        call ends in the background.
         """
         if len(data) > INPUT_BYTES:
             raise TooLarge(f"the image has {len(data)} bytes; the limit is {INPUT_BYTES}")
-        decoder = await self._free()
-        return await asyncio.shield(self._keep(self._run(decoder, data, preprocessing)))
+        async with contextlib.AsyncExitStack() as stack:
+            if priority is not Priority.INTERACTIVE:
+                await stack.enter_async_context(self._patient)
+            decoder = await self._free(len(data))
+            return await asyncio.shield(self._keep(self._run(decoder, data, preprocessing)))
 
-    async def _free(self) -> _Decoder:
-        if self._waiting >= self._config.queue:
-            raise Overloaded(f"{self._waiting} images wait to be decoded, as many as the queue holds")
+    async def _free(self, size: int) -> _Decoder:
+        self.check_room()
+        if self._waiting and self._waiting_bytes + size > self._config.queue_bytes:
+            raise Overloaded("the images that wait to be decoded take as much memory as the queue may")
         self._waiting += 1
+        self._waiting_bytes += size
         try:
             async with asyncio.timeout(self._config.decode_seconds):
                 while not (decoder := await self._idle.get()).worker.serving:
@@ -131,6 +147,7 @@ class Decoders:
             raise Overloaded(f"no decoder became free within {self._config.decode_seconds:g} s") from None
         finally:
             self._waiting -= 1
+            self._waiting_bytes -= size
 
     async def _run(self, decoder: _Decoder, data: Encoded, preprocessing: Preprocessing) -> Decoded:
         try:

@@ -6,6 +6,7 @@ others to come.
 
 import ctypes
 import os
+import threading
 from collections import deque
 from math import prod
 from pathlib import Path
@@ -28,6 +29,7 @@ except ImportError as error:
         f"onnxruntime is missing ({error}): install appliance[cpu] or appliance[gpu]"
     ) from error
 
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Convolutions on a CPU gain nothing from batches and lose 8 % at eight images, when they leave the cache; the
 # per-run cost of tiny models is nearly gone at four.
@@ -63,7 +65,7 @@ def _missing_for_cuda() -> str:
     try:
         ctypes.CDLL(str(libraries / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
         ctypes.CDLL(str(libraries / "libonnxruntime_providers_cuda.so"))
-        session = _session(PROBE, CUDA, 1)
+        session = _session(PROBE, CUDA, 0, 1)
     except OSError as error:
         return f"a library is missing: {error}"
     except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no base below Exception
@@ -71,16 +73,27 @@ def _missing_for_cuda() -> str:
     return "" if session.get_providers()[0] == CUDA else "onnxruntime fell back to the CPU"
 
 
-def _session(model: str | bytes, provider: str, threads: int) -> onnxruntime.InferenceSession:
+def _count_gpus() -> int:
+    """What the driver shows to this process, CUDA_VISIBLE_DEVICES considered."""
+    driver, found = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(found)) != 0:
+        return 1
+    return found.value
+
+
+def _session(model: str | bytes, provider: str, number: int, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # Spinning threads burn a second core while they wait for the next image.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if provider == CUDA:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    return onnxruntime.InferenceSession(model, options, providers=[provider])
+    if provider == CPU:
+        return onnxruntime.InferenceSession(model, options, providers=[CPU])
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    # An arena that doubles would take the memory that the next model needs.
+    settings = {"device_id": str(number), "arena_extend_strategy": "kSameAsRequested"}
+    return onnxruntime.InferenceSession(model, options, providers=[(CUDA, settings)])
 
 
 def _first_line(error: Exception) -> str:
@@ -88,20 +101,26 @@ def _first_line(error: Exception) -> str:
 
 
 class Device:
-    """The models of one device over the slots of its shared memory."""
+    """The models of one device over the slots of its shared memory; `number` is that of a GPU."""
 
-    def __init__(self, slots: memoryview, provider: str, threads: int, max_batch: int) -> None:
+    def __init__(
+        self, slots: memoryview, provider: str, threads: int, max_batch: int, number: int = 0
+    ) -> None:
         self._slots = slots
         self._provider = provider
+        self._number = number
         self._threads = threads
         self._max_batch = min(max_batch, CPU_BATCH) if provider == CPU else max_batch
-        self._singly: set[int] = set()
-        self._models: dict[int, tuple[onnxruntime.InferenceSession, str, tuple[int, ...]]] = {}
+        self._models: dict[int, _Model] = {}
 
     def load(self, request: Load) -> Loaded:
-        """Make the session, run it once, and say what it gives. InvalidInput with the reason it cannot be."""
+        """Make the session, run it once, and say what it gives. InvalidInput with the reason it cannot be.
+
+        May run beside `run`, in another thread: onnxruntime lets go of Python's lock meanwhile.
+        """
+        before = _resident_bytes()
         try:
-            session = _session(request.path, self._provider, self._threads)
+            session = _session(request.path, self._provider, self._number, self._threads)
             (input_,) = session.get_inputs()
             zeros = np.zeros((1, *request.shape), np.uint8)
             values = session.run(None, {input_.name: zeros})
@@ -119,15 +138,24 @@ class Device:
         for name in floats:
             if np.isnan(values[names.index(name)]).any():
                 raise InvalidInput(f"output {name} is no number (NaN) for a black image")
-        if input_.shape[0] == 1:
-            self._singly.add(request.model)
-        self._models[request.model] = session, input_.name, request.shape
-        return Loaded(used, floats)
+        model = _Model(session, request.shape, ("cuda", self._number) if self._provider == CUDA else None)
+        if self._provider == CUDA and not model.singly:
+            self._warm(model, list(floats))
+        self._models[request.model] = model
+        # What other threads took or gave meanwhile is in the difference; the weights are there in any case.
+        taken = max(_resident_bytes() - before, Path(request.path).stat().st_size)
+        return Loaded(used, floats, taken)
+
+    def _warm(self, model: "_Model", outputs: list[str]) -> None:
+        """Every bucket once: the first run of a size is slow, and keeps the memory that it takes."""
+        size = 1
+        while size <= self._max_batch:
+            model.run(outputs, np.zeros((size, *model.shape), np.uint8))
+            size *= 2
 
     def unload(self, request: Unload) -> None:
         """Give back what the model holds."""
         self._models.pop(request.model, None)
-        self._singly.discard(request.model)
 
     def take(self, waiting: deque[tuple[int, Run]]) -> list[tuple[int, Run]]:
         """The next batch, removed from `waiting`: the first request and those that can run with it.
@@ -136,7 +164,8 @@ class Device:
         because every batch size that ever ran keeps memory of its own.
         """
         first = waiting[0][1]
-        if first.alone or first.model in self._singly:
+        model = self._models.get(first.model)
+        if first.alone or (model is not None and model.singly):
             return [waiting.popleft()]
         alike = [
             entry
@@ -152,13 +181,26 @@ class Device:
         return batch
 
     def run(self, batch: list[Run]) -> None:
-        """Infer the slots of a batch of one model and write each slot's outputs behind its pixels."""
-        session, name, shape = self._models[batch[0].model]
-        outputs = batch[0].outputs
-        pixels = prod(shape)
+        """Infer the slots of a batch of one model and write each slot's outputs behind its pixels.
+
+        Where memory does not suffice, batches of the device are half as large from then on.
+        """
+        model, outputs = self._models[batch[0].model], batch[0].outputs
+        pixels = prod(model.shape)
         starts = [request.slot * SLOT_BYTES for request in batch]
-        images = [np.frombuffer(self._slots, np.uint8, pixels, start).reshape(shape) for start in starts]
-        values = session.run(list(outputs), {name: self._stack(images)})
+        images = [
+            np.frombuffer(self._slots, np.uint8, pixels, start).reshape(model.shape) for start in starts
+        ]
+        try:
+            values = model.run(list(outputs), self._stack(images))
+        except Exception as error:
+            if len(batch) == 1 or not _out_of_memory(error):
+                raise  # the worker ends, and the next one begins with a context of its own
+            half = len(batch) // 2
+            self._max_batch = max(1, min(self._max_batch, half))
+            self.run(batch[:half])
+            self.run(batch[half:])
+            return
         layout = places(pixels, [value.shape[1:] for value in values])
         for index, start in enumerate(starts):
             for value, (offset, count) in zip(values, layout, strict=True):
@@ -174,12 +216,78 @@ class Device:
         return np.stack(images + padding)
 
 
+class _Model:
+    """A session, and at a `place` of its own (a GPU) the buffers that each size of batch uses again.
+
+    There it takes one copy of the pixels, and one back of the outputs that were asked for.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        shape: tuple[int, ...],
+        place: tuple[str, int] | None,
+    ) -> None:
+        (input_,) = session.get_inputs()
+        self.shape = shape
+        self.singly = input_.shape[0] == 1
+        self._session = session
+        self._input = input_.name
+        self._place = place
+        self._buffers: dict[int, onnxruntime.OrtValue] = {}
+
+    def run(self, outputs: list[str], pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+        """These outputs for a batch (n, height, width, 3)."""
+        values: list[npt.NDArray[np.float32]]
+        if self._place is None:
+            values = self._session.run(outputs, {self._input: pixels})
+            return values
+        kind, number = self._place
+        buffer = self._buffers.get(len(pixels))
+        if buffer is None:
+            buffer = onnxruntime.OrtValue.ortvalue_from_numpy(pixels, kind, number)
+            self._buffers[len(pixels)] = buffer
+        else:
+            buffer.update_inplace(np.ascontiguousarray(pixels))
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(self._input, buffer)
+        for name in outputs:
+            binding.bind_output(name, kind, number)
+        self._session.run_with_iobinding(binding)
+        values = binding.copy_outputs_to_cpu()
+        return values
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """onnxruntime has no type for it: its arena's text is all there is, or the driver's."""
+    text = str(error)
+    return (
+        "Failed to allocate memory" in text or "CUDA_ERROR_OUT_OF_MEMORY" in text or "out of memory" in text
+    )
+
+
+def _resident_bytes() -> int:
+    with Path("/proc/self/statm").open("rb") as file:
+        return int(file.read().split()[1]) * _PAGE
+
+
 def main(channel: Channel, settings: dict[str, Any]) -> None:
-    """The device worker: answers Load and Run; one memory holds the slots."""
+    """The device worker: answers Load, Unload and Run; one memory holds the slots."""
     provider, note = choose(settings["device"])
-    device = Device(channel.memories[0], provider, settings["threads"], settings["max_batch"])
+    number = settings["number"]
+    device = Device(channel.memories[0], provider, settings["threads"], settings["max_batch"], number)
     requests: msgspec.msgpack.Decoder[Load | Run | Unload] = msgspec.msgpack.Decoder(Load | Run | Unload)
-    channel.ready({"device": "cpu" if provider == CPU else "cuda:0", "provider": provider, "note": note})
+    cuda = provider == CUDA
+    name = f"cuda:{number}" if cuda else "cpu" if number == 0 else f"cpu:{number}"
+    gpus = _count_gpus() if cuda else 0
+    channel.ready({"device": name, "provider": provider, "note": note, "gpus": gpus})
+
+    def load(identifier: int, request: Load) -> None:
+        try:
+            channel.send(identifier, msgspec.msgpack.encode(device.load(request)))
+        except InvalidInput as refusal:
+            channel.refuse(identifier, refusal)
+
     waiting: deque[tuple[int, Run]] = deque()
     while True:
         while not waiting or channel.waiting():
@@ -189,15 +297,12 @@ def main(channel: Channel, settings: dict[str, Any]) -> None:
             identifier, request = received[0], requests.decode(received[1])
             if isinstance(request, Run):
                 waiting.append((identifier, request))
-                continue
-            if isinstance(request, Unload):
+            elif isinstance(request, Unload):
                 device.unload(request)
                 channel.send(identifier, b"")
-                continue
-            try:
-                channel.send(identifier, msgspec.msgpack.encode(device.load(request)))
-            except InvalidInput as refusal:
-                channel.refuse(identifier, refusal)
+            else:
+                # Seconds for a large model, while the others go on serving.
+                threading.Thread(target=load, args=(identifier, request), daemon=True).start()
         batch = device.take(waiting)
         device.run([request for _, request in batch])
         channel.send_all((identifier, b"") for identifier, _ in batch)

@@ -43,10 +43,11 @@ class Unload(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """The provider that runs the session, and the shape of each output for one image."""
+    """The provider that runs the session, the shape of each output for one image, and the memory it took."""
 
     provider: str
     outputs: dict[str, tuple[int, ...]]
+    bytes: int = 0
 
 
 def aligned(size: int) -> int:

@@ -195,7 +195,7 @@ def test_only_so_much_waits(served: Served, tenant: Tenant, monkeypatch: pytest.
     big = {"_base64": base64.b64encode(noise).decode()}
     assert len(noise) > 1 << 20
     limits = Requests(pending=4, pending_bytes=2 * len(noise) + 1000)
-    with served.another(limits=limits) as (site, _):
+    with served.another(sections={"requests": limits}) as (site, _):
         for image, expected in (
             (big, 201),
             (big, 201),

@@ -252,7 +252,7 @@ def test_an_answer_that_is_too_long_for_json(
 
 
 def test_overload_is_429(served: Served, tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def full(*_: object) -> None:
+    async def full(*_: object, **__: object) -> None:
         await asyncio.sleep(0)
         raise Overloaded("as many as the queue holds", retry_after=1)
 

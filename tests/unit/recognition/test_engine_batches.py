@@ -2,14 +2,16 @@
 
 from collections import deque
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.recognition.session import CPU, CPU_BATCH, CUDA, Device
+from appliance.recognition.session import CPU, CPU_BATCH, CUDA, Device, _Model
 from appliance.recognition.slots import SLOT_BYTES, Load, Run, aligned, places
 from tests.unit.recognition.small_models import SIZE, network
 
@@ -109,3 +111,43 @@ def test_outputs_lie_behind_the_pixels_aligned_and_apart(pixels: int, shapes: li
         assert offset == aligned(end)
         assert count == shape[0] * shape[1]
         end = offset + count * 4
+
+
+def test_a_batch_that_memory_does_not_suffice_for_is_halved(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = answers(device, list(range(8)), ("logits",))
+    run, sizes = _Model.run, []
+
+    def scarce(model: _Model, outputs: list[str], pixels: npt.NDArray[np.uint8]) -> list[Values]:
+        sizes.append(len(pixels))
+        if len(pixels) > 1:
+            raise RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer")
+        return run(model, outputs, pixels)
+
+    monkeypatch.setattr(_Model, "run", scarce)
+    monkeypatch.setattr(device, "_max_batch", CPU_BATCH)
+    for answer, wanted in zip(answers(device, list(range(8)), ("logits",)), expected, strict=True):
+        assert np.allclose(answer["logits"], wanted["logits"], atol=1e-5)
+    assert sizes[:4] == [4, 2, 1, 1]
+    assert sizes[-4:] == [1] * 4, "the device has learned"
+
+
+def test_any_other_error_ends_the_worker(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> list[Values]:
+        raise RuntimeError("CUDA error 700: an illegal memory access was encountered")
+
+    monkeypatch.setattr(_Model, "run", broken)
+    with pytest.raises(RuntimeError, match="700"):
+        answers(device, [1, 2, 3, 4], ("logits",))
+
+
+def test_bound_buffers_give_what_the_session_gives(tmp_path: Path) -> None:
+    session = onnxruntime.InferenceSession(str(network(tmp_path).model), providers=[CPU])
+    plain, bound = _Model(session, (SIZE, SIZE, 3), None), _Model(session, (SIZE, SIZE, 3), ("cpu", 0))
+    for count in (1, 4, 1, 4, 2):
+        batch = pictures()[count : 2 * count]
+        for first, second in zip(
+            plain.run(["embedding", "logits"], batch), bound.run(["embedding", "logits"], batch), strict=True
+        ):
+            assert np.array_equal(first, second)

@@ -1,0 +1,243 @@
+"""One device as the engine sees it: a queue with priorities, slots of shared memory, the worker behind."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import partial
+from math import prod
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from appliance.config import Recognition
+from appliance.errors import WorkerLost
+from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, Load, Loaded, Run, Unload, places
+from appliance.workers import Memory, Worker
+
+Outputs = dict[str, npt.NDArray[np.float32]]
+
+LOAD_SECONDS = 300.0
+
+
+class Priority(IntEnum):
+    """Who goes first when a device becomes free; among equals who came first."""
+
+    INTERACTIVE = 0
+    BULK = 1
+    TRAINING = 2
+
+
+class DeviceStatus(msgspec.Struct, frozen=True):
+    """One device: `provider` is what really runs the models, `queued` counts requests not yet answered."""
+
+    name: str
+    provider: str
+    queued: int
+    restarts: int
+    state: Literal["serving", "restarting"]
+    note: str
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """A model that the engine knows; `bytes` is what it takes on a device, once it has been there.
+
+    `waiting` are the jobs that came while it was not resident; `used` rises with every use.
+    """
+
+    number: int
+    path: str
+    shape: tuple[int, ...]
+    shapes: dict[str, tuple[int, ...]]
+    pinned: bool
+    resident: bool = False
+    bytes: int = 0
+    used: int = 0
+    waiting: "list[Job]" = field(default_factory=list)
+
+    @property
+    def pixel_bytes(self) -> int:
+        return prod(self.shape)
+
+
+# No repr: the pixels of a request must not get into a message by accident.
+@dataclass(slots=True, eq=False, repr=False)
+class Job:
+    """One image for one model; `sent` says that a worker has it, or had it when it died."""
+
+    model: Model
+    pixels: npt.NDArray[np.uint8]
+    outputs: tuple[str, ...]
+    priority: Priority
+    answer: asyncio.Future[Outputs]
+    sent: bool = False
+    retried: bool = False
+
+
+class Device:
+    """The queue of one device. Slots for two batches: while one runs, the next lies ready in the worker.
+
+    Less urgent jobs take half of the slots at most, so that an urgent one waits for one batch of theirs.
+    `again` gets the jobs that were with a worker when it died; `models` are those to load into the next one.
+    """
+
+    def __init__(
+        self,
+        config: Recognition,
+        number: int,
+        models: Callable[[], Iterable[Model]],
+        again: Callable[[Job], None],
+        restarted: Callable[[], None],
+    ) -> None:
+        slots = 2 * config.max_batch
+        self._memory = Memory(slots * SLOT_BYTES)
+        self._free = list(range(slots))
+        self._spare = config.max_batch
+        self._waiting: dict[Priority, deque[Job]] = {priority: deque() for priority in Priority}
+        self._running: set[Job] = set()
+        self._moved = asyncio.Event()
+        # A request that was with a worker when it died runs with nobody else: it may be what killed it.
+        self._one_at_a_time = False
+        self._seconds = config.infer_seconds
+        self._models = models
+        self._again = again
+        self._restarted = restarted
+        self._encoder = msgspec.msgpack.Encoder()
+        self.queued_bytes = 0
+        self.worker = Worker(
+            "device worker" if number == 0 else f"device worker {number}",
+            "appliance.recognition.session:main",
+            {
+                "device": config.device,
+                "number": number,
+                "threads": config.threads,
+                "max_batch": config.max_batch,
+            },
+            memories=(self._memory,),
+            on_start=self._restore,
+        )
+
+    @property
+    def queued(self) -> int:
+        """Requests not yet answered."""
+        return sum(map(len, self._waiting.values())) + len(self._running)
+
+    def status(self) -> DeviceStatus:
+        info = self.worker.info
+        return DeviceStatus(
+            name=info["device"],
+            provider=info["provider"],
+            queued=self.queued,
+            restarts=self.worker.restarts,
+            state="serving" if self.worker.serving else "restarting",
+            note=info["note"],
+        )
+
+    def close(self) -> None:
+        for waiting in self._waiting.values():
+            for job in waiting:
+                if not job.answer.done():
+                    job.answer.set_exception(WorkerLost("the engine has stopped"))
+        self._memory.close()
+
+    async def load(self, model: Model) -> Loaded:
+        request = Load(model.number, model.path, model.shape)
+        reply = await self.worker.call(self._encoder.encode(request), LOAD_SECONDS)
+        return msgspec.msgpack.decode(reply, type=Loaded)
+
+    async def unload(self, model: Model) -> None:
+        """Returns when the worker has forgotten it; a restarted worker does not know it anyway."""
+        with contextlib.suppress(WorkerLost):
+            await self.worker.call(self._encoder.encode(Unload(model.number)), LOAD_SECONDS)
+
+    async def _restore(self) -> None:
+        """A restarted worker knows no models; what waits goes on as soon as calls are let through."""
+        if self.worker.restarts:
+            self._restarted()
+        for model in list(self._models()):
+            await self.load(model)
+        asyncio.get_running_loop().call_soon(self._advance)
+
+    def add(self, job: Job, *, first: bool = False) -> None:
+        waiting = self._waiting[job.priority]
+        if first:
+            waiting.appendleft(job)
+        else:
+            waiting.append(job)
+        self.queued_bytes += job.pixels.nbytes
+        self._advance()
+
+    def discard(self, job: Job) -> None:
+        """Nobody waits for this job any more. One in the worker's hands keeps its slot until it is done."""
+        if job in self._waiting[job.priority]:
+            self._waiting[job.priority].remove(job)
+            self._left(job)
+
+    async def drained(self, model: Model) -> None:
+        """Returns when no request for the model is under way."""
+        while any(job.model is model for jobs in (*self._waiting.values(), self._running) for job in jobs):
+            self._moved.clear()
+            await self._moved.wait()
+
+    def _left(self, job: Job) -> None:
+        self.queued_bytes -= job.pixels.nbytes
+        self._moved.set()
+
+    def _next(self) -> deque[Job] | None:
+        for priority, waiting in self._waiting.items():
+            if waiting:
+                spare = 0 if priority is Priority.INTERACTIVE else self._spare
+                return waiting if len(self._free) > spare else None
+        return None
+
+    def _advance(self) -> None:
+        while self.worker.serving and (waiting := self._next()) is not None:
+            if self._running and (self._one_at_a_time or waiting[0].retried):
+                return
+            job = waiting.popleft()
+            self._one_at_a_time = job.retried
+            self._send(job)
+
+    def _send(self, job: Job) -> None:
+        slot = self._free.pop()
+        start = slot * SLOT_BYTES
+        self._memory.view[start : start + job.model.pixel_bytes] = job.pixels.reshape(-1).data
+        self._running.add(job)
+        job.sent = True
+        request = Run(job.model.number, slot, job.outputs, alone=job.retried)
+        reply = self.worker.submit(self._encoder.encode(request), self._seconds)
+        reply.add_done_callback(partial(self._settle, job, slot))
+
+    def _settle(self, job: Job, slot: int, reply: asyncio.Future[bytes]) -> None:
+        start = slot * SLOT_BYTES
+        layout = places(job.model.pixel_bytes, [job.model.shapes[name] for name in job.outputs])
+        error = reply.exception()
+        lost = False
+        if job.answer.done():
+            pass
+        elif error is None:
+            job.answer.set_result(
+                {
+                    name: np.frombuffer(self._memory.view, np.float32, count, start + offset)
+                    .reshape(job.model.shapes[name])
+                    .copy()
+                    for name, (offset, count) in zip(job.outputs, layout, strict=True)
+                }
+            )
+        elif isinstance(error, WorkerLost) and not job.retried:
+            lost = job.retried = True
+        else:
+            job.answer.set_exception(error)
+        last, count = layout[-1]
+        self._memory.wipe(start, last + count * FLOAT_BYTES)
+        self._free.append(slot)
+        self._running.discard(job)
+        self._left(job)
+        if lost:
+            self._again(job)
+        self._advance()

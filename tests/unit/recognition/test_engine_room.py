@@ -1,0 +1,200 @@
+"""Who goes first, how much may wait, which models stay, and what several devices do for each other."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+from prometheus_client import CollectorRegistry
+
+from appliance.config import MIB, Recognition
+from appliance.errors import NotInstalled, Overloaded
+from appliance.recognition.bundles import Bundle
+from appliance.recognition.engine import Engine, Priority
+from tests.unit.recognition.small_models import SIZE, network
+from tests.unit.workers.waiting import until
+
+Pixels = npt.NDArray[np.uint8]
+LOGITS = ("logits",)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path) -> Bundle:
+    return network(folder)
+
+
+@asynccontextmanager
+async def serving(*bundles: Bundle, **settings: Any) -> AsyncIterator[Engine]:
+    async with Engine(Recognition(**settings), CollectorRegistry()) as engine:
+        for bundle in bundles:
+            await engine.load(bundle)
+        yield engine
+
+
+def photos(count: int, seed: int = 0) -> list[Pixels]:
+    return list(np.random.default_rng(seed).integers(0, 250, (count, SIZE, SIZE, 3), np.uint8))
+
+
+def process(engine: Engine, number: int = 0) -> psutil.Process:
+    return psutil.Process(engine._devices[number].worker.pid)
+
+
+def queued(engine: Engine) -> int:
+    return sum(device.queued for device in engine.devices())
+
+
+async def test_people_go_before_bulk_and_bulk_before_training(bundle: Bundle) -> None:
+    ended: list[Priority] = []
+
+    async def ask(engine: Engine, priority: Priority) -> None:
+        await engine.infer(bundle, photos(1)[0], LOGITS, priority=priority)
+        ended.append(priority)
+
+    async with serving(bundle, max_batch=1) as engine:
+        process(engine).suspend()
+        async with asyncio.TaskGroup() as group:
+            for priority in (Priority.TRAINING, Priority.BULK, Priority.INTERACTIVE):
+                for _ in range(3):
+                    group.create_task(ask(engine, priority))
+                await until(lambda: queued(engine) % 3 == 0 and queued(engine) > 0)
+            await until(lambda: queued(engine) == 9)
+            process(engine).resume()
+    # One of the first that came was with the worker already.
+    assert ended == [
+        Priority.TRAINING,
+        *[Priority.INTERACTIVE] * 3,
+        *[Priority.BULK] * 3,
+        *[Priority.TRAINING] * 2,
+    ]
+
+
+async def test_bulk_leaves_slots_for_people(bundle: Bundle) -> None:
+    async with serving(bundle, max_batch=4) as engine:
+        process(engine).suspend()
+        picture = photos(1)[0]
+        bulk = [
+            asyncio.ensure_future(engine.infer(bundle, picture, LOGITS, priority=Priority.BULK))
+            for _ in range(20)
+        ]
+        await until(lambda: queued(engine) == 20)
+        assert len(engine._devices[0]._running) == 4
+        people = [asyncio.ensure_future(engine.infer(bundle, picture, LOGITS)) for _ in range(4)]
+        await until(lambda: queued(engine) == 24)
+        assert len(engine._devices[0]._running) == 8
+        process(engine).resume()
+        await asyncio.gather(*bulk, *people)
+
+
+async def test_the_queue_is_bounded_in_bytes(bundle: Bundle, folder: Path) -> None:
+    async with serving(bundle, queue_bytes=MIB, queue=10_000) as engine:
+        process(engine).suspend()
+        fits = MIB // photos(1)[0].nbytes
+        accepted = [asyncio.ensure_future(engine.embed(bundle, photo)) for photo in photos(fits)]
+        await until(lambda: queued(engine) == fits)
+        with pytest.raises(Overloaded, match="memory"):
+            await engine.embed(bundle, photos(1)[0])
+        process(engine).resume()
+        await asyncio.gather(*accepted)
+        assert engine._devices[0].queued_bytes == 0
+
+
+async def test_a_request_that_nobody_came_to_in_time_is_refused_as_overload(bundle: Bundle) -> None:
+    async with serving(bundle, max_batch=1) as engine:
+        process(engine).suspend()
+        running = [asyncio.ensure_future(engine.embed(bundle, photo)) for photo in photos(2)]
+        await until(lambda: queued(engine) == 2)
+        with pytest.raises(Overloaded, match=r"within 0\.05 s"):
+            await engine.infer(bundle, photos(1)[0], LOGITS, seconds=0.05)
+        assert queued(engine) == 2
+        process(engine).resume()
+        await asyncio.gather(*running)
+
+
+async def test_models_make_room_for_each_other(folder: Path) -> None:
+    models = [
+        replace(network(folder, f"model {number}", seed=number), kind="classifier") for number in range(3)
+    ]
+    pinned = replace(network(folder, "pinned", seed=7), kind="classifier")
+    backbone = network(folder, "backbone", seed=8)
+    async with serving(backbone, pinned, memory_bytes=1, pinned=("pinned",)) as engine:
+        for model in models:
+            await engine.load(model)
+            assert engine.loaded(model)
+        assert [engine.loaded(model) for model in models] == [False, False, True]
+        assert engine.loaded(backbone)
+        assert engine.loaded(pinned)
+        before = {}
+        for photo in photos(3):
+            for model in models:
+                answer = (await engine.infer(model, photo, LOGITS))["logits"]
+                assert engine.loaded(model)
+                assert sum(engine.loaded(other) for other in models) == 1
+                again = (await engine.infer(model, photo, LOGITS))["logits"]
+                assert np.array_equal(answer, again)
+                before[model.name] = answer
+        assert len({answer.tobytes() for answer in before.values()}) == 3
+        # All at once, each needing the room of the others: everyone is answered.
+        asked = [engine.infer(model, photo, LOGITS) for photo in photos(4) for model in models]
+        assert len(await asyncio.gather(*asked)) == 12
+        await engine.unload(models[0])
+        with pytest.raises(NotInstalled):
+            await engine.infer(models[0], photos(1)[0], LOGITS)
+
+
+async def test_a_budget_keeps_what_was_used_last(folder: Path) -> None:
+    models = [
+        replace(network(folder, f"big {number}", seed=number), kind="classifier") for number in range(3)
+    ]
+    async with serving(*models) as engine:
+        sizes = [engine._models[model.name, "1"].bytes for model in models]
+    assert min(sizes) > 0
+    async with serving(*models[:2], memory_bytes=1 << 40) as engine:
+        await engine.infer(models[0], photos(1)[0], LOGITS)
+        engine._models[models[1].name, "1"].bytes = MIB << 10
+        taken = sum(model.bytes for model in engine._models.values())
+        engine._config = engine._config.model_copy(update={"memory_bytes": taken})
+        await engine.load(models[2])
+        assert [engine.loaded(model) for model in models] == [True, False, True]
+
+
+async def test_serving_goes_on_while_a_model_is_loaded(bundle: Bundle, folder: Path) -> None:
+    heavy = network(folder, "heavy", layers=400)
+    async with serving(bundle) as engine:
+        loading = asyncio.ensure_future(engine.load(heavy))
+        answered = 0
+        while not loading.done():
+            await engine.embed(bundle, photos(1)[0])
+            answered += 1
+        await loading
+        assert answered > 3
+        assert (await engine.embed(heavy, photos(1)[0])).shape == (8,)
+
+
+async def test_several_devices_share_the_work_and_stand_in_for_each_other(bundle: Bundle) -> None:
+    async with serving(bundle, device="cpu", devices=2, max_batch=1) as engine:
+        assert [device.name for device in engine.devices()] == ["cpu", "cpu:1"]
+        expected = [await engine.embed(bundle, photo) for photo in photos(8)]
+        for number in range(2):
+            process(engine, number).suspend()
+        asked = [asyncio.ensure_future(engine.embed(bundle, photo)) for photo in photos(8)]
+        await until(lambda: queued(engine) == 8)
+        assert [device.queued for device in engine.devices()] == [4, 4]
+        process(engine, 1).resume()
+        victim = process(engine, 0)
+        victim.kill()
+        for answer, before in zip(await asyncio.gather(*asked), expected, strict=True):
+            assert np.allclose(answer, before, atol=1e-5)
+        await until(lambda: all(device.state == "serving" for device in engine.devices()))
+        assert [device.restarts for device in engine.devices()] == [1, 0]
+        assert np.allclose(await engine.embed(bundle, photos(8)[0]), expected[0], atol=1e-5)
