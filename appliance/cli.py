@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -151,14 +151,22 @@ def _parser() -> argparse.ArgumentParser:
 def _add_bundles(noun: Callable[[str, str], Any], verb: Callable[..., argparse.ArgumentParser]) -> None:
     bundles = noun("bundle", "the models that recognise and embed")
     build = verb(bundles, "build", _bundle_build, "make a bundle from an installed data package")
-    build.add_argument("name", help="efficientnet-lite0")
+    build.add_argument("name", help="efficientnet-lite0, -lite1 or -lite2, each more precise and slower")
     build.add_argument(
         "--to", type=Path, required=True, metavar="PATH", help="a folder that does not exist yet"
     )
+    key = verb(bundles, "key", _bundle_key, "make a key to sign bundles with; prints its public half")
+    key.add_argument("file", type=Path, help="a file that does not exist yet, for the private half")
+    sign = verb(bundles, "sign", _bundle_sign, "sign a bundle, so that whoever trusts the key may install it")
+    sign.add_argument("folder", type=Path)
+    sign.add_argument("--key", type=Path, required=True, metavar="FILE", help="of `appliance bundle key`")
     install = verb(bundles, "install", _client(_bundle_install), "verify a bundle and install it")
     install.add_argument(
-        "path", type=Path, help="a bundle, a Hugging Face export, or the ONNX file of a YOLO detector"
+        "path",
+        type=Path,
+        help="a bundle (folder, .tar, .tar.zst), a Hugging Face export, or the ONNX file of a YOLO detector",
     )
+    install.add_argument("--customer", action="append", metavar="CUSTOMER", help="who alone may use it")
     install.add_argument("--name", help="of an export's bundle; default: the folder's or file's")
     install.add_argument("--no-activate", action="store_true", help="not even the first version of its name")
     verb(bundles, "list", _client(_bundle_list), "installed bundles")
@@ -245,7 +253,7 @@ def _bundle_build(arguments: argparse.Namespace) -> _Output:
     try:
         starter.build(arguments.name, target)
     except ImportError as error:
-        message = f"{error}; the data packages come with the extra: pip install 'appliance[starter]'"
+        message = f"{error}; the data packages come with extras: pip install 'appliance[starter,sisters]'"
         raise _Refused("not_installed", message) from error
     except OSError as error:
         raise _Refused("storage_failed", f"{target}: {error.strerror}") from error
@@ -266,7 +274,7 @@ class _Operator:
         method: str,
         path: str,
         *,
-        query: dict[str, str] | None = None,
+        query: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
         body: Document | None = None,
         parts: Any = None,
     ) -> Document:
@@ -440,7 +448,8 @@ async def _bundle_install(operator: _Operator, arguments: argparse.Namespace) ->
         try:
             async for name, content in staging.from_path(path, arguments.name):
                 body.append(content).set_content_disposition("form-data", quote_fields=False, name=name)
-            query = {"activate": "false"} if arguments.no_activate else None
+            query = [("customer", await operator.customer_id(one)) for one in arguments.customer or ()]
+            query += [("activate", "false")] if arguments.no_activate else []
             made = await operator.call("POST", "/bundles", query=query, parts=body)
         except InvalidInput as refusal:
             raise _Refused("bad_request", str(refusal)) from refusal
@@ -452,6 +461,32 @@ async def _bundle_install(operator: _Operator, arguments: argparse.Namespace) ->
             raise _Refused(refusal.error, f"{path}: {refusal}") from refusal
     waits = "" if made["active"] else "; it answers once it is activated"
     return _Output(made, f"{made['name']} {made['version']} is installed as task {made['task']}{waits}")
+
+
+def _bundle_key(arguments: argparse.Namespace) -> _Output:
+    from appliance.vault import create_signing_key, public_key
+
+    private = create_signing_key()
+    try:
+        with open(arguments.file, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.write(private)
+    except OSError as error:
+        raise _Refused("failed", f"{arguments.file}: {error.strerror}") from error
+    public = public_key(private)
+    return _Output({"file": str(arguments.file), "public_key": public}, public)
+
+
+def _bundle_sign(arguments: argparse.Namespace) -> _Output:
+    from appliance.recognition import manifest, trust
+
+    try:
+        verified = manifest.verify(arguments.folder)
+        signature = trust.signature(arguments.key.read_bytes(), verified.digest)
+        (arguments.folder / manifest.SIGNATURE).write_bytes(signature)
+    except OSError as error:
+        raise _Refused("failed", f"{error.filename}: {error.strerror}") from error
+    made = verified.manifest
+    return _Output({"name": made.name, "version": made.version}, f"{made.name} {made.version} is signed")
 
 
 async def _bundle_list(operator: _Operator, _: argparse.Namespace) -> _Output:

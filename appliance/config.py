@@ -1,5 +1,7 @@
 """appliance.toml: typed, frozen sections; loaded whole or refused with every finding at once."""
 
+import base64
+import binascii
 import tomllib
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -103,6 +105,23 @@ class Recognition(Section):
     infer_seconds: float = Field(30.0, gt=0)
 
 
+def _public_key(text: str) -> str:
+    try:
+        length = len(base64.b64decode(text, validate=True))
+    except binascii.Error:
+        length = 0
+    if length != 32:
+        raise ValueError("must be a public key as `appliance bundle key` prints it")
+    return text
+
+
+class Bundles(Section):
+    """Whose bundles may be installed."""
+
+    allow_unsigned: bool = False
+    trusted_keys: tuple[Annotated[str, AfterValidator(_public_key)], ...] = Field((), strict=False)
+
+
 class Requests(Section):
     """Asynchronous requests: how long results stay, how much may wait."""
 
@@ -155,6 +174,7 @@ class Config(Section):
     operator: Operator = Operator()
     vault: Vault = Vault()
     recognition: Recognition = Recognition()
+    bundles: Bundles = Bundles()
     requests: Requests = Requests()
     search: Search = Search()
     health: Health = Health()

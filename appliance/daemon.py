@@ -33,13 +33,23 @@ from appliance.api.server import Server
 from appliance.asynchronous.requests import Requests
 from appliance.asynchronous.webhooks import Webhooks
 from appliance.config import Config
-from appliance.errors import ApplianceError, ConfigInvalid, DaemonNeeded, InvalidInput, StorageFailed
+from appliance.errors import (
+    ApplianceError,
+    ConfigInvalid,
+    DaemonNeeded,
+    InvalidInput,
+    Overloaded,
+    StorageFailed,
+    WorkerLost,
+)
 from appliance.health import Health, Readiness, Status
 from appliance.ledger import Ledger, StateLock
 from appliance.outbound import Outbound
+from appliance.recognition import selftest
 from appliance.recognition.bundles import Bundles
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
+from appliance.recognition.trust import Trust
 from appliance.residency import Residency
 from appliance.search.collections import Collections
 
@@ -214,7 +224,9 @@ async def _open(
     customers = await enter(Customers(ledger, _clock))
     tokens = await enter(Tokens(ledger, keys, customers, _clock))
     collections = await enter(Collections(ledger, settings.search, _clock, registry))
-    bundles = await enter(Bundles(ledger, settings.state / "bundles", _clock))
+    bundles = await enter(
+        Bundles(ledger, settings.state / "bundles", _clock, trust=Trust(settings.bundles).check)
+    )
     # What acts by itself stays closed: the daemon opens it.
     requests = Requests(ledger, keys, _clock, settings.requests.keep_seconds)
     outbound = Outbound(declared, registry)
@@ -316,13 +328,17 @@ class _Daemon:
         decoders = await enter(Decoders(settings.recognition, registry))
         _tell("starting the devices")
         self._engine = await enter(Engine(settings.recognition, registry))
-        unusable = await self._load(state.bundles)
+        unusable = await self._load(state.bundles, decoders)
         for part in (state.requests, state.outbound, state.webhooks):
             await enter(part)
         _tell("observing the machine")
         self._health = await enter(Health(settings.health, self._sources(), registry))
         for finding in unusable:
             self._health.report(finding)
+        if settings.bundles.allow_unsigned:
+            message = "bundles that nobody signed may be installed"
+            _log.warning("bundles.allow_unsigned: %s", message)
+            self._health.report(health.Finding("notice", "bundles.allow_unsigned", message))
         parts = state.parts(
             settings,
             self._declared,
@@ -341,7 +357,7 @@ class _Daemon:
         _log.info("appliance %s serves on %s", VERSION, addresses)
         systemd.notify("READY=1", f"STATUS=serving on {addresses}")
 
-    async def _load(self, bundles: Bundles) -> list[health.Finding]:
+    async def _load(self, bundles: Bundles, decoders: Decoders) -> list[health.Finding]:
         """Load every bundle; one whose model does not run here is a finding and costs the others nothing."""
         unusable = []
         for bundle in bundles.list():
@@ -349,7 +365,9 @@ class _Daemon:
             _tell(f"loading {named}")
             try:
                 await self._engine.load(bundle)
-            except InvalidInput as refusal:
+                await selftest.check(bundle, decoders, self._engine)
+            except (InvalidInput, Overloaded, WorkerLost) as refusal:
+                await self._engine.unload(bundle)
                 _log.error("bundle %s is not served: %s", named, refusal)
                 unusable.append(health.Finding("degraded", f"bundle.{bundle.name}", f"{named}: {refusal}"))
         return unusable
@@ -440,6 +458,7 @@ class _Daemon:
                     "kind": bundle.kind,
                     "task": bundle.task,
                     "active": bundle.active,
+                    "loaded": self._engine.loaded(bundle),
                 }
                 for bundle in state.bundles.list()
             ],

@@ -39,6 +39,9 @@ listen = "127.0.0.1:0"
 [vault]
 root_key = "root.key"
 
+[bundles]
+allow_unsigned = true
+
 [lifecycle]
 lame_duck_seconds = 0
 """

@@ -10,7 +10,7 @@ from appliance.accounts.tokens import Scope
 from appliance.api.answers import Answer, status
 from appliance.api.call import Call
 from appliance.errors import Forbidden, InvalidInput, NotInstalled
-from appliance.recognition.bundles import Bundles
+from appliance.recognition.bundles import Bundles, Catalogue
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class _Service:
     """Of `scopes` a token needs one; `installed` says whether this appliance can serve it now."""
 
     scopes: frozenset[Scope]
-    installed: Callable[[Bundles], bool]
+    installed: Callable[[Catalogue], bool]
 
 
 _INFER = frozenset({Scope.INFER})
@@ -67,7 +67,7 @@ class Account:
         service = _SERVICES.get(name)
         if service is None and (route := tagging_route(name)) is not None:
             service = _tagging(route)
-        if service is None or not service.installed(self._bundles):
+        if service is None or not service.installed(self._bundles.catalogue(call.customer)):
             raise NotInstalled("no bundle of this appliance serves it")
         if not service.scopes & call.principal.scopes:
             raise Forbidden(f"the token has none of the scopes {', '.join(sorted(service.scopes))}")

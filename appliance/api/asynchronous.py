@@ -91,7 +91,7 @@ class Asynchronous:
         kind = call.payload.text("type")
         if kind is None:
             raise InvalidInput("type: the name of a service is expected, such as custom-recognition")
-        path, handler = self._service(kind)
+        path, handler = self._service(call, kind)
         webhook = self._webhooks.checked(fields.get("webhook"))
         key = _key(call)
         digest = None
@@ -142,11 +142,11 @@ class Asynchronous:
             pending.task.cancel()
         return Answer(_document(cancelled))
 
-    def _service(self, kind: str) -> tuple[str, Handler]:
+    def _service(self, call: Call, kind: str) -> tuple[str, Handler]:
         if (found := self._types.get(kind)) is not None:
             return found
         route = tagging_route(kind)
-        if route is None or not self._bundles.route_installed(route):
+        if route is None or not self._bundles.catalogue(call.customer).route_installed(route):
             raise NotInstalled("no bundle of this appliance serves this type")
         return f"/{route}", self._recognition.tags
 

@@ -17,7 +17,9 @@ from appliance.api.call import Call
 from appliance.api.payload import Payload
 from appliance.asynchronous.webhooks import Webhooks
 from appliance.errors import Conflict, InvalidInput
+from appliance.recognition import selftest
 from appliance.recognition.bundles import Bundle, Bundles
+from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
 from appliance.search.collections import Collections
 from appliance.search.records import Collection, CollectionId
@@ -54,6 +56,7 @@ class Management:
         tokens: Tokens,
         collections: Collections,
         bundles: Bundles,
+        decoders: Decoders | None,
         engine: Engine | None,
         webhooks: Webhooks,
         status: Callable[[], Awaitable[dict[str, object]]],
@@ -62,6 +65,7 @@ class Management:
         self._tokens = tokens
         self._collections = collections
         self._bundles = bundles
+        self._decoders = decoders
         self._engine = engine
         self._webhooks = webhooks
         self._status = status
@@ -125,10 +129,29 @@ class Management:
 
     async def install_bundle(self, call: Call) -> Answer:
         activate = Payload({"activate": call.query.get("activate", "true")}).flag("activate")
-        bundle = await self._bundles.install(call.actor, call.payload.files, activate=activate)
+        customers = [CustomerId(one) for one in call.query.getall("customer", [])]
+        for customer in customers:
+            await self._customers.get(customer)
+        bundle = await self._bundles.install(
+            call.actor,
+            call.payload.files,
+            activate=activate,
+            customers=customers or None,
+            attempt=self._attempt,
+        )
         if self._engine is not None:
             await self._engine.load(bundle)
         return Answer(_bundle(bundle), 201)
+
+    async def _attempt(self, bundle: Bundle) -> None:
+        """A bundle that does not run here, or sees something else than its maker saw, is not installed."""
+        if self._engine is None or self._decoders is None:
+            return  # the next start tries it
+        try:
+            await self._engine.load(bundle)
+            await selftest.check(bundle, self._decoders, self._engine)
+        finally:
+            await self._engine.unload(bundle)
 
     async def activate_bundle(self, call: Call) -> Answer:
         return Answer(_bundle(await self._bundles.activate(call.actor, *_version(call))))
@@ -239,5 +262,6 @@ def _bundle(bundle: Bundle) -> dict[str, object]:
         "task": bundle.task,
         "routes": bundle.routes,
         "active": bundle.active,
+        "customers": None if bundle.customers is None else sorted(bundle.customers),
         "sha256": bundle.sha256,
     }

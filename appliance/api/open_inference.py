@@ -64,7 +64,9 @@ class OpenInference:
     async def index(self, call: Call) -> Answer:
         """Every version of every model; with `ready` those only that would answer now."""
         only_ready = call.payload.flag("ready")
-        listed = [(bundle, self._vision.serves(bundle)) for bundle in self._bundles.list()]
+        listed = [
+            (bundle, self._vision.serves(bundle)) for bundle in self._bundles.catalogue(call.customer).list()
+        ]
         return Answer(
             [
                 {
@@ -81,11 +83,12 @@ class OpenInference:
     async def model(self, call: Call) -> Answer:
         """Both inputs are listed; a request has one of them."""
         bundle = self._asked(call)
+        versions = self._bundles.catalogue(call.customer).versions(bundle.name)
         pixels = [-1, *bundle.preprocessing.shape]
         return Answer(
             {
                 "name": bundle.name,
-                "versions": [one.version for one in self._bundles.versions(bundle.name)],
+                "versions": [one.version for one in versions],
                 "platform": "onnxruntime_onnx",
                 "inputs": [
                     {"name": "image", "datatype": "UINT8", "shape": pixels},
@@ -115,7 +118,8 @@ class OpenInference:
         return await _answer(bundle, inference, values, binary)
 
     def _asked(self, call: Call) -> Bundle:
-        return self._bundles.for_name(call.parameters["name"], call.parameters.get("version"))
+        catalogue = self._bundles.catalogue(call.customer)
+        return catalogue.for_name(call.parameters["name"], call.parameters.get("version"))
 
     async def _values(self, bundle: Bundle, inference: Inference, outputs: tuple[str, ...]) -> list[Values]:
         async def see(image: Image | memoryview) -> Values:

@@ -43,7 +43,7 @@ class Recognition:
 
     async def tags(self, call: Call) -> Answer:
         """`_tags`: the 20 best tags of each photo, by the bundle that serves this path."""
-        bundle = self._bundles.for_route(call.path.removeprefix("/"))
+        bundle = self._bundles.catalogue(call.customer).for_route(call.path.removeprefix("/"))
         outcomes = await self._see(call, bundle, "logits")
         for record, seen in _served(outcomes):
             record.fields["_tags"] = [
@@ -83,7 +83,8 @@ class Recognition:
         if task is None:
             raise InvalidInput("task_id: the id of a task is expected")
         version = call.payload.fields.get("version")
-        return self._bundles.for_task(TaskId(task), None if version is None else str(version))
+        catalogue = self._bundles.catalogue(call.customer)
+        return catalogue.for_task(TaskId(task), None if version is None else str(version))
 
     async def _see(self, call: Call, bundle: Bundle, *outputs: str) -> Outcomes:
         records = images(call)

@@ -86,6 +86,7 @@ class Server:
                 tokens=parts.tokens,
                 collections=parts.collections,
                 bundles=parts.bundles,
+                decoders=parts.decoders,
                 engine=parts.engine,
                 webhooks=parts.webhooks,
                 status=parts.status,

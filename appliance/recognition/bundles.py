@@ -1,59 +1,28 @@
 """The installed bundles: what a bundle is says `manifest`. Nothing heavy is imported here."""
 
 import asyncio
+import json
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NewType, Self
+from typing import Self
 
 from appliance.accounts.audit import Actor, Event, record
+from appliance.accounts.customers import CustomerId
 from appliance.errors import Conflict, InvalidInput, NotFound, NotInstalled, StorageFailed
 from appliance.ledger import Connection, Ledger
 from appliance.recognition import inspection, manifest, staging
-from appliance.recognition.manifest import Kind, Label, Manifest
+from appliance.recognition.bundle import Bundle, TaskId
+from appliance.recognition.catalogue import Catalogue
+from appliance.recognition.manifest import Label, Manifest
 from appliance.recognition.preprocessing import Preprocessing
 from appliance.volume import publish_tree, remove_tree
 
-__all__ = ["Bundle", "Bundles", "Label", "Preprocessing", "TaskId", "read"]
+__all__ = ["Bundle", "Bundles", "Catalogue", "Label", "Preprocessing", "TaskId", "read"]
 
-TaskId = NewType("TaskId", str)
 Inspect = Callable[[Path], Awaitable[None]]  # of a model file, before anything loads it
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """An installed bundle: `task` is the id clients ask for, `sha256` that of the file `model`.
-
-    `labels` are in the order of the output `logits`, of a detector in that of its classes; `outputs` are
-    shapes for one image. `threshold` and `overlap` are what `manifest.Manifest` says of them. `active` says
-    whether it answers where no version is asked for.
-    """
-
-    name: str
-    version: str
-    kind: Kind
-    task: TaskId
-    routes: tuple[str, ...]
-    preprocessing: Preprocessing
-    outputs: Mapping[str, tuple[int, ...]]
-    labels: tuple[Label, ...]
-    folder: Path
-    model: Path
-    sha256: str
-    threshold: float = 0.0
-    overlap: float = 1.0
-    active: bool = True
-
-    @property
-    def pin(self) -> str:
-        """NAME@VERSION: what names exactly these files."""
-        return f"{self.name}@{self.version}"
-
-    @property
-    def classifies(self) -> bool:
-        """Whether its answer is labels of the whole image."""
-        return "logits" in self.outputs
+Try = Callable[[Bundle], Awaitable[None]]  # of a bundle before it is listed: it raises InvalidInput
 
 
 def read(folder: Path) -> Manifest:
@@ -74,6 +43,7 @@ class _Row:
     task: TaskId
     digest: bytes
     active: bool
+    customers: frozenset[CustomerId] | None
 
 
 class Bundles:
@@ -85,9 +55,16 @@ class Bundles:
     """
 
     def __init__(
-        self, ledger: Ledger, folder: Path, clock: Callable[[], float], inspect: Inspect = inspection.inspect
+        self,
+        ledger: Ledger,
+        folder: Path,
+        clock: Callable[[], float],
+        *,
+        trust: Callable[[manifest.Verified], None],
+        inspect: Inspect = inspection.inspect,
     ) -> None:
         self._ledger = ledger
+        self._trust = trust
         self._inspect = inspect
         self._folder = folder
         self._clock = clock
@@ -110,20 +87,36 @@ class Bundles:
         self._installed.clear()
         self._digests.clear()
 
-    async def install(self, actor: Actor, files: staging.Files, *, activate: bool = True) -> Bundle:
-        """Write the files as they come, verify them, and list the bundle, durably and audited.
+    async def install(
+        self,
+        actor: Actor,
+        files: staging.Files,
+        *,
+        activate: bool = True,
+        customers: Iterable[CustomerId] | None = None,
+        attempt: Try | None = None,
+    ) -> Bundle:
+        """Write the files as they come, verify and `attempt` them, and list the bundle, durably and audited.
 
-        The first version of a name is active at once unless told otherwise, a later one never. The same
-        bundle once more gives the same answer. Raises InvalidInput with the reason of a refusal, Conflict
-        when another content has this name and version, StorageFailed, and whatever `files` raises; nothing
-        is installed then, and nothing left behind.
+        The first version of a name is active at once unless told otherwise, a later one never; it also says
+        which `customers` may use the task, all when None. The same bundle once more gives the same answer.
+        Raises InvalidInput with the reason of a refusal, Conflict when another content has this name and
+        version, StorageFailed, and whatever `files` raises; nothing is installed then, and nothing left
+        behind.
         """
+        chosen = None if customers is None else frozenset(customers)
         staged = self._folder / f".{uuid.uuid4()}.staged"
         try:
             verified = await staging.receive(files, staged)
+            self._trust(verified)
             await self._inspect(staged / manifest.MODEL)
             async with self._changing:
-                return await self._publish(actor, verified, staged, activate=activate)
+                bundle = self._place(verified, activate=activate, customers=chosen)
+                if bundle.pin in self._installed:
+                    return self._installed[bundle.pin]
+                if attempt is not None:
+                    await attempt(replace(bundle, folder=staged, model=staged / manifest.MODEL, active=False))
+                return await self._publish(actor, bundle, verified.digest, staged)
         finally:
             await asyncio.to_thread(remove_tree, staged)
 
@@ -188,45 +181,23 @@ class Bundles:
         """All bundles in the order of installation."""
         return tuple(self._installed.values())
 
-    def for_task(self, task: TaskId, version: str | None = None) -> Bundle:
-        """The version of a task that answers, or the one that is asked for. Raises NotFound."""
-        return _version("task", [one for one in self._installed.values() if one.task == task], version)
-
-    def for_name(self, name: str, version: str | None = None) -> Bundle:
-        """The version of a model, which a bundle's name is, that answers, or the one asked for.
-
-        Raises NotFound.
-        """
-        return _version("model", self.versions(name), version)
-
-    def versions(self, name: str) -> Sequence[Bundle]:
-        """All versions of a name in the order of installation; none for an unknown one."""
-        return [bundle for bundle in self._installed.values() if bundle.name == name]
-
-    def for_route(self, route: str) -> Bundle:
-        """The bundle that serves a wire route such as "photo/tags/v2/tags". Raises NotInstalled."""
-        for bundle in self._serving():
-            if route in bundle.routes:
-                return bundle
-        raise NotInstalled("service not installed")
-
-    def route_installed(self, route: str) -> bool:
-        """Whether `for_route` has an answer."""
-        return any(route in bundle.routes for bundle in self._serving())
+    def catalogue(self, customer: CustomerId | None = None) -> Catalogue:
+        """The bundles that a customer may use; without one, all."""
+        return Catalogue(
+            bundle for bundle in self.list() if customer is None or bundle.for_customer(customer)
+        )
 
     def backbone(self, pin: str | None = None) -> Bundle:
         """The bundle whose output `embedding` search compares: the one of a pin, or the active one.
 
         Raises NotInstalled.
         """
-        for bundle in self._serving() if pin is None else self._installed.values():
-            if bundle.kind == "backbone" and pin in (None, bundle.pin):
+        for bundle in self._installed.values():
+            wanted = bundle.active if pin is None else bundle.pin == pin
+            if bundle.kind == "backbone" and wanted:
                 return bundle
-        wanted = "no backbone is active" if pin is None else f"the backbone {pin} is not installed"
-        raise NotInstalled(f"{wanted}: appliance bundle install PATH")
-
-    def _serving(self) -> Iterator[Bundle]:
-        return (bundle for bundle in self._installed.values() if bundle.active)
+        missing = "no backbone is active" if pin is None else f"the backbone {pin} is not installed"
+        raise NotInstalled(f"{missing}: appliance bundle install PATH")
 
     def _named(self, name: str, version: str) -> Bundle:
         bundle = self._installed.get(f"{name}@{version}")
@@ -253,7 +224,7 @@ class Bundles:
             raise StorageFailed(f"{folder}: {error}; restore this bundle from a backup") from error
         if verified.digest != row.digest:
             raise StorageFailed(f"{folder} is not the bundle that was installed; restore it from a backup")
-        return _bundle(verified, folder, row.task, active=row.active)
+        return replace(_bundle(verified, folder, row.task, row.customers), active=row.active)
 
     def _fault(self, bundle: Bundle) -> str | None:
         try:
@@ -262,58 +233,62 @@ class Bundles:
             return str(error)
         return None if digest == self._digests.get(bundle.pin) else "it is not the bundle that was installed"
 
-    async def _publish(
-        self, actor: Actor, verified: manifest.Verified, staged: Path, *, activate: bool
+    def _place(
+        self, verified: manifest.Verified, *, activate: bool, customers: frozenset[CustomerId] | None
     ) -> Bundle:
+        """What the verified files are going to be. Raises Conflict, InvalidInput."""
         name, version = verified.manifest.name, verified.manifest.version
         pin = f"{name}@{version}"
-        if pin in self._installed:
-            if self._digests[pin] == verified.digest:
-                return self._installed[pin]
+        known = next((one for one in self._installed.values() if one.name == name), None)
+        if pin in self._installed and self._digests[pin] != verified.digest:
             raise Conflict(
                 f"{name} {version} is installed with another content: give the new one another version"
             )
-        task = next((one.task for one in self._installed.values() if one.name == name), None)
-        first = task is None
-        folder = self._folder / pin
-        bundle = _bundle(verified, folder, task or TaskId(str(uuid.uuid4())), active=first and activate)
+        if customers is not None and verified.manifest.kind == "backbone":
+            raise InvalidInput("a backbone serves the searches of everybody: it is for no customer alone")
+        if known is not None:
+            if customers not in {None, known.customers}:
+                raise Conflict(f"who may use {name} was said with its first version")
+            task, customers = known.task, known.customers
+        else:
+            task = TaskId(str(uuid.uuid4()))
+        bundle = _bundle(verified, self._folder / pin, task, customers)
+        return replace(bundle, active=known is None and activate)
+
+    async def _publish(self, actor: Actor, bundle: Bundle, digest: bytes, staged: Path) -> Bundle:
+        first = all(one.name != bundle.name for one in self._installed.values())
         now = int(self._clock() * 1000)
+        customers = None if bundle.customers is None else json.dumps(sorted(bundle.customers))
 
         def act(connection: Connection) -> Bundle:
             if first:
                 connection.execute(
-                    "INSERT INTO bundle_tasks (name, task, active) VALUES (?, ?, ?)",
-                    (name, bundle.task, version if bundle.active else ""),
+                    "INSERT INTO bundle_tasks (name, task, active, customers) VALUES (?, ?, ?, ?)",
+                    (bundle.name, bundle.task, bundle.version if bundle.active else "", customers),
                 )
             connection.execute(
                 "INSERT INTO bundles (name, version, manifest, installed_at) VALUES (?, ?, ?, ?)",
-                (name, version, verified.digest, now),
+                (bundle.name, bundle.version, digest, now),
             )
-            facts: dict[str, object] = {"bundle": pin, "manifest": verified.digest.hex()}
+            facts: dict[str, object] = {"bundle": bundle.pin, "manifest": digest.hex()}
             record(connection, now, actor, Event.BUNDLE_INSTALL, None, bundle.task, facts)
             return bundle
 
         # A crash between the two steps leaves a folder without a row: it makes way for this one.
-        await asyncio.to_thread(remove_tree, folder)
-        await asyncio.to_thread(publish_tree, staged, folder)
-        return await self._ledger.write(act, then=lambda bundle: self._keep(bundle, verified.digest))
+        await asyncio.to_thread(remove_tree, bundle.folder)
+        await asyncio.to_thread(publish_tree, staged, bundle.folder)
+        return await self._ledger.write(act, then=lambda bundle: self._keep(bundle, digest))
 
     def _keep(self, bundle: Bundle, digest: bytes) -> None:
         self._installed[bundle.pin] = bundle
         self._digests[bundle.pin] = digest
 
 
-def _version(noun: str, versions: Sequence[Bundle], version: str | None) -> Bundle:
-    if not versions:
-        raise NotFound(f"no such {noun}")
-    for bundle in versions:
-        if bundle.active if version is None else bundle.version == version:
-            return bundle
-    raise NotFound(f"the {noun} has no such version" if version else f"the {noun} has no active version")
-
-
-def _bundle(verified: manifest.Verified, folder: Path, task: TaskId, *, active: bool) -> Bundle:
+def _bundle(
+    verified: manifest.Verified, folder: Path, task: TaskId, customers: frozenset[CustomerId] | None
+) -> Bundle:
     listed = verified.manifest
+    selftest = listed.selftest
     return Bundle(
         name=listed.name,
         version=listed.version,
@@ -328,16 +303,24 @@ def _bundle(verified: manifest.Verified, folder: Path, task: TaskId, *, active: 
         sha256=listed.files[manifest.MODEL],
         threshold=listed.threshold,
         overlap=listed.overlap,
-        active=active,
+        selftest=selftest if isinstance(selftest, manifest.SelfTest) else None,
+        customers=customers,
     )
 
 
 def _rows(connection: Connection) -> Sequence[_Row]:
     found = connection.execute(
-        "SELECT name, version, task, manifest, version = active FROM bundles JOIN bundle_tasks USING (name)"
-        " ORDER BY number"
+        "SELECT name, version, task, manifest, version = active, customers"
+        " FROM bundles JOIN bundle_tasks USING (name) ORDER BY number"
     )
     return [
-        _Row(name, version, TaskId(task), digest, bool(active))
-        for name, version, task, digest, active in found
+        _Row(
+            name,
+            version,
+            TaskId(task),
+            digest,
+            bool(active),
+            None if customers is None else frozenset(json.loads(customers)),
+        )
+        for name, version, task, digest, active, customers in found
     ]

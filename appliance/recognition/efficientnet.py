@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 as an ONNX graph, written node by node from the tensors of a checkpoint.
+"""EfficientNet-Lite as an ONNX graph, written node by node from the tensors of a checkpoint.
 
 Architecture: Tan & Le, "EfficientNet" (arXiv 1905.11946) in the Lite variant of TensorFlow's TPU repository:
-no squeeze-and-excitation, ReLU6, stem and head not scaled, "same" padding as TensorFlow does it, batch-norm
-epsilon 1e-3, input (x - 127) / 128.
+no squeeze-and-excitation, ReLU6, stem and head not widened, first and last stage not deepened, "same" padding
+as TensorFlow does it, batch-norm epsilon 1e-3, input (x - 127) / 128.
 
 The graph's bytes are a function of the tensors alone: element-wise float64 arithmetic, which IEEE 754 rounds
 the same on every machine, and signs drawn from SHA-256. No linear algebra library has a say in them.
@@ -20,21 +20,15 @@ from onnx import TensorProto, helper
 
 from appliance.errors import InvalidInput
 
-SIZE = 224
 CLASSES = 1000
-OUTPUTS: Mapping[str, tuple[int, ...]] = {
-    "logits": (CLASSES,),
-    "embedding": (512,),
-    "pooled": (1280,),
-    "detail": (1008,),
-    "feature_map": (112, 14, 14),
-}
+EMBEDDING = 512
+_POOLED = 1280
+_WINDOWS = 3  # a side, of `detail`
 
 # How much of the embedding's length is the mid-level map; the rest is the pooled head. The head knows what a
 # picture shows, the map which picture it is. Near-duplicates of cut-outs are found in 0.97 to 0.99 of cases
 # from 0.5 to 0.7, in 0.76 with the head alone, and more of the head keeps things of a kind together.
 _DETAIL_WEIGHT = 0.6
-_PROJECTION_SEED = "appliance/efficientnet-lite0/embedding/1"
 
 _EPSILON = 1e-3
 _MEAN_LEVEL = 127
@@ -56,39 +50,97 @@ class _Stage:
 
 
 _STEM_CHANNELS = 32
-_STAGES = (
-    _Stage(1, 3, 1, 1, 32, 16),
-    _Stage(2, 3, 2, 6, 16, 24),
-    _Stage(2, 5, 2, 6, 24, 40),
-    _Stage(3, 3, 2, 6, 40, 80),
-    _Stage(3, 5, 1, 6, 80, 112),
-    _Stage(4, 5, 2, 6, 112, 192),
-    _Stage(1, 3, 1, 6, 192, 320),
+_FEATURE_STAGE = 4  # the last at stride 16
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One size of the family: what it is called, the side of its input, its stages."""
+
+    name: str
+    size: int
+    stages: tuple[_Stage, ...]
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[int, ...]]:
+        """For one image, as `model` describes them."""
+        channels, side = self.stages[_FEATURE_STAGE].outputs, self.size
+        for _ in range(4):
+            side = -(-side // 2)
+        return {
+            "logits": (CLASSES,),
+            "embedding": (EMBEDDING,),
+            "pooled": (_POOLED,),
+            "detail": (channels * _WINDOWS**2,),
+            "feature_map": (channels, side, side),
+        }
+
+
+# Table 1 of the paper, with the compound coefficients of the Lite variants: width and depth 1.0 and 1.0, 1.0
+# and 1.1, 1.1 and 1.2; channels are rounded to multiples of 8.
+LITE0 = Variant(
+    "efficientnet-lite0",
+    224,
+    (
+        _Stage(1, 3, 1, 1, 32, 16),
+        _Stage(2, 3, 2, 6, 16, 24),
+        _Stage(2, 5, 2, 6, 24, 40),
+        _Stage(3, 3, 2, 6, 40, 80),
+        _Stage(3, 5, 1, 6, 80, 112),
+        _Stage(4, 5, 2, 6, 112, 192),
+        _Stage(1, 3, 1, 6, 192, 320),
+    ),
 )
-_FEATURE_STAGE = _STAGES[4]
+LITE1 = Variant(
+    "efficientnet-lite1",
+    240,
+    (
+        _Stage(1, 3, 1, 1, 32, 16),
+        _Stage(3, 3, 2, 6, 16, 24),
+        _Stage(3, 5, 2, 6, 24, 40),
+        _Stage(4, 3, 2, 6, 40, 80),
+        _Stage(4, 5, 1, 6, 80, 112),
+        _Stage(5, 5, 2, 6, 112, 192),
+        _Stage(1, 3, 1, 6, 192, 320),
+    ),
+)
+LITE2 = Variant(
+    "efficientnet-lite2",
+    260,
+    (
+        _Stage(1, 3, 1, 1, 32, 16),
+        _Stage(3, 3, 2, 6, 16, 24),
+        _Stage(3, 5, 2, 6, 24, 48),
+        _Stage(4, 3, 2, 6, 48, 88),
+        _Stage(4, 5, 1, 6, 88, 120),
+        _Stage(5, 5, 2, 6, 120, 208),
+        _Stage(1, 3, 1, 6, 208, 352),
+    ),
+)
 
 
-def model(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+def model(variant: Variant, tensors: Mapping[str, NDArray[Any]]) -> bytes:
     """The serialised ONNX model (opset 17) of a checkpoint's tensors; equal tensors give equal bytes.
 
-    Input `images`: uint8 (batch, 224, 224, 3), RGB, any batch size. Outputs, float32, one row an image:
+    Input `images`: uint8 (batch, size, size, 3), RGB, any batch size. Outputs, float32, one row an image:
     `logits` (1000), ImageNet-1k before softmax; `embedding` (512), of Euclidean length 1, for cosine search;
-    `pooled` (1280), mean of the last features, 0 to 6; `detail` (1008), the 112 channels of `feature_map`
-    averaged over 3x3 overlapping windows, channel by channel; `feature_map` (112, 14, 14), stride 16.
+    `pooled` (1280), mean of the last features, 0 to 6; `detail`, the channels of `feature_map` averaged over
+    3x3 overlapping windows, channel by channel; `feature_map`, stride 16: of Lite0 (1008) and (112, 14, 14).
     Raises InvalidInput when a tensor is missing, has another shape, or is left over.
     """
-    graph = _Graph(tensors)
+    graph = _Graph(variant, tensors)
     _head(graph, _trunk(graph))
     left_over = graph.left_over()
     if left_over:
-        raise InvalidInput(f"checkpoint: not an EfficientNet-Lite0, which has no {left_over[0]}")
+        raise InvalidInput(f"checkpoint: not an {variant.name}, which has no {left_over[0]}")
     return graph.serialised()
 
 
 class _Graph:
     """Nodes and constants in the order they are added; what adds one returns the name of its result."""
 
-    def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, variant: Variant, tensors: Mapping[str, NDArray[Any]]) -> None:
+        self.variant = variant
         self._tensors = dict(tensors)
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
@@ -158,14 +210,15 @@ class _Graph:
         return self.node("Div", [source, bounded], result)
 
     def serialised(self) -> bytes:
-        declared = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", SIZE, SIZE, 3])
+        size = self.variant.size
+        declared = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", size, size, 3])
         results = [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
-            for name, shape in OUTPUTS.items()
+            for name, shape in self.variant.outputs.items()
         ]
         constants = list(self._constants.values())
         proto = helper.make_model(
-            helper.make_graph(self._nodes, "efficientnet-lite0", [declared], results, constants),
+            helper.make_graph(self._nodes, self.variant.name, [declared], results, constants),
             producer_name="appliance",
             opset_imports=[helper.make_opsetid("", _OPSET)],
             ir_version=_IR_VERSION,
@@ -183,8 +236,9 @@ def _trunk(graph: _Graph) -> str:
     levels = graph.node("Cast", [planes], "levels", to=TensorProto.FLOAT)
     centred = graph.node("Sub", [levels, graph.number(_MEAN_LEVEL)], "centred")
     stem = graph.take("_conv_stem.weight", _STEM_CHANNELS, 3, 3, 3) * _LEVEL_SCALE
-    features = graph.convolution(centred, "stem", stem, "_bn0", padding=_same_padding(SIZE, 3, 2), stride=2)
-    for block in _blocks():
+    padding = _same_padding(graph.variant.size, 3, 2)
+    features = graph.convolution(centred, "stem", stem, "_bn0", padding=padding, stride=2)
+    for block in _blocks(graph.variant):
         features = _inverted_residual(graph, features, block)
     return features
 
@@ -201,14 +255,14 @@ class _Block:
     side: int
 
 
-def _blocks() -> Iterator[_Block]:
-    side, index = SIZE // 2, 0
-    for stage in _STAGES:
+def _blocks(variant: Variant) -> Iterator[_Block]:
+    side, index = -(-variant.size // 2), 0
+    for number, stage in enumerate(variant.stages):
         for repeat in range(stage.repeats):
             first, last = repeat == 0, repeat == stage.repeats - 1
             inputs = stage.inputs if first else stage.outputs
             yield _Block(
-                result="feature_map" if last and stage is _FEATURE_STAGE else f"block{index}",
+                result="feature_map" if last and number == _FEATURE_STAGE else f"block{index}",
                 tensors=f"_blocks.{index}",
                 kernel=stage.kernel,
                 stride=stage.stride if first else 1,
@@ -217,7 +271,7 @@ def _blocks() -> Iterator[_Block]:
                 outputs=stage.outputs,
                 side=side,
             )
-            side = side // stage.stride if first else side
+            side = -(-side // stage.stride) if first else side
             index += 1
 
 
@@ -249,19 +303,19 @@ def _same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 def _head(graph: _Graph, features: str) -> None:
-    pooled_width = OUTPUTS["pooled"][0]
-    weight = graph.take("_conv_head.weight", pooled_width, _STAGES[-1].outputs, 1, 1)
+    weight = graph.take("_conv_head.weight", _POOLED, graph.variant.stages[-1].outputs, 1, 1)
     features = graph.convolution(features, "head", weight, "_bn1")
     pooled = graph.node("Flatten", [graph.node("GlobalAveragePool", [features], "mean")], "pooled", axis=1)
-    weight = graph.take("_fc.weight", CLASSES, pooled_width)
+    weight = graph.take("_fc.weight", CLASSES, _POOLED)
     bias = graph.take("_fc.bias", CLASSES)
     classifier = [
         graph.constant("logits.weight", weight.astype(np.float32)),
         graph.constant("logits.bias", bias.astype(np.float32)),
     ]
     graph.node("Gemm", [pooled, *classifier], "logits", transB=1)
-    # Windows of 6 every 4 pixels cover the 14 exactly three times each way.
-    windows = graph.node("AveragePool", ["feature_map"], "windows", kernel_shape=[6, 6], strides=[4, 4])
+    # Windows every 4 pixels that reach the far side with the third: 6 wide on the 14 of Lite0.
+    window = graph.variant.outputs["feature_map"][-1] - 4 * (_WINDOWS - 1)
+    windows = graph.node("AveragePool", ["feature_map"], "windows", kernel_shape=[window] * 2, strides=[4, 4])
     detail = graph.node("Flatten", [windows], "detail", axis=1)
     _embedding(graph, pooled, detail)
 
@@ -275,8 +329,9 @@ def _embedding(graph: _Graph, pooled: str, detail: str) -> None:
         graph.unit(root, "detail.unit"),
     ]
     mixture = graph.node("Concat", parts, "mixture", axis=1)
-    weights = [1 - _DETAIL_WEIGHT] * OUTPUTS["pooled"][0] + [_DETAIL_WEIGHT] * OUTPUTS["detail"][0]
-    graph.unit(_projected(graph, mixture, weights, OUTPUTS["embedding"][0]), "embedding")
+    outputs = graph.variant.outputs
+    weights = [1 - _DETAIL_WEIGHT] * outputs["pooled"][0] + [_DETAIL_WEIGHT] * outputs["detail"][0]
+    graph.unit(_projected(graph, mixture, weights, EMBEDDING), "embedding")
 
 
 def _projected(graph: _Graph, source: str, weights: Sequence[float], width: int) -> str:
@@ -285,7 +340,10 @@ def _projected(graph: _Graph, source: str, weights: Sequence[float], width: int)
     Count sketch (Charikar, Chen & Farach-Colton, 2002) with results of equal load. Cosines keep the variance
     that a dense matrix of signs would give them, for a five-hundredth of its work and none of its 4.7 MB.
     """
-    draws = [hashlib.sha256(f"{_PROJECTION_SEED}/{i}".encode()).digest() for i in range(len(weights))]
+    draws = [
+        hashlib.sha256(f"appliance/{graph.variant.name}/embedding/1/{i}".encode()).digest()
+        for i in range(len(weights))
+    ]
     order = sorted(range(len(weights)), key=draws.__getitem__)
     load = -(-len(weights) // width)
     sources = np.zeros(load * width, dtype=np.int64)

@@ -2,8 +2,9 @@
 
 The files are `bundle.toml`, the manifest; `model.onnx`; `labels.txt` where the model has classes, one name a
 line in the order of the output `logits` or the numbers of `classes`; and texts under `licences/`. The
-manifest has the SHA-256 of every other file. Verification says that a bundle is what was built, not who built
-it: the operator who installs a folder vouches for it. Whether the model computes is asked of the engine.
+manifest has the SHA-256 of every other file but `bundle.sig`, its signature. A self-test has an image of its
+own (`selftest.png`, ...). Verification says that a bundle is what was built; who built it is asked of
+`trust`, and whether the model computes of the engine.
 """
 
 import hashlib
@@ -29,13 +30,20 @@ MANIFEST = "bundle.toml"
 MODEL = "model.onnx"
 LABELS = "labels.txt"
 LICENCES = "licences"
+SIGNATURE = "bundle.sig"
 
-_LARGEST = {MANIFEST: 256 * 1024, MODEL: 2 * 1024**3 - 1, LABELS: 8 * 1024 * 1024}  # a protobuf ends at 2 GiB
-_LARGEST_LICENCE = 1024 * 1024
+_LARGEST = {
+    MANIFEST: 256 * 1024,
+    MODEL: 2 * 1024**3 - 1,  # a protobuf ends at 2 GiB
+    LABELS: 8 * 1024 * 1024,
+    SIGNATURE: 1024,
+}
+_LARGEST_OTHER = 1024 * 1024  # a licence, the image of a self-test
 MOST_FILES = 64
 LONGEST_LABEL = 200
 _CHUNK = 1024 * 1024
 _LICENCE = re.compile(rf"{LICENCES}/[A-Za-z0-9][A-Za-z0-9._-]{{0,99}}")
+_SELFTEST = re.compile(r"selftest\.(bmp|gif|jpg|png|tiff|webp)")
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?\Z")]
 _Version = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Za-z]([0-9A-Za-z.-]{0,30}[0-9A-Za-z])?\Z")]
@@ -59,6 +67,18 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: _Digest
 
 
+class SelfTest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An image of the bundle, and the first values of an output for it.
+
+    A device may differ by `tolerance`, of values above 1 by that part of them.
+    """
+
+    image: Annotated[str, msgspec.Meta(pattern=rf"\A{_SELFTEST.pattern}\Z")]
+    output: _Output
+    expected: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=64)]
+    tolerance: _Fraction = 0.02
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """bundle.toml: `outputs` are shapes for one image, `files` the SHA-256 of every other file of the folder.
 
@@ -69,6 +89,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A detector has the outputs `boxes` (k, 4: left, top, right, bottom in pixels of the input), `scores` (k,
     0 to 1) and `classes` (k, indices of labels, as floats). Of boxes of one class that overlap by more than
     `overlap` (intersection over union) the less certain ones are dropped; 1.0 keeps all.
+
+    `exportable` says whether its licence lets the files leave the appliance again.
     """
 
     format: Literal[1]
@@ -82,6 +104,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     routes: Annotated[tuple[_Route, ...], msgspec.Meta(max_length=64)] = ()
     threshold: _Fraction = 0.0
     overlap: _Fraction = 1.0
+    selftest: SelfTest | msgspec.UnsetType = msgspec.UNSET
+    exportable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +118,15 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What verification saw: `digest` is the SHA-256 of the manifest, and so of the whole bundle."""
+    """What verification saw: `digest` is the SHA-256 of the manifest, and so of the whole bundle.
+
+    `signature` is the content of bundle.sig, which nobody has looked at yet.
+    """
 
     manifest: Manifest
     labels: tuple[Label, ...]
     digest: bytes
+    signature: bytes | None
 
 
 def verify(folder: Path) -> Verified:
@@ -114,7 +142,8 @@ def verify(folder: Path) -> Verified:
     raw = b"".join(chunks(folder, MANIFEST))
     manifest = _manifest(raw)
     listed = manifest.files.keys() | {MANIFEST}
-    for name in sorted(listed ^ present):
+    signature = b"".join(chunks(folder, SIGNATURE)) if SIGNATURE in present else None
+    for name in sorted(listed ^ (present - {SIGNATURE})):
         raise InvalidInput(f"{name} is {'missing' if name in listed else f'not listed in {MANIFEST}'}")
     for name, expected in manifest.files.items():
         digest = hashlib.sha256()
@@ -122,7 +151,7 @@ def verify(folder: Path) -> Verified:
             digest.update(chunk)
         if digest.hexdigest() != expected:
             raise InvalidInput(f"{name} is not the file that {MANIFEST} lists: its SHA-256 differs")
-    return Verified(manifest, _labels(folder, manifest), hashlib.sha256(raw).digest())
+    return Verified(manifest, _labels(folder, manifest), hashlib.sha256(raw).digest(), signature)
 
 
 def render(manifest: Manifest) -> bytes:
@@ -151,7 +180,7 @@ def limit(name: str) -> int:
     """The most bytes a file of this name may have. Raises InvalidInput for a name that no bundle holds."""
     if not _is_name(name):
         raise InvalidInput(f"{name!r} is not a file of a bundle")
-    return _LARGEST.get(name, _LARGEST_LICENCE)
+    return _LARGEST.get(name, _LARGEST_OTHER)
 
 
 def chunks(folder: Path, name: str) -> Iterator[bytes]:
@@ -184,7 +213,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _is_name(name: str) -> bool:
-    return name in _LARGEST or _LICENCE.fullmatch(name) is not None
+    return name in _LARGEST or any(kind.fullmatch(name) for kind in (_LICENCE, _SELFTEST))
 
 
 @contextmanager
@@ -210,13 +239,9 @@ def _manifest(raw: bytes) -> Manifest:
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
-    for name in manifest.files:
-        if name == MANIFEST or not _is_name(name):
-            yield f"files: {name!r} is not a file of a bundle"
-    if MODEL not in manifest.files:
-        yield f"files: {MODEL} is missing"
-    if not any(name.startswith(f"{LICENCES}/") for name in manifest.files):
-        yield f"files: there is no text under {LICENCES}/"
+    yield from _wrong_files(manifest)
+    if manifest.selftest is not msgspec.UNSET:
+        yield from _no_selftest(manifest, manifest.selftest)
     if manifest.kind == "backbone" and len(manifest.outputs.get("embedding", ())) != 1:
         yield "outputs: a backbone has the output embedding with one dimension"
     logits = manifest.outputs.get("logits")
@@ -228,6 +253,23 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield from _no_detector(manifest)
     elif (logits is not None) != (LABELS in manifest.files):
         yield f"files: {LABELS} and the output logits belong together"
+
+
+def _wrong_files(manifest: Manifest) -> Iterator[str]:
+    for name in manifest.files:
+        if name in {MANIFEST, SIGNATURE} or not _is_name(name):
+            yield f"files: {name!r} is not a file of a bundle"
+    if MODEL not in manifest.files:
+        yield f"files: {MODEL} is missing"
+    if not any(name.startswith(f"{LICENCES}/") for name in manifest.files):
+        yield f"files: there is no text under {LICENCES}/"
+
+
+def _no_selftest(manifest: Manifest, selftest: SelfTest) -> Iterator[str]:
+    if selftest.image not in manifest.files:
+        yield f"selftest: {selftest.image} is not among the files"
+    if selftest.output not in manifest.outputs:
+        yield f"selftest: the model has no output {selftest.output}"
 
 
 def _no_detector(manifest: Manifest) -> Iterator[str]:

@@ -1,9 +1,13 @@
 """A bundle on its way in: its files as a stream, written as they come, and verified when all are there."""
 
 import asyncio
+import contextlib
+import tarfile
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import IO, ParamSpec, TypeVar
+
+import zstandard
 
 from appliance.errors import InvalidInput, StorageFailed
 from appliance.recognition import manifest
@@ -12,6 +16,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PIECE = 1 << 20
+_WINDOW = 1 << 27  # what `zstd --long` needs: the most memory that an archive may ask for
 _EXPORTED = "config.json"  # what Hugging Face's tools leave beside a model
 
 # Each name with its content in pieces; a content is read to its end before the next name is asked for.
@@ -19,11 +24,17 @@ Files = AsyncIterable[tuple[str, AsyncIterable[bytes]]]
 
 
 async def from_path(path: Path, name: str | None = None) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:
-    """The files of a bundle, or of the bundle that another tool's export becomes (see `exports.convert`).
+    """The files of a bundle (folder or archive), or of what another tool's export becomes (see `exports`).
 
-    Raises what `from_folder` and `exports.convert` raise, InvalidInput too for a name given to a bundle,
-    which has one.
+    Raises what `from_folder`, `from_archive` and `exports.convert` raise, InvalidInput too for a name given
+    to a bundle, which has one.
     """
+    if _is_archive(path):
+        if name is not None:
+            raise InvalidInput(f"{path}: --name is for exports; a bundle has a name")
+        async for file, content in from_archive(path):
+            yield file, content
+        return
     if path.suffix != ".onnx" and not (path / _EXPORTED).exists():
         if name is not None:
             raise InvalidInput(f"{path}: --name is for exports; a bundle has a name")
@@ -54,6 +65,57 @@ async def from_folder(path: Path) -> AsyncIterator[tuple[str, AsyncIterator[byte
         raise InvalidInput(f"{path}: {refusal}") from refusal
     for name in names:
         yield name, _content(path, name)
+
+
+async def from_archive(path: Path) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:
+    """The files of a bundle in a .tar or .tar.zst, read in one pass; nothing is unpacked to a disk.
+
+    Its members may lie under `./` or in one folder. Raises InvalidInput for anything that is no plain file of
+    a bundle, links and sparse files included, and for more bytes than such a file may have.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stream = stack.enter_context(path.open("rb"))
+            if path.suffix != ".tar":
+                unpacked = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(stream)
+                archive = stack.enter_context(tarfile.open(fileobj=unpacked, mode="r|"))
+            else:
+                archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
+            members = 0
+            while (member := await asyncio.to_thread(archive.next)) is not None:
+                members += 1
+                if members > 2 * manifest.MOST_FILES:
+                    raise InvalidInput(f"{path}: more than {manifest.MOST_FILES} files")
+                if member.isdir():
+                    continue
+                name = _member(member)
+                if not member.isreg() or member.issparse():
+                    raise InvalidInput(f"{path}: {name} is not a plain file")
+                if member.size > manifest.limit(name):
+                    raise InvalidInput(f"{path}: {name} has more than {manifest.limit(name)} bytes")
+                content = archive.extractfile(member)
+                assert content is not None
+                yield name, _read(content)
+        except OSError as error:
+            raise InvalidInput(f"{path}: cannot be read: {error.strerror or error}") from error
+        except (tarfile.TarError, zstandard.ZstdError, EOFError) as error:
+            raise InvalidInput(f"{path}: is no archive of a bundle: {error}") from error
+
+
+def _is_archive(path: Path) -> bool:
+    return path.name.endswith((".tar", ".tar.zst", ".tzst"))
+
+
+def _member(member: tarfile.TarInfo) -> str:
+    parts = [part for part in member.name.split("/") if part != "."]
+    if len(parts) > 1 and parts[0] != manifest.LICENCES:
+        parts = parts[1:]
+    return "/".join(parts)
+
+
+async def _read(content: IO[bytes]) -> AsyncIterator[bytes]:
+    while piece := await asyncio.to_thread(content.read, _PIECE):
+        yield piece
 
 
 async def receive(files: Files, staged: Path) -> manifest.Verified:

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from appliance.config import Vault
 from appliance.errors import ConfigInvalid, SelfTestFailed, StorageFailed
 from appliance.systemd import credential
+from appliance.vault import signatures
 
 KEY_BYTES = 32
 CREDENTIAL = "root.key"
@@ -255,10 +256,11 @@ _VECTORS = 11
 
 
 def self_test() -> None:
-    """Known answers of HKDF-SHA256, HMAC-SHA256 and AES-256-GCM, the refusal of a forged tag among them.
+    """Known answers of HKDF-SHA256, HMAC-SHA256, AES-256-GCM and Ed25519, refusals of forgeries among them.
 
     Raises SelfTestFailed naming the first algorithm and case that differ, or a missing case.
     """
+    signatures.self_test()
     tested = 0
     for number, case in enumerate(_EXPANSIONS, 1):
         extracted = hmac.digest(case.salt or bytes(32), case.ikm, hashlib.sha256)

@@ -34,10 +34,10 @@ async def test_all_versions_share_the_task_and_the_first_answers(tmp_path: Path,
         await install(installed, tmp_path, "10")
         first, later = installed.list()
         assert first.task == later.task
-        assert installed.for_task(first.task) == first
-        assert installed.for_task(first.task, "10") == later
+        assert installed.catalogue().for_task(first.task) == first
+        assert installed.catalogue().for_task(first.task, "10") == later
         with pytest.raises(NotFound, match="no such version"):
-            installed.for_task(first.task, "11")
+            installed.catalogue().for_task(first.task, "11")
         assert (first.active, later.active) == (True, False)
 
 
@@ -56,8 +56,8 @@ async def test_an_activated_version_answers_from_then_on(tmp_path: Path, state: 
         )
     async with opened(state) as (installed, _):
         assert installed.backbone().version == "2"
-        assert installed.for_route("photo/tags/v2/tags").version == "2"
-        assert installed.for_task(made.task).version == "2"
+        assert installed.catalogue().for_route("photo/tags/v2/tags").version == "2"
+        assert installed.catalogue().for_task(made.task).version == "2"
         assert installed.backbone("tiny@1").version == "1"
         assert [bundle.active for bundle in installed.list()] == [False, True]
 
@@ -69,9 +69,9 @@ async def test_a_version_may_wait_to_be_activated(tmp_path: Path, state: Path) -
         with pytest.raises(NotInstalled):
             installed.backbone()
         with pytest.raises(NotFound, match="no active version"):
-            installed.for_task(waiting.task)
-        assert not installed.route_installed("photo/tags/v2/tags")
-        assert installed.for_task(waiting.task, "1") == waiting
+            installed.catalogue().for_task(waiting.task)
+        assert not installed.catalogue().route_installed("photo/tags/v2/tags")
+        assert installed.catalogue().for_task(waiting.task, "1") == waiting
         await installed.activate(OPERATOR, "tiny", "1")
         assert installed.backbone().version == "1"
 

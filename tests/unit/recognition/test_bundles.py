@@ -65,6 +65,10 @@ def edit(folder: Path, old: str, new: str) -> None:
     manifest.write_text(text.replace(old, new))
 
 
+def anybody(_: object) -> None:
+    """Trusts every maker."""
+
+
 async def unread(model: Path) -> None:
     """The bundles here hold no real models; `test_inspection` judges those."""
 
@@ -73,7 +77,9 @@ async def unread(model: Path) -> None:
 async def opened(state: Path) -> AsyncIterator[tuple[Bundles, Ledger]]:
     async with (
         Ledger(state, CollectorRegistry()) as ledger,
-        Bundles(ledger, state / "bundles", lambda: 1_700_000_000.5, inspect=unread) as installed,
+        Bundles(
+            ledger, state / "bundles", lambda: 1_700_000_000.5, trust=anybody, inspect=unread
+        ) as installed,
     ):
         yield installed, ledger
 
@@ -96,15 +102,15 @@ async def test_an_installed_bundle_serves_its_task_its_route_and_search(tmp_path
         bundle = await installed.install(OPERATOR, from_folder(make(tmp_path / "new")))
         assert uuid.UUID(bundle.task).version == 4
         assert [*installed.list()] == [bundle]
-        assert installed.for_task(bundle.task) is bundle
-        assert installed.for_route("photo/tags/v2/tags") is bundle
+        assert installed.catalogue().for_task(bundle.task) is bundle
+        assert installed.catalogue().for_route("photo/tags/v2/tags") is bundle
         assert installed.backbone() is bundle
-        assert installed.route_installed("photo/tags/v2/tags")
-        assert not installed.route_installed("photo/tags/v2/meta")
+        assert installed.catalogue().route_installed("photo/tags/v2/tags")
+        assert not installed.catalogue().route_installed("photo/tags/v2/meta")
         with pytest.raises(NotFound):
-            installed.for_task(TaskId("7f8ad1a0-0000-4000-8000-000000000000"))
+            installed.catalogue().for_task(TaskId("7f8ad1a0-0000-4000-8000-000000000000"))
         with pytest.raises(NotInstalled):
-            installed.for_route("photo/tags/v2/meta")
+            installed.catalogue().for_route("photo/tags/v2/meta")
     assert bundle.model.read_bytes() == b"model"
     assert bundle.sha256 == hashlib.sha256(b"model").hexdigest()
     assert bundle.outputs == {"logits": (2,), "embedding": (4,)}
@@ -158,8 +164,8 @@ async def test_a_later_bundle_changes_nothing_that_is_answered(tmp_path: Path, s
         later = await installed.install(OPERATOR, from_folder(make(tmp_path / "two", version="10")))
     async with opened(state) as (installed, _):
         assert installed.backbone() == first
-        assert installed.for_route("photo/tags/v2/tags") == first
-        assert installed.for_task(later.task, "10") == later
+        assert installed.catalogue().for_route("photo/tags/v2/tags") == first
+        assert installed.catalogue().for_task(later.task, "10") == later
         assert [bundle.version for bundle in installed.list()] == ["9", "10"]
 
 
@@ -207,7 +213,9 @@ async def test_the_event_loop_never_touches_the_disk(tmp_path: Path, state: Path
     source = make(tmp_path / "new")
     async with Ledger(state, CollectorRegistry()) as ledger:
         with blockbuster_ctx():
-            async with Bundles(ledger, state / "bundles", lambda: 0.0, inspect=unread) as installed:
+            async with Bundles(
+                ledger, state / "bundles", lambda: 0.0, trust=anybody, inspect=unread
+            ) as installed:
                 await installed.install(OPERATOR, from_folder(source))
                 installed.backbone()
 
@@ -347,7 +355,7 @@ async def test_a_path_without_a_bundle_is_refused(tmp_path: Path, state: Path) -
 async def test_the_starter_bundle_installs(starter_bundle: Path, state: Path) -> None:
     async with opened(state) as (installed, _):
         bundle = await installed.install(OPERATOR, from_folder(starter_bundle))
-        assert installed.for_route("photo/tags/v2/tags") is installed.backbone() is bundle
+        assert installed.catalogue().for_route("photo/tags/v2/tags") is installed.backbone() is bundle
     assert (bundle.name, bundle.version, bundle.kind) == ("efficientnet-lite0", "1", "backbone")
     assert len(bundle.labels) == len({label.id for label in bundle.labels}) == 1000
     assert bundle.labels[967].name == "espresso"

@@ -5,6 +5,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,19 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
 
+from appliance.config import Bundles
 from appliance.errors import Conflict, InvalidInput, SelfTestFailed
 from appliance.recognition import bundles, checkpoint, efficientnet, starter
 from appliance.recognition.decode import decode
+from appliance.recognition.manifest import verify
 from appliance.recognition.preprocessing import Preprocessing
+from appliance.recognition.trust import Trust
 from demo.photos import file_of
+from tests import images
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_efficientnet_lite0.json").read_text())["inputs"]
 
@@ -150,7 +156,7 @@ def test_building_again_gives_the_same_bytes(starter_bundle: Path, tmp_path: Pat
     starter.build("efficientnet-lite0", tmp_path / "again")
     assert contents(tmp_path / "again") == contents(starter_bundle)
     model = (starter_bundle / "model.onnx").read_bytes()
-    assert hashlib.sha256(model).hexdigest() == starter.MODEL_SHA256
+    assert hashlib.sha256(model).hexdigest() == starter.STARTERS["efficientnet-lite0"].model_sha256
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
 
@@ -177,7 +183,8 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "taken").mkdir()
     with pytest.raises(Conflict, match="exists already"):
         starter.build("efficientnet-lite0", tmp_path / "taken")
-    monkeypatch.setattr(starter, "MODEL_SHA256", "0" * 64)
+    other = replace(starter.STARTERS["efficientnet-lite0"], model_sha256="0" * 64)
+    monkeypatch.setitem(starter.STARTERS, "efficientnet-lite0", other)
     with pytest.raises(SelfTestFailed, match="the measured one is 0000"):
         starter.build("efficientnet-lite0", tmp_path / "bundle")
     assert [path.name for path in tmp_path.rglob("*")] == ["taken"]
@@ -189,13 +196,13 @@ def test_tensors_of_another_network_are_refused() -> None:
     tensors = checkpoint.read(next(path.glob("*.pth")).read_bytes())
     more = tensors | {"_blocks.16.se.weight": np.zeros(1, dtype=np.float32)}
     with pytest.raises(InvalidInput, match=r"has no _blocks\.16\.se\.weight"):
-        efficientnet.model(more)
+        efficientnet.model(efficientnet.LITE0, more)
     less = {name: values for name, values in tensors.items() if name != "_blocks.3._bn1.bias"}
     with pytest.raises(InvalidInput, match=r"_blocks\.3\._bn1\.bias is missing"):
-        efficientnet.model(less)
+        efficientnet.model(efficientnet.LITE0, less)
     turned = tensors | {"_fc.weight": tensors["_fc.weight"].T}
     with pytest.raises(InvalidInput, match=r"_fc\.weight is missing, or not float32 of shape \(1000, 1280\)"):
-        efficientnet.model(turned)
+        efficientnet.model(efficientnet.LITE0, turned)
 
 
 @pytest.mark.parametrize(
@@ -210,3 +217,29 @@ def test_importing_stays_cheap(module: str, heavy: set[str]) -> None:
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert module in loaded.split()
     assert heavy.isdisjoint(loaded.split())
+
+
+@pytest.mark.parametrize("name", ["efficientnet-lite1", "efficientnet-lite2"])
+def test_the_sisters_see_too(name: str, tmp_path: Path) -> None:
+    starter.build(name, tmp_path / "bundle")
+    manifest = bundles.read(tmp_path / "bundle")
+    labels = (tmp_path / "bundle" / "labels.txt").read_text().splitlines()
+    session = onnxruntime.InferenceSession(
+        tmp_path / "bundle" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    for photo, expected in {"coffee": "espresso", "chelsea": "Egyptian Mau"}.items():
+        picture = images.encoded(Image.fromarray(getattr(skimage.data, photo)()), "PNG")
+        seen = decode(picture, manifest.preprocessing, max_pixels=1 << 26, max_side=1 << 14).pixels
+        logits, embedding = session.run(["logits", "embedding"], {"images": np.asarray(seen)[np.newaxis]})
+        assert labels[int(logits.argmax())] == expected
+        assert np.linalg.norm(embedding) == pytest.approx(1)
+    outputs = {one.name: tuple(one.shape[1:]) for one in session.get_outputs()}
+    assert outputs == dict(manifest.outputs)
+
+
+@pytest.mark.parametrize("name", starter.STARTERS)
+def test_what_is_built_here_is_trusted_without_a_signature(name: str, tmp_path: Path) -> None:
+    starter.build(name, tmp_path / "bundle")
+    verified = verify(tmp_path / "bundle")
+    Trust(Bundles()).check(verified)
+    assert verified.signature is None
