@@ -41,6 +41,10 @@ class InvalidImage(InvalidInput):
     """The bytes of one record are not an image that the appliance decodes."""
 
 
+class ImageFailed(InvalidImage):
+    """The image crashed its decoder or took it too long: it is not tried again."""
+
+
 class TooLarge(InvalidInput):
     """A body, an image or a field exceeds a limit named in the message."""
 

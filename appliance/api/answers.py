@@ -18,6 +18,7 @@ from appliance.errors import (
     CapacityExceeded,
     Conflict,
     Forbidden,
+    ImageFailed,
     InvalidInput,
     NotFound,
     NotInstalled,
@@ -39,6 +40,7 @@ _CODES: tuple[tuple[type[ApplianceError], int], ...] = (
     (Conflict, 409),
     (CapacityExceeded, 412),
     (TooLarge, 413),
+    (ImageFailed, 422),
     (InvalidInput, 400),
     (Overloaded, 429),
 )

@@ -14,6 +14,7 @@ from appliance.outbound import Outbound
 from appliance.recognition.bundles import Bundles
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
+from appliance.recognition.heads import Heads, NoHeads
 from appliance.residency import Residency
 from appliance.search.collections import Collections
 
@@ -37,3 +38,4 @@ class Parts:
     readiness: Callable[[], Readiness]
     registry: Registry
     clock: Callable[[], float]
+    heads: Heads = NoHeads()  # noqa: RUF009 - it holds nothing

@@ -6,8 +6,9 @@ from appliance.api.answers import Answer
 from appliance.api.call import Call
 from appliance.api.payload import Record
 from appliance.api.vision import Seen, Vision, answer, each, images
-from appliance.errors import ApplianceError, InvalidInput, NotFound
+from appliance.errors import ApplianceError, InvalidInput, NotFound, NotInstalled
 from appliance.recognition.bundles import Bundle, Bundles, TaskId
+from appliance.recognition.heads import Head, Heads
 from appliance.recognition.preprocessing import window
 from appliance.recognition.tasks import RankedLabel, detected, ranked, tagged
 
@@ -22,22 +23,23 @@ Outcomes = list[tuple[Record, Seen | ApplianceError]]
 class Recognition:
     """The handlers of classification, tagging, detection and the descriptors."""
 
-    def __init__(self, vision: Vision, bundles: Bundles) -> None:
+    def __init__(self, vision: Vision, bundles: Bundles, heads: Heads) -> None:
         self._vision = vision
         self._bundles = bundles
+        self._heads = heads
 
     async def classify(self, call: Call) -> Answer:
         """`best_label` and `labels` (the 100 most probable) of the task named by `task_id` or `task`."""
-        bundle = self._task(call)
-        if not bundle.classifies:
-            raise NotFound("the task does not classify")
+        task, version = _asked(call)
         _refuse_to_store(call)
-        outcomes = await self._see(call, bundle, "logits")
+        head = await self._heads.find(call.customer, task, version)
+        bundle = self._task(call) if head is None else self._backbone(head)
+        if head is None and not bundle.classifies:
+            raise NotFound("the task does not classify")
+        outcomes = await self._see(call, bundle, "logits" if head is None else head.feature)
         for record, seen in _served(outcomes):
-            labels = [
-                {"id": label.id, "name": label.name, "prob": label.prob}
-                for label in _labels(bundle, seen, LABELS)
-            ]
+            ranked_labels = _labels(bundle, seen, LABELS) if head is None else _by_head(head, seen)
+            labels = [{"id": label.id, "name": label.name, "prob": label.prob} for label in ranked_labels]
             record.fields |= {"best_label": labels[0] if labels else None, "labels": labels}
         return answer(call, outcomes)
 
@@ -79,17 +81,33 @@ class Recognition:
         return answer(call, outcomes)
 
     def _task(self, call: Call) -> Bundle:
-        task = call.payload.text("task_id") or call.payload.text("task")
-        if task is None:
-            raise InvalidInput("task_id: the id of a task is expected")
-        version = call.payload.fields.get("version")
-        catalogue = self._bundles.catalogue(call.customer)
-        return catalogue.for_task(TaskId(task), None if version is None else str(version))
+        return self._bundles.catalogue(call.customer).for_task(*_asked(call))
+
+    def _backbone(self, head: Head) -> Bundle:
+        backbone = self._vision.backbone(head.backbone)
+        if not head.fits(backbone):
+            raise NotInstalled(f"the backbone {head.backbone} has no feature {head.feature} for this head")
+        return backbone
 
     async def _see(self, call: Call, bundle: Bundle, *outputs: str) -> Outcomes:
         records = images(call)
         seen = await each(records, lambda record: self._vision.infer(bundle, record, *outputs))
         return list(zip(records, seen, strict=True))
+
+
+def _asked(call: Call) -> tuple[TaskId, str | None]:
+    task = call.payload.text("task_id") or call.payload.text("task")
+    if task is None:
+        raise InvalidInput("task_id: the id of a task is expected")
+    version = call.payload.fields.get("version")
+    return TaskId(task), None if version is None else str(version)
+
+
+def _by_head(head: Head, seen: Seen) -> list[RankedLabel]:
+    logits = head.logits(seen.outputs[head.feature])
+    if head.kind == "tagger":
+        return tagged(logits, head.labels, LABELS, head.threshold)
+    return ranked(logits, head.labels, LABELS)
 
 
 def _refuse_to_store(call: Call) -> None:

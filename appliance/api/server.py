@@ -69,14 +69,14 @@ class Server:
         self._asynchronous = Asynchronous(
             parts.requests,
             parts.webhooks,
-            recognition=Recognition(patient, parts.bundles),
+            recognition=Recognition(patient, parts.bundles, parts.heads),
             colours=Colours(patient),
             bundles=parts.bundles,
             limits=parts.config.requests,
         )
         families = (
             Account(parts.customers, parts.bundles),
-            Recognition(vision, parts.bundles),
+            Recognition(vision, parts.bundles, parts.heads),
             Colours(vision),
             self._asynchronous,
             Similarity(parts.collections, vision, parts.config.search),

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from appliance.channel import Limits
 from appliance.config import Recognition
-from appliance.errors import InvalidImage, Overloaded, TooLarge, WorkerLost
+from appliance.errors import ImageFailed, Overloaded, TooLarge, WorkerLost
 from appliance.recognition.decode import Decoded, Outcome, Task
 from appliance.recognition.devices import Priority
 from appliance.recognition.preprocessing import CHANNELS, Preprocessing
@@ -57,7 +57,7 @@ class _Decoder:
             return Decoded(pixels, outcome.width, outcome.height, outcome.format)
         except (WorkerLost, msgspec.DecodeError) as error:
             # What the process said last may be about the image: it stays out of the message.
-            raise InvalidImage(
+            raise ImageFailed(
                 f"the image crashed its decoder or took it longer than {self._seconds:g} s"
             ) from error
         finally:

@@ -52,7 +52,7 @@ async def test_a_taken_over_decoder_is_refused(act: str) -> None:
         canary.setblocking(False)
         async with taken_over() as (decoders, _):
             pid = pid_of(decoders)
-            with pytest.raises(InvalidImage, match=r"refused with EPERM|refused: can't start new thread"):
+            with pytest.raises(InvalidImage, match="refused with EPERM"):
                 await decoders.decode(f"{act}@{canary.getsockname()[1]}".encode(), SEEN)
             assert psutil.Process(pid).children() == []
             assert (await decoders.decode(photo(), SEEN)).width == 40

@@ -1,5 +1,6 @@
 """One image's way from bytes to pixels: every format and mode, and every way to be wrong."""
 
+import base64
 import io
 import struct
 import tracemalloc
@@ -408,3 +409,38 @@ def test_flipped_bits_are_an_image_or_a_refusal() -> None:
                 assert array(
                     decode(data, Preprocessing(size=16), max_pixels=1_000_000, max_side=4096)
                 ).shape == (16, 16, 3)
+
+
+# 64 x 32 pixels (4x, 8y, 128 left and 20 right), made to stand upright by a quarter turn.
+HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAchtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAA"
+    "ADRpbG9jAAAAAERAAAIAAQAAAAAB7AABAAAAAAAAAHMAAgAAAAACXwABAAAAAAAAACQAAAA4aWluZgAAAAAAAgAAABVpbmZlAgAA"
+    "AAABAABodmMxAAAAABVpbmZlAgAAAQACAABFeGlmAAAAAA5waXRtAAAAAAABAAABB2lwcnAAAADmaXBjbwAAAHZodmNDAQNwAAAA"
+    "kAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq"
+    "5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm5jbHgAAQANAAaAAAAAFGlzcGUAAAAAAAAAQAAAAEAAAAAoY2xh"
+    "cAAAAEAAAAABAAAAIAAAAAEAAAAAAAAAAv///+AAAAACAAAAEHBpeGkAAAAAAwgICAAAAAlpcm90AwAAABlpcG1hAAAAAAAAAAEA"
+    "AQaBAgMFhIYAAAAaaXJlZgAAAAAAAAAOY2RzYwACAAEAAQAAAJ9tZGF0AAAAbygBrwngPf7Nzy5C74J/zi/Y3UGERZBWoTJdC/zk"
+    "hR0lZtV6bEnWV7ZvtudFKZ5Xbhac05M4jCh7ztJQKCBzOxmKkfHfR66nPRcYh4F/HeYilMHL7BIFACAl70y4FWH2ZKyZIiWL1mTB"
+    "rVB2YlvjngAAAAZFeGlmAABNTQAqAAAACAABARIAAwAAAAEABgAAAAAAAA=="
+)
+
+
+def test_heic_is_decoded_upright() -> None:
+    seen = decode(HEIC, Preprocessing(size=(64, 32), fit="stretch"), max_pixels=4096, max_side=64)
+    assert (seen.width, seen.height, seen.format) == (32, 64, "HEIF")
+    stored = np.zeros((32, 64, 3), np.float32)
+    stored[..., 0], stored[..., 1] = np.arange(64) * 4, np.arange(32)[:, np.newaxis] * 8
+    stored[..., 2] = np.where(np.arange(64) < 32, 128, 20)
+    upright = np.rot90(stored, -1)
+    assert np.abs(np.asarray(seen.pixels).astype(np.float32) - upright).mean() < 12
+
+
+@pytest.mark.parametrize("length", range(0, len(HEIC), 40))
+def test_a_cut_off_heic_is_refused(length: int) -> None:
+    with pytest.raises(InvalidImage):
+        decode(HEIC[:length], Preprocessing(size=32), max_pixels=4096, max_side=64)
+
+
+def test_a_heic_over_the_limit_is_refused_before_it_is_decoded() -> None:
+    with pytest.raises(TooLarge):
+        decode(HEIC, Preprocessing(size=32), max_pixels=2000, max_side=64)

@@ -16,10 +16,11 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from appliance.config import Recognition
-from appliance.errors import InvalidImage, Overloaded, TooLarge
+from appliance.errors import ImageFailed, InvalidImage, Overloaded, TooLarge
 from appliance.recognition.bundles import Preprocessing
 from appliance.recognition.decode import decode
 from appliance.recognition.decoders import INPUT_BYTES, Decoders
+from tests.unit.recognition.test_decode import HEIC
 from tests.unit.workers.waiting import until
 
 PREPROCESSING = Preprocessing(size=64)
@@ -151,7 +152,7 @@ async def test_waiting_for_a_decoder_ends() -> None:
         )
         kinds = {type(outcome) for outcome in outcomes}
         # The first hangs its decoder; the second, which waited as long, is either told so or served.
-        assert InvalidImage in kinds
+        assert ImageFailed in kinds
         assert len(outcomes) == 2
 
 
@@ -220,3 +221,9 @@ def test_a_decoder_starts_without_what_it_does_not_need() -> None:
     script = f"import sys, appliance.recognition.decode; print({heavy} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout
     assert loaded.strip() == "set()"
+
+
+async def test_heic_goes_through_the_locked_in_decoders() -> None:
+    async with Decoders(Recognition(decoders=1), CollectorRegistry()) as decoders:
+        seen = await decoders.decode(HEIC, Preprocessing(size=32))
+        assert (seen.width, seen.height, seen.format) == (32, 64, "HEIF")
