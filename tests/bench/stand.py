@@ -1,0 +1,66 @@
+"""A demo state with more models, and what a load client sends to it."""
+
+import base64
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo.state import DemoState, prepare
+from tests.bench import graphs, load
+from tests.running import RunningAppliance, free_port
+
+CACHE = Path(__file__).parents[2] / ".cache"
+STARTER = "efficientnet-lite0"
+CONNECTIONS = 4096  # from one address: what an overloaded appliance does with requests is to be seen
+
+
+@dataclass(frozen=True)
+class Stand:
+    """`tasks` are the ids that classify by each model."""
+
+    state: DemoState
+    tasks: dict[str, str]
+
+    def model(self, name: str) -> Path:
+        (found,) = (self.state.folder / "bundles").glob(f"{name}@*/model.onnx")
+        return found
+
+    def raw(self, name: str, image: bytes) -> bytes:
+        """A request to classify an image that is the body."""
+        path = f"/recognition/v2/classify?task_id={self.tasks[name]}"
+        return load.request(path, image, self._headers("image/jpeg"))
+
+    def records(self, name: str, image: bytes, count: int = 1) -> bytes:
+        """A request to classify so many images in JSON."""
+        record = {"_base64": base64.b64encode(image).decode()}
+        body = json.dumps({"task_id": self.tasks[name], "records": [record] * count}).encode()
+        return load.request("/recognition/v2/classify", body, self._headers("application/json"))
+
+    def _headers(self, content_type: str) -> dict[str, str]:
+        return {"Authorization": f"Token {self.state.token}", "Content-Type": content_type}
+
+
+def build(folder: Path, *names: str) -> Stand:
+    """A new state in `folder` with the starter backbone and these models of `graphs.MODELS`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    state = prepare(folder / "state", free_port(), lambda _: None)
+    widened = re.sub(
+        r"^\[api\]$",
+        f"[api]\nmax_connections_per_address = {CONNECTIONS}",
+        state.config.read_text(),
+        flags=re.MULTILINE,
+    )
+    state.config.write_text(widened)
+    tasks = {STARTER: state.task}
+    for name in names:
+        tasks[name] = str(state.ask("bundle", "install", str(graphs.bundle(name, folder / name)))["task"])
+    return Stand(state, tasks)
+
+
+def processes(appliance: RunningAppliance) -> dict[str, list[int]]:
+    """The process ids of the daemon, its decoders and its device worker, which it starts in this order."""
+    daemon, *children = appliance.processes()
+    *decoders, device = sorted(children, key=lambda process: process.create_time())
+    return {"daemon": [daemon.pid], "decoders": [one.pid for one in decoders], "device": [device.pid]}
