@@ -17,9 +17,11 @@ def main() -> int:
     )
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
     parser.add_argument("name", nargs="*", help=", ".join(names))
-    wanted = parser.parse_args().name or names
-    if unknown := set(wanted) - set(names):
+    parser.add_argument("--peers", action="store_true", help="the same model behind other servers")
+    given = parser.parse_args()
+    if unknown := set(given.name) - set(names):
         parser.error(f"no such measurement: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    wanted = [*given.name, *(["peers.comparison"] if given.peers else [])] or names
     missed = 0
     for name in wanted:
         report = Report()

@@ -59,6 +59,13 @@ def build(folder: Path, *names: str) -> Stand:
     return Stand(state, tasks)
 
 
+def remove_starter(built: Stand) -> None:
+    """Leaves the other models alone in the state, with nothing that needs the starter backbone."""
+    built.state.ask("collection", "remove", built.state.collection)
+    built.state.ask("bundle", "remove", STARTER, "1")
+    del built.tasks[STARTER]
+
+
 def processes(appliance: RunningAppliance) -> dict[str, list[int]]:
     """The process ids of the daemon, its decoders and its device worker, which it starts in this order."""
     daemon, *children = appliance.processes()
