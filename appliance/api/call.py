@@ -1,10 +1,9 @@
 """What a handler gets of a request: who asks, for what, and the stop-watch. Nothing of HTTP's machinery."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 from multidict import MultiMapping
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -16,6 +15,9 @@ from appliance.api.payload import Payload
 from appliance.errors import Forbidden, NotFound
 
 T = TypeVar("T")
+
+Stage = Literal["body", "fetch", "decode", "infer", "search", "total"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -32,20 +34,40 @@ class Measures:
         )
         self.seconds = Histogram(
             "appliance_api_stage_seconds",
-            "Seconds a request spent in a stage: body, fetch, decode, infer, search, total",
+            f"Seconds a request spent in a stage: {', '.join(STAGES)}",
             ("stage",),
             buckets=_SECONDS,
             registry=registry,
         )
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+        self._stages = {name: self.seconds.labels(name) for name in STAGES}
+        self._answered: dict[tuple[str, str, str], Counter] = {}
+
+    def stage(self, name: Stage) -> "_Timer":
         """Measures the block as one observation of the stage."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds.labels(name).observe(time.perf_counter() - began)
+        return _Timer(self._stages[name])
+
+    def answered(self, route: str, method: str, status: str, seconds: float) -> None:
+        """Counts one answer, and its time from the head on."""
+        key = (route, method, status)
+        counter = self._answered.get(key)
+        if counter is None:  # looking a label up costs more than counting
+            counter = self._answered[key] = self.requests.labels(*key)
+        counter.inc()
+        self._stages["total"].observe(seconds)
+
+
+class _Timer:
+    __slots__ = ("_began", "_seconds")
+
+    def __init__(self, seconds: Histogram) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds.observe(time.perf_counter() - self._began)
 
 
 @dataclass(frozen=True)

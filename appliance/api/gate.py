@@ -159,8 +159,7 @@ class Gate:
         if self.closing or answer.status == 408:
             response.force_close()
         seconds = time.perf_counter() - trace.began
-        self._measures.requests.labels(trace.route, _method(request), str(answer.status)).inc()
-        self._measures.seconds.labels("total").observe(seconds)
+        self._measures.answered(trace.route, _method(request), str(answer.status), seconds)
         access_log.info(
             "%s %s %s %s %d %.1f",
             trace.id,

@@ -38,8 +38,7 @@ class Recognition:
             raise NotFound("the task does not classify")
         outcomes = await self._see(call, bundle, "logits" if head is None else head.feature)
         for record, seen in _served(outcomes):
-            ranked_labels = _labels(bundle, seen, LABELS) if head is None else _by_head(head, seen)
-            labels = [{"id": label.id, "name": label.name, "prob": label.prob} for label in ranked_labels]
+            labels = _labels(bundle, seen, LABELS) if head is None else _by_head(head, seen)
             record.fields |= {"best_label": labels[0] if labels else None, "labels": labels}
         return answer(call, outcomes)
 
@@ -48,10 +47,7 @@ class Recognition:
         bundle = self._bundles.catalogue(call.customer).for_route(call.path.removeprefix("/"))
         outcomes = await self._see(call, bundle, "logits")
         for record, seen in _served(outcomes):
-            record.fields["_tags"] = [
-                {"name": label.name, "prob": label.prob, "id": label.id}
-                for label in _labels(bundle, seen, TAGS)
-            ]
+            record.fields["_tags"] = _labels(bundle, seen, TAGS)
         return answer(call, outcomes)
 
     async def detect(self, call: Call) -> Answer:

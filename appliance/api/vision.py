@@ -119,18 +119,18 @@ class Vision:
 
         Where it has none, that behind its `_url`. Raises what the record, the gate and the decoders raise.
         """
-        decoders, _ = self._ready()
-        async with AsyncExitStack() as stack:
-            image = await self._encoded(record, stack)
-            with self._measures.stage("decode"):
-                return await decoders.decode(image, preprocessing, self._priority)
-
-    async def _encoded(self, record: Record, stack: AsyncExitStack) -> Encoded:
         url = record.url
         if url is None:
-            return record.take_image()
-        with self._measures.stage("fetch"):
-            return await stack.enter_async_context(self._outbound.image(url))
+            return await self._decode(record.take_image(), preprocessing)
+        async with AsyncExitStack() as stack:
+            with self._measures.stage("fetch"):
+                image = await stack.enter_async_context(self._outbound.image(url))
+            return await self._decode(image, preprocessing)
+
+    async def _decode(self, image: Encoded, preprocessing: Preprocessing) -> Decoded:
+        decoders, _ = self._ready()
+        with self._measures.stage("decode"):
+            return await decoders.decode(image, preprocessing, self._priority)
 
     def _ready(self) -> tuple[Decoders, Engine]:
         if self._decoders is None or self._engine is None:
@@ -150,9 +150,12 @@ async def each(subjects: Sequence[S], act: Callable[[S], Awaitable[T]]) -> list[
         except ApplianceError as refusal:
             return refusal
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(settle(subject)) for subject in subjects]
-    outcomes = [task.result() for task in tasks]
+    if len(subjects) == 1:  # most calls: no task of its own is needed
+        outcomes = [await settle(subjects[0])]
+    else:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(settle(subject)) for subject in subjects]
+        outcomes = [task.result() for task in tasks]
     if outcomes and all(isinstance(outcome, _OURS) for outcome in outcomes):
         first = outcomes[0]
         assert isinstance(first, ApplianceError)

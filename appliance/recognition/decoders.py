@@ -126,16 +126,24 @@ class Decoders:
         """
         if len(data) > INPUT_BYTES:
             raise TooLarge(f"the image has {len(data)} bytes; the limit is {INPUT_BYTES}")
-        async with contextlib.AsyncExitStack() as stack:
-            if priority is not Priority.INTERACTIVE:
-                await stack.enter_async_context(self._patient)
-            decoder = await self._free(len(data))
-            return await asyncio.shield(self._keep(self._run(decoder, data, preprocessing)))
+        if priority is Priority.INTERACTIVE:
+            return await self._decode(data, preprocessing)
+        async with self._patient:
+            return await self._decode(data, preprocessing)
+
+    async def _decode(self, data: Encoded, preprocessing: Preprocessing) -> Decoded:
+        decoder = await self._free(len(data))
+        return await asyncio.shield(self._keep(self._run(decoder, data, preprocessing)))
 
     async def _free(self, size: int) -> _Decoder:
         self.check_room()
         if self._waiting and self._waiting_bytes + size > self._config.queue_bytes:
             raise Overloaded("the images that wait to be decoded take as much memory as the queue may")
+        if not self._waiting and not self._idle.empty():
+            decoder = self._idle.get_nowait()
+            if decoder.worker.serving:
+                return decoder
+            self._give_back(decoder)
         self._waiting += 1
         self._waiting_bytes += size
         try:

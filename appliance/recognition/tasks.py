@@ -57,8 +57,13 @@ def tagged(
 def _best(probabilities: npt.NDArray[np.float64], labels: Sequence[Label], limit: int) -> list[RankedLabel]:
     if probabilities.shape != (len(labels),):
         raise ValueError(f"{probabilities.shape} logits for {len(labels)} labels")
-    order = np.argsort(-probabilities, kind="stable")[:limit]
-    return [RankedLabel(labels[index].id, labels[index].name, float(probabilities[index])) for index in order]
+    chosen = np.arange(len(labels))
+    if limit < len(labels):
+        # Everything not below the last of the best: a few more where there are equals, in their order.
+        chosen = np.flatnonzero(probabilities >= np.partition(probabilities, -limit)[-limit])
+    order = chosen[np.argsort(-probabilities[chosen], kind="stable")[:limit]]
+    best = zip(order.tolist(), probabilities[order].tolist(), strict=True)
+    return [RankedLabel(labels[index].id, labels[index].name, probability) for index, probability in best]
 
 
 def detected(

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from appliance.config import MIB, Recognition
 from appliance.errors import NotInstalled, Overloaded
-from appliance.recognition.bundles import Bundle
+from appliance.recognition.bundles import Bundle, read
 from appliance.recognition.engine import Engine, Priority
 from tests.unit.recognition.small_models import SIZE, network
 from tests.unit.workers.waiting import until
@@ -169,7 +169,7 @@ async def test_a_budget_keeps_what_was_used_last(folder: Path) -> None:
 
 
 async def test_serving_goes_on_while_a_model_is_loaded(bundle: Bundle, folder: Path) -> None:
-    heavy = network(folder, "heavy", layers=400)
+    heavy = network(folder, "heavy", layers=3000)
     async with serving(bundle) as engine:
         loading = asyncio.ensure_future(engine.load(heavy))
         answered = 0
@@ -198,3 +198,25 @@ async def test_several_devices_share_the_work_and_stand_in_for_each_other(bundle
         await until(lambda: all(device.state == "serving" for device in engine.devices()))
         assert [device.restarts for device in engine.devices()] == [1, 0]
         assert np.allclose(await engine.embed(bundle, photos(8)[0]), expected[0], atol=1e-5)
+
+
+async def test_every_size_of_batch_leaves_no_more_than_the_largest(starter_bundle: Path) -> None:
+    """Each size that ever ran keeps memory of its own: those that may run are few."""
+    manifest = read(starter_bundle)
+    bundle = replace(
+        network(starter_bundle.parent, "stand-in"),
+        name="starter",
+        preprocessing=manifest.preprocessing,
+        outputs=dict(manifest.outputs),
+        model=starter_bundle / "model.onnx",
+    )
+    picture = np.random.default_rng(0).integers(0, 256, bundle.preprocessing.shape, np.uint8)
+
+    async def resident(*sizes: int) -> int:
+        async with serving(bundle, max_batch=32) as engine:
+            for size in sizes:
+                await asyncio.gather(*(engine.embed(bundle, picture) for _ in range(size)))
+            return int(process(engine).memory_info().rss)
+
+    largest = await resident(32, 32)
+    assert await resident(*range(1, 33)) <= 1.3 * largest
