@@ -79,6 +79,7 @@ MALFORMED = (
     ZeroDivisionError,
     NotImplementedError,
     AssertionError,
+    RuntimeError,  # of libheif, whose own limits are told this way
     struct.error,
 )
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
@@ -156,7 +157,11 @@ def _check_size(image: Image.Image, max_pixels: int, max_side: int) -> None:
 def _decode(image: Image.Image, preprocessing: Preprocessing) -> Decoded:
     width, height = image.size
     scale = _draft(image, preprocessing) if preprocessing.scaled else 1.0
+    announced = image.size
     image.load()
+    if image.format == "HEIF" and image.size != announced:
+        # The container was held to the limits, and the picture in it has a size of its own.
+        raise InvalidImage("the image is not of the size that its file says")
     name = "JPEG" if image.format == "MPO" else str(image.format)
     if (orientation := _orientation(image)) in UPRIGHT:
         # Before resampling, which rounds between its horizontal and its vertical pass.

@@ -444,3 +444,22 @@ def test_a_cut_off_heic_is_refused(length: int) -> None:
 def test_a_heic_over_the_limit_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(TooLarge):
         decode(HEIC, Preprocessing(size=32), max_pixels=2000, max_side=64)
+
+
+# Found by fuzzing: the coded picture claims to be a billion pixels wide, its container does not.
+SWOLLEN_HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjEAAGljbWlhZgAAAchtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAA"
+    "ADRpbG9jAAAAAERAAAIAAQAAAAAB7AABAAAAAAAAAHMAAgAAAAACXwABAAAAAAAAACQAAAA4aWluZgAAAAAAAgAAABVpbmZlAgAA"
+    "AAABAABodmMxAAAAABVpbmZlAgAAAQACAABFeGlmAAAAAA5waXRtAAAAAAABAAABB2lwcnAAAADmaXBjbwAAAHZodmNDAQNwAAAA"
+    "kAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq"
+    "5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm5jbHgAAQANAAaAAAAAFGlzcGUAAFdFQlAAQAAAAEAAAAAoY2xh"
+    "cAAAAEAAAAABAAAAIAAAAAEAAAAAAAAAAv///+AAAAACAAAAEHBpeGkAAAAAAwgICAAAAAlpcm90AwAAABlpcG1hAAAAAAAAAAEA"
+    "AQaBAgMFhIYAAAAaaXJlZgAAAAAAAAAOY2RzYwACAAEAAQAAAJ9tZGF0AAAAbygBrwngPf7Nzy5C74J/zi/Y3UGERZBWoTJdC/zk"
+    "hR0lZtV6bEnWV7ZvtudFKZ5Xbhac05M4jCh7ztJQKCBzOxmKkfHfR66nPRcYh4F/HeYilMHL7BIFACAl70y4FWH2ZKyZIiWL1mTB"
+    "rVB2YlvjngAAAAZFeGlmAABNTQD//////w8AABIAAwAAAAEABgAAAAAAAA=="
+)
+
+
+def test_a_heic_that_swells_while_it_is_decoded_is_refused() -> None:
+    with pytest.raises(InvalidImage, match="truncated or damaged"):
+        decode(SWOLLEN_HEIC, Preprocessing(size=32), max_pixels=1 << 22, max_side=1 << 14)
