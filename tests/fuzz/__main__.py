@@ -35,6 +35,8 @@ def main() -> int:
             (corpus / name).write_bytes(data)
     cores = len(os.sched_getaffinity(0))
     began = time.monotonic()
+    # Files: a pipe that nobody reads would stop the process that writes to it.
+    logs = [FOLDER / f"log-{core}" for core in range(cores)]
     running = [
         subprocess.Popen(
             [
@@ -43,12 +45,13 @@ def main() -> int:
                 *(f"-rss_limit_mb={MEMORY_MIB}", f"-max_len={LARGEST}", f"-artifact_prefix={found}/"),
                 *("-print_final_stats=1", str(corpus)),
             ],
-            stderr=subprocess.PIPE,
-            text=True,
+            stderr=log.open("wb"),
         )
-        for core in range(cores)
+        for core, log in enumerate(logs)
     ]
-    said = [process.communicate()[1] for process in running]
+    for process in running:
+        process.wait()
+    said = [log.read_text(errors="replace") for log in logs]
     seconds = time.monotonic() - began
     totals = [{name: int(value) for name, value in STATISTIC.findall(text)} for text in said]
     inputs = sum(one.get("number_of_executed_units", 0) for one in totals)
