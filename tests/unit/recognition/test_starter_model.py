@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from appliance.recognition.decode import decode
 from appliance.recognition.manifest import verify
 from appliance.recognition.preprocessing import Preprocessing
 from appliance.recognition.trust import Trust
-from demo.photos import file_of
+from demo.photos import PHOTOGRAPHS, crops, file_of
 from tests import images
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_efficientnet_lite0.json").read_text())["inputs"]
@@ -243,3 +244,30 @@ def test_what_is_built_here_is_trusted_without_a_signature(name: str, tmp_path: 
     verified = verify(tmp_path / "bundle")
     Trust(Bundles()).check(verified)
     assert verified.signature is None
+
+
+def test_scaled_decoding_leaves_the_top_label_as_it_is(starter_bundle: Path, session: Any) -> None:
+    """Of photographs in four sizes, and of every third crop of them that the model is at all sure of."""
+    wanted = bundles.read(starter_bundle).preprocessing
+    assert wanted.scaled
+    full = Preprocessing(wanted.size, wanted.fit, scaled=False)
+
+    def unchanged(picture: Image.Image) -> tuple[bool, float]:
+        data = images.encoded(picture, "JPEG", quality=90)
+        ways = (full, wanted)
+        seen = [np.asarray(decode(data, way, max_pixels=1 << 26, max_side=1 << 14).pixels) for way in ways]
+        logits = run(session, *seen)["logits"]
+        powers = np.exp(logits[0] - logits[0].max())
+        return bool(logits[0].argmax() == logits[1].argmax()), float(powers.max() / powers.sum())
+
+    photos = [Image.open(file_of(name)).convert("RGB") for name in PHOTOGRAPHS]
+    sizes = [
+        photo.resize((int(photo.width * factor), int(photo.height * factor)))
+        for photo in photos
+        for factor in (1.5, 2, 3, 4)
+    ]
+    assert np.mean([unchanged(photo)[0] for photo in sizes]) >= 0.99
+    small = [Image.open(io.BytesIO(crop.read())) for crop in list(crops(side=200, stride=64))[::3]]
+    outcomes = [unchanged(crop.convert("RGB").resize((1024, 1024))) for crop in small]
+    assert np.mean([same for same, sure in outcomes if sure >= 0.3]) >= 0.99
+    assert np.mean([same for same, _ in outcomes]) >= 0.95
