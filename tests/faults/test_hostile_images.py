@@ -1,5 +1,6 @@
 """Images made to crash, to hang or to swell their decoder: each is answered, and the next one is served."""
 
+import base64
 import time
 from collections.abc import AsyncIterator
 
@@ -9,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from appliance.config import MIB, Recognition
-from appliance.errors import InvalidImage, TooLarge
+from appliance.errors import ImageFailed, InvalidImage, TooLarge
 from appliance.recognition.decoders import INPUT_BYTES, Decoders
 from appliance.recognition.preprocessing import Preprocessing
 from tests import images
@@ -52,6 +53,29 @@ async def test_each_is_answered_soon_and_the_next_is_served(
     assert later - seconds < CPU_SECONDS, f"{name}: {outcome} after {later - seconds:.1f} s"
     assert after.memory_info().rss < 512 * MIB
     assert await answered(decoders, images.jpeg()) == "JPEG"
+
+
+# Found by fuzzing: libheif 1.23 dies of it.
+DEADLY_HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAchtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAA"
+    "ADRpbG9jAAAAAERAAAIAAQAAAAAB7AABAAAAAAAAAHMAAgAAAAACXwABAAAAAAAAACQAAAA4aWluZgAAAAAAAgAAABVpbmZlAgAA"
+    "AAABAABodmMxAAAAABVpbmZlAgAAAQACAGL///9mAAAAAA5waXRtAAAAAAABAAABB2lwcnAAAADmaXBjbwAAAHZodmNDAQNwAAAA"
+    "kAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq"
+    "5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm5jbHgAAQANAAaAAAAAFGlzcGUAAAAAAAAAQAAAAEAAAAAoY2xh"
+    "cAAAAEAAAAABAAAAIAAAAAEAAAAAAAAAAv///+AAAAACAAAAEHBpeGkAAAAAAwgICAAAAAlpcm90AwAAABlpcG1hAAAAAAAAAAEA"
+    "AQaBAgMFhIYAAAAaaXJlZgAAAAAAAAAOY2RzYwACAAEAAQAAAJ9tZGF0AAAAbygBrwngPf7Nzy5C74J/zi/Y3UGERZBWoTJdC/zk"
+    "hR0lZtV6bEnWV7ZvtudFKZ5XCAAAAAAAAABuFpzTkziMKHvO0lAoIHM7GYqR8d9Hrqc9FxiHgX8d5iKUwcvsEgUAICXvTLgVYfZk"
+    "rJkiJYvWZMGtUHZiW+OeAAAABkV4aWYAAE1NACoAAAAIAAEBEgADAAAAAQAGAAAAAAAA"
+)
+
+
+async def test_an_image_that_kills_its_decoder_costs_itself_alone(decoders: Decoders) -> None:
+    before, _ = spent(decoders)
+    with pytest.raises(ImageFailed):
+        await decoders.decode(DEADLY_HEIC, WANTED)
+    assert await answered(decoders, images.jpeg()) == "JPEG"
+    after, _ = spent(decoders)
+    assert after != before
 
 
 async def test_the_largest_input_of_nothing(decoders: Decoders) -> None:

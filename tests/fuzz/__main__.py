@@ -1,5 +1,7 @@
 """`./dev fuzz`: hostile bytes for the decoder, a million by default, in one process for every core.
 
+HEIC aside, whose library is fuzzed by its own project and locked in here (see `target`).
+
 Atheris (libFuzzer for Python) changes images of every format and keeps what reaches new lines of ours. An
 input is a finding when it raises anything but a refusal, takes longer than 2 s, or swells the process over
 the memory of a decoder. What was found lies in .cache/fuzz; the exit code is 1 then.

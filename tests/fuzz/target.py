@@ -7,8 +7,12 @@ import atheris
 
 with atheris.instrument_imports(include=["appliance.recognition", "PIL"]):
     from appliance.errors import InvalidImage, TooLarge
-    from appliance.recognition.decode import decode
+    from appliance.recognition import decode as decoding
     from appliance.recognition.preprocessing import Preprocessing
+
+# libheif is not ours and dies of some inputs, which ends this process and the search. The locks around a
+# decoder are what holds then; tests/faults tries them with what was found.
+decoding.FORMATS = tuple(form for form in decoding.FORMATS if form != "HEIF")
 
 WAYS = (
     Preprocessing(size=32),
@@ -25,7 +29,7 @@ def one(data: bytes) -> None:
     wanted = WAYS[data[0] % len(WAYS)]
     # Seeds are whole images: the byte that chooses stays a part of them.
     with contextlib.suppress(InvalidImage, TooLarge):
-        seen = decode(data, wanted, max_pixels=1 << 22, max_side=1 << 14)
+        seen = decoding.decode(data, wanted, max_pixels=1 << 22, max_side=1 << 14)
         assert seen.pixels.shape == wanted.shape
 
 
