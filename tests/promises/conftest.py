@@ -30,14 +30,14 @@ def traced(copy_state: CopyState, tmp_path_factory: pytest.TempPathFactory, host
     wrapper = [
         "strace",
         "-f",
-        "-qq",
+        "-q",
         "-y",
         "-s",
         "0",
         "-e",
         f"trace={CALLS}",
         "-e",
-        "signal=none",
+        "signal=SIGSEGV,SIGABRT",
         "-o",
         str(log),
     ]

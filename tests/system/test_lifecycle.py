@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -18,6 +17,7 @@ from tests import images
 from tests.running import CopyState, RunningAppliance
 from tests.system.fake_systemd import SECONDS, edit, service_manager
 from tests.unit.health.fake_gpus import build, describe
+from tests.waiting import eventually
 
 TAGS = "/photo/tags/v2/tags"
 
@@ -45,13 +45,6 @@ def refused(port: int) -> bool:
     except ConnectionRefusedError:
         return True
     return False
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SECONDS:g} s: {what}"
-        time.sleep(0.02)
 
 
 def test_what_the_service_manager_hears(state: DemoState) -> None:
