@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-SECONDS = 30.0
+from tests.waiting import SECONDS
 
 
 class ServiceManager:

@@ -15,9 +15,9 @@ import pytest
 from demo.state import DemoState, StepFailed
 from tests import images
 from tests.running import CopyState, RunningAppliance
-from tests.system.fake_systemd import SECONDS, edit, service_manager
+from tests.system.fake_systemd import edit, service_manager
 from tests.unit.health.fake_gpus import build, describe
-from tests.waiting import eventually
+from tests.waiting import SECONDS, eventually
 
 TAGS = "/photo/tags/v2/tags"
 
