@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -103,6 +104,9 @@ class Memory:
         os.close(self.fd)
 
 
+# What becomes of a request: the child's answer, or the error that `Worker.call` raises.
+Outcome = bytes | ApplianceError
+
 _REPLY: msgspec.msgpack.Decoder[Answer | Refusal] = msgspec.msgpack.Decoder(Answer | Refusal)
 _INFO = msgspec.msgpack.Decoder(dict[str, Any])
 
@@ -116,7 +120,10 @@ class _Child(asyncio.Protocol):
         self._confined = confined
         self._on_lost = on_lost
         self._transport: asyncio.WriteTransport | None = None
-        self._pending: dict[int, tuple[asyncio.Future[bytes], asyncio.TimerHandle]] = {}
+        # Of every request: when its answer is late, after how many seconds, and who hears of it.
+        self._pending: dict[int, tuple[float, float, Callable[[Outcome], None]]] = {}
+        # One timer for all of them: it looks at the clock of the earliest, and is seldom set.
+        self._watch: asyncio.TimerHandle | None = None
         self._next_id = START_ID
         self._buffer = bytearray()
         self._lines_left = STDERR_LINES
@@ -155,29 +162,42 @@ class _Child(asyncio.Protocol):
 
     async def connect(self, start: Start, fds: Sequence[int]) -> dict[str, Any]:
         """Hand it what it starts with; returns what it says of itself once it is ready."""
-        answer = self._expect(START_SECONDS)
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+        self._expect(START_SECONDS, partial(settle, answer))
         socket.send_fds(self._socket, [frame(start)], list(fds))
         self._transport, _ = await self._loop.create_unix_connection(lambda: self, sock=self._socket)
         return _INFO.decode(await answer)
 
-    def submit(self, body: bytes, seconds: float) -> asyncio.Future[bytes]:
+    def submit(self, body: bytes, seconds: float, hear: Callable[[Outcome], None]) -> None:
         request = frame(Request(self._next_id, body))
-        answer = self._expect(seconds)
-        if self._transport and not self.lost.done():
-            self._transport.write(request)
-        return answer
-
-    def _expect(self, seconds: float) -> asyncio.Future[bytes]:
-        future: asyncio.Future[bytes] = self._loop.create_future()
-        # A caller that went away leaves its failure unread: that is no error of its own.
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
         if self.lost.done():
-            future.set_exception(self._loss())
+            hear(self._loss())
+            return
+        self._expect(seconds, hear)
+        if self._transport:
+            self._transport.write(request)
+
+    def _expect(self, seconds: float, hear: Callable[[Outcome], None]) -> None:
+        late = self._loop.time() + seconds
+        self._pending[self._next_id] = late, seconds, hear
+        self._next_id += 1
+        if self._watch is None or late < self._watch.when():
+            self._watch_until(late)
+
+    def _watch_until(self, late: float) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = self._loop.call_at(late, self._look)
+
+    def _look(self) -> None:
+        self._watch = None
+        if not self._pending:
+            return
+        late, seconds, _ = min(self._pending.values(), key=lambda pending: pending[0])
+        if late <= self._loop.time():
+            self.lose(f"did not answer within {seconds:g} s")
         else:
-            timer = self._loop.call_later(seconds, self.lose, f"did not answer within {seconds:g} s")
-            self._pending[self._next_id] = future, timer
-            self._next_id += 1
-        return future
+            self._watch_until(late)
 
     def lose(self, reason: str) -> None:
         """Kill it and fail everything that waits for it; only the first reason counts."""
@@ -187,11 +207,11 @@ class _Child(asyncio.Protocol):
         self._on_lost()
         if self._process.returncode is None:
             self._process.kill()
+        if self._watch is not None:
+            self._watch.cancel()
         pending, self._pending = self._pending, {}
-        for future, timer in pending.values():
-            timer.cancel()
-            if not future.done():
-                future.set_exception(self._loss())
+        for _, _, hear in pending.values():
+            hear(self._loss())
 
     def _loss(self) -> WorkerLost:
         return WorkerLost(f"{self._name} {self.lost.result()}")
@@ -218,25 +238,18 @@ class _Child(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        try:
-            while not self.lost.done() and (message := take(self._buffer)) is not None:
-                self._handle(_REPLY.decode(message))
-        except (ValueError, KeyError, msgspec.DecodeError):
-            self.lose("sent a malformed answer")
-
-    def _handle(self, reply: Answer | Refusal) -> None:
-        refusal = (
-            REFUSALS[reply.error](reply.message[:REFUSAL_CHARACTERS]) if isinstance(reply, Refusal) else None
-        )
-        future, timer = self._pending.pop(reply.id)
-        timer.cancel()
-        self.answered = True
-        if future.done():
-            return
-        if isinstance(reply, Answer):
-            future.set_result(reply.body)
-        elif refusal:
-            future.set_exception(refusal)
+        while not self.lost.done():
+            try:
+                if (message := take(self._buffer)) is None:
+                    return
+                reply = _REPLY.decode(message)
+                outcome = reply.body if isinstance(reply, Answer) else _error(reply)
+                _, _, hear = self._pending.pop(reply.id)
+            except (ValueError, KeyError, msgspec.DecodeError):
+                self.lose("sent a malformed answer")
+                return
+            self.answered = True
+            hear(outcome)
 
     def _read_stderr(self) -> None:
         text = os.read(self._stderr, 65536)
@@ -270,6 +283,26 @@ class _Child(asyncio.Protocol):
         self._drain()
         self.lose(f"{reason}: {self._last_line}" if START_ID in self._pending else reason)
         self.reaped.set_result(None)
+
+
+def _error(refusal: Refusal) -> ApplianceError:
+    return REFUSALS[refusal.error](refusal.message[:REFUSAL_CHARACTERS])
+
+
+def settle(answer: asyncio.Future[bytes], outcome: Outcome) -> None:
+    """Give the outcome of a request to whom it concerns, unless nobody waits any more."""
+    if answer.done():
+        return
+    if isinstance(outcome, ApplianceError):
+        fail(answer, outcome)
+    else:
+        answer.set_result(outcome)
+
+
+def fail(answer: asyncio.Future[Any], error: ApplianceError) -> None:
+    """Give an error to whom it concerns. One who went away leaves it unread: that is no error of its own."""
+    answer.set_exception(error)
+    answer.exception()
 
 
 class Worker:
@@ -347,13 +380,18 @@ class Worker:
                     await self._open.wait()
             except TimeoutError:
                 raise WorkerLost(f"{self.name} is being restarted") from None
-        return await asyncio.shield(self.submit(request, seconds))
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.submit(request, seconds, partial(settle, answer))
+        return await answer
 
-    def submit(self, request: bytes, seconds: float) -> asyncio.Future[bytes]:
-        """`call` for owners of memory: settles only when the child is done with the request, or gone."""
+    def submit(self, request: bytes, seconds: float, hear: Callable[[Outcome], None]) -> None:
+        """`call` for owners of memory: `hear` is called once, when the child is done with the request or gone.
+
+        It gets the answer or the error, and may call `submit` itself. Raises WorkerLost during a restart.
+        """
         if self._child is None or not self._let_through():
             raise WorkerLost(f"{self.name} is being restarted")
-        return self._child.submit(request, seconds)
+        self._child.submit(request, seconds, hear)
 
     def _let_through(self) -> bool:
         return self._open.is_set() or (self._opener is not None and self._opener is asyncio.current_task())

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.config import Recognition
-from appliance.errors import WorkerLost
+from appliance.errors import ApplianceError, WorkerLost
 from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, Load, Loaded, Run, Unload, places
-from appliance.workers import Memory, Worker
+from appliance.workers import Memory, Outcome, Worker, fail
 
 Outputs = dict[str, npt.NDArray[np.float32]]
 
@@ -142,7 +142,7 @@ class Device:
         for waiting in self._waiting.values():
             for job in waiting:
                 if not job.answer.done():
-                    job.answer.set_exception(WorkerLost("the engine has stopped"))
+                    fail(job.answer, WorkerLost("the engine has stopped"))
         self._memory.close()
 
     async def load(self, model: Model) -> Loaded:
@@ -210,17 +210,15 @@ class Device:
         self._running.add(job)
         job.sent = True
         request = Run(job.model.number, slot, job.outputs, alone=job.retried)
-        reply = self.worker.submit(self._encoder.encode(request), self._seconds)
-        reply.add_done_callback(partial(self._settle, job, slot))
+        self.worker.submit(self._encoder.encode(request), self._seconds, partial(self._settle, job, slot))
 
-    def _settle(self, job: Job, slot: int, reply: asyncio.Future[bytes]) -> None:
+    def _settle(self, job: Job, slot: int, outcome: Outcome) -> None:
         start = slot * SLOT_BYTES
         layout = places(job.model.pixel_bytes, [job.model.shapes[name] for name in job.outputs])
-        error = reply.exception()
         lost = False
         if job.answer.done():
             pass
-        elif error is None:
+        elif not isinstance(outcome, ApplianceError):
             job.answer.set_result(
                 {
                     name: np.frombuffer(self._memory.view, np.float32, count, start + offset)
@@ -229,10 +227,10 @@ class Device:
                     for name, (offset, count) in zip(job.outputs, layout, strict=True)
                 }
             )
-        elif isinstance(error, WorkerLost) and not job.retried:
+        elif isinstance(outcome, WorkerLost) and not job.retried:
             lost = job.retried = True
         else:
-            job.answer.set_exception(error)
+            fail(job.answer, outcome)
         last, count = layout[-1]
         self._memory.wipe(start, last + count * FLOAT_BYTES)
         self._free.append(slot)

@@ -107,7 +107,8 @@ class SealedGraphs:
         """Forget a graph; at once here, soon there."""
         if self._worker is not None:
             with contextlib.suppress(WorkerLost):  # then its graphs are gone as well
-                _ = self._worker.submit(_ENCODER.encode(graph.Drop(sealed.number)), _BUILD_SECONDS)
+                request = _ENCODER.encode(graph.Drop(sealed.number))
+                self._worker.submit(request, _BUILD_SECONDS, lambda _: None)
 
     async def _start(self) -> tuple[Worker, Memory]:
         async with self._starting:

@@ -16,7 +16,7 @@ import pytest
 
 from appliance.channel import MESSAGE_BYTES
 from appliance.errors import WorkerLost
-from appliance.workers import Worker
+from appliance.workers import Outcome, Worker
 from tests.unit.workers.waiting import until
 
 TARGETS = "tests.unit.workers.worker_targets"
@@ -34,12 +34,14 @@ async def test_what_a_child_answered_before_it_died_is_heard() -> None:
             await child.until_serving()
             pid = child.pid
             assert pid is not None
-            answers = [child.submit(body, 10) for body in (b"last words", b"die")]
+            heard: list[Outcome] = []
+            for body in (b"last words", b"die"):
+                child.submit(body, 10, heard.append)
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the loop is held until it is gone
-            answers.append(child.submit(b"too late", 10))
-            heard, *lost = await asyncio.gather(*answers, return_exceptions=True)
-            assert heard == b"last words"
-            assert [type(outcome) for outcome in lost] == [WorkerLost, WorkerLost]
+            child.submit(b"too late", 10, heard.append)
+            await until(lambda: len(heard) == 3)
+            assert heard[0] == b"last words"
+            assert [type(outcome) for outcome in heard[1:]] == [WorkerLost, WorkerLost]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ async def test_signals_for_the_daemon_do_not_end_its_children() -> None:
 def test_children_die_with_a_daemon_that_is_killed() -> None:
     script = (
         "import asyncio\n"
-        "from appliance.workers import Worker\n"
+        "from appliance.workers import Outcome, Worker\n"
         "async def main():\n"
         f"    async with Worker('orphan', '{TARGETS}:echo', {{}}) as child:\n"
         "        hung = asyncio.ensure_future(child.call(b'hang', 600))\n"
