@@ -299,10 +299,11 @@ def settle(answer: asyncio.Future[bytes], outcome: Outcome) -> None:
         answer.set_result(outcome)
 
 
-def fail(answer: asyncio.Future[Any], error: ApplianceError) -> None:
+def fail(answer: asyncio.Future[Any], error: Exception) -> None:
     """Give an error to whom it concerns. One who went away leaves it unread: that is no error of its own."""
-    answer.set_exception(error)
-    answer.exception()
+    if not answer.done():
+        answer.set_exception(error)
+        answer.exception()
 
 
 class Worker:
@@ -385,7 +386,7 @@ class Worker:
         return await answer
 
     def submit(self, request: bytes, seconds: float, hear: Callable[[Outcome], None]) -> None:
-        """`call` for owners of memory: `hear` is called once, when the child is done with the request or gone.
+        """`call` for owners of memory: `hear` is called once, when the child is done with it or gone.
 
         It gets the answer or the error, and may call `submit` itself. Raises WorkerLost during a restart.
         """

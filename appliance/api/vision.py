@@ -23,8 +23,8 @@ from appliance.errors import (
 from appliance.outbound import Outbound
 from appliance.recognition.bundles import Bundle, Bundles, Preprocessing
 from appliance.recognition.decode import Decoded
-from appliance.recognition.decoders import Decoders, Encoded
-from appliance.recognition.engine import Engine, Pixels, Priority
+from appliance.recognition.decoders import Decoders, copied
+from appliance.recognition.engine import Engine, Job, Pixels, Priority
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -93,11 +93,18 @@ class Vision:
     async def infer(self, bundle: Bundle, record: Record, *outputs: str) -> Seen:
         """These outputs of the bundle's model for the record's image, which the record gives away.
 
-        Raises what the record, the decoders and the engine raise.
+        The pixels go from the decoder to the device without a stop. Raises what the record, the decoders and
+        the engine raise.
         """
-        decoded = await self.decode(record, bundle.preprocessing)
-        values = await self.run(bundle, decoded.pixels, *outputs)
-        return Seen(values, decoded.width, decoded.height)
+        _, engine = self._ready()
+
+        def start(decoded: Decoded) -> tuple[Job, int, int]:
+            job = engine.start(bundle, decoded.pixels, outputs, self._priority)
+            return job, decoded.width, decoded.height
+
+        job, width, height = await self._see(record, bundle.preprocessing, start)
+        with self._measures.stage("infer"):
+            return Seen(await engine.outcome(job), width, height)
 
     async def run(self, bundle: Bundle, pixels: Pixels, *outputs: str) -> Mapping[str, Vector]:
         """These outputs of the bundle's model for the pixels of one image. Raises what the engine raises."""
@@ -119,18 +126,19 @@ class Vision:
 
         Where it has none, that behind its `_url`. Raises what the record, the gate and the decoders raise.
         """
+        return await self._see(record, preprocessing, copied)
+
+    async def _see(self, record: Record, preprocessing: Preprocessing, then: Callable[[Decoded], T]) -> T:
+        decoders, _ = self._ready()
         url = record.url
         if url is None:
-            return await self._decode(record.take_image(), preprocessing)
+            with self._measures.stage("decode"):
+                return await decoders.see(record.take_image(), preprocessing, then, self._priority)
         async with AsyncExitStack() as stack:
             with self._measures.stage("fetch"):
                 image = await stack.enter_async_context(self._outbound.image(url))
-            return await self._decode(image, preprocessing)
-
-    async def _decode(self, image: Encoded, preprocessing: Preprocessing) -> Decoded:
-        decoders, _ = self._ready()
-        with self._measures.stage("decode"):
-            return await decoders.decode(image, preprocessing, self._priority)
+            with self._measures.stage("decode"):
+                return await decoders.see(image, preprocessing, then, self._priority)
 
     def _ready(self) -> tuple[Decoders, Engine]:
         if self._decoders is None or self._engine is None:

@@ -3,20 +3,23 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Coroutine
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from appliance.channel import Limits
 from appliance.config import Recognition
-from appliance.errors import ImageFailed, Overloaded, TooLarge, WorkerLost
+from appliance.errors import ApplianceError, ImageFailed, Overloaded, TooLarge, WorkerLost
 from appliance.recognition.decode import Decoded, Outcome, Task
 from appliance.recognition.devices import Priority
 from appliance.recognition.preprocessing import CHANNELS, Preprocessing
-from appliance.workers import Memory, Worker
+from appliance.workers import Memory, Worker, fail
 
 # Shared memory costs nothing until it is touched: as large as any image may be.
 INPUT_BYTES = 64 * 1024 * 1024
@@ -27,6 +30,18 @@ T = TypeVar("T")
 # A decoder that dies at every image is replaced at most once a second, so that one sender of hostile images
 # cannot keep the pool away from the others for long.
 BACKOFF_SECONDS = (0.05, 1.0)
+
+
+# No repr: an image must not get into a message by accident.
+@dataclass(slots=True, eq=False, repr=False)
+class _Job(Generic[T]):
+    """One image, what is done with its pixels as soon as they are there, and who waits for the result."""
+
+    data: Encoded
+    preprocessing: Preprocessing
+    then: Callable[[Decoded], T]
+    answer: asyncio.Future[T]
+    patience: asyncio.TimerHandle | None = None  # runs while it waits for a decoder
 
 
 class _Decoder:
@@ -47,22 +62,37 @@ class _Decoder:
             backoff_seconds=BACKOFF_SECONDS,
         )
 
-    async def decode(self, data: Encoded, preprocessing: Preprocessing) -> Decoded:
-        length, produced = len(data), preprocessing.nbytes
-        self._input.view[:length] = data
+    def begin(self, job: _Job[Any], done: Callable[[], None]) -> None:
+        """Decode the job's image; `done` is called once the job has its answer and the memories are wiped."""
+        length = len(job.data)
+        self._input.view[:length] = job.data
+        request = self._encoder.encode(Task(length, job.preprocessing))
+        self.worker.submit(request, self._seconds, partial(self._settle, job, done))
+
+    def _settle(self, job: _Job[Any], done: Callable[[], None], outcome: bytes | ApplianceError) -> None:
         try:
-            reply = await self.worker.submit(self._encoder.encode(Task(length, preprocessing)), self._seconds)
-            outcome = self._outcomes.decode(reply)
-            pixels = memoryview(bytes(self._output.view[:produced])).cast("B", preprocessing.shape)
-            return Decoded(pixels, outcome.width, outcome.height, outcome.format)
+            if not job.answer.done():
+                job.answer.set_result(job.then(self._decoded(job.preprocessing, outcome)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
+            fail(job.answer, error)
+        finally:
+            self._input.wipe(0, len(job.data))
+            self._output.wipe(0, job.preprocessing.nbytes)
+            done()
+
+    def _decoded(self, preprocessing: Preprocessing, outcome: bytes | ApplianceError) -> Decoded:
+        """Its pixels are the decoder's memory."""
+        try:
+            if isinstance(outcome, ApplianceError):
+                raise outcome
+            told = self._outcomes.decode(outcome)
         except (WorkerLost, msgspec.DecodeError) as error:
             # What the process said last may be about the image: it stays out of the message.
             raise ImageFailed(
                 f"the image crashed its decoder or took it longer than {self._seconds:g} s"
             ) from error
-        finally:
-            self._input.wipe(0, length)
-            self._output.wipe(0, produced)
+        pixels = self._output.view[: preprocessing.nbytes].cast("B", preprocessing.shape)
+        return Decoded(pixels, told.width, told.height, told.format)
 
     def close(self) -> None:
         self._input.close()
@@ -75,15 +105,16 @@ class Decoders:
     def __init__(self, config: Recognition, registry: CollectorRegistry, *, target: str = DECODER) -> None:
         self._config = config
         self._target = target
-        self._waiting = self._waiting_bytes = 0
+        self._idle: list[_Decoder] = []
+        self._waiting: deque[_Job[Any]] = deque()
+        self._waiting_bytes = 0
         self._patient = asyncio.Semaphore()
-        self._idle: asyncio.LifoQueue[_Decoder] = asyncio.LifoQueue()
-        self._running: set[asyncio.Task[Any]] = set()
+        self._reviving: set[asyncio.Task[None]] = set()
         self._lost = Counter(
             "appliance_decoders_lost", "Decoder processes that died or hung at an image", registry=registry
         )
         waiting = Gauge("appliance_decoders_waiting", "Images waiting for a free decoder", registry=registry)
-        waiting.set_function(lambda: self._waiting)
+        waiting.set_function(lambda: len(self._waiting))
 
     async def __aenter__(self) -> Self:
         count = self._config.decoders or max(1, len(os.sched_getaffinity(0)) - 1)
@@ -95,8 +126,7 @@ class Decoders:
             for started in await asyncio.gather(*starts, return_exceptions=True):
                 if isinstance(started, BaseException):
                     raise started
-            for decoder in decoders:
-                self._idle.put_nowait(decoder)
+            self._idle = decoders
             self._patient = asyncio.Semaphore(max(1, count // 2))
             self._stack = stack.pop_all()
         return self
@@ -104,15 +134,17 @@ class Decoders:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        while self._waiting:
+            fail(self._next().answer, WorkerLost("the decoders have stopped"))
         await self._stack.aclose()
+        for task in self._reviving:
+            task.cancel()
+        await asyncio.gather(*self._reviving, return_exceptions=True)
 
     def check_room(self) -> None:
         """Raises Overloaded when the queue is full."""
-        if self._waiting >= self._config.queue:
-            raise Overloaded(f"{self._waiting} images wait to be decoded, as many as the queue holds")
+        if len(self._waiting) >= self._config.queue:
+            raise Overloaded(f"{len(self._waiting)} images wait to be decoded, as many as the queue holds")
 
     async def decode(
         self, data: Encoded, preprocessing: Preprocessing, priority: Priority = Priority.INTERACTIVE
@@ -124,58 +156,89 @@ class Decoders:
         holds or none is free in time. Of what it was given, nothing remains in shared memory; a cancelled
         call ends in the background.
         """
+        return await self.see(data, preprocessing, copied, priority)
+
+    async def see(
+        self,
+        data: Encoded,
+        preprocessing: Preprocessing,
+        then: Callable[[Decoded], T],
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> T:
+        """What `then` makes of the pixels, which are wiped when it returns. Raises what both raise.
+
+        It is called as soon as they are there, before whoever waits for it goes on, and is not to wait.
+        """
         if len(data) > INPUT_BYTES:
             raise TooLarge(f"the image has {len(data)} bytes; the limit is {INPUT_BYTES}")
+        job = _Job[T](data, preprocessing, then, asyncio.get_running_loop().create_future())
         if priority is Priority.INTERACTIVE:
-            return await self._decode(data, preprocessing)
+            return await self._answer(job)
         async with self._patient:
-            return await self._decode(data, preprocessing)
+            return await self._answer(job)
 
-    async def _decode(self, data: Encoded, preprocessing: Preprocessing) -> Decoded:
-        decoder = await self._free(len(data))
-        return await asyncio.shield(self._keep(self._run(decoder, data, preprocessing)))
-
-    async def _free(self, size: int) -> _Decoder:
+    async def _answer(self, job: _Job[T]) -> T:
         self.check_room()
+        size = len(job.data)
         if self._waiting and self._waiting_bytes + size > self._config.queue_bytes:
             raise Overloaded("the images that wait to be decoded take as much memory as the queue may")
-        if not self._waiting and not self._idle.empty():
-            decoder = self._idle.get_nowait()
-            if decoder.worker.serving:
-                return decoder
-            self._give_back(decoder)
-        self._waiting += 1
+        self._waiting.append(job)
         self._waiting_bytes += size
+        seconds = self._config.decode_seconds
+        job.patience = asyncio.get_running_loop().call_later(seconds, self._expire, job)
+        self._advance()
         try:
-            async with asyncio.timeout(self._config.decode_seconds):
-                while not (decoder := await self._idle.get()).worker.serving:
-                    self._give_back(decoder)
-                return decoder
-        except TimeoutError:
-            raise Overloaded(f"no decoder became free within {self._config.decode_seconds:g} s") from None
-        finally:
-            self._waiting -= 1
-            self._waiting_bytes -= size
+            return await job.answer
+        except asyncio.CancelledError:
+            self._leave(job)
+            raise
 
-    async def _run(self, decoder: _Decoder, data: Encoded, preprocessing: Preprocessing) -> Decoded:
-        try:
-            return await decoder.decode(data, preprocessing)
-        finally:
-            self._give_back(decoder)
+    def _advance(self) -> None:
+        """Give those who wait to the decoders that are idle."""
+        while self._waiting and self._idle:
+            decoder = self._idle.pop()
+            if decoder.worker.serving:
+                decoder.begin(self._next(), partial(self._give_back, decoder))
+            else:
+                self._revive(decoder)
+
+    def _next(self) -> _Job[Any]:
+        job = self._waiting[0]
+        self._leave(job)
+        return job
+
+    def _leave(self, job: _Job[Any]) -> None:
+        if job.patience is None:
+            return
+        job.patience.cancel()
+        job.patience = None
+        self._waiting.remove(job)
+        self._waiting_bytes -= len(job.data)
+
+    def _expire(self, job: _Job[Any]) -> None:
+        self._leave(job)
+        seconds = self._config.decode_seconds
+        fail(job.answer, Overloaded(f"no decoder became free within {seconds:g} s"))
 
     def _give_back(self, decoder: _Decoder) -> None:
         if decoder.worker.serving:
-            self._idle.put_nowait(decoder)
+            self._idle.append(decoder)
+            self._advance()
         else:
-            self._lost.inc()
-            _ = self._keep(self._revive(decoder))
+            self._revive(decoder)
 
-    async def _revive(self, decoder: _Decoder) -> None:
+    def _revive(self, decoder: _Decoder) -> None:
+        self._lost.inc()
+        task = asyncio.get_running_loop().create_task(self._until_serving(decoder))
+        self._reviving.add(task)
+        task.add_done_callback(self._reviving.discard)
+
+    async def _until_serving(self, decoder: _Decoder) -> None:
         await decoder.worker.until_serving()
-        self._idle.put_nowait(decoder)
+        self._give_back(decoder)
 
-    def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return task
+
+def copied(decoded: Decoded) -> Decoded:
+    """The same with pixels that stay: what `see` is given where nothing is to be done at once."""
+    pixels = memoryview(decoded.pixels.tobytes()).cast("B", decoded.pixels.shape or ())
+    return Decoded(pixels, decoded.width, decoded.height, decoded.format)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from appliance.config import Recognition
 from appliance.errors import ApplianceError, WorkerLost
-from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, Load, Loaded, Run, Unload, places
+from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, Load, Loaded, Place, Run, Unload, places
 from appliance.workers import Memory, Outcome, Worker, fail
 
 Outputs = dict[str, npt.NDArray[np.float32]]
@@ -59,24 +59,41 @@ class Model:
     bytes: int = 0
     used: int = 0
     waiting: "list[Job]" = field(default_factory=list)
+    pixel_bytes: int = field(init=False)
+    layouts: dict[tuple[str, ...], list[Place]] = field(init=False, default_factory=dict)
 
-    @property
-    def pixel_bytes(self) -> int:
-        return prod(self.shape)
+    def __post_init__(self) -> None:
+        self.pixel_bytes = prod(self.shape)
+
+    def layout(self, outputs: tuple[str, ...]) -> list[Place]:
+        """Where these outputs lie in a slot, from its beginning."""
+        layout = self.layouts.get(outputs)
+        if layout is None:
+            layout = places(self.pixel_bytes, [self.shapes[name] for name in outputs])
+            self.layouts[outputs] = layout
+        return layout
 
 
 # No repr: the pixels of a request must not get into a message by accident.
 @dataclass(slots=True, eq=False, repr=False)
 class Job:
-    """One image for one model; `sent` says that a worker has it, or had it when it died."""
+    """One image for one model; `sent` says that a worker has it, or had it when it died.
+
+    `pixels` are the caller's own until `keep`; while a worker has them, they lie in its slot alone.
+    """
 
     model: Model
-    pixels: npt.NDArray[np.uint8]
+    pixels: npt.NDArray[np.uint8] | None
     outputs: tuple[str, ...]
     priority: Priority
     answer: asyncio.Future[Outputs]
     sent: bool = False
     retried: bool = False
+
+    def keep(self) -> None:
+        """What waits has pixels of its own."""
+        if self.pixels is not None:
+            self.pixels = self.pixels.copy()
 
 
 class Device:
@@ -169,7 +186,7 @@ class Device:
             waiting.appendleft(job)
         else:
             waiting.append(job)
-        self.queued_bytes += job.pixels.nbytes
+        self.queued_bytes += job.model.pixel_bytes
         self._advance()
 
     def discard(self, job: Job) -> None:
@@ -185,7 +202,7 @@ class Device:
             await self._moved.wait()
 
     def _left(self, job: Job) -> None:
-        self.queued_bytes -= job.pixels.nbytes
+        self.queued_bytes -= job.model.pixel_bytes
         self._moved.set()
 
     def _next(self) -> deque[Job] | None:
@@ -206,7 +223,9 @@ class Device:
     def _send(self, job: Job) -> None:
         slot = self._free.pop()
         start = slot * SLOT_BYTES
+        assert job.pixels is not None
         self._memory.view[start : start + job.model.pixel_bytes] = job.pixels.reshape(-1).data
+        job.pixels = None
         self._running.add(job)
         job.sent = True
         request = Run(job.model.number, slot, job.outputs, alone=job.retried)
@@ -214,7 +233,7 @@ class Device:
 
     def _settle(self, job: Job, slot: int, outcome: Outcome) -> None:
         start = slot * SLOT_BYTES
-        layout = places(job.model.pixel_bytes, [job.model.shapes[name] for name in job.outputs])
+        layout = job.model.layout(job.outputs)
         lost = False
         if job.answer.done():
             pass
@@ -229,6 +248,8 @@ class Device:
             )
         elif isinstance(outcome, WorkerLost) and not job.retried:
             lost = job.retried = True
+            pixels = np.frombuffer(self._memory.view, np.uint8, job.model.pixel_bytes, start)
+            job.pixels = pixels.reshape(job.model.shape).copy()
         else:
             fail(job.answer, outcome)
         last, count = layout[-1]

@@ -18,8 +18,9 @@ from appliance.errors import ApplianceError, InvalidInput, NotInstalled, Overloa
 from appliance.recognition.bundles import Bundle
 from appliance.recognition.devices import Device, DeviceStatus, Job, Model, Outputs, Priority
 from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, Loaded, places
+from appliance.workers import fail
 
-__all__ = ["DeviceStatus", "Engine", "Outputs", "Pixels", "Priority"]
+__all__ = ["DeviceStatus", "Engine", "Job", "Outputs", "Pixels", "Priority"]
 
 Pixels = npt.NDArray[np.uint8] | memoryview
 
@@ -168,8 +169,17 @@ class Engine:
         Overloaded when the queue is full or did not come to the request in time, WorkerLost when two workers
         died of it or one did not answer.
         """
+        return await self.outcome(self.start(bundle, pixels, outputs, priority), seconds)
+
+    def start(
+        self,
+        bundle: Bundle,
+        pixels: Pixels,
+        outputs: tuple[str, ...],
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> Job:
+        """`infer` up to where it has to wait; the pixels are the caller's again. `outcome` must follow."""
         image = np.asarray(pixels)
-        limit = self._config.infer_seconds if seconds is None else seconds
         model = self._known(bundle)
         if image.dtype != np.uint8 or image.shape != model.shape:
             raise ValueError(f"pixels are {image.dtype} {image.shape}, the model takes {model.shape}")
@@ -177,17 +187,27 @@ class Engine:
             raise ValueError(f"outputs {outputs}; bundle {bundle.name} has {', '.join(model.shapes)}")
         job = Job(model, image, outputs, priority, asyncio.get_running_loop().create_future())
         self._admit(job)
+        job.keep()
+        return job
+
+    async def outcome(self, job: Job, seconds: float | None = None) -> Outputs:
+        """What `infer` returns and raises, for what has been started."""
+        limit = self._config.infer_seconds if seconds is None else seconds
+        patience = asyncio.get_running_loop().call_later(limit, self._expire, job, limit)
         try:
-            async with asyncio.timeout(limit):
-                return await job.answer
-        except TimeoutError:
-            self._discard(job)
-            if not job.sent:
-                raise Overloaded(f"the queue did not come to the image within {limit:g} s") from None
-            raise WorkerLost(f"no answer from the model within {limit:g} s") from None
+            return await job.answer
         except asyncio.CancelledError:
             self._discard(job)
             raise
+        finally:
+            patience.cancel()
+
+    def _expire(self, job: Job, limit: float) -> None:
+        self._discard(job)
+        if job.sent:
+            fail(job.answer, WorkerLost(f"no answer from the model within {limit:g} s"))
+        else:
+            fail(job.answer, Overloaded(f"the queue did not come to the image within {limit:g} s"))
 
     async def embed(self, bundle: Bundle, pixels: Pixels) -> npt.NDArray[np.float32]:
         """The bundle's `embedding` of one image, of length 1 (L2). Raises what `infer` raises."""
@@ -211,13 +231,16 @@ class Engine:
                 self._keep(self._load_again(job.model))
             return
         device = self._freest()
-        if device.queued >= self._config.queue:
-            raise Overloaded(f"{device.queued} images wait for the model, as many as the queue holds")
-        if device.queued and device.queued_bytes + job.pixels.nbytes > self._config.queue_bytes:
+        queued = device.queued
+        if queued >= self._config.queue:
+            raise Overloaded(f"{queued} images wait for the model, as many as the queue holds")
+        if queued and device.queued_bytes + job.model.pixel_bytes > self._config.queue_bytes:
             raise Overloaded("the images that wait for the model take as much memory as the queue may")
         device.add(job)
 
     def _freest(self) -> Device:
+        if len(self._devices) == 1:
+            return self._devices[0]
         serving = [device for device in self._devices if device.worker.serving] or self._devices
         return min(serving, key=lambda device: device.queued)
 
@@ -258,8 +281,7 @@ class Engine:
                         raise failure
                     self._admit(job)
                 except ApplianceError as error:
-                    if not job.answer.done():
-                        job.answer.set_exception(error)
+                    fail(job.answer, error)
 
     async def _make_resident(self, model: Model) -> None:
         """Load the model into every device, then have others go until the budget holds."""

@@ -55,8 +55,11 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def places(start: int, shapes: Iterable[tuple[int, ...]]) -> list[tuple[int, int]]:
-    """(offset, count of floats) of outputs with these shapes behind `start` bytes of pixels."""
+Place = tuple[int, int]  # offset and count of floats
+
+
+def places(start: int, shapes: Iterable[tuple[int, ...]]) -> list[Place]:
+    """Of outputs with these shapes behind `start` bytes of pixels."""
     found = []
     offset = aligned(start)
     for shape in shapes:

@@ -79,7 +79,8 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
 
 async def _decoders(report: Report, bundle: Bundle) -> None:
     async with Decoders(Recognition(decoders=1), CollectorRegistry()) as decoders:
-        worker = decoders._idle._queue[0].worker.pid  # type: ignore[attr-defined]
+        worker = decoders._idle[0].worker.pid
+        assert worker is not None
         report.figure("decoder: import", _spent(worker), "CPU ms")
         for name, size in SIZES.items():
             data = _jpeg(size)

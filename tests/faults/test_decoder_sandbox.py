@@ -41,7 +41,7 @@ def photo() -> bytes:
 
 
 def pid_of(decoders: Decoders) -> int:
-    (decoder,) = decoders._idle._queue  # type: ignore[attr-defined]
+    (decoder,) = decoders._idle
     assert isinstance(decoder.worker.pid, int)
     return decoder.worker.pid
 
@@ -98,7 +98,7 @@ async def test_what_a_decoder_says_of_an_image_is_not_logged(caplog: pytest.LogC
 
 async def test_every_decoder_is_locked_in_before_its_first_image() -> None:
     async with Decoders(Recognition(decoders=2), CollectorRegistry()) as decoders:
-        for decoder in decoders._idle._queue:  # type: ignore[attr-defined]
+        for decoder in decoders._idle:
             assert decoder.worker.info["sandbox"].startswith("seccomp")
             status = Path(f"/proc/{decoder.worker.pid}/status").read_text()  # noqa: ASYNC240
             assert "NoNewPrivs:\t1" in status

@@ -37,7 +37,7 @@ async def answered(decoders: Decoders, data: bytes) -> str:
 
 
 def spent(decoders: Decoders) -> tuple[psutil.Process, float]:
-    (decoder,) = decoders._idle._queue  # type: ignore[attr-defined]
+    (decoder,) = decoders._idle
     process = psutil.Process(decoder.worker.pid)
     return process, sum(process.cpu_times()[:2])
 

@@ -40,7 +40,7 @@ def image(colour: int = 90, shape: tuple[int, int] = (120, 90), format_: str = "
 
 
 def processes(decoders: Decoders) -> list[psutil.Process]:
-    workers = (decoder.worker for decoder in decoders._idle._queue)  # type: ignore[attr-defined]
+    workers = (decoder.worker for decoder in decoders._idle)
     return [psutil.Process(worker.pid) for worker in workers]
 
 
@@ -87,7 +87,7 @@ async def test_nothing_of_an_image_stays_in_shared_memory(large: bool) -> None:
     out = io.BytesIO()
     Image.fromarray(noise).save(out, "PNG")
     async with pool() as decoders:
-        decoder = decoders._idle._queue[0]  # type: ignore[attr-defined]
+        decoder = decoders._idle[0]
         for data in (out.getvalue(), out.getvalue()[:-100]):
             try:
                 result = await decoders.decode(data, Preprocessing(size=512))
@@ -104,7 +104,7 @@ async def test_a_crash_costs_one_image() -> None:
         process.suspend()
         unlucky = asyncio.ensure_future(decoders.decode(image(), PREPROCESSING))
         behind = asyncio.ensure_future(decoders.decode(image(7), PREPROCESSING))
-        await until(lambda: decoders._waiting == 1)
+        await until(lambda: len(decoders._waiting) == 1)
         process.kill()
         with pytest.raises(InvalidImage, match="decoder"):
             await unlucky
@@ -124,7 +124,7 @@ async def test_a_hang_costs_one_image() -> None:
 async def test_an_idle_decoder_that_is_lost_is_blamed_on_no_image() -> None:
     async with pool() as decoders:
         (process,) = processes(decoders)
-        decoder = decoders._idle._queue[0]  # type: ignore[attr-defined]
+        decoder = decoders._idle[0]
         process.kill()
         await until(lambda: not decoder.worker.serving)
         assert (await decoders.decode(image(), PREPROCESSING)).width == 120
@@ -135,7 +135,7 @@ async def test_a_full_queue_refuses_at_once_and_recovers() -> None:
         (process,) = processes(decoders)
         process.suspend()
         accepted = [asyncio.ensure_future(decoders.decode(image(), PREPROCESSING)) for _ in range(3)]
-        await until(lambda: decoders._waiting == 2)
+        await until(lambda: len(decoders._waiting) == 2)
         with pytest.raises(Overloaded, match="as many as the queue holds"):
             await decoders.decode(image(), PREPROCESSING)
         process.resume()
@@ -159,15 +159,15 @@ async def test_waiting_for_a_decoder_ends() -> None:
 async def test_cancelled_while_waiting_and_while_decoding() -> None:
     async with pool() as decoders:
         (process,) = processes(decoders)
-        decoder = decoders._idle._queue[0]  # type: ignore[attr-defined]
+        decoder = decoders._idle[0]
         process.suspend()
         running = asyncio.ensure_future(decoders.decode(image(), PREPROCESSING))
         waiting = asyncio.ensure_future(decoders.decode(image(), PREPROCESSING))
-        await until(lambda: decoders._waiting == 1)
+        await until(lambda: len(decoders._waiting) == 1)
         running.cancel()
         waiting.cancel()
         await asyncio.gather(running, waiting, return_exceptions=True)
-        assert decoders._waiting == 0
+        assert len(decoders._waiting) == 0
         process.resume()
         assert (await decoders.decode(image(7), PREPROCESSING)).width == 120
         assert decoder.worker.restarts == 0
@@ -179,7 +179,7 @@ async def test_leaving_with_work_under_way_ends_every_process() -> None:
         for child in children:
             child.suspend()
         unfinished = asyncio.ensure_future(decoders.decode(image(), PREPROCESSING))
-        await until(lambda: decoders._idle.qsize() == 1)
+        await until(lambda: len(decoders._idle) == 1)
     assert not any(child.is_running() for child in children)
     with pytest.raises((asyncio.CancelledError, InvalidImage)):
         await unfinished
