@@ -74,6 +74,9 @@ def serve(config_path: Path) -> None:
     _harden()
     _give_memory_back()
     logging.basicConfig(level=logging.INFO, handlers=[systemd.log_handler()])
+    # No line tells its thread, its process or its place in the source, so none of them is looked for.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # noqa: SLF001 - as the logging HOWTO has it
     settings, declared, warnings = residency.judge(config_path)
     _apply_log_level(settings)
     vault.self_test()

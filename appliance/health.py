@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Self, TypeVar
 
 import msgspec
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from appliance import config, residency
 from appliance.errors import ApplianceError
+from appliance.metrics import Registry
 from appliance.recognition.engine import DeviceStatus
 from appliance.volume import VolumeFacts
 
@@ -252,7 +252,7 @@ class Health:
     `async with` returns after the first observation, which takes at most the probes' time limits.
     """
 
-    def __init__(self, settings: config.Health, sources: Sources, registry: CollectorRegistry) -> None:
+    def __init__(self, settings: config.Health, sources: Sources, registry: Registry) -> None:
         self._settings = settings
         self._sources = sources
         self._gpu_probe = Probe("gpus", sources.gpus)

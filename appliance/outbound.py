@@ -24,10 +24,11 @@ from aiohttp import (
     ThreadedResolver,
 )
 from aiohttp.abc import AbstractResolver, ResolveResult
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import Counter
 from yarl import URL
 
 from appliance.errors import InvalidInput, Overloaded, TooLarge
+from appliance.metrics import Registry
 from appliance.residency import Destination, Residency, Use
 
 SECONDS = 10.0  # for one exchange, redirects included
@@ -142,7 +143,7 @@ class Outbound:
     def __init__(
         self,
         residency: Residency | None,
-        registry: CollectorRegistry,
+        registry: Registry,
         *,
         resolver: type[AbstractResolver] = ThreadedResolver,
     ) -> None:

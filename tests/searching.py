@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from prometheus_client import CollectorRegistry
 
 from appliance import config
 from appliance.accounts.audit import Actor
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.ledger import Ledger
+from appliance.metrics import Registry
 from appliance.search.collections import Collections, NewRecord, OpenCollection
 
 ACTOR = Actor("system", "test")
@@ -29,7 +29,7 @@ class Shelf:
     ledger: Ledger
     collections: Collections
     customer: CustomerId
-    registry: CollectorRegistry
+    registry: Registry
 
     async def collection(self, dim: int, name: str = "things") -> OpenCollection:
         """A new, empty one, opened."""
@@ -44,7 +44,7 @@ class Shelf:
 @asynccontextmanager
 async def shelf(folder: Path, settings: config.Search | None = None) -> AsyncIterator[Shelf]:
     """Open the folder's ledger and its collections; entering a second time is a restart."""
-    registry = CollectorRegistry()
+    registry = Registry()
     async with (
         Ledger(folder, registry) as ledger,
         Customers(ledger, lambda: NOW) as customers,

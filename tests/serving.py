@@ -18,7 +18,6 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import uvloop
 from onnx import TensorProto, helper, numpy_helper
-from prometheus_client import CollectorRegistry
 
 from appliance import vault
 from appliance.accounts.audit import Actor, Entry, entries
@@ -31,6 +30,7 @@ from appliance.asynchronous.webhooks import Webhooks
 from appliance.config import Api, Config, Lifecycle, Operator, Recognition, Section
 from appliance.health import Readiness
 from appliance.ledger import Ledger
+from appliance.metrics import Registry
 from appliance.outbound import Outbound
 from appliance.recognition.bundles import Bundle, Bundles
 from appliance.recognition.decoders import Decoders
@@ -244,7 +244,7 @@ class Served:
 
     async def _open(self) -> None:
         enter = self._stack.enter_async_context
-        registry = CollectorRegistry()
+        registry = Registry()
         settings = self._config(Api(listen=("127.0.0.1:0",)))
         ledger = await enter(Ledger(self._folder, registry))
         customers = await enter(Customers(ledger, lambda: self.clock))
@@ -321,7 +321,7 @@ class Served:
         """A second server on the same parts with other settings in `[api]` or sections, closed after it."""
         settings = self._config(Api(**({"listen": ("127.0.0.1:0",)} | api)), group)
         settings = settings.model_copy(update=dict(sections or {}))
-        registry = CollectorRegistry()
+        registry = Registry()
         outbound = Outbound(residency, registry)
         webhooks = Webhooks(self.parts.requests, outbound, self._keys, lambda: self.clock)
         parts = replace(

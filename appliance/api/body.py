@@ -11,7 +11,8 @@ import asyncio
 import re
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 from aiohttp import (
@@ -24,9 +25,10 @@ from aiohttp import (
 from aiohttp.http_exceptions import HttpProcessingError
 
 from appliance.api.answers import Refused
-from appliance.api.payload import MAX_IMAGES, Form, Payload, Record, parse, parse_record, parse_word
+from appliance.api.payload import MAX_IMAGES, Form, Image, Payload, Record, parse, parse_record, parse_word
 from appliance.config import Api
 from appliance.errors import InvalidInput, Overloaded, TooLarge
+from appliance.metrics import CpuTime
 
 T = TypeVar("T")
 
@@ -52,8 +54,9 @@ _BROKEN_MULTIPART = (
 class Bodies:
     """Reads bodies within the limits of `[api]`: size, time, and the bytes of all bodies held at once."""
 
-    def __init__(self, config: Api) -> None:
+    def __init__(self, config: Api, parsing: CpuTime) -> None:
         self._config = config
+        self._parsing = parsing
         self._room = _Room(config.max_body_bytes * IN_FLIGHT_BODIES)
         for warning in _WARNINGS:
             warnings.simplefilter("error", warning)
@@ -63,25 +66,39 @@ class Bodies:
         """Bytes that have arrived of all bodies whose calls have not ended."""
         return self._room.taken
 
-    @asynccontextmanager
-    async def reading(self, request: web.BaseRequest, form: Form) -> AsyncIterator[Payload]:
-        """The body of `request`, counted as held until the block ends.
+    async def read(self, request: web.BaseRequest, form: Form) -> "Held":
+        """The body of `request`, which counts as held until it is released.
 
         Raises TooLarge (before a byte is read when the length is declared), Overloaded when too much is in
         flight, InvalidInput for what cannot be parsed, Refused for a media type (415) or a slow sender (408).
         """
         if form is Form.NOTHING:
-            yield Payload()
-            return
+            return Held(Payload())
         if form is Form.FILES:
-            async with aclosing(_Upload(request, self._config).files()) as files:
-                yield Payload(files=files)
-            return
+            files = _Upload(request, self._config).files()
+            return Held(Payload(files=files), files=files)
         transfer = _Transfer(request, self._config, self._room)
         try:
-            yield await _payload(request, form, transfer)
-        finally:
+            return Held(await _payload(request, form, transfer, self._parsing), transfer)
+        except BaseException:
             transfer.forget()
+            raise
+
+
+@dataclass(slots=True)
+class Held:
+    """A payload whose bytes are in RAM, or still on their way. `release` must follow when the call ends."""
+
+    payload: Payload
+    transfer: "_Transfer | None" = None
+    files: AsyncGenerator[tuple[str, AsyncIterator[bytes]]] | None = None
+
+    async def release(self) -> None:
+        """The call has ended: its bytes count no more, and what is still to come is not read."""
+        if self.transfer is not None:
+            self.transfer.forget()
+        if self.files is not None:
+            await self.files.aclose()
 
 
 @contextmanager
@@ -119,7 +136,7 @@ class _Transfer:
         self._config = config
         self._room = room
         self._received = 0
-        self._timeout = asyncio.timeout(None)
+        self._timeout: asyncio.Timeout | None = None
         self._began = 0.0
         declared = request.content_length or 0
         self._check_size(declared)
@@ -129,6 +146,7 @@ class _Transfer:
     async def deadline(self) -> AsyncIterator[None]:
         """Ends the transfer with Refused(408) when it falls behind `body_seconds` + received / rate."""
         self._began = asyncio.get_running_loop().time()
+        self._timeout = asyncio.timeout(None)
         await _invite(self._request)
         try:
             async with self._timeout:
@@ -145,10 +163,21 @@ class _Transfer:
         self._room.check(arrived)
         self._room.taken += arrived
         self._received += arrived
-        earned = self._received / self._config.body_bytes_per_second
-        self._timeout.reschedule(self._began + self._config.body_seconds + earned)
+        if self._timeout is not None:
+            earned = self._received / self._config.body_bytes_per_second
+            self._timeout.reschedule(self._began + self._config.body_seconds + earned)
 
-    async def everything(self) -> bytearray:
+    async def everything(self) -> Image:
+        """The whole body; one that came along with its head, as small ones do, without waiting."""
+        content = self._request.content
+        if content.is_eof() and content.exception() is None:
+            whole = content.read_nowait()
+            self.count(len(whole))
+            return whole
+        async with self.deadline():
+            return await self._rest()
+
+    async def _rest(self) -> bytearray:
         content = self._request.content
         content.set_read_chunk_size(_CHUNK)
         body = bytearray()
@@ -233,7 +262,7 @@ def _plain(part: object) -> BodyPartReader:
     return part
 
 
-async def _payload(request: web.BaseRequest, form: Form, transfer: _Transfer) -> Payload:
+async def _payload(request: web.BaseRequest, form: Form, transfer: _Transfer, parsing: CpuTime) -> Payload:
     media = request.content_type if "Content-Type" in request.headers else ""
     if media == "multipart/form-data" and form.takes_images:
         parts: dict[str, bytearray] = {}
@@ -241,21 +270,21 @@ async def _payload(request: web.BaseRequest, form: Form, transfer: _Transfer) ->
             async with transfer.deadline():
                 await _receive_parts(request, transfer, parts)
         return await _assembled(parts, form)
-    async with transfer.deadline():
-        body = await transfer.everything()
+    body = await transfer.everything()
     if form is Form.BYTES:
         return Payload(body=body)
     if media.startswith("image/") and form.takes_images:
-        return _raw_image(body, request, form)
+        with parsing:
+            return _raw_image(body, request, form)
     if body and media != "application/json":
         others = ", multipart/form-data or image/*" if form.takes_images else ""
         raise Refused(415, f"Content-Type: application/json{others} is expected")
-    return await parse(body, form)
+    return await parsing.steps(parse(body, form))
 
 
-def _raw_image(body: bytearray, request: web.BaseRequest, form: Form) -> Payload:
-    header = request.headers.get("X-Record", "{}").encode("utf-8", "surrogateescape")
-    record = parse_record(header)
+def _raw_image(body: Image, request: web.BaseRequest, form: Form) -> Payload:
+    header = request.headers.get("X-Record")
+    record = Record({}) if header is None else parse_record(header.encode("utf-8", "surrogateescape"))
     record.image = body
     fields = {name: parse_word(value) for name, value in request.query.items()}
     if form is Form.QUERY:

@@ -1,18 +1,20 @@
 """What a handler gets of a request: who asks, for what, and the stop-watch. Nothing of HTTP's machinery."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
 from multidict import MultiMapping
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from appliance.accounts.audit import Actor
 from appliance.accounts.customers import CustomerId
 from appliance.accounts.tokens import Principal
 from appliance.api.payload import Payload
 from appliance.errors import Forbidden, NotFound
+from appliance.metrics import Durations, Registry, Timer
 
 T = TypeVar("T")
 
@@ -22,55 +24,43 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
-class Measures:
+class Measures(Collector):
     """The metrics of requests; labels are route templates and codes, never anything a caller wrote."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.requests = Counter(
-            "appliance_api_requests",
-            "Requests answered, by route template, method and HTTP status",
-            ("route", "method", "status"),
-            registry=registry,
-        )
-        self.seconds = Histogram(
+    def __init__(self, registry: Registry) -> None:
+        self._durations = Durations(
             "appliance_api_stage_seconds",
             f"Seconds a request spent in a stage: {', '.join(STAGES)}",
-            ("stage",),
-            buckets=_SECONDS,
-            registry=registry,
+            STAGES,
+            _SECONDS,
         )
+        self._answered: dict[tuple[str, str, str], int] = {}
+        self.cpu = registry.cpu
+        registry.register(self._durations)
+        registry.register(self)
 
-        self._stages = {name: self.seconds.labels(name) for name in STAGES}
-        self._answered: dict[tuple[str, str, str], Counter] = {}
-
-    def stage(self, name: Stage) -> "_Timer":
+    def stage(self, name: Stage) -> Timer:
         """Measures the block as one observation of the stage."""
-        return _Timer(self._stages[name])
+        return self._durations.timer(name)
 
     def answered(self, route: str, method: str, status: str, seconds: float) -> None:
         """Counts one answer, and its time from the head on."""
         key = (route, method, status)
-        counter = self._answered.get(key)
-        if counter is None:  # looking a label up costs more than counting
-            counter = self._answered[key] = self.requests.labels(*key)
-        counter.inc()
-        self._stages["total"].observe(seconds)
+        self._answered[key] = self._answered.get(key, 0) + 1
+        self._durations.observe("total", seconds)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        told = CounterMetricFamily(
+            "appliance_api_requests",
+            "Requests answered, by route template, method and HTTP status",
+            labels=("route", "method", "status"),
+        )
+        for key, number in self._answered.items():
+            told.add_metric(key, number)
+        yield told
 
 
-class _Timer:
-    __slots__ = ("_began", "_seconds")
-
-    def __init__(self, seconds: Histogram) -> None:
-        self._seconds = seconds
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds.observe(time.perf_counter() - self._began)
-
-
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Call:
     """One authenticated, authorised request with its parsed body."""
 

@@ -9,7 +9,7 @@ import struct
 import uuid
 from asyncio import AbstractEventLoop, BaseTransport
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiohttp import web
@@ -97,14 +97,13 @@ class Connection(web.RequestHandler):
         if self._ending is not None:
             self._ending.cancel()
 
-    @contextlib.contextmanager
-    def ending_with_client(self) -> Iterator[None]:
-        """The block is cancelled when the client leaves: nobody else needs its answer."""
+    def end_with_client(self) -> None:
+        """From now on the caller's task is cancelled when the client leaves: nobody else needs its answer."""
         self._ending = asyncio.current_task()
-        try:
-            yield
-        finally:
-            self._ending = None
+
+    def outlast_client(self) -> None:
+        """Undoes it."""
+        self._ending = None
 
     def handle_error(
         self,

@@ -5,8 +5,7 @@ import logging
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +16,7 @@ from appliance.api.answers import INTERNAL, Answer, Refused, encode, refusal
 from appliance.api.body import Bodies
 from appliance.api.call import Call, Measures
 from appliance.api.connections import Connection
-from appliance.api.routes import MANAGEMENT, READ, Access, Route, Surface, Table, strip_prefix
+from appliance.api.routes import MANAGEMENT, READ, Access, Match, Route, Surface, Table, strip_prefix
 from appliance.errors import ApplianceError, Forbidden, InvalidInput, Unauthenticated
 
 _SCHEMES = {"token", "jwt", "bearer"}
@@ -62,6 +61,7 @@ class Gate:
         self._bodies = bodies
         self._measures = measures
         self._admit = admit  # raises Overloaded unless one more call with images may come in
+        self._auth, self._answering = measures.cpu("auth"), measures.cpu("answer")
         self._seeing = 0  # calls with images under way
         self.closing = False  # set while draining: every answer then ends its connection
 
@@ -69,7 +69,9 @@ class Gate:
         trace = _Trace(str(uuid.uuid4()), time.perf_counter())
         try:
             answer = await self._answer(request, trace)
-            body = await encode(answer.document) if answer.document is not None else answer.text
+            body = answer.text
+            if answer.document is not None:
+                body = await self._answering.steps(encode(answer.document))
         except ApplianceError as error:
             answer = refusal(error, trace.id, problem=trace.problem)
             body = await encode(answer.document)
@@ -84,7 +86,8 @@ class Gate:
             log.error("request %s failed: %s\n%s", trace.id, type(error).__name__, frames)  # noqa: TRY400
             answer = refusal(Refused(500, INTERNAL), trace.id, problem=trace.problem)
             body = await encode(answer.document)
-        return self._respond(request, trace, answer, body)
+        with self._answering:
+            return self._respond(request, trace, answer, body)
 
     async def _answer(self, request: web.BaseRequest, trace: _Trace) -> Answer:
         path = request.raw_path.partition("?")[0]
@@ -93,15 +96,30 @@ class Gate:
         match = self._table.find(request.method, path)
         route = match.route
         trace.route = route.path
-        principal = self._principal(request, route)
+        with self._auth:
+            principal = self._principal(request, route)
         trace.customer = principal.customer or ("operator" if principal.operator else "-")
-        async with AsyncExitStack() as stack:
-            if route.form.carries_images:
-                stack.enter_context(self._admitted())
-                if isinstance(request.protocol, Connection) and route.audit == READ:
-                    stack.enter_context(request.protocol.ending_with_client())
-            with self._measures.stage("body"):
-                payload = await stack.enter_async_context(self._bodies.reading(request, route.form))
+        if not route.form.carries_images:
+            return await self._call(request, match, principal, trace)
+        # Refuses a call that would wait in vain, before its body is read.
+        self._admit(self._seeing)
+        connection = request.protocol if route.audit == READ else None
+        self._seeing += 1
+        if isinstance(connection, Connection):
+            connection.end_with_client()
+        try:
+            return await self._call(request, match, principal, trace)
+        finally:
+            self._seeing -= 1
+            if isinstance(connection, Connection):
+                connection.outlast_client()
+
+    async def _call(
+        self, request: web.BaseRequest, match: Match, principal: Principal, trace: _Trace
+    ) -> Answer:
+        with self._measures.stage("body"):
+            body = await self._bodies.read(request, match.route.form)
+        try:
             call = Call(
                 id=trace.id,
                 principal=principal,
@@ -109,21 +127,13 @@ class Gate:
                 parameters=match.parameters,
                 query=request.query,
                 headers=request.headers,
-                payload=payload,
+                payload=body.payload,
                 measures=self._measures,
                 began=trace.began,
             )
-            return await self._handlers[route](call)
-
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """Refuses a call that would wait in vain, before its body is read."""
-        self._admit(self._seeing)
-        self._seeing += 1
-        try:
-            yield
+            return await self._handlers[match.route](call)
         finally:
-            self._seeing -= 1
+            await body.release()
 
     def _principal(self, request: web.BaseRequest, route: Route) -> Principal:
         if route.access is Access.OPEN:

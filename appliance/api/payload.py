@@ -52,7 +52,7 @@ class Form(Enum):
 
     @property
     def takes_images(self) -> bool:
-        return self in {Form.RECORDS, Form.QUERY}
+        return self is Form.RECORDS or self is Form.QUERY
 
     @property
     def carries_images(self) -> bool:

@@ -37,10 +37,11 @@ class Recognition:
         if head is None and not bundle.classifies:
             raise NotFound("the task does not classify")
         outcomes = await self._see(call, bundle, "logits" if head is None else head.feature)
-        for record, seen in _served(outcomes):
-            labels = _labels(bundle, seen, LABELS) if head is None else _by_head(head, seen)
-            record.fields |= {"best_label": labels[0] if labels else None, "labels": labels}
-        return answer(call, outcomes)
+        with call.measures.cpu("answer"):
+            for record, seen in _served(outcomes):
+                labels = _labels(bundle, seen, LABELS) if head is None else _by_head(head, seen)
+                record.fields |= {"best_label": labels[0] if labels else None, "labels": labels}
+            return answer(call, outcomes)
 
     async def tags(self, call: Call) -> Answer:
         """`_tags`: the 20 best tags of each photo, by the bundle that serves this path."""

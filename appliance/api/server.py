@@ -93,7 +93,7 @@ class Server:
             ),
             Probes(parts.readiness, parts.registry),
         )
-        self._bodies = bodies = Bodies(parts.config.api)
+        self._bodies = bodies = Bodies(parts.config.api, measures.cpu("parse"))
         self._gates = {
             surface: Gate(
                 ROUTES,

@@ -7,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self, TypeVar
 
-from prometheus_client import CollectorRegistry
-
 from appliance.errors import StorageFailed
 from appliance.ledger.database import STORAGE_ERRORS, Connection, open_reader, open_writer
 from appliance.ledger.migrations import migrate, shipped
 from appliance.ledger.writer import Writer
+from appliance.metrics import Registry
 from appliance.volume import sync_folder
 
 T = TypeVar("T")
@@ -27,7 +26,7 @@ class Ledger:
     pages, so only a restart, which reads the disk again, can tell what is there. Reads go on.
     """
 
-    def __init__(self, folder: Path, registry: CollectorRegistry) -> None:
+    def __init__(self, folder: Path, registry: Registry) -> None:
         self._folder = folder
         self._path = folder / "ledger.db"
         self._writer = Writer(self._path, registry)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from appliance.errors import StorageFailed
 from appliance.ledger.database import STORAGE_ERRORS, Connection
+from appliance.metrics import Registry
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ class _Entry:
 class Writer:
     """Owns the writing connection from `adopt` on; `submit` from the event loop, the rest is its thread's."""
 
-    def __init__(self, path: Path, registry: CollectorRegistry) -> None:
+    def __init__(self, path: Path, registry: Registry) -> None:
         self._path = path
         self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)

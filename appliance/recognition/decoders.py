@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import Counter, Gauge
 
 from appliance.channel import Limits
 from appliance.config import Recognition
 from appliance.errors import ApplianceError, ImageFailed, Overloaded, TooLarge, WorkerLost
+from appliance.metrics import CpuTime, Registry
 from appliance.recognition.decode import Decoded, Outcome, Task
 from appliance.recognition.devices import Priority
 from appliance.recognition.preprocessing import CHANNELS, Preprocessing
@@ -47,7 +48,8 @@ class _Job(Generic[T]):
 class _Decoder:
     """One process and the memories that it shares with nobody else."""
 
-    def __init__(self, number: int, config: Recognition, target: str) -> None:
+    def __init__(self, number: int, config: Recognition, target: str, queue: CpuTime) -> None:
+        self._queue = queue
         self._seconds = config.decode_seconds
         self._input, self._output = Memory(INPUT_BYTES), Memory(MAX_SIZE * MAX_SIZE * CHANNELS)
         self._encoder = msgspec.msgpack.Encoder()
@@ -70,6 +72,11 @@ class _Decoder:
         self.worker.submit(request, self._seconds, partial(self._settle, job, done))
 
     def _settle(self, job: _Job[Any], done: Callable[[], None], outcome: bytes | ApplianceError) -> None:
+        with self._queue:
+            self._hand_over(job, outcome)
+            done()
+
+    def _hand_over(self, job: _Job[Any], outcome: bytes | ApplianceError) -> None:
         try:
             if not job.answer.done():
                 job.answer.set_result(job.then(self._decoded(job.preprocessing, outcome)))
@@ -78,7 +85,6 @@ class _Decoder:
         finally:
             self._input.wipe(0, len(job.data))
             self._output.wipe(0, job.preprocessing.nbytes)
-            done()
 
     def _decoded(self, preprocessing: Preprocessing, outcome: bytes | ApplianceError) -> Decoded:
         """Its pixels are the decoder's memory."""
@@ -102,8 +108,9 @@ class _Decoder:
 class Decoders:
     """`async with` runs the decoder processes; `decode` gives an image to the first that is free."""
 
-    def __init__(self, config: Recognition, registry: CollectorRegistry, *, target: str = DECODER) -> None:
+    def __init__(self, config: Recognition, registry: Registry, *, target: str = DECODER) -> None:
         self._config = config
+        self._queue = registry.cpu("queue")
         self._target = target
         self._idle: list[_Decoder] = []
         self._waiting: deque[_Job[Any]] = deque()
@@ -119,7 +126,7 @@ class Decoders:
     async def __aenter__(self) -> Self:
         count = self._config.decoders or max(1, len(os.sched_getaffinity(0)) - 1)
         async with contextlib.AsyncExitStack() as stack:
-            decoders = [_Decoder(number, self._config, self._target) for number in range(count)]
+            decoders = [_Decoder(number, self._config, self._target, self._queue) for number in range(count)]
             for decoder in decoders:
                 stack.callback(decoder.close)
             starts = (stack.enter_async_context(decoder.worker) for decoder in decoders)
@@ -186,7 +193,8 @@ class Decoders:
         self._waiting_bytes += size
         seconds = self._config.decode_seconds
         job.patience = asyncio.get_running_loop().call_later(seconds, self._expire, job)
-        self._advance()
+        with self._queue:
+            self._advance()
         try:
             return await job.answer
         except asyncio.CancelledError:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from appliance.config import Recognition
 from appliance.errors import ApplianceError, WorkerLost
+from appliance.metrics import CpuTime
 from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, Load, Loaded, Place, Run, Unload, places
 from appliance.workers import Memory, Outcome, Worker, fail
 
@@ -107,10 +108,13 @@ class Device:
         self,
         config: Recognition,
         number: int,
+        *,
         models: Callable[[], Iterable[Model]],
         again: Callable[[Job], None],
         restarted: Callable[[], None],
+        queue: CpuTime,
     ) -> None:
+        self._queue = queue
         slots = 2 * config.max_batch
         self._memory = Memory(slots * SLOT_BYTES)
         self._free = list(range(slots))
@@ -232,6 +236,11 @@ class Device:
         self.worker.submit(self._encoder.encode(request), self._seconds, partial(self._settle, job, slot))
 
     def _settle(self, job: Job, slot: int, outcome: Outcome) -> None:
+        with self._queue:
+            self._hand_over(job, slot, outcome)
+            self._advance()
+
+    def _hand_over(self, job: Job, slot: int, outcome: Outcome) -> None:
         start = slot * SLOT_BYTES
         layout = job.model.layout(job.outputs)
         lost = False
@@ -259,4 +268,3 @@ class Device:
         self._left(job)
         if lost:
             self._again(job)
-        self._advance()

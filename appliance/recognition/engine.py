@@ -11,10 +11,11 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import Counter, Gauge
 
 from appliance.config import Recognition
 from appliance.errors import ApplianceError, InvalidInput, NotInstalled, Overloaded, WorkerLost, WorkerRefused
+from appliance.metrics import Registry
 from appliance.recognition.bundles import Bundle
 from appliance.recognition.devices import Device, DeviceStatus, Job, Model, Outputs, Priority
 from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, Loaded, places
@@ -26,7 +27,7 @@ Pixels = npt.NDArray[np.uint8] | memoryview
 
 
 class _Counts:
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: Registry) -> None:
         self.restarts = Counter(
             "appliance_device_restarts", "Device workers replaced after they died or hung", registry=registry
         )
@@ -52,8 +53,9 @@ class Engine:
     naming what is missing.
     """
 
-    def __init__(self, config: Recognition, registry: CollectorRegistry) -> None:
+    def __init__(self, config: Recognition, registry: Registry) -> None:
         self._config = config
+        self._queue = registry.cpu("queue")
         self._models: dict[tuple[str, str], Model] = {}
         self._retired: set[tuple[str, str]] = set()
         self._numbers = count()
@@ -88,7 +90,15 @@ class Engine:
         await self._stack.aclose()
 
     async def _start(self, number: int, stack: contextlib.AsyncExitStack) -> Device:
-        device = Device(self._config, number, self._resident, self._again, self._counts.restarts.inc)
+        restarted = self._counts.restarts.inc
+        device = Device(
+            self._config,
+            number,
+            models=self._resident,
+            again=self._again,
+            restarted=restarted,
+            queue=self._queue,
+        )
         stack.callback(device.close)
         await stack.enter_async_context(device.worker)
         return device

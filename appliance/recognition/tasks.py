@@ -13,7 +13,7 @@ from appliance.recognition.preprocessing import Window
 Floats = npt.NDArray[np.floating[Any]]
 
 
-class RankedLabel(msgspec.Struct, frozen=True):
+class RankedLabel(msgspec.Struct, frozen=True, gc=False):
     """A class and its probability, 0 to 1."""
 
     id: str

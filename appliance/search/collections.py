@@ -8,13 +8,14 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Self
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import Counter, Gauge
 
 from appliance import config
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
 from appliance.errors import InvalidInput, NotFound, StorageFailed
 from appliance.ledger import Connection, Ledger
+from appliance.metrics import Registry
 from appliance.search import rows
 from appliance.search.loading import load_page
 from appliance.search.opened import OpenCollection
@@ -58,7 +59,7 @@ class Collections:
         ledger: Ledger,
         settings: config.Search,
         clock: Callable[[], float],
-        registry: CollectorRegistry,
+        registry: Registry,
     ) -> None:
         self._ledger = ledger
         self._settings = settings

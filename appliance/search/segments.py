@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import Counter
 
 from appliance import config
 from appliance.errors import WorkerLost, WorkerRefused
+from appliance.metrics import Registry
 from appliance.search import exact
 from appliance.search.columns import Matching
 from appliance.search.exact import Distances, Positions
@@ -42,7 +43,7 @@ _log = logging.getLogger(__name__)
 class Scans:
     """Where scans run: small ones at once, large ones in a thread, so that the event loop is never held."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: Registry) -> None:
         self._threads = ThreadPoolExecutor(thread_name_prefix="search")
         queries = Counter(
             "appliance_search_queries", "Searches, by what answered them", ["path"], registry=registry

@@ -23,12 +23,12 @@ import hnswlib
 import numpy as np
 import onnxruntime
 from PIL import Image
-from prometheus_client import CollectorRegistry
 
 from appliance import config
 from appliance.accounts.audit import Actor
 from appliance.accounts.customers import CustomerId
 from appliance.ledger import Ledger
+from appliance.metrics import Registry
 from appliance.recognition.decode import decode
 from appliance.recognition.preprocessing import Preprocessing
 from appliance.search.collections import Collections, NewRecord
@@ -227,7 +227,7 @@ def clustered(count: int) -> Any:
 
 async def fill(state: DemoState, vectors: Any) -> str:
     """A collection of the demo's customer with these vectors, written into the state folder directly."""
-    registry = CollectorRegistry()
+    registry = Registry()
     actor = Actor("system", "bench")
     (row,) = (one for one in state.ask("collection", "list")["collections"])
     async with (

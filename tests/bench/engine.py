@@ -14,10 +14,10 @@ import numpy as np
 import onnxruntime
 import uvloop
 from PIL import Image
-from prometheus_client import CollectorRegistry
 from sklearn.datasets import load_sample_image
 
 from appliance.config import Recognition
+from appliance.metrics import Registry
 from appliance.recognition import manifest, starter
 from appliance.recognition.bundles import Bundle, TaskId
 from appliance.recognition.decode import decode
@@ -43,7 +43,7 @@ async def _engine(report: Report, bundle: Bundle) -> None:
     pixels = np.asarray(_decoded(_jpeg((640, 480))).pixels)
     session = _session(bundle)
     batch = pixels[np.newaxis]
-    async with Engine(Recognition(), CollectorRegistry()) as engine:
+    async with Engine(Recognition(), Registry()) as engine:
         worker = _pid(engine)
         started = _spent(worker)
         await engine.load(bundle)
@@ -78,7 +78,7 @@ def _ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 async def _decoders(report: Report, bundle: Bundle) -> None:
-    async with Decoders(Recognition(decoders=1), CollectorRegistry()) as decoders:
+    async with Decoders(Recognition(decoders=1), Registry()) as decoders:
         worker = decoders._idle[0].worker.pid
         assert worker is not None
         report.figure("decoder: import", _spent(worker), "CPU ms")

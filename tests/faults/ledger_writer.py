@@ -18,11 +18,10 @@ import os
 import sys
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
-
 from appliance.accounts.audit import Actor, Event, record
 from appliance.errors import StorageFailed
 from appliance.ledger import Connection, Ledger
+from appliance.metrics import Registry
 
 WRITERS = 8
 BURST = 200
@@ -70,7 +69,7 @@ async def sequential(ledger: Ledger, count: int, padding: str) -> None:
 
 async def main(folder: Path, mode: str, count: int) -> None:
     try:
-        async with Ledger(folder, CollectorRegistry()) as ledger:
+        async with Ledger(folder, Registry()) as ledger:
             say("opened")
             match mode:
                 case "concurrent":

@@ -12,10 +12,10 @@ from typing import Any
 import psutil
 import pytest
 from PIL import Image
-from prometheus_client import CollectorRegistry
 
 from appliance.config import Recognition
 from appliance.errors import InvalidImage, TooLarge
+from appliance.metrics import Registry
 from appliance.recognition.bundles import Preprocessing
 from appliance.recognition.decoders import Decoders
 from tests.faults.hostile_decoder import ACTS
@@ -27,9 +27,9 @@ SEEN = Preprocessing(size=16)
 
 
 @asynccontextmanager
-async def taken_over(**settings: Any) -> AsyncIterator[tuple[Decoders, CollectorRegistry]]:
+async def taken_over(**settings: Any) -> AsyncIterator[tuple[Decoders, Registry]]:
     config = Recognition(**({"decoders": 1, "decode_seconds": 3.0} | settings))
-    registry = CollectorRegistry()
+    registry = Registry()
     async with Decoders(config, registry, target="tests.faults.hostile_decoder:main") as decoders:
         yield decoders, registry
 
@@ -97,7 +97,7 @@ async def test_what_a_decoder_says_of_an_image_is_not_logged(caplog: pytest.LogC
 
 
 async def test_every_decoder_is_locked_in_before_its_first_image() -> None:
-    async with Decoders(Recognition(decoders=2), CollectorRegistry()) as decoders:
+    async with Decoders(Recognition(decoders=2), Registry()) as decoders:
         for decoder in decoders._idle:
             assert decoder.worker.info["sandbox"].startswith("seccomp")
             status = Path(f"/proc/{decoder.worker.pid}/status").read_text()  # noqa: ASYNC240

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import numpy as np
 import psutil
 import pytest
-from prometheus_client import CollectorRegistry
 
 from appliance.config import MIB, Recognition
 from appliance.errors import ImageFailed, InvalidImage, TooLarge
+from appliance.metrics import Registry
 from appliance.recognition.decoders import INPUT_BYTES, Decoders
 from appliance.recognition.preprocessing import Preprocessing
 from tests import images
@@ -25,7 +25,7 @@ SMALL = [one for one in EVERY.values() if len(one.values[1]) < 20_000]  # type: 
 
 @pytest.fixture
 async def decoders() -> AsyncIterator[Decoders]:
-    async with Decoders(Recognition(decoders=1), CollectorRegistry()) as decoders:
+    async with Decoders(Recognition(decoders=1), Registry()) as decoders:
         yield decoders
 
 

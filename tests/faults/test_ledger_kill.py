@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
 
 from appliance.ledger import Connection, Ledger
+from appliance.metrics import Registry
 
 SHORT, FULL = 6, 50
 
@@ -50,7 +50,7 @@ async def sweep(folder: Path, mode: str, kills: int, seed: int) -> tuple[int, se
     found: set[str] = set()
     for after in np.random.RandomState(seed).randint(1, 400, size=kills):
         acknowledged |= killed_writer(folder, mode, int(after))
-        async with Ledger(folder, CollectorRegistry()) as ledger:
+        async with Ledger(folder, Registry()) as ledger:
             found = await ledger.read(inserted)
         if mode == "concurrent":
             assert acknowledged <= found

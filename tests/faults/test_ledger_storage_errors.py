@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from appliance.ledger import Ledger
+from appliance.metrics import Registry
 from tests.faults.ledger_writer import insert
 from tests.faults.test_ledger_kill import inserted
 
@@ -68,14 +68,14 @@ def new(folder: Path) -> Path:
 async def prepared(folder: Path) -> Path:
     """A sound ledger with its schema, so that the next start writes nothing before the first act."""
     new(folder)
-    async with Ledger(folder, CollectorRegistry()) as ledger:
+    async with Ledger(folder, Registry()) as ledger:
         await insert(ledger, "before")
     return folder
 
 
 async def survivors(folder: Path) -> set[str]:
     """What a restart on the sound disk finds; it must accept writes again."""
-    async with Ledger(folder, CollectorRegistry()) as ledger:
+    async with Ledger(folder, Registry()) as ledger:
         found = await ledger.read(inserted)
         await insert(ledger, "after")
         assert await ledger.read(inserted) == found | {"after"}

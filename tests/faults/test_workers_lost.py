@@ -31,17 +31,21 @@ async def test_what_a_child_answered_before_it_died_is_heard() -> None:
     """Also where the next request cannot be written any more, which ends the channel at once."""
     async with worker("echo", backoff_seconds=(0.001, 0.002)) as child:
         for _ in range(20):
-            await child.until_serving()
-            pid = child.pid
-            assert pid is not None
-            heard: list[Outcome] = []
-            for body in (b"last words", b"die"):
-                child.submit(body, 10, heard.append)
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the loop is held until it is gone
-            child.submit(b"too late", 10, heard.append)
-            await until(lambda: len(heard) == 3)
-            assert heard[0] == b"last words"
-            assert [type(outcome) for outcome in heard[1:]] == [WorkerLost, WorkerLost]
+            heard, *lost = await last_words(child)
+            assert heard == b"last words"
+            assert [type(outcome) for outcome in lost] == [WorkerLost, WorkerLost]
+
+
+async def last_words(child: Worker) -> list[Outcome]:
+    await child.until_serving()
+    pid, heard = child.pid, list[Outcome]()
+    assert pid is not None
+    for body in (b"last words", b"die"):
+        child.submit(body, 10, heard.append)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the loop is held until it is gone
+    child.submit(b"too late", 10, heard.append)
+    await until(lambda: len(heard) == 3)
+    return heard
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
-from prometheus_client import CollectorRegistry
 
 from appliance.errors import InvalidInput
+from appliance.metrics import Registry
 from appliance.outbound import Outbound, admits
 from appliance.residency import Destination, Residency
 
@@ -86,7 +86,7 @@ def answering(*addresses: str) -> type[AbstractResolver]:
 
 async def attempt(url: str, declared: Sequence[Destination], *answers: str) -> None:
     residency = Residency("Prague", "CZ", eea=False, destinations=tuple(declared), clients=())
-    async with Outbound(residency, CollectorRegistry(), resolver=answering(*answers)) as way:
+    async with Outbound(residency, Registry(), resolver=answering(*answers)) as way:
         with pytest.raises(InvalidInput):
             async with way.image(url):
                 pass
@@ -173,7 +173,7 @@ async def test_a_name_that_is_rebound_between_two_fetches_gets_one_of_them(conne
             found: list[ResolveResult] = await answering(next(answers))().resolve(host, port, family)
             return found
 
-    async with Outbound(residency, CollectorRegistry(), resolver=Rebinding) as way:
+    async with Outbound(residency, Registry(), resolver=Rebinding) as way:
         for _ in range(2):
             with pytest.raises(InvalidInput):
                 async with way.image(f"http://{HOST}:{PORT}/"):
@@ -219,7 +219,7 @@ async def test_single_addresses_are_reached_without_asking_a_name_server(connect
     server = await asyncio.get_running_loop().create_server(web.Server(handler), "127.0.0.1", port)
     async with (
         server,
-        Outbound(residency, CollectorRegistry(), resolver=answering("10.9.9.9")) as way,
+        Outbound(residency, Registry(), resolver=answering("10.9.9.9")) as way,
         way.image(f"http://{HOST}:{port}/") as image,
     ):
         assert image == b"x"

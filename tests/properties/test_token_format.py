@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
 from appliance.accounts.audit import Actor
 from appliance.accounts.customers import Customers
 from appliance.accounts.tokens import Tokens
 from appliance.errors import Unauthenticated
 from appliance.ledger import Ledger
+from appliance.metrics import Registry
 from appliance.vault import Keys
 
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -41,7 +41,7 @@ def issued(tmp_path_factory: pytest.TempPathFactory) -> Issued:
 
 
 async def issue(folder: Path) -> Issued:
-    async with Ledger(folder, CollectorRegistry()) as ledger, Customers(ledger, clock) as customers:
+    async with Ledger(folder, Registry()) as ledger, Customers(ledger, clock) as customers:
         tokens = await Tokens(ledger, Keys(bytes(range(32))), customers, clock).__aenter__()
         actor = Actor("system", "test")
         customer = await customers.add(actor, "Zoo")

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from appliance.accounts.audit import Actor, Entry, entries
 from appliance.accounts.customers import Customers
 from appliance.accounts.tokens import Tokens
 from appliance.ledger import Ledger
+from appliance.metrics import Registry
 from appliance.vault import Keys
 
 ROOT = bytes(range(32))
@@ -48,7 +48,7 @@ class Accounts:
 async def accounts(tmp_path: Path) -> AsyncIterator[Accounts]:
     clock, keys = Clock(), Keys(ROOT)
     async with (
-        Ledger(tmp_path, CollectorRegistry()) as ledger,
+        Ledger(tmp_path, Registry()) as ledger,
         Customers(ledger, clock) as customers,
         Tokens(ledger, keys, customers, clock) as tokens,
     ):

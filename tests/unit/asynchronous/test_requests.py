@@ -5,7 +5,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from appliance import vault
 from appliance.accounts.audit import Actor
@@ -13,6 +12,7 @@ from appliance.accounts.customers import CustomerId, Customers
 from appliance.asynchronous.requests import LOST, Requests, State, Webhook
 from appliance.errors import NotFound, StorageFailed
 from appliance.ledger import Ledger
+from appliance.metrics import Registry
 
 ACTOR = Actor("system", "test")
 HOOK = Webhook("https://hooks.example/told", {"Authorization": "Bearer secret"})
@@ -30,7 +30,7 @@ class Machine:
 
     async def start(self) -> Requests:
         await self._stack.aclose()
-        ledger = await self._stack.enter_async_context(Ledger(self.folder, CollectorRegistry()))
+        ledger = await self._stack.enter_async_context(Ledger(self.folder, Registry()))
         self.ledger = ledger
         self.customers = await self._stack.enter_async_context(Customers(ledger, lambda: self.now))
         requests = Requests(ledger, self.keys, lambda: self.now, KEEP)

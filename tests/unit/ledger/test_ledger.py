@@ -8,11 +8,11 @@ from pathlib import Path
 import apsw
 import pytest
 from blockbuster import blockbuster_ctx
-from prometheus_client import CollectorRegistry
 
 from appliance.errors import Conflict, StorageFailed
 from appliance.ledger import Connection, Ledger, database
 from appliance.ledger.migrations import APPLICATION_ID
+from appliance.metrics import Registry
 
 
 def insert(connection: Connection, name: str) -> str:
@@ -33,7 +33,7 @@ def names(connection: Connection) -> list[str]:
 
 
 def opened(folder: Path) -> Ledger:
-    return Ledger(folder, CollectorRegistry())
+    return Ledger(folder, Registry())
 
 
 async def test_a_write_is_seen_by_the_next_read_and_after_a_restart(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ async def test_an_act_that_raises_undoes_only_itself(tmp_path: Path) -> None:
 
 
 async def test_queued_acts_share_a_commit(tmp_path: Path) -> None:
-    registry = CollectorRegistry()
+    registry = Registry()
     gate = threading.Event()
     async with Ledger(tmp_path, registry) as ledger:
         first = asyncio.ensure_future(ledger.write(lambda connection: gate.wait(30)))

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
-from prometheus_client import CollectorRegistry
 
 from appliance import outbound as gate
 from appliance.errors import InvalidInput, Overloaded, TooLarge
+from appliance.metrics import Registry
 from appliance.outbound import Outbound
 from appliance.residency import Destination, Residency, Use
 
@@ -44,7 +44,7 @@ async def host(handler: Handler, *uses: Use) -> AsyncIterator[tuple[Outbound, st
     await site.start()
     port = runner.addresses[0][1]
     try:
-        async with Outbound(declared(port, uses=uses or ("images",)), CollectorRegistry()) as way:
+        async with Outbound(declared(port, uses=uses or ("images",)), Registry()) as way:
             yield way, f"http://photos.example:{port}", port
     finally:
         await runner.cleanup()
@@ -148,7 +148,7 @@ async def test_a_silent_host_and_a_closed_port_are_refused_alike(monkeypatch: py
             await fetch(way, f"{address}/a.jpg")
         silent.set()
     assert asked.is_set()
-    async with Outbound(declared(port, uses=("images",)), CollectorRegistry()) as way:
+    async with Outbound(declared(port, uses=("images",)), Registry()) as way:
         with pytest.raises(InvalidInput) as closed:
             await fetch(way, f"{address}/a.jpg")
     assert str(hung.value) == str(closed.value)
@@ -221,5 +221,5 @@ async def test_a_post_says_how_it_was_answered_and_follows_nothing() -> None:
             302,
         ]
     assert bodies == [b"{}"] * 3
-    async with Outbound(declared(port, uses=("webhooks",)), CollectorRegistry()) as way:
+    async with Outbound(declared(port, uses=("webhooks",)), Registry()) as way:
         assert await way.post(f"{address}/hook", b"{}", {}) is None

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import apsw
 import pytest
-from prometheus_client import CollectorRegistry
 
 from appliance.accounts import audit
 from appliance.errors import Conflict, NotFound, NotInstalled
 from appliance.ledger import Ledger
 from appliance.ledger.migrations import migrate, shipped
+from appliance.metrics import Registry
 from appliance.recognition.bundles import Bundles
 from appliance.recognition.staging import from_folder
 from tests.unit.recognition.test_bundles import OPERATOR, make, opened
@@ -147,7 +147,7 @@ async def test_a_ledger_of_before_keeps_its_bundles_and_their_first_version_answ
             (name, version, task, bytes(32)),
         )
     connection.close()
-    async with Ledger(state, CollectorRegistry()) as ledger:
+    async with Ledger(state, Registry()) as ledger:
         listed = await ledger.read(
             lambda db: [*db.execute("SELECT name, version FROM bundles ORDER BY number")]
         )

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
-from prometheus_client import CollectorRegistry
 
 from appliance.accounts import audit
 from appliance.errors import Conflict, InvalidInput, NotFound, NotInstalled, StorageFailed
 from appliance.ledger import Ledger
+from appliance.metrics import Registry
 from appliance.recognition import bundles
 from appliance.recognition.bundles import Bundles, TaskId
 from appliance.recognition.manifest import verify
@@ -76,7 +76,7 @@ async def unread(model: Path) -> None:
 @asynccontextmanager
 async def opened(state: Path) -> AsyncIterator[tuple[Bundles, Ledger]]:
     async with (
-        Ledger(state, CollectorRegistry()) as ledger,
+        Ledger(state, Registry()) as ledger,
         Bundles(
             ledger, state / "bundles", lambda: 1_700_000_000.5, trust=anybody, inspect=unread
         ) as installed,
@@ -211,7 +211,7 @@ async def test_what_an_interrupted_installation_left_makes_way(tmp_path: Path, s
 
 async def test_the_event_loop_never_touches_the_disk(tmp_path: Path, state: Path) -> None:
     source = make(tmp_path / "new")
-    async with Ledger(state, CollectorRegistry()) as ledger:
+    async with Ledger(state, Registry()) as ledger:
         with blockbuster_ctx():
             async with Bundles(
                 ledger, state / "bundles", lambda: 0.0, trust=anybody, inspect=unread

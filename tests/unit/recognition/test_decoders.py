@@ -13,10 +13,10 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from prometheus_client import CollectorRegistry
 
 from appliance.config import Recognition
 from appliance.errors import ImageFailed, InvalidImage, Overloaded, TooLarge
+from appliance.metrics import Registry
 from appliance.recognition.bundles import Preprocessing
 from appliance.recognition.decode import decode
 from appliance.recognition.decoders import INPUT_BYTES, Decoders
@@ -29,7 +29,7 @@ PREPROCESSING = Preprocessing(size=64)
 @asynccontextmanager
 async def pool(**settings: Any) -> AsyncIterator[Decoders]:
     config = Recognition(**({"decoders": 1} | settings))
-    async with Decoders(config, CollectorRegistry()) as decoders:
+    async with Decoders(config, Registry()) as decoders:
         yield decoders
 
 
@@ -224,6 +224,6 @@ def test_a_decoder_starts_without_what_it_does_not_need() -> None:
 
 
 async def test_heic_goes_through_the_locked_in_decoders() -> None:
-    async with Decoders(Recognition(decoders=1), CollectorRegistry()) as decoders:
+    async with Decoders(Recognition(decoders=1), Registry()) as decoders:
         seen = await decoders.decode(HEIC, Preprocessing(size=32))
         assert (seen.width, seen.height, seen.format) == (32, 64, "HEIF")

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import onnxruntime
 import psutil
 import pytest
-from prometheus_client import CollectorRegistry
 
 from appliance.config import Recognition
 from appliance.errors import InvalidInput, NotInstalled, Overloaded, WorkerLost, WorkerRefused
+from appliance.metrics import Registry
 from appliance.recognition.bundles import Bundle
 from appliance.recognition.engine import Engine
 from appliance.recognition.slots import SLOT_BYTES
@@ -37,7 +37,7 @@ def bundle(folder: Path) -> Bundle:
 
 @asynccontextmanager
 async def serving(*bundles: Bundle, **settings: Any) -> AsyncIterator[Engine]:
-    async with Engine(Recognition(**settings), CollectorRegistry()) as engine:
+    async with Engine(Recognition(**settings), Registry()) as engine:
         for bundle in bundles:
             await engine.load(bundle)
         yield engine
@@ -268,7 +268,7 @@ async def test_no_start_without_the_telemetry_switch(monkeypatch: pytest.MonkeyP
 
 
 async def test_counters_say_what_happened(bundle: Bundle) -> None:
-    registry = CollectorRegistry()
+    registry = Registry()
     async with Engine(Recognition(), registry) as engine:
         await engine.load(bundle)
         process(engine).suspend()

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
-from prometheus_client import CollectorRegistry
 
 from appliance.config import MIB, Recognition
 from appliance.errors import NotInstalled, Overloaded
+from appliance.metrics import Registry
 from appliance.recognition.bundles import Bundle, read
 from appliance.recognition.engine import Engine, Priority
 from tests.unit.recognition.small_models import SIZE, network
@@ -36,7 +36,7 @@ def bundle(folder: Path) -> Bundle:
 
 @asynccontextmanager
 async def serving(*bundles: Bundle, **settings: Any) -> AsyncIterator[Engine]:
-    async with Engine(Recognition(**settings), CollectorRegistry()) as engine:
+    async with Engine(Recognition(**settings), Registry()) as engine:
         for bundle in bundles:
             await engine.load(bundle)
         yield engine

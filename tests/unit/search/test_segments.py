@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
 
 from appliance import config
+from appliance.metrics import Registry
 from appliance.search import filters, segments
 from appliance.search.collections import NewRecord, OpenCollection
 from appliance.search.columns import Matching
@@ -204,7 +204,7 @@ async def test_writes_and_searches_at_once_never_miss_or_invent(tmp_path: Path) 
 
 
 async def test_large_scans_leave_the_loop_to_others() -> None:
-    scans = Scans(CollectorRegistry())
+    scans = Scans(Registry())
     here = threading.get_ident()
     assert await scans.run(1 << 20, threading.get_ident) == here
     assert await scans.run(20 << 20, threading.get_ident) != here
