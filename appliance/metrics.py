@@ -22,7 +22,7 @@ CpuStage = Literal["auth", "parse", "queue", "answer"]
 CPU_STAGES: tuple[CpuStage, ...] = get_args(CpuStage)
 # One piece of work in so many has its CPU time taken, and counts for all: asking the kernel costs as much as
 # the shortest of them.
-SAMPLED = 16
+SAMPLED = 64
 
 
 class Registry(CollectorRegistry):

@@ -240,9 +240,8 @@ def parse_scopes(names: Collection[str]) -> frozenset[Scope]:
 
 
 def _well_formed(text: str) -> bool:
-    if len(text) != _LENGTH or not text.startswith(_PREFIX) or not text.isascii():
-        return False
-    return text[-_CHECKSUM:] == _base62(zlib.crc32(text[:-_CHECKSUM].encode("ascii")), _CHECKSUM)
+    # The checksum is for those who scan for lost tokens; whether it is right, the MAC says as well.
+    return len(text) == _LENGTH and text.startswith(_PREFIX) and text.isascii()
 
 
 def _base62(number: int, width: int) -> str:

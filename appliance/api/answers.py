@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 
@@ -122,14 +123,22 @@ def refusal(error: ApplianceError, request_id: str, *, problem: bool) -> Answer:
     return Answer(document, code, headers)
 
 
-async def encode(document: object) -> bytes:
-    """JSON of an answer. A long `answer_records` is encoded in slices, so that a whole collection in one
-    answer never holds the loop for longer than one slice takes."""
-    if isinstance(document, dict) and len(document.get("answer_records", ())) > _ENCODED_AT_ONCE:
-        records = document["answer_records"]
-        slices: list[bytes] = []
-        for start in range(0, len(records), _ENCODED_AT_ONCE):
-            slices.append(msgspec.json.encode(records[start : start + _ENCODED_AT_ONCE])[1:-1])
-            await asyncio.sleep(0)
-        document = document | {"answer_records": msgspec.Raw(b"[" + b",".join(slices) + b"]")}
+def encode(document: object) -> bytes:
+    """JSON of an answer."""
     return msgspec.json.encode(document)
+
+
+def is_long(document: object) -> bool:
+    """Whether the answer is to be encoded in steps."""
+    return isinstance(document, dict) and len(document.get("answer_records", ())) > _ENCODED_AT_ONCE
+
+
+async def encode_in_steps(document: Any) -> bytes:
+    """JSON of a long answer. Its `answer_records` are encoded in slices, so that a whole collection in one
+    answer never holds the loop for longer than one slice takes."""
+    records = document["answer_records"]
+    slices: list[bytes] = []
+    for start in range(0, len(records), _ENCODED_AT_ONCE):
+        slices.append(msgspec.json.encode(records[start : start + _ENCODED_AT_ONCE])[1:-1])
+        await asyncio.sleep(0)
+    return msgspec.json.encode(document | {"answer_records": msgspec.Raw(b"[" + b",".join(slices) + b"]")})

@@ -180,12 +180,12 @@ class Asynchronous:
             call = replace(pending.call, payload=_copy(pending.call.payload), began=time.perf_counter())
             try:
                 answer = await pending.handler(call)
-                return State.DONE, await encode(answer.document)
+                return State.DONE, encode(answer.document)
             except (Overloaded, WorkerLost) as error:
                 if pause is None:
-                    return State.FAILED, await _refused(error, call)
+                    return State.FAILED, _refused(error, call)
             except ApplianceError as error:
-                return State.FAILED, await _refused(error, call)
+                return State.FAILED, _refused(error, call)
             await self._requests.move(pending.request.id, State.RETRY)
             await asyncio.sleep(pause)
         raise AssertionError
@@ -212,8 +212,8 @@ def _copy(payload: Payload) -> Payload:
     return Payload(dict(payload.fields), records)
 
 
-async def _refused(error: ApplianceError, call: Call) -> bytes:
-    return await encode(refusal(error, call.id, problem=False).document)
+def _refused(error: ApplianceError, call: Call) -> bytes:
+    return encode(refusal(error, call.id, problem=False).document)
 
 
 def _document(request: Request) -> dict[str, object]:

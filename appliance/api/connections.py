@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import struct
-import uuid
 from asyncio import AbstractEventLoop, BaseTransport
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -15,6 +14,7 @@ import msgspec
 from aiohttp import web
 
 from appliance.api.answers import INTERNAL, JSON, Refused, refusal
+from appliance.api.payload import new_id
 
 _SO_PEERGROUPS = 59  # <asm-generic/socket.h>; Python has no name for it
 _PEERGROUPS_BYTES = 1024  # the largest buffer that Python's getsockopt takes: 256 groups
@@ -115,7 +115,7 @@ class Connection(web.RequestHandler):
         """The answer to a request that could not be parsed, or that broke what should never break."""
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun already")
-        request_id = str(uuid.uuid4())
+        request_id = new_id()
         log.info("request %s could not be read: %d %s", request_id, status, type(exc).__name__)
         reason = "the request is not valid HTTP" if status < 500 else INTERNAL
         document = refusal(Refused(status, reason), request_id, problem=False).document

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 import traceback
-import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +11,11 @@ from functools import partial
 from aiohttp import HttpVersion10, HttpVersion11, web
 
 from appliance.accounts.tokens import Principal, Scope, Tokens, operator_principal
-from appliance.api.answers import INTERNAL, Answer, Refused, encode, refusal
+from appliance.api.answers import INTERNAL, Answer, Refused, encode, encode_in_steps, is_long, refusal
 from appliance.api.body import Bodies
 from appliance.api.call import Call, Measures
 from appliance.api.connections import Connection
+from appliance.api.payload import new_id
 from appliance.api.routes import MANAGEMENT, READ, Access, Match, Route, Surface, Table, strip_prefix
 from appliance.errors import ApplianceError, Forbidden, InvalidInput, Unauthenticated
 
@@ -66,15 +66,18 @@ class Gate:
         self.closing = False  # set while draining: every answer then ends its connection
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        trace = _Trace(str(uuid.uuid4()), time.perf_counter())
+        trace = _Trace(new_id(), time.perf_counter())
         try:
             answer = await self._answer(request, trace)
             body = answer.text
-            if answer.document is not None:
-                body = await self._answering.steps(encode(answer.document))
+            if is_long(answer.document):
+                body = await encode_in_steps(answer.document)
+            elif answer.document is not None:
+                with self._answering:
+                    body = encode(answer.document)
         except ApplianceError as error:
             answer = refusal(error, trace.id, problem=trace.problem)
-            body = await encode(answer.document)
+            body = encode(answer.document)
         except ConnectionError:
             answer, body = Answer(status=_CLIENT_GONE), None
         except asyncio.CancelledError:
@@ -85,7 +88,7 @@ class Gate:
             frames = "".join(traceback.format_tb(error.__traceback__))
             log.error("request %s failed: %s\n%s", trace.id, type(error).__name__, frames)  # noqa: TRY400
             answer = refusal(Refused(500, INTERNAL), trace.id, problem=trace.problem)
-            body = await encode(answer.document)
+            body = encode(answer.document)
         with self._answering:
             return self._respond(request, trace, answer, body)
 

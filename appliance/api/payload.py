@@ -6,7 +6,7 @@ images stay raw slices of the body until pybase64 decodes them, fields are parse
 
 import asyncio
 import binascii
-import uuid
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -96,7 +96,7 @@ class Record:
     def ensure_id(self) -> None:
         """Gives the record a new UUID 4 as `_id` when the caller sent none."""
         if self.fields.get("_id") is None:
-            self.fields["_id"] = str(uuid.uuid4())
+            self.fields["_id"] = new_id()
 
     def take_image(self) -> Image | memoryview:
         """Hands the image over: the record holds it no longer. Raises InvalidInput when there is none."""
@@ -106,6 +106,13 @@ class Record:
             raise InvalidInput("the record has no image: send _base64, a raw body or a multipart part")
         image, self.image = self.image, None
         return image
+
+
+def new_id() -> str:
+    """A random UUID (RFC 9562, version 4); by the library's class it costs five times as much."""
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 async def _no_files() -> Files:

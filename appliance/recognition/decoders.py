@@ -124,6 +124,7 @@ class Decoders:
         waiting.set_function(lambda: len(self._waiting))
 
     async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
         count = self._config.decoders or max(1, len(os.sched_getaffinity(0)) - 1)
         async with contextlib.AsyncExitStack() as stack:
             decoders = [_Decoder(number, self._config, self._target, self._queue) for number in range(count)]
@@ -178,7 +179,7 @@ class Decoders:
         """
         if len(data) > INPUT_BYTES:
             raise TooLarge(f"the image has {len(data)} bytes; the limit is {INPUT_BYTES}")
-        job = _Job[T](data, preprocessing, then, asyncio.get_running_loop().create_future())
+        job = _Job[T](data, preprocessing, then, self._loop.create_future())
         if priority is Priority.INTERACTIVE:
             return await self._answer(job)
         async with self._patient:
@@ -192,7 +193,7 @@ class Decoders:
         self._waiting.append(job)
         self._waiting_bytes += size
         seconds = self._config.decode_seconds
-        job.patience = asyncio.get_running_loop().call_later(seconds, self._expire, job)
+        job.patience = self._loop.call_later(seconds, self._expire, job)
         with self._queue:
             self._advance()
         try:
@@ -237,7 +238,7 @@ class Decoders:
 
     def _revive(self, decoder: _Decoder) -> None:
         self._lost.inc()
-        task = asyncio.get_running_loop().create_task(self._until_serving(decoder))
+        task = self._loop.create_task(self._until_serving(decoder))
         self._reviving.add(task)
         task.add_done_callback(self._reviving.discard)
 

@@ -70,6 +70,7 @@ class Engine:
 
     async def __aenter__(self) -> Self:
         _check_installation()
+        self._loop = asyncio.get_running_loop()
         async with contextlib.AsyncExitStack() as stack:
             # The first says what there is: how many GPUs, or that the CPU serves.
             first = await self._start(0, stack)
@@ -195,7 +196,7 @@ class Engine:
             raise ValueError(f"pixels are {image.dtype} {image.shape}, the model takes {model.shape}")
         if not outputs or not model.shapes.keys() >= set(outputs):
             raise ValueError(f"outputs {outputs}; bundle {bundle.name} has {', '.join(model.shapes)}")
-        job = Job(model, image, outputs, priority, asyncio.get_running_loop().create_future())
+        job = Job(model, image, outputs, priority, self._loop.create_future())
         self._admit(job)
         job.keep()
         return job
@@ -203,7 +204,7 @@ class Engine:
     async def outcome(self, job: Job, seconds: float | None = None) -> Outputs:
         """What `infer` returns and raises, for what has been started."""
         limit = self._config.infer_seconds if seconds is None else seconds
-        patience = asyncio.get_running_loop().call_later(limit, self._expire, job, limit)
+        patience = self._loop.call_later(limit, self._expire, job, limit)
         try:
             return await job.answer
         except asyncio.CancelledError:
@@ -269,7 +270,7 @@ class Engine:
         return (model for model in self._models.values() if model.resident)
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

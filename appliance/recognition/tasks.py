@@ -39,8 +39,8 @@ def ranked(logits: Floats, labels: Sequence[Label], limit: int = 100) -> list[Ra
 
     Softmax over all `logits` (n), one for each of the n labels, so the probabilities of all add up to 1.
     """
-    powers = np.exp(logits.astype(np.float64) - logits.max())
-    return _best(powers / powers.sum(), labels, limit)
+    powers = np.exp(logits.astype(np.float64) - np.maximum.reduce(logits))
+    return _best(powers / np.add.reduce(powers), labels, limit)
 
 
 def tagged(
@@ -57,13 +57,16 @@ def tagged(
 def _best(probabilities: npt.NDArray[np.float64], labels: Sequence[Label], limit: int) -> list[RankedLabel]:
     if probabilities.shape != (len(labels),):
         raise ValueError(f"{probabilities.shape} logits for {len(labels)} labels")
-    chosen = np.arange(len(labels))
     if limit < len(labels):
         # Everything not below the last of the best: a few more where there are equals, in their order.
-        chosen = np.flatnonzero(probabilities >= np.partition(probabilities, -limit)[-limit])
-    order = chosen[np.argsort(-probabilities[chosen], kind="stable")[:limit]]
+        ascending = probabilities.copy()
+        ascending.partition(-limit)
+        (chosen,) = (probabilities >= ascending[-limit]).nonzero()
+        order = chosen[(-probabilities[chosen]).argsort(kind="stable")[:limit]]
+    else:
+        order = (-probabilities).argsort(kind="stable")
     best = zip(order.tolist(), probabilities[order].tolist(), strict=True)
-    return [RankedLabel(labels[index].id, labels[index].name, probability) for index, probability in best]
+    return [RankedLabel((label := labels[index]).id, label.name, probability) for index, probability in best]
 
 
 def detected(
