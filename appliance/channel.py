@@ -197,6 +197,10 @@ def child(daemon: int) -> NoReturn:
 
 def _limit(limits: Limits) -> None:
     os.nice(limits.nice)
+    # A child that is woken waits for its turn: it does not take the processor from the loop that wakes it, in
+    # the middle of a request. Where a kernel or its guard does not let it, nothing else changes.
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     if limits.address_space_bytes is not None:
         resource.setrlimit(resource.RLIMIT_AS, (limits.address_space_bytes, limits.address_space_bytes))
     if limits.file_bytes is not None:
