@@ -144,7 +144,8 @@ class Channel:
         framed = bytearray()
         for identifier, body in answers:
             framed += frame(Answer(identifier, body))
-        self._write(framed)
+        if framed:
+            self._write(framed)
 
     def refuse(self, identifier: int, error: ApplianceError) -> None:
         """Have the daemon's `call` raise this error: one of REFUSALS, any other costs this child its life."""

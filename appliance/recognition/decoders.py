@@ -1,4 +1,9 @@
-"""The pool of decoder processes: hostile bytes in, pixels out, one image at a time each."""
+"""The pool of decoder processes: hostile bytes in, pixels out.
+
+A decoder has one image at a time. Where small ones wait it is given a few at once, so that the loop is woken
+once for all of them. If it is lost over several, each is decoded again by itself: the hostile one among them
+fails then, and the others are served.
+"""
 
 import asyncio
 import contextlib
@@ -28,6 +33,9 @@ MAX_SIZE = 2048
 DECODER = "appliance.recognition.decode:main"
 Encoded = bytes | bytearray | memoryview
 T = TypeVar("T")
+# What is given to one decoder at once: as many images as a CPU takes in one batch, each of some milliseconds.
+TOGETHER = 4
+SMALL_BYTES, SMALL_PIXELS = 256 * 1024, 1024 * 1024
 # A decoder that dies at every image is replaced at most once a second, so that one sender of hostile images
 # cannot keep the pool away from the others for long.
 BACKOFF_SECONDS = (0.05, 1.0)
@@ -43,6 +51,21 @@ class _Job(Generic[T]):
     then: Callable[[Decoded], T]
     answer: asyncio.Future[T]
     patience: asyncio.TimerHandle | None = None  # runs while it waits for a decoder
+    alone: bool = False  # it may be what its last decoder was lost over
+
+    @property
+    def small(self) -> bool:
+        return len(self.data) <= SMALL_BYTES and self.preprocessing.nbytes <= SMALL_PIXELS and not self.alone
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """Where an image and its pixels lie in the memories of its decoder."""
+
+    source: int
+    length: int
+    target: int
+    produced: int
 
 
 class _Decoder:
@@ -51,6 +74,8 @@ class _Decoder:
     def __init__(self, number: int, config: Recognition, target: str, queue: CpuTime) -> None:
         self._queue = queue
         self._seconds = config.decode_seconds
+        self._under_way = 0
+        self._again: list[_Job[Any]] = []
         self._input, self._output = Memory(INPUT_BYTES), Memory(MAX_SIZE * MAX_SIZE * CHANNELS)
         self._encoder = msgspec.msgpack.Encoder()
         self._outcomes = msgspec.msgpack.Decoder(Outcome)
@@ -64,29 +89,50 @@ class _Decoder:
             backoff_seconds=BACKOFF_SECONDS,
         )
 
-    def begin(self, job: _Job[Any], done: Callable[[], None]) -> None:
-        """Decode the job's image; `done` is called once the job has its answer and the memories are wiped."""
-        length = len(job.data)
-        self._input.view[:length] = job.data
-        request = self._encoder.encode(Task(length, job.preprocessing))
-        self.worker.submit(request, self._seconds, partial(self._settle, job, done))
+    def begin(self, jobs: list[_Job[Any]], done: Callable[[list[_Job[Any]]], None]) -> None:
+        """Decode the images of some jobs, several only where all are small.
 
-    def _settle(self, job: _Job[Any], done: Callable[[], None], outcome: bytes | ApplianceError) -> None:
+        Each job gets its answer; then `done` is called with those that are to be tried again, alone.
+        """
+        self._under_way, self._again = len(jobs), []
+        source = target = 0
+        for number, job in enumerate(jobs, 1):
+            place = _Place(source, len(job.data), target, job.preprocessing.nbytes)
+            self._input.view[source : source + place.length] = job.data
+            task = Task(source, place.length, target, number == len(jobs), job.preprocessing)
+            hear = partial(self._settle, job, place, done, len(jobs) > 1)
+            self.worker.submit(self._encoder.encode(task), self._seconds * number, hear)
+            source, target = source + place.length, target + place.produced
+
+    def _settle(
+        self,
+        job: _Job[Any],
+        place: _Place,
+        done: Callable[[list[_Job[Any]]], None],
+        shared: bool,
+        outcome: bytes | ApplianceError,
+    ) -> None:
         with self._queue:
-            self._hand_over(job, outcome)
-            done()
+            if shared and isinstance(outcome, WorkerLost):
+                job.alone = True
+                self._again.append(job)
+            elif not job.answer.done():
+                self._hand_over(job, place, outcome)
+            self._input.wipe(place.source, place.length)
+            self._output.wipe(place.target, place.produced)
+            self._under_way -= 1
+            if not self._under_way:
+                done(self._again)
 
-    def _hand_over(self, job: _Job[Any], outcome: bytes | ApplianceError) -> None:
+    def _hand_over(self, job: _Job[Any], place: _Place, outcome: bytes | ApplianceError) -> None:
         try:
-            if not job.answer.done():
-                job.answer.set_result(job.then(self._decoded(job.preprocessing, outcome)))
+            job.answer.set_result(job.then(self._decoded(job.preprocessing, place, outcome)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
             fail(job.answer, error)
-        finally:
-            self._input.wipe(0, len(job.data))
-            self._output.wipe(0, job.preprocessing.nbytes)
 
-    def _decoded(self, preprocessing: Preprocessing, outcome: bytes | ApplianceError) -> Decoded:
+    def _decoded(
+        self, preprocessing: Preprocessing, place: _Place, outcome: bytes | ApplianceError
+    ) -> Decoded:
         """Its pixels are the decoder's memory."""
         try:
             if isinstance(outcome, ApplianceError):
@@ -97,8 +143,8 @@ class _Decoder:
             raise ImageFailed(
                 f"the image crashed its decoder or took it longer than {self._seconds:g} s"
             ) from error
-        pixels = self._output.view[: preprocessing.nbytes].cast("B", preprocessing.shape)
-        return Decoded(pixels, told.width, told.height, told.format)
+        pixels = self._output.view[place.target : place.target + place.produced]
+        return Decoded(pixels.cast("B", preprocessing.shape), told.width, told.height, told.format)
 
     def close(self) -> None:
         self._input.close()
@@ -125,7 +171,7 @@ class Decoders:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        count = self._config.decoders or max(1, len(os.sched_getaffinity(0)) - 1)
+        count = self._count = self._config.decoders or max(1, len(os.sched_getaffinity(0)) - 1)
         async with contextlib.AsyncExitStack() as stack:
             decoders = [_Decoder(number, self._config, self._target, self._queue) for number in range(count)]
             for decoder in decoders:
@@ -142,9 +188,11 @@ class Decoders:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._waiting:
-            fail(self._next().answer, WorkerLost("the decoders have stopped"))
         await self._stack.aclose()
+        while self._waiting:
+            job = self._waiting[0]
+            self._leave(job)
+            fail(job.answer, WorkerLost("the decoders have stopped"))
         for task in self._reviving:
             task.cancel()
         await asyncio.gather(*self._reviving, return_exceptions=True)
@@ -191,9 +239,7 @@ class Decoders:
         if self._waiting and self._waiting_bytes + size > self._config.queue_bytes:
             raise Overloaded("the images that wait to be decoded take as much memory as the queue may")
         self._waiting.append(job)
-        self._waiting_bytes += size
-        seconds = self._config.decode_seconds
-        job.patience = self._loop.call_later(seconds, self._expire, job)
+        self._wait(job)
         with self._queue:
             self._advance()
         try:
@@ -202,39 +248,54 @@ class Decoders:
             self._leave(job)
             raise
 
-    def _advance(self) -> None:
-        """Give those who wait to the decoders that are idle."""
-        while self._waiting and self._idle:
-            decoder = self._idle.pop()
-            if decoder.worker.serving:
-                decoder.begin(self._next(), partial(self._give_back, decoder))
-            else:
-                self._revive(decoder)
-
-    def _next(self) -> _Job[Any]:
-        job = self._waiting[0]
-        self._leave(job)
-        return job
+    def _wait(self, job: _Job[Any]) -> None:
+        self._waiting_bytes += len(job.data)
+        job.patience = self._loop.call_later(self._config.decode_seconds, self._expire, job)
 
     def _leave(self, job: _Job[Any]) -> None:
-        if job.patience is None:
-            return
-        job.patience.cancel()
-        job.patience = None
-        self._waiting.remove(job)
-        self._waiting_bytes -= len(job.data)
+        """It waits no more, if it did."""
+        if job.patience is not None:
+            job.patience.cancel()
+            job.patience = None
+            self._waiting.remove(job)
+            self._waiting_bytes -= len(job.data)
 
     def _expire(self, job: _Job[Any]) -> None:
         self._leave(job)
         seconds = self._config.decode_seconds
         fail(job.answer, Overloaded(f"no decoder became free within {seconds:g} s"))
 
-    def _give_back(self, decoder: _Decoder) -> None:
+    def _advance(self) -> None:
+        """Give those who wait to the decoders that are idle."""
+        while self._waiting and self._idle:
+            decoder = self._idle.pop()
+            if decoder.worker.serving:
+                decoder.begin(self._take(), partial(self._give_back, decoder))
+            else:
+                self._revive(decoder)
+
+    def _take(self) -> list[_Job[Any]]:
+        """The next, and a fair share of the small ones right behind it."""
+        share = min(TOGETHER, -(-len(self._waiting) // self._count))
+        jobs: list[_Job[Any]] = []
+        while self._waiting and len(jobs) < share:
+            job = self._waiting[0]
+            if jobs and not (job.small and jobs[0].small):
+                break
+            self._leave(job)
+            jobs.append(job)
+        return jobs
+
+    def _give_back(self, decoder: _Decoder, again: list[_Job[Any]]) -> None:
+        for job in reversed(again):
+            if not job.answer.done():
+                self._waiting.appendleft(job)
+                self._wait(job)
         if decoder.worker.serving:
             self._idle.append(decoder)
-            self._advance()
         else:
             self._revive(decoder)
+        self._advance()
 
     def _revive(self, decoder: _Decoder) -> None:
         self._lost.inc()
@@ -244,7 +305,7 @@ class Decoders:
 
     async def _until_serving(self, decoder: _Decoder) -> None:
         await decoder.worker.until_serving()
-        self._give_back(decoder)
+        self._give_back(decoder, [])
 
 
 def copied(decoded: Decoded) -> Decoded:
