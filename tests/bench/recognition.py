@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from appliance.recognition.session import CPU_BATCH
-from tests.bench import large, spent, stand, under_load
+from tests.bench import large, spent, stages, stand, under_load
 from tests.bench.load import Client
 from tests.bench.report import Report
 from tests.bench.sight import MEGAPIXEL, THUMBNAIL, Session, milliseconds, photograph, pixels
+from tests.bench.stages import STAGES
 from tests.bench.stand import STARTER, Stand
 from tests.running import RunningAppliance
 
@@ -25,7 +26,10 @@ PERIOD = 2.0  # seconds of work in one round of each, about
 
 @dataclass(frozen=True)
 class Round:
-    """CPU milliseconds an image: alone, and what the processes spent; `rate` is images a second, wall."""
+    """CPU milliseconds an image: alone, and what the processes spent; `rate` is images a second, wall.
+
+    `stages` are those of the daemon's event loop.
+    """
 
     session: float
     decoding: float
@@ -33,6 +37,7 @@ class Round:
     decoders: float
     device: float
     rate: float
+    stages: dict[str, float]
 
     @property
     def alone(self) -> float:
@@ -73,7 +78,7 @@ def run(report: Report) -> None:
 def _costs(report: Report, built: Stand, appliance: RunningAppliance, client: Client) -> None:
     thumbnail, megapixel = photograph(THUMBNAIL, kilobytes=35), photograph(MEGAPIXEL)
     starter = Session(built.model(STARTER), thumbnail)
-    measured = Measured(appliance, client)
+    measured = Measured(appliance, client, built.operator_port)
     raw = built.raw(STARTER, thumbnail)
     body = f"{len(thumbnail) / 1000:.0f} KB JPEG"
     rounds = measured.rounds(raw, starter, thumbnail)
@@ -99,6 +104,7 @@ class Measured:
 
     appliance: RunningAppliance
     client: Client
+    operator_port: int
 
     def rounds(
         self, request: bytes, session: Session, image: bytes, *, images: int = 1, at_once: int = AT_ONCE
@@ -115,6 +121,7 @@ class Measured:
         def one_round() -> Round:
             session_ms = milliseconds(lambda: session.run(batch), runs)[0] / batch
             decoding_ms, _ = milliseconds(lambda: pixels(image), 50)
+            earlier = stages.spent(self.operator_port)
             before = {kind: spent.cpu_milliseconds(pids) for kind, pids in processes.items()}
             outcome = self.client.closed(self.appliance.port, request, at_once=at_once, count=count)
             assert outcome.count(200) == count, {answer.status for answer in outcome.answers}
@@ -122,7 +129,8 @@ class Measured:
                 kind: (spent.cpu_milliseconds(pids) - before[kind]) / (count * images)
                 for kind, pids in processes.items()
             }
-            return Round(session_ms, decoding_ms, **used, rate=outcome.rate * images)
+            later = stages.spent(self.operator_port).per_image(earlier, count * images)
+            return Round(session_ms, decoding_ms, **used, rate=outcome.rate * images, stages=later)
 
         return [one_round() for _ in range(ROUNDS)]
 
@@ -144,6 +152,9 @@ def _outside(report: Report, name: str, rounds: Rounds, bound: float | None = No
         at_most=bound,
         note=parts,
     )
+    told = [f"{stage} {_median(rounds, lambda one, stage=stage: one.stages[stage]):.3f}" for stage in STAGES]  # type: ignore[misc]
+    loop = _median(rounds, lambda one: sum(one.stages.values()))
+    report.figure("... the daemon's event loop", loop, "CPU ms", note=", ".join(told))
 
 
 def _ratio(report: Report, name: str, rounds: Rounds, bound: float) -> None:

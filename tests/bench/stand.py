@@ -18,10 +18,11 @@ CONNECTIONS = 4096  # from one address: what an overloaded appliance does with r
 
 @dataclass(frozen=True)
 class Stand:
-    """`tasks` are the ids that classify by each model."""
+    """`tasks` are the ids that classify by each model; `operator_port` has the metrics."""
 
     state: DemoState
     tasks: dict[str, str]
+    operator_port: int
 
     def model(self, name: str) -> Path:
         (found,) = (self.state.folder / "bundles").glob(f"{name}@*/model.onnx")
@@ -52,11 +53,16 @@ def build(folder: Path, *names: str) -> Stand:
         state.config.read_text(),
         flags=re.MULTILINE,
     )
-    state.config.write_text(widened)
+    operator_port = free_port()
+    found = re.subn(
+        r'^listen = "127\.0\.0\.1:0"$', f'listen = "127.0.0.1:{operator_port}"', widened, flags=re.MULTILINE
+    )
+    assert found[1] == 1, "the demo's operators are not where they are looked for"
+    state.config.write_text(found[0])
     tasks = {STARTER: state.task}
     for name in names:
         tasks[name] = str(state.ask("bundle", "install", str(graphs.bundle(name, folder / name)))["task"])
-    return Stand(state, tasks)
+    return Stand(state, tasks, operator_port)
 
 
 def remove_starter(built: Stand) -> None:
