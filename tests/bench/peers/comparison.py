@@ -22,8 +22,8 @@ from tests.bench.report import Report
 from tests.bench.sight import THUMBNAIL, Session, milliseconds, photograph, pixels
 from tests.running import RunningAppliance
 
-ROUNDS, PARTS = 2, 3
-AT_ONCE, REQUESTS = 16, 500
+ROUNDS, PARTS = 2, 11
+AT_ONCE, REQUESTS = 16, 160
 MODEL = "mobilenet-v2"
 PEERS = (
     Peer("litserve", "LitServe 0.2.19", ("python", "-m", "tests.bench.peers.serve_litserve", "{port}")),
@@ -117,8 +117,8 @@ class Trial:
         measured.processes = len(server.processes)
         self.client.closed(server.port, server.request, at_once=AT_ONCE, count=8 * AT_ONCE)
         for _ in range(PARTS):
-            session, _ = milliseconds(lambda: self.session.run(server.batch), 200 // server.batch)
-            decoding, _ = milliseconds(lambda: server.decode(self.encoded), 100)
+            session, _ = milliseconds(lambda: self.session.run(server.batch), 64 // server.batch)
+            decoding, _ = milliseconds(lambda: server.decode(self.encoded), 40)
             before = spent.cpu_milliseconds(server.processes)
             outcome = self.client.closed(server.port, server.request, at_once=AT_ONCE, count=REQUESTS)
             whole = (spent.cpu_milliseconds(server.processes) - before) / REQUESTS
