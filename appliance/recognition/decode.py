@@ -129,14 +129,15 @@ def decode(
     *,
     max_pixels: int,
     max_side: int,
-    when_large: Callable[[], None] | None = None,
+    when_slow: Callable[[], None] | None = None,
 ) -> Decoded:
     """The upright first frame as a model with this preprocessing sees it: RGB over white.
 
     The format is told by content. Bytes after the end of the image are ignored: cameras append video and gain
     maps. Sixteen bits become the upper eight; colours are converted to sRGB by the ICC profile, if there is a
-    usable one. `when_large` is called before the pixels of an image over LARGE are decoded. Raises
-    InvalidImage for what is not a whole image of FORMATS, TooLarge beyond the limits; no message quotes it.
+    usable one. `when_slow` is called before the pixels of an image that may take long: it is over LARGE, or
+    comes in passes, of which there may be thousands. Raises InvalidImage for what is not a whole image of
+    FORMATS, TooLarge beyond the limits; no message quotes it.
     """
     if not len(data):
         raise InvalidImage("the image is empty (0 bytes)")
@@ -147,8 +148,8 @@ def decode(
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image, max_pixels, max_side)
-                if when_large is not None and image.width * image.height > LARGE:
-                    when_large()
+                if when_slow is not None and _is_slow(image):
+                    when_slow()
                 return _decode(image, preprocessing)
         except UnidentifiedImageError:
             raise InvalidImage(f"not an image of a known format ({', '.join(FORMATS)})") from None
@@ -158,6 +159,10 @@ def decode(
             raise TooLarge("the image needs more memory than a decoder has") from None
         except MALFORMED:
             raise InvalidImage("the image is truncated or damaged") from None
+
+
+def _is_slow(image: Image.Image) -> bool:
+    return image.width * image.height > LARGE or "progressive" in image.info
 
 
 def _check_size(image: Image.Image, max_pixels: int, max_side: int) -> None:
@@ -317,7 +322,7 @@ def main(channel: Channel, settings: dict[str, Any]) -> None:
                 task.preprocessing,
                 max_pixels=settings["max_pixels"],
                 max_side=settings["max_side"],
-                when_large=tell,
+                when_slow=tell,
             )
         except (InvalidImage, TooLarge) as refusal:
             channel.refuse(identifier, refusal)

@@ -221,7 +221,7 @@ class Decoders:
         then: Callable[[Decoded], T],
         priority: Priority = Priority.INTERACTIVE,
     ) -> T:
-        """What `then` makes of the pixels, which are wiped when it returns. Raises what both raise.
+        """What `then` makes of the pixels, which are wiped when it returns; raises what it or `decode` does.
 
         It is called as soon as they are there, before whoever waits for it goes on, and is not to wait.
         """
