@@ -265,16 +265,21 @@ class Outbound:
         self._exchanges.labels(way.destination.name, outcome).inc()
 
 
+_EXPECTED = "a URL such as https://HOST/PATH is expected"
+
+
 def _parsed(url: str) -> URL:
     """The address as the client reads it. Raises InvalidInput."""
     if len(url) > URL_CHARACTERS or not url.isprintable() or "\\" in url or " " in url:
         raise InvalidInput(f"a URL of at most {URL_CHARACTERS} characters, without spaces, is expected")
     try:
         parsed = URL(url)
-    except ValueError:
-        parsed = URL()
-    if parsed.scheme not in {"http", "https"} or not parsed.host or parsed.port is None:
-        raise InvalidInput("a URL such as https://HOST/PATH is expected")
+        # Its parts are parsed when they are asked for, all that the client will ask for too.
+        complete = parsed.host and parsed.raw_host and parsed.port and parsed.raw_path_qs and str(parsed)
+    except Exception:  # noqa: BLE001 - IDNA and bracketed hosts raise what they like, IndexError among it
+        raise InvalidInput(_EXPECTED) from None
+    if parsed.scheme not in {"http", "https"} or not complete:
+        raise InvalidInput(_EXPECTED)
     if parsed.user is not None or parsed.password is not None:
         raise InvalidInput("a URL without user name and password is expected")
     return parsed.with_fragment(None)

@@ -4,7 +4,10 @@ Images wait in RAM, within the limits of `[requests]`; the rows that say how eac
 """
 
 import asyncio
+import contextlib
+import logging
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,7 +16,7 @@ from typing import Self
 import msgspec
 
 from appliance.api.account import tagging_route
-from appliance.api.answers import Answer, encode, refusal
+from appliance.api.answers import INTERNAL, Answer, Refused, encode, refusal
 from appliance.api.call import Call
 from appliance.api.colours import Colours
 from appliance.api.payload import Payload, Record, integer
@@ -32,6 +35,8 @@ WORKERS = 2
 AGAIN = (1, 2, 4, 8, 15, 30, 60, 120)
 
 Handler = Callable[[Call], Awaitable[Answer]]
+
+log = logging.getLogger("appliance.api")
 
 
 # No repr: the images must not get into a message by accident.
@@ -171,8 +176,19 @@ class Asynchronous:
                     raise
             except StorageFailed:
                 pass  # the next start says that it has failed
+            except Exception as error:  # noqa: BLE001 - the next request must find this task at work
+                # Frames only: an exception's message may quote what the caller sent.
+                frames = "".join(traceback.format_tb(error.__traceback__))
+                log.error("request %s failed: %s\n%s", pending.call.id, type(error).__name__, frames)  # noqa: TRY400
+                await self._fail(pending)
             finally:
                 self._pending.pop(pending.request.id, None)
+
+    async def _fail(self, pending: _Pending) -> None:
+        answer = _refused(Refused(500, INTERNAL), pending.call)
+        with contextlib.suppress(StorageFailed):
+            await self._requests.finish(pending.request.id, State.FAILED, answer)
+            self._webhooks.wake()
 
     async def _seen(self, pending: _Pending) -> tuple[State, bytes]:
         await self._requests.move(pending.request.id, State.PROCESSING)

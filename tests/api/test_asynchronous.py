@@ -125,6 +125,35 @@ def test_what_cannot_be_seen_has_failed_and_says_why(served: Served, tenant: Ten
     assert (done["status"], done["response"]["records"][0]["_status"]["code"]) == ("DONE", 400)
 
 
+def test_an_address_that_no_parser_takes_is_the_fault_of_its_record(served: Served, tenant: Tenant) -> None:
+    for url in ("http://xn--a/", "http://[h]@"):
+        document = classification(served, record(), {"_url": url})
+        answer = ask(served.site, tenant, "POST", PATH, document)
+        found = ended(served.site, tenant, answer.document["id"])
+        first, second = found["response"]["records"]
+        assert (first["_status"]["code"], second["_status"]["code"]) == (200, 400)
+
+
+def test_a_handler_that_breaks_fails_its_request_and_no_other(
+    served: Served, tenant: Tenant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "of this image"
+
+    def broken(*_: object) -> None:
+        raise RuntimeError(secret)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("appliance.api.recognition.images", broken)
+        for _ in range(2 * asynchronous.WORKERS):
+            answer = ask(served.site, tenant, "POST", PATH, classification(served))
+            found = ended(served.site, tenant, answer.document["id"])
+            assert found["status"] == "FAILED"
+            assert found["response"]["status"]["code"] == 500
+    assert secret not in caplog.text
+    answer = ask(served.site, tenant, "POST", PATH, classification(served))
+    assert ended(served.site, tenant, answer.document["id"])["status"] == "DONE"
+
+
 def test_lists_have_pages_and_filters(served: Served) -> None:
     tenant = served.tenant("who has many")
     for _ in range(22):

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from appliance.errors import InvalidInput
 from appliance.metrics import Registry
-from appliance.outbound import Outbound, admits
+from appliance.outbound import Outbound, _parsed, admits
 from appliance.residency import Destination, Residency
 
 PORT = 8081  # nobody listens: a connection would be seen where it is made
@@ -224,3 +226,23 @@ async def test_single_addresses_are_reached_without_asking_a_name_server(connect
     ):
         assert image == b"x"
     assert connections == [("127.0.0.1", port)]
+
+
+_PIECES = st.one_of(
+    st.sampled_from(["http://", "https://", "xn--", "xn--a", "a.b", "::1", "%-", ".."]),
+    st.sampled_from("[]@:%/?#1-|{t\u3002\u200d\u2460\ufb00\U0001f600"),
+)
+
+
+@given(st.lists(_PIECES, max_size=8).map(lambda pieces: "http://" + "".join(pieces)))
+@example("http://xn--a/")
+@example("http://[h]@")
+@example("http://[t:%-]")
+def test_whatever_the_address_looks_like_it_is_understood_or_refused(url: str) -> None:
+    try:
+        parsed = _parsed(url)
+    except InvalidInput:
+        return
+    assert parsed.host
+    assert parsed.raw_host
+    assert str(parsed)
