@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +22,9 @@ DEFAULT_CONFIG = Path("/etc/appliance/appliance.toml")
 REFUSED, USAGE, UNAVAILABLE, CONFIG = 1, 2, 69, 78
 STARTING_SECONDS = 10.0
 SERVICE_USER = "appliance"
+_BOUNDARY = os.urandom(
+    16
+).hex()  # between the parts of what is sent, which nobody can have written into a file
 
 Document = dict[str, Any]
 
@@ -276,14 +279,17 @@ class _Operator:
         *,
         query: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
         body: Document | None = None,
-        parts: Any = None,
+        parts: AsyncIterable[bytes] | None = None,
     ) -> Document:
         """The answer's document ({} for none); raises _Refused with the problem's own title and detail.
 
         What is sent is the document `body` or the multipart `parts`.
         """
         url = f"http://appliance/appliance/v1{path}"
-        async with self._session.request(method, url, params=query, json=body, data=parts) as response:
+        headers = {} if parts is None else {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
+        async with self._session.request(
+            method, url, params=query, json=body, data=parts, headers=headers
+        ) as response:
             document: Document = {} if response.status == 204 else await response.json(content_type=None)
             if response.status >= 400:
                 error = str(document.get("title", "refused")).lower().replace(" ", "_")
@@ -438,29 +444,37 @@ async def _collection_remove(operator: _Operator, arguments: argparse.Namespace)
 
 
 async def _bundle_install(operator: _Operator, arguments: argparse.Namespace) -> _Output:
-    from aiohttp import ClientError, MultipartWriter
+    from aiohttp import ClientError
 
     from appliance.errors import InvalidInput
     from appliance.recognition import staging
 
     path = arguments.path.absolute()
-    with MultipartWriter("form-data") as body:
-        try:
-            async for name, content in staging.from_path(path, arguments.name):
-                body.append(content).set_content_disposition("form-data", quote_fields=False, name=name)
-            query = [("customer", await operator.customer_id(one)) for one in arguments.customer or ()]
-            query += [("activate", "false")] if arguments.no_activate else []
-            made = await operator.call("POST", "/bundles", query=query, parts=body)
-        except InvalidInput as refusal:
-            raise _Refused("bad_request", str(refusal)) from refusal
-        except ClientError as error:
-            if isinstance(error.__cause__, InvalidInput):  # what was sent changed meanwhile
-                raise _Refused("bad_request", str(error.__cause__)) from error
-            raise
-        except _Refused as refusal:
-            raise _Refused(refusal.error, f"{path}: {refusal}") from refusal
+    query = [("customer", await operator.customer_id(one)) for one in arguments.customer or ()]
+    query += [("activate", "false")] if arguments.no_activate else []
+    parts = _form(staging.from_path(path, arguments.name))
+    try:
+        made = await operator.call("POST", "/bundles", query=query, parts=parts)
+    except InvalidInput as refusal:
+        raise _Refused("bad_request", str(refusal)) from refusal
+    except ClientError as error:
+        if isinstance(error.__cause__, InvalidInput):
+            raise _Refused("bad_request", str(error.__cause__)) from error
+        raise
+    except _Refused as refusal:
+        raise _Refused(refusal.error, f"{path}: {refusal}") from refusal
     waits = "" if made["active"] else "; it answers once it is activated"
     return _Output(made, f"{made['name']} {made['version']} is installed as task {made['task']}{waits}")
+
+
+async def _form(files: AsyncIterable[tuple[str, AsyncIterable[bytes]]]) -> AsyncIterator[bytes]:
+    """Files as multipart/form-data (RFC 7578), each read when it is sent: an archive is read once."""
+    async for name, content in files:
+        yield f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode()
+        async for piece in content:
+            yield piece
+        yield b"\r\n"
+    yield f"--{_BOUNDARY}--\r\n".encode()
 
 
 def _bundle_key(arguments: argparse.Namespace) -> _Output:

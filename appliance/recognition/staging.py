@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import tarfile
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import IO, ParamSpec, TypeVar
 
@@ -73,33 +73,38 @@ async def from_archive(path: Path) -> AsyncIterator[tuple[str, AsyncIterator[byt
     Its members may lie under `./` or in one folder. Raises InvalidInput for anything that is no plain file of
     a bundle, links and sparse files included, and for more bytes than such a file may have.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            stream = stack.enter_context(path.open("rb"))
-            if path.suffix != ".tar":
-                unpacked = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(stream)
-                archive = stack.enter_context(tarfile.open(fileobj=unpacked, mode="r|"))
-            else:
-                archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
-            members = 0
-            while (member := await asyncio.to_thread(archive.next)) is not None:
-                members += 1
-                if members > 2 * manifest.MOST_FILES:
-                    raise InvalidInput(f"{path}: more than {manifest.MOST_FILES} files")
-                if member.isdir():
-                    continue
-                name = _member(member)
-                if not member.isreg() or member.issparse():
-                    raise InvalidInput(f"{path}: {name} is not a plain file")
-                if member.size > manifest.limit(name):
-                    raise InvalidInput(f"{path}: {name} has more than {manifest.limit(name)} bytes")
-                content = archive.extractfile(member)
-                assert content is not None
-                yield name, _read(content)
-        except OSError as error:
-            raise InvalidInput(f"{path}: cannot be read: {error.strerror or error}") from error
-        except (tarfile.TarError, zstandard.ZstdError, EOFError) as error:
-            raise InvalidInput(f"{path}: is no archive of a bundle: {error}") from error
+    with contextlib.ExitStack() as stack, _refusing(path):
+        stream = stack.enter_context(path.open("rb"))
+        if path.suffix != ".tar":
+            unpacked = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(stream)
+            archive = stack.enter_context(tarfile.open(fileobj=unpacked, mode="r|"))
+        else:
+            archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
+        members = 0
+        while (member := await asyncio.to_thread(archive.next)) is not None:
+            members += 1
+            if members > 2 * manifest.MOST_FILES:
+                raise InvalidInput(f"{path}: more than {manifest.MOST_FILES} files")
+            if member.isdir():
+                continue
+            name = _member(member)
+            if not member.isreg() or member.issparse():
+                raise InvalidInput(f"{path}: {name} is not a plain file")
+            if member.size > manifest.limit(name):
+                raise InvalidInput(f"{path}: {name} has more than {manifest.limit(name)} bytes")
+            content = archive.extractfile(member)
+            assert content is not None
+            yield name, _read(path, content)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (tarfile.TarError, zstandard.ZstdError, EOFError) as error:
+        raise InvalidInput(f"{path}: is no archive of a bundle: {error}") from error
 
 
 def _is_archive(path: Path) -> bool:
@@ -113,9 +118,10 @@ def _member(member: tarfile.TarInfo) -> str:
     return "/".join(parts)
 
 
-async def _read(content: IO[bytes]) -> AsyncIterator[bytes]:
-    while piece := await asyncio.to_thread(content.read, _PIECE):
-        yield piece
+async def _read(path: Path, content: IO[bytes]) -> AsyncIterator[bytes]:
+    with _refusing(path):
+        while piece := await asyncio.to_thread(content.read, _PIECE):
+            yield piece
 
 
 async def receive(files: Files, staged: Path) -> manifest.Verified:

@@ -1,10 +1,12 @@
 """The verbs, once through a running daemon and once on a state that no daemon holds: the same answers."""
 
 import hashlib
+import io
 import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import onnx
 import psutil
 import pytest
+import zstandard
 from onnx import numpy_helper
 
 from demo.state import DemoState
@@ -143,6 +146,28 @@ def test_status(appliance: RunningAppliance) -> None:
     text = run(appliance.state, "status").stdout
     assert f"pid {appliance.pid}" in text
     assert f"127.0.0.1:{appliance.port}" in text
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tar.zst"])
+@pytest.mark.parametrize("folder", ["", "second/"])
+def test_a_bundle_in_an_archive_is_installed(
+    copy_state: CopyState, tmp_path: Path, ending: str, folder: str
+) -> None:
+    state = copy_state()
+    (installed,) = (state.folder / "bundles").iterdir()
+    shutil.copytree(installed, tmp_path / "second")
+    edit(tmp_path / "second" / "bundle.toml", 'version = "1"', 'version = "2"')
+    archive = tmp_path / f"bundle{ending}"
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as writer:
+        writer.add(tmp_path / "second", folder or ".")
+    packed = raw.getvalue()
+    archive.write_bytes(packed if ending == ".tar" else zstandard.compress(packed))
+    made = state.ask("bundle", "install", str(archive))
+    assert (made["name"], made["version"], made["active"]) == ("efficientnet-lite0", "2", False)
+    archive.write_bytes(archive.read_bytes()[: len(packed) // 3])
+    code, reason = refusal(state, "bundle", "install", str(archive))
+    assert (code, reason) == (1, "bad_request")
 
 
 def test_a_bundle_installed_while_serving_is_served(copy_state: CopyState, tmp_path: Path) -> None:
