@@ -62,7 +62,12 @@ UPRIGHT = {
 }
 SIDES_SWAPPED, X_MIRRORED, Y_MIRRORED = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 RESAMPLE = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
+# Programs write a dozen. Thousands, of some bytes each, would take a decoder minutes for a megabyte.
+MAX_SCANS = 100
 LARGE = 500_000  # pixels; smaller ones take some milliseconds whatever they are
+# JPEG's markers (ITU-T T.81, table B.1): those without a length behind them, stuffed bytes (0) included.
+START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xd9"
+STANDALONE = tuple(bytes([marker]) for marker in (0, 1, *range(0xD0, 0xD9)))
 GREY = (114, 114, 114)  # around a letterboxed image, as YOLO models were trained
 # A JPEG is decoded at 1/2, 1/4 or 1/8 when that leaves both sides at least this much above the target: six
 # times cheaper at 12 megapixels, for a mean error below one level of 255. At 1.125 the top label of one crop
@@ -145,9 +150,11 @@ def decode(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
+        whole = bytes(data)
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(whole), formats=FORMATS) as image:
                 _check_size(image, max_pixels, max_side)
+                _check_scans(image, whole)
                 if when_slow is not None and _is_slow(image):
                     when_slow()
                 return _decode(image, preprocessing)
@@ -159,6 +166,25 @@ def decode(
             raise TooLarge("the image needs more memory than a decoder has") from None
         except MALFORMED:
             raise InvalidImage("the image is truncated or damaged") from None
+
+
+def _check_scans(image: Image.Image, data: bytes) -> None:
+    if image.format not in ("JPEG", "MPO") or data.count(START_OF_SCAN) <= MAX_SCANS:
+        return
+    scans, position = 0, 2
+    while (position := data.find(b"\xff", position)) >= 0 and scans <= MAX_SCANS:
+        marker = data[position + 1 : position + 2]
+        if marker == END_OF_IMAGE:
+            break
+        if marker == b"\xff":
+            position += 1
+        elif marker in STANDALONE:
+            position += 2
+        else:
+            scans += data.startswith(START_OF_SCAN, position)
+            position += 2 + int.from_bytes(data[position + 2 : position + 4])
+    if scans > MAX_SCANS:
+        raise InvalidImage(f"the image comes in more than {MAX_SCANS} scans")
 
 
 def _is_slow(image: Image.Image) -> bool:

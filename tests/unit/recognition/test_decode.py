@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, ImageOps
 from sklearn.datasets import load_sample_image
 
 from appliance.errors import InvalidImage, TooLarge
-from appliance.recognition.decode import Decoded, decode
+from appliance.recognition.decode import MAX_SCANS, Decoded, decode
 from appliance.recognition.preprocessing import Preprocessing
 from demo.photos import file_of
 
@@ -463,3 +463,28 @@ SWOLLEN_HEIC = base64.b64decode(
 def test_a_heic_that_swells_while_it_is_decoded_is_refused() -> None:
     with pytest.raises(InvalidImage, match="truncated or damaged"):
         decode(SWOLLEN_HEIC, Preprocessing(size=32), max_pixels=1 << 22, max_side=1 << 14)
+
+
+def in_scans(count: int) -> bytes:
+    """A progressive JPEG with its last scan again and again."""
+    out = io.BytesIO()
+    Image.new("L", (64, 64), 90).save(out, "JPEG", progressive=True)
+    whole = out.getvalue()
+    start = whole.rindex(b"\xff\xda")
+    return whole[:-2] + whole[start:-2] * (count - whole.count(b"\xff\xda")) + whole[-2:]
+
+
+def test_a_jpeg_of_many_scans_is_decoded_and_one_of_thousands_is_not() -> None:
+    limits = {"max_pixels": 10**6, "max_side": 1000}
+    assert decode(in_scans(MAX_SCANS), Preprocessing(size=16), **limits).width == 64  # type: ignore[arg-type]
+    for count in (MAX_SCANS + 1, 50_000):
+        with pytest.raises(InvalidImage, match=f"more than {MAX_SCANS} scans"):
+            decode(in_scans(count), Preprocessing(size=16), **limits)  # type: ignore[arg-type]
+
+
+def test_what_only_looks_like_scans_is_none() -> None:
+    marks = b"\xff\xda" * 1000
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), (9, 90, 200)).save(out, "JPEG", comment=marks)
+    for image in (out.getvalue(), out.getvalue() + marks):
+        assert decode(image, Preprocessing(size=16), max_pixels=10**6, max_side=1000).width == 64
