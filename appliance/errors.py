@@ -45,6 +45,10 @@ class ImageFailed(InvalidImage):
     """The image crashed its decoder or took it too long: it is not tried again."""
 
 
+class ModelFailed(ApplianceError):
+    """A model gave for this image what is no answer; it is the model's fault, and others may do better."""
+
+
 class TooLarge(InvalidInput):
     """A body, an image or a field exceeds a limit named in the message."""
 

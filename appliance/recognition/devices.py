@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.config import Recognition
-from appliance.errors import ApplianceError, WorkerLost
+from appliance.errors import ApplianceError, ModelFailed, WorkerLost
 from appliance.metrics import CpuTime
 from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, Load, Loaded, Place, Run, Unload, places
 from appliance.workers import Memory, Outcome, Worker, fail
@@ -247,14 +247,17 @@ class Device:
         if job.answer.done():
             pass
         elif not isinstance(outcome, ApplianceError):
-            job.answer.set_result(
-                {
-                    name: np.frombuffer(self._memory.view, np.float32, count, start + offset)
-                    .reshape(job.model.shapes[name])
-                    .copy()
-                    for name, (offset, count) in zip(job.outputs, layout, strict=True)
-                }
-            )
+            outputs = {
+                name: np.frombuffer(self._memory.view, np.float32, count, start + offset)
+                .reshape(job.model.shapes[name])
+                .copy()
+                for name, (offset, count) in zip(job.outputs, layout, strict=True)
+            }
+            if all(np.isfinite(values).all() for values in outputs.values()):
+                job.answer.set_result(outputs)
+            else:
+                refusal = "the model gives no finite number for this image (NaN or infinite)"
+                fail(job.answer, ModelFailed(refusal))
         elif isinstance(outcome, WorkerLost) and not job.retried:
             lost = job.retried = True
             pixels = np.frombuffer(self._memory.view, np.uint8, job.model.pixel_bytes, start)

@@ -24,6 +24,9 @@ from appliance.workers import fail
 __all__ = ["DeviceStatus", "Engine", "Job", "Outputs", "Pixels", "Priority"]
 
 Pixels = npt.NDArray[np.uint8] | memoryview
+# How long a request waits for its answer, in times of what a worker may take over it: one that hangs is
+# replaced, its models are loaded again, and then the request has its second try.
+PATIENCE = 3
 
 
 class _Counts:
@@ -172,13 +175,14 @@ class Engine:
         priority: Priority = Priority.INTERACTIVE,
         seconds: float | None = None,
     ) -> Outputs:
-        """The named outputs (float32, of the bundle's shapes) for one image, within `seconds`.
+        """The named outputs (float32, finite, of the bundle's shapes) for one image, within `seconds`.
 
-        `pixels`: uint8 of the shape that the bundle's preprocessing gives. `seconds` is `infer_seconds` when
-        it is not given. The answer does not depend on who else is served at the same time. A request whose
-        worker dies is given to another one, once. Raises NotInstalled when the bundle is not loaded,
-        Overloaded when the queue is full or did not come to the request in time, WorkerLost when two workers
-        died of it or one did not answer.
+        `pixels`: uint8 of the shape that the bundle's preprocessing gives. `seconds` is PATIENCE times
+        `infer_seconds` when it is not given. The answer does not depend on who else is served at the same
+        time. A request whose worker dies or hangs is given to another one, once. Raises NotInstalled when the
+        bundle is not loaded, Overloaded when the queue is full or did not come to the request in time,
+        WorkerLost when two workers died of it or none answered in time, ModelFailed when the model gives no
+        numbers for this image.
         """
         return await self.outcome(self.start(bundle, pixels, outputs, priority), seconds)
 
@@ -203,7 +207,7 @@ class Engine:
 
     async def outcome(self, job: Job, seconds: float | None = None) -> Outputs:
         """What `infer` returns and raises, for what has been started."""
-        limit = self._config.infer_seconds if seconds is None else seconds
+        limit = PATIENCE * self._config.infer_seconds if seconds is None else seconds
         patience = self._loop.call_later(limit, self._expire, job, limit)
         try:
             return await job.answer

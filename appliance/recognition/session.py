@@ -136,9 +136,10 @@ class Device:
             if isinstance(value, np.ndarray) and value.dtype == np.float32 and value.shape[:1] == (1,)
         }
         for name in floats:
-            if np.isnan(values[names.index(name)]).any():
-                raise InvalidInput(f"output {name} is no number (NaN) for a black image")
+            if not np.isfinite(values[names.index(name)]).all():
+                raise InvalidInput(f"output {name} is no finite number for a black image (NaN or infinite)")
         model = _Model(session, request.shape, ("cuda", self._number) if self._provider == CUDA else None)
+        model.singly = model.singly or not self._batches(model, list(floats))
         if self._provider == CUDA and not model.singly:
             self._warm(model, list(floats))
         self._models[request.model] = model
@@ -147,6 +148,28 @@ class Device:
         # What other threads took or gave meanwhile is in the difference; the weights are there in any case.
         taken = max(_resident_bytes() - before, Path(request.path).stat().st_size)
         return Loaded(used, floats, taken)
+
+    def _batches(self, model: "_Model", outputs: list[str]) -> bool:
+        """Whether two images in one run get what each gets alone.
+
+        Exporters leave graphs whose input says any number of images, and whose middle was made for one.
+        """
+        black = np.zeros(model.shape, np.uint8)
+        pair = np.stack([black, (np.arange(black.size) % 251).astype(np.uint8).reshape(model.shape)])
+        try:
+            together = model.run(outputs, pair)
+        except Exception:
+            if self._provider != CPU:
+                raise
+            return False
+        for index in range(len(pair)):
+            alone = model.run(outputs, pair[index : index + 1])
+            for several, one in zip(together, alone, strict=True):
+                if several.shape[:1] != (2,) or several.shape[1:] != one.shape[1:]:
+                    return False
+                if not np.allclose(several[index], one[0], rtol=1e-2, atol=1e-3, equal_nan=True):
+                    return False
+        return True
 
     def _warm(self, model: "_Model", outputs: list[str]) -> None:
         """Every bucket once: the first run of a size is slow, and keeps the memory that it takes."""

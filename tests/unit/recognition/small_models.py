@@ -2,9 +2,11 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from onnx import TensorProto, checker, helper, numpy_helper, save_model
+import numpy.typing as npt
+from onnx import NodeProto, TensorProto, checker, helper, numpy_helper, save_model
 
 from appliance.recognition.bundles import Bundle, Label, Preprocessing, TaskId
 
@@ -71,6 +73,56 @@ def network(folder: Path, name: str = "network", *, seed: int = 1, layers: int =
     checker.check_model(model)
     save_model(model, folder / f"{name}.onnx")
     return _bundle(folder, name, outputs)
+
+
+def _simple(
+    folder: Path, name: str, nodes: list[NodeProto], constants: dict[str, npt.NDArray[Any]], classes: int
+) -> Bundle:
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", SIZE, SIZE, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", classes])],
+        [numpy_helper.from_array(values, label) for label, values in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    save_model(model, folder / f"{name}.onnx")
+    return _bundle(folder, name, {"logits": (classes,)})
+
+
+def made_for_one(folder: Path, *, silent: bool) -> Bundle:
+    """Its input says any number of images, a Reshape inside says one: several fail, or are silently mixed."""
+    name = f"made for one {silent}"
+    nodes = [
+        helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["x", "flat"], ["row"]),
+    ]
+    constants: dict[str, npt.NDArray[Any]] = {"flat": np.array([1, -1], np.int64)}
+    if silent:
+        nodes.append(helper.make_node("ReduceMean", ["row", "across"], ["logits"], keepdims=1))
+        constants["across"] = np.array([1], np.int64)
+        return _simple(folder, name, nodes, constants, 1)
+    nodes.append(helper.make_node("MatMul", ["row", "weights"], ["logits"]))
+    weights = np.random.default_rng(4).standard_normal((SIZE * SIZE * 3, CLASSES)) / 1000
+    constants["weights"] = weights.astype(np.float32)
+    return _simple(folder, name, nodes, constants, CLASSES)
+
+
+def wrong_when_bright(folder: Path) -> Bundle:
+    """The root of 100 less a picture's first byte: no number for a bright one."""
+    nodes = [
+        helper.make_node("Slice", ["images", "zero4", "one4"], ["corner"]),
+        helper.make_node("Cast", ["corner"], ["level"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["hundred", "level"], ["left"]),
+        helper.make_node("Sqrt", ["left"], ["root"]),
+        helper.make_node("Flatten", ["root"], ["logits"]),
+    ]
+    constants: dict[str, npt.NDArray[Any]] = {
+        "zero4": np.zeros(4, np.int64),
+        "one4": np.array([2**31, 1, 1, 1], np.int64),
+        "hundred": np.array(100, np.float32),
+    }
+    return _simple(folder, "wrong when bright", nodes, constants, 1)
 
 
 def trap(folder: Path) -> Bundle:

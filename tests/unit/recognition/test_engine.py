@@ -14,12 +14,12 @@ import psutil
 import pytest
 
 from appliance.config import Recognition
-from appliance.errors import InvalidInput, NotInstalled, Overloaded, WorkerLost, WorkerRefused
+from appliance.errors import InvalidInput, ModelFailed, NotInstalled, Overloaded, WorkerLost, WorkerRefused
 from appliance.metrics import Registry
 from appliance.recognition.bundles import Bundle
 from appliance.recognition.engine import Engine
 from appliance.recognition.slots import SLOT_BYTES
-from tests.unit.recognition.small_models import CLASSES, SIZE, network, trap
+from tests.unit.recognition.small_models import CLASSES, SIZE, made_for_one, network, trap, wrong_when_bright
 from tests.unit.workers.waiting import until
 
 Pixels = npt.NDArray[np.uint8]
@@ -171,10 +171,46 @@ async def test_a_worker_that_hangs_is_replaced(bundle: Bundle) -> None:
     async with serving(bundle, infer_seconds=0.5) as engine:
         victim = process(engine)
         victim.suspend()
-        with pytest.raises(WorkerLost):
-            await engine.embed(bundle, photo)
-        await until(lambda: not victim.is_running())
-        await engine._devices[0].worker.until_serving()
+        hung = await engine.embed(bundle, photo)
+        assert not victim.is_running()
+        assert np.allclose(hung, await engine.embed(bundle, photo), atol=1e-5)
+        assert engine.devices()[0].restarts == 1
+
+
+@pytest.mark.parametrize("silent", [False, True])
+async def test_a_model_made_for_one_image_gets_one_at_a_time(folder: Path, silent: bool) -> None:
+    bundle = made_for_one(folder, silent=silent)
+    session = onnxruntime.InferenceSession(str(bundle.model), providers=["CPUExecutionProvider"])
+    pictures = photos(20)
+    async with serving(bundle) as engine:
+        answers = await asyncio.gather(*(engine.infer(bundle, photo, ("logits",)) for photo in pictures))
+        for photo, answer in zip(pictures, answers, strict=True):
+            (expected,) = session.run(["logits"], {"images": photo[np.newaxis]})
+            assert np.allclose(answer["logits"], expected[0], atol=1e-4)
+        assert engine.devices()[0].restarts == 0
+
+
+async def test_what_is_no_number_is_no_answer_and_costs_the_others_nothing(folder: Path) -> None:
+    bundle = wrong_when_bright(folder)
+    pictures = photos(8)
+    for number, picture in enumerate(pictures):
+        picture[0, 0, 0] = 200 if number == 3 else 36
+    async with serving(bundle) as engine:
+        outcomes = await asyncio.gather(
+            *(engine.infer(bundle, photo, ("logits",)) for photo in pictures), return_exceptions=True
+        )
+        assert isinstance(outcomes.pop(3), ModelFailed)
+        assert [outcome["logits"].tolist() for outcome in outcomes] == [[8.0]] * 7  # type: ignore[index]
+        assert engine.devices()[0].restarts == 0
+
+
+async def test_a_request_waits_for_so_long_and_no_longer(bundle: Bundle) -> None:
+    (photo,) = photos(1)
+    async with serving(bundle) as engine:
+        process(engine).suspend()
+        with pytest.raises(WorkerLost, match=r"no answer from the model within 0\.2 s"):
+            await engine.infer(bundle, photo, ("logits",), seconds=0.2)
+        process(engine).resume()
         assert (await engine.embed(bundle, photo)).shape == (8,)
 
 
