@@ -174,7 +174,8 @@ class _Child(asyncio.Protocol):
             hear(self._loss())
             return
         self._expect(seconds, hear)
-        if self._transport:
+        # Between its last breath and its end nothing can be written any more; it is lost in a moment.
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(request)
 
     def _expect(self, seconds: float, hear: Callable[[Outcome], None]) -> None:
@@ -227,6 +228,7 @@ class _Child(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._drain()
+        self._on_lost()
         # A process that ends closes its channel first; its exit status tells more.
         self._loop.call_later(EXIT_SECONDS, self.lose, "closed its channel")
 

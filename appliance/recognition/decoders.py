@@ -36,6 +36,9 @@ T = TypeVar("T")
 # What is given to one decoder at once: as many images as a CPU takes in one batch, each of some milliseconds.
 TOGETHER = 4
 SMALL_BYTES, SMALL_PIXELS = 256 * 1024, 1024 * 1024
+# How long an image waits for a decoder, in times of what decoding one may take: another may hang a decoder
+# twice, with others and alone, before it is known which it is.
+PATIENCE = 3
 # A decoder that dies at every image is replaced at most once a second, so that one sender of hostile images
 # cannot keep the pool away from the others for long.
 BACKOFF_SECONDS = (0.05, 1.0)
@@ -250,7 +253,8 @@ class Decoders:
 
     def _wait(self, job: _Job[Any]) -> None:
         self._waiting_bytes += len(job.data)
-        job.patience = self._loop.call_later(self._config.decode_seconds, self._expire, job)
+        seconds = PATIENCE * self._config.decode_seconds
+        job.patience = self._loop.call_later(seconds, self._expire, job, seconds)
 
     def _leave(self, job: _Job[Any]) -> None:
         """It waits no more, if it did."""
@@ -260,9 +264,8 @@ class Decoders:
             self._waiting.remove(job)
             self._waiting_bytes -= len(job.data)
 
-    def _expire(self, job: _Job[Any]) -> None:
+    def _expire(self, job: _Job[Any], seconds: float) -> None:
         self._leave(job)
-        seconds = self._config.decode_seconds
         fail(job.answer, Overloaded(f"no decoder became free within {seconds:g} s"))
 
     def _advance(self) -> None:

@@ -36,6 +36,18 @@ async def test_what_a_child_answered_before_it_died_is_heard() -> None:
             assert [type(outcome) for outcome in lost] == [WorkerLost, WorkerLost]
 
 
+async def test_what_is_asked_of_a_child_that_hears_no_more_is_lost_and_not_an_error() -> None:
+    async with worker("deaf", backoff_seconds=(0.001, 0.002)) as child:
+        heard: list[Outcome] = []
+        while not heard:
+            if child.serving:
+                child.submit(b"anything", 10, heard.append)
+            await asyncio.sleep(0)
+        await until(lambda: child.serving)
+        assert all(isinstance(outcome, WorkerLost) for outcome in heard)
+        assert child.restarts == 1
+
+
 async def last_words(child: Worker) -> list[Outcome]:
     await child.until_serving()
     pid, heard = child.pid, list[Outcome]()

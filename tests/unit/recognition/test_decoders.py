@@ -121,6 +121,16 @@ async def test_a_hang_costs_one_image() -> None:
         assert not process.is_running()
 
 
+async def test_a_hang_costs_one_image_however_many_wait() -> None:
+    async with pool(decode_seconds=0.5) as decoders:
+        (process,) = processes(decoders)
+        process.suspend()
+        outcomes = await asyncio.gather(
+            *(decoders.decode(image(), PREPROCESSING) for _ in range(16)), return_exceptions=True
+        )
+        assert [type(outcome) for outcome in outcomes if isinstance(outcome, Exception)] == [ImageFailed]
+
+
 async def test_an_idle_decoder_that_is_lost_is_blamed_on_no_image() -> None:
     async with pool() as decoders:
         (process,) = processes(decoders)
@@ -143,17 +153,17 @@ async def test_a_full_queue_refuses_at_once_and_recovers() -> None:
         assert (await decoders.decode(image(), PREPROCESSING)).width == 120
 
 
-async def test_waiting_for_a_decoder_ends() -> None:
-    async with pool(decode_seconds=0.4) as decoders:
+async def test_waiting_for_a_decoder_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.recognition.decoders.PATIENCE", 0.1)
+    async with pool(decode_seconds=5.0) as decoders:
         (process,) = processes(decoders)
         process.suspend()
-        outcomes = await asyncio.gather(
-            *(decoders.decode(image(), PREPROCESSING) for _ in range(2)), return_exceptions=True
-        )
-        kinds = {type(outcome) for outcome in outcomes}
-        # The first hangs its decoder; the second, which waited as long, is either told so or served.
-        assert ImageFailed in kinds
-        assert len(outcomes) == 2
+        running = asyncio.ensure_future(decoders.decode(image(), PREPROCESSING))
+        await until(lambda: not decoders._idle)
+        with pytest.raises(Overloaded, match=r"no decoder became free within 0\.5 s"):
+            await decoders.decode(image(), PREPROCESSING)
+        process.resume()
+        assert (await running).width == 120
 
 
 async def test_cancelled_while_waiting_and_while_decoding() -> None:

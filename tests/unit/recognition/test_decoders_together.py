@@ -92,9 +92,7 @@ async def test_the_hostile_one_among_several_fails_alone(act: str, place: int) -
         process.resume()
         with pytest.raises(ImageFailed, match="crashed its decoder or took it longer"):
             await answers.pop(place)
-        if act != "hang":  # whoever waits as long as a hanging image may is told that nobody came
-            assert [(await answer).width for answer in answers] == [60] * (TOGETHER - 1)
-        await asyncio.gather(*answers, return_exceptions=True)
+        assert [(await answer).width for answer in answers] == [60] * (TOGETHER - 1)
         assert not np.frombuffer(decoder._input.view[: 1 << 20], np.uint8).any()
         assert not np.frombuffer(decoder._output.view[: 1 << 20], np.uint8).any()
 
@@ -113,7 +111,7 @@ def in_passes() -> bytes:
     assert LARGE > 700 * 700
     whole = out.getvalue()
     start = whole.rindex(b"\xff\xda")
-    return whole[:-2] + whole[start:-2] * 300 + whole[-2:]
+    return whole[:-2] + whole[start:-2] * 80 + whole[-2:]
 
 
 @pytest.mark.parametrize("slow", [large(), in_passes()], ids=["large", "in passes"])

@@ -35,6 +35,14 @@ def echo(channel: Channel, settings: Settings) -> None:
                 channel.send(identifier, body)
 
 
+def deaf(channel: Channel, settings: Settings) -> None:
+    """Closes its channel at the first request, and lives on."""
+    channel.ready({})
+    channel.receive()
+    os.close(0)
+    time.sleep(3600)
+
+
 def batches(channel: Channel, settings: Settings) -> None:
     """Answers every request of what had arrived by then with how many that were."""
     channel.ready({})
