@@ -97,6 +97,16 @@ class Connection(web.RequestHandler):
         if self._ending is not None:
             self._ending.cancel()
 
+    def data_received(self, data: bytes) -> None:
+        """Parses what came. aiohttp keeps what breaks a body for the request after it; whoever reads it now
+        would wait for the rest in vain."""
+        super().data_received(data)
+        reading = self._current_request
+        if reading is not None and self._messages and not reading.content.is_eof():
+            broken = getattr(self._messages[-1][0], "exc", None)
+            if broken is not None:
+                reading.content.set_exception(broken)
+
     def end_with_client(self) -> None:
         """From now on the caller's task is cancelled when the client leaves: nobody else needs its answer."""
         self._ending = asyncio.current_task()

@@ -369,3 +369,15 @@ def test_hostile_http_is_a_json_refusal(served: Served, sent: bytes, status: int
 def test_a_broken_chunk_is_a_refusal(served: Served, tenant: Tenant) -> None:
     said = ask_raw(served.site, head(tenant, transfer_encoding="chunked") + b"zz\r\n{}\r\n0\r\n\r\n")
     assert status_of(said) == 400
+
+
+@pytest.mark.parametrize("broken", [b"-5\r\nabcde\r\n0\r\n\r\n", b"2\r\n{}\r\nzz\r\n\r\n"])
+def test_a_broken_chunk_that_comes_later_is_refused_as_soon(
+    served: Served, tenant: Tenant, broken: bytes
+) -> None:
+    with socket.create_connection((served.site.host, served.site.port), timeout=3) as connection:
+        asked = head(tenant, transfer_encoding="chunked", expect="100-continue")
+        connection.sendall(asked)
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"  # the body is being read now
+        connection.sendall(broken)
+        assert status_of(connection.recv(65536)) == 400
