@@ -52,6 +52,17 @@ class _Processor(msgspec.Struct, frozen=True):
     do_center_crop: bool = False
     do_rescale: bool = True
     do_normalize: bool = True
+    image_processor_type: str = ""
+    feature_extractor_type: str = ""
+
+    @property
+    def square(self) -> bool:
+        """Whether it takes a whole number as `size` for both sides, and not for the shorter one."""
+        return (self.image_processor_type or self.feature_extractor_type).startswith(_SQUARE)
+
+
+# Hugging Face's processors whose integer `size` is a height and a width.
+_SQUARE = ("BeiT", "Beit", "Data2Vec", "DeiT", "EfficientFormer", "EfficientNet", "ViT")
 
 
 def convert(path: Path, name: str | None = None) -> dict[str, bytes]:
@@ -141,9 +152,12 @@ def _preprocessing(processor: _Processor) -> Preprocessing:
     resample = _RESAMPLE.get(processor.resample)
     if resample is None:
         raise InvalidInput(f"{PROCESSOR}: resample: {processor.resample} is not understood")
-    shorter = processor.size if isinstance(processor.size, int) else processor.size.get("shortest_edge")
+    if isinstance(processor.size, int):
+        shorter = None if processor.square else processor.size
+    else:
+        shorter = processor.size.get("shortest_edge")
     crop = _sides(processor.crop_size) if processor.do_center_crop else None
-    size = (0, 0) if isinstance(processor.size, int) or shorter else _sides(processor.size)
+    size = (0, 0) if shorter else _sides(processor.size)
     fields: dict[str, Any] = {"resample": resample}
     if processor.crop_pct is not None and shorter and crop is None:
         # ConvNeXT's: large images are not cropped.

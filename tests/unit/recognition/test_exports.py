@@ -68,6 +68,10 @@ def test_half_precision_answers_in_full(tmp_path: Path) -> None:
         (UNCROPPED | {"size": WIDE}, (64, 96, "stretch", 1.0, "bicubic")),
         (RESNET | {"size": WIDE, "crop_size": WIDE}, (64, 96, "stretch", 1.0, "bicubic")),
         (RESNET | {"size": 72, "crop_size": 64, "resample": 2}, (64, 64, "crop", 64 / 72, "bilinear")),
+        (
+            RESNET | {"size": 64, "image_processor_type": "DeiTImageProcessor"},
+            (64, 64, "stretch", 1.0, "bicubic"),
+        ),
         (UNCROPPED | {"size": 64, "resample": 0}, (64, 64, "stretch", 1.0, "nearest")),
         (
             UNCROPPED | {"size": {"shortest_edge": 64}, "crop_pct": 0.875},
@@ -112,6 +116,10 @@ def test_labels_and_licence_come_along(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no proportions": ({"processor": UNCROPPED}, "no input of one size"),
     "crop larger than the image": ({"processor": RESNET | {"crop_size": 100}}, "no input of one size"),
+    "stretched, then cropped": (
+        {"processor": RESNET | {"size": 72, "image_processor_type": "DeiTImageProcessor"}},
+        "no input of one size",
+    ),
     "padding": ({"processor": RESNET | {"do_pad": True}}, "do_pad is not understood"),
     "another scale": ({"processor": RESNET | {"rescale_offset": True}}, "rescale_offset is not"),
     "blue first": ({"processor": RESNET | {"do_flip_channel_order": True}}, "do_flip_channel_order"),
