@@ -17,6 +17,7 @@ BUILT_HERE = frozenset(
         "0b0d1bd4b7934a0cf15db3062a87c31a4cb9237808ed362ab0671d01cb101dd7",  # efficientnet-lite2 1
     }
 )
+_SIGNATURE_BYTES = 64
 _CONTEXT = b"appliance bundle v1\n"
 
 
@@ -50,5 +51,7 @@ class Trust:
         try:
             raw = base64.b64decode(verified.signature.strip(), validate=True)
         except binascii.Error:
-            raise InvalidInput(f"{SIGNATURE} is no signature in base64") from None
+            raw = b""
+        if len(raw) != _SIGNATURE_BYTES:
+            raise InvalidInput(f"{SIGNATURE} is no Ed25519 signature in base64 ({_SIGNATURE_BYTES} bytes)")
         return any(signed_by(key, raw, _CONTEXT + verified.digest) for key in self._keys)
