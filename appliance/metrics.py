@@ -99,12 +99,12 @@ class _CpuTimes(Collector):
     def collect(self) -> Iterator[CounterMetricFamily]:
         told = CounterMetricFamily(
             "appliance_loop_cpu_seconds",
-            "CPU seconds of the event loop by stage of the requests, estimated; stage loop is all of it",
+            "CPU seconds of the event loop by stage of the requests, estimated; http is all the rest",
             labels=["stage"],
         )
         for stage, spent in self._stages.items():
             told.add_metric([stage], spent.seconds)
-        told.add_metric(["loop"], thread_time())
+        told.add_metric(["http"], max(0.0, thread_time() - sum(one.seconds for one in self._stages.values())))
         yield told
 
 

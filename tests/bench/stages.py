@@ -12,14 +12,13 @@ STAGES = ("http", *CPU_STAGES)
 
 @dataclass(frozen=True)
 class Spent:
-    """CPU milliseconds so far; `loop` is all of the loop's thread."""
+    """CPU milliseconds of the event loop so far, by stage."""
 
     stages: dict[str, float]
 
     def per_image(self, since: "Spent", images: int) -> dict[str, float]:
-        """Of one image, by stage: http is what the loop spends on no other one."""
-        used = {stage: (now - since.stages[stage]) / images for stage, now in self.stages.items()}
-        return {"http": used.pop("loop") - sum(used.values()), **used}
+        """Of one image."""
+        return {stage: (now - since.stages[stage]) / images for stage, now in self.stages.items()}
 
 
 def spent(operator_port: int) -> Spent:
