@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -111,6 +112,21 @@ _REPLY: msgspec.msgpack.Decoder[Answer | Refusal] = msgspec.msgpack.Decoder(Answ
 _INFO = msgspec.msgpack.Decoder(dict[str, Any])
 
 
+@dataclass(slots=True, frozen=True)
+class _Owed:
+    """An answer that is awaited: late at a time, or, where it waits its turn, when nothing is answered for as
+    long. A child with a queue that answers one after the other does not hang."""
+
+    late: float
+    seconds: float
+    in_turn: bool
+    hear: Callable[[Outcome], None]
+
+    def late_after(self, heard: float) -> float:
+        """When, if the child last answered anything at `heard`."""
+        return max(self.late, heard + self.seconds) if self.in_turn else self.late
+
+
 class _Child(asyncio.Protocol):
     """One process from spawn to reaped: its channel, what it owes answers for, and what it says on stderr."""
 
@@ -120,10 +136,10 @@ class _Child(asyncio.Protocol):
         self._confined = confined
         self._on_lost = on_lost
         self._transport: asyncio.WriteTransport | None = None
-        # Of every request: when its answer is late, after how many seconds, and who hears of it.
-        self._pending: dict[int, tuple[float, float, Callable[[Outcome], None]]] = {}
+        self._pending: dict[int, _Owed] = {}
         # One timer for all of them: it looks at the clock of the earliest, and is seldom set.
         self._watch: asyncio.TimerHandle | None = None
+        self._heard = 0.0  # when it last answered anything
         self._next_id = START_ID
         self._buffer = bytearray()
         self._lines_left = STDERR_LINES
@@ -163,24 +179,24 @@ class _Child(asyncio.Protocol):
     async def connect(self, start: Start, fds: Sequence[int]) -> dict[str, Any]:
         """Hand it what it starts with; returns what it says of itself once it is ready."""
         answer: asyncio.Future[bytes] = self._loop.create_future()
-        self._expect(START_SECONDS, partial(settle, answer))
+        self._expect(START_SECONDS, partial(settle, answer), in_turn=False)
         socket.send_fds(self._socket, [frame(start)], list(fds))
         self._transport, _ = await self._loop.create_unix_connection(lambda: self, sock=self._socket)
         return _INFO.decode(await answer)
 
-    def submit(self, body: bytes, seconds: float, hear: Callable[[Outcome], None]) -> None:
+    def submit(self, body: bytes, seconds: float, hear: Callable[[Outcome], None], *, in_turn: bool) -> None:
         request = frame(Request(self._next_id, body))
         if self.lost.done():
             hear(self._loss())
             return
-        self._expect(seconds, hear)
+        self._expect(seconds, hear, in_turn=in_turn)
         # Between its last breath and its end nothing can be written any more; it is lost in a moment.
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(request)
 
-    def _expect(self, seconds: float, hear: Callable[[Outcome], None]) -> None:
+    def _expect(self, seconds: float, hear: Callable[[Outcome], None], *, in_turn: bool) -> None:
         late = self._loop.time() + seconds
-        self._pending[self._next_id] = late, seconds, hear
+        self._pending[self._next_id] = _Owed(late, seconds, in_turn, hear)
         self._next_id += 1
         if self._watch is None or late < self._watch.when():
             self._watch_until(late)
@@ -194,7 +210,7 @@ class _Child(asyncio.Protocol):
         self._watch = None
         if not self._pending:
             return
-        late, seconds, _ = min(self._pending.values(), key=lambda pending: pending[0])
+        late, seconds = min((owed.late_after(self._heard), owed.seconds) for owed in self._pending.values())
         if late <= self._loop.time():
             self.lose(f"did not answer within {seconds:g} s")
         else:
@@ -211,8 +227,8 @@ class _Child(asyncio.Protocol):
         if self._watch is not None:
             self._watch.cancel()
         pending, self._pending = self._pending, {}
-        for _, _, hear in pending.values():
-            hear(self._loss())
+        for owed in pending.values():
+            owed.hear(self._loss())
 
     def _loss(self) -> WorkerLost:
         return WorkerLost(f"{self._name} {self.lost.result()}")
@@ -246,11 +262,12 @@ class _Child(asyncio.Protocol):
                     return
                 reply = _REPLY.decode(message)
                 outcome = reply.body if isinstance(reply, Answer) else _error(reply)
-                _, _, hear = self._pending.pop(reply.id)
+                hear = self._pending.pop(reply.id).hear
             except (ValueError, KeyError, msgspec.DecodeError):
                 self.lose("sent a malformed answer")
                 return
             self.answered = True
+            self._heard = self._loop.time()
             hear(outcome)
 
     def _read_stderr(self) -> None:
@@ -384,17 +401,21 @@ class Worker:
             except TimeoutError:
                 raise WorkerLost(f"{self.name} is being restarted") from None
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.submit(request, seconds, partial(settle, answer))
+        self._reached().submit(request, seconds, partial(settle, answer), in_turn=False)
         return await answer
 
     def submit(self, request: bytes, seconds: float, hear: Callable[[Outcome], None]) -> None:
         """`call` for owners of memory: `hear` is called once, when the child is done with it or gone.
 
-        It gets the answer or the error, and may call `submit` itself. Raises WorkerLost during a restart.
+        It gets the answer or the error, and may call `submit` itself. Such requests wait their turn: the
+        child is lost when it answers nothing for `seconds`. Raises WorkerLost during a restart.
         """
+        self._reached().submit(request, seconds, hear, in_turn=True)
+
+    def _reached(self) -> _Child:
         if self._child is None or not self._let_through():
             raise WorkerLost(f"{self.name} is being restarted")
-        self._child.submit(request, seconds, hear)
+        return self._child
 
     def _let_through(self) -> bool:
         return self._open.is_set() or (self._opener is not None and self._opener is asyncio.current_task())

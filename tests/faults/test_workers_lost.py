@@ -36,6 +36,21 @@ async def test_what_a_child_answered_before_it_died_is_heard() -> None:
             assert [type(outcome) for outcome in lost] == [WorkerLost, WorkerLost]
 
 
+async def test_a_child_that_answers_one_after_the_other_does_not_hang() -> None:
+    async with worker("unhurried", backoff_seconds=(0.001, 0.002)) as child:
+        heard: list[Outcome] = []
+        for number in range(6):
+            child.submit(str(number).encode(), 0.8, heard.append)
+        await until(lambda: len(heard) == 6)
+        assert heard == [b"0", b"1", b"2", b"3", b"4", b"5"]
+        assert child.restarts == 0
+        for body in (b"6", b"hang", b"7"):
+            child.submit(body, 0.8, heard.append)
+        await until(lambda: len(heard) == 9)
+        assert heard[6] == b"6"
+        assert [type(outcome) for outcome in heard[7:]] == [WorkerLost, WorkerLost]
+
+
 async def test_what_is_asked_of_a_child_that_hears_no_more_is_lost_and_not_an_error() -> None:
     async with worker("deaf", backoff_seconds=(0.001, 0.002)) as child:
         heard: list[Outcome] = []

@@ -35,6 +35,14 @@ def echo(channel: Channel, settings: Settings) -> None:
                 channel.send(identifier, body)
 
 
+def unhurried(channel: Channel, settings: Settings) -> None:
+    """Answers one request after the other, each after a fifth of a second; b"hang" never."""
+    channel.ready({})
+    while (request := channel.receive()) is not None:
+        time.sleep(3600 if request[1] == b"hang" else 0.2)
+        channel.send(*request)
+
+
 def deaf(channel: Channel, settings: Settings) -> None:
     """Closes its channel at the first request, and lives on."""
     channel.ready({})
