@@ -95,8 +95,12 @@ class CpuTime:
 class _CpuTimes(Collector):
     def __init__(self, stages: dict[CpuStage, CpuTime]) -> None:
         self._stages = stages
+        self._rest = 0.0
 
     def collect(self) -> Iterator[CounterMetricFamily]:
+        # An estimate may run ahead of the clock for a moment; a counter that falls would read as a restart.
+        rest = thread_time() - sum(spent.seconds for spent in self._stages.values())
+        self._rest = max(self._rest, rest)
         told = CounterMetricFamily(
             "appliance_loop_cpu_seconds",
             "CPU seconds of the event loop by stage of the requests, estimated; http is all the rest",
@@ -104,7 +108,7 @@ class _CpuTimes(Collector):
         )
         for stage, spent in self._stages.items():
             told.add_metric([stage], spent.seconds)
-        told.add_metric(["http"], max(0.0, thread_time() - sum(one.seconds for one in self._stages.values())))
+        told.add_metric(["http"], self._rest)
         yield told
 
 

@@ -134,3 +134,14 @@ def test_every_stage_is_exposed_beside_the_rest_of_the_loop() -> None:
     text = expose(Registry())[0].decode()
     for stage in (*CPU_STAGES, "http"):
         assert f'appliance_loop_cpu_seconds_total{{stage="{stage}"}}' in text
+
+
+def test_no_stage_falls_when_an_estimate_runs_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.metrics.thread_time", lambda: 10.0)
+    registry = Registry()
+    name, labels = "appliance_loop_cpu_seconds_total", {"stage": "http"}
+    assert registry.get_sample_value(name, labels) == 10.0
+    registry.cpu("answer").seconds = 4.0
+    assert registry.get_sample_value(name, labels) == 10.0
+    monkeypatch.setattr("appliance.metrics.thread_time", lambda: 16.0)
+    assert registry.get_sample_value(name, labels) == 12.0
