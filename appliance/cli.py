@@ -22,9 +22,8 @@ DEFAULT_CONFIG = Path("/etc/appliance/appliance.toml")
 REFUSED, USAGE, UNAVAILABLE, CONFIG = 1, 2, 69, 78
 STARTING_SECONDS = 10.0
 SERVICE_USER = "appliance"
-_BOUNDARY = os.urandom(
-    16
-).hex()  # between the parts of what is sent, which nobody can have written into a file
+# Between the parts of what is sent: nobody can have written it into a file.
+_BOUNDARY = os.urandom(16).hex()
 
 Document = dict[str, Any]
 

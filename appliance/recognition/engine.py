@@ -254,8 +254,6 @@ class Engine:
         device.add(job)
 
     def _freest(self) -> Device:
-        if len(self._devices) == 1:
-            return self._devices[0]
         serving = [device for device in self._devices if device.worker.serving] or self._devices
         return min(serving, key=lambda device: device.queued)
 

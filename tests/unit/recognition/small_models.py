@@ -135,19 +135,10 @@ def trap(folder: Path) -> Bundle:
         # An index beyond the table is what makes onnxruntime raise in the middle of a run.
         helper.make_node("Gather", ["table", "index"], ["logits"]),
     ]
-    constants = [
-        numpy_helper.from_array(np.zeros(4, np.int64), "zero4"),
-        numpy_helper.from_array(np.array([2**31, 1, 1, 1], np.int64), "one4"),
-        numpy_helper.from_array(np.array(255, np.int64), "limit"),
-        numpy_helper.from_array(np.ones(1, np.float32), "table"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "trap",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", SIZE, SIZE, 3])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 1])],
-        constants,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    save_model(model, folder / "trap.onnx")
-    return _bundle(folder, "trap", {"logits": (1,)})
+    constants: dict[str, npt.NDArray[Any]] = {
+        "zero4": np.zeros(4, np.int64),
+        "one4": np.array([2**31, 1, 1, 1], np.int64),
+        "limit": np.array(255, np.int64),
+        "table": np.ones(1, np.float32),
+    }
+    return _simple(folder, "trap", nodes, constants, 1)

@@ -106,6 +106,23 @@ async def test_nothing_of_a_picture_stays_in_shared_memory(bundle: Bundle) -> No
             assert not np.frombuffer(view[slot * SLOT_BYTES :][:200_000], np.uint8).any()
 
 
+async def test_the_pixels_are_the_callers_again_at_once(bundle: Bundle) -> None:
+    """Also of those that wait: a decoder wipes them, and decodes its next image there."""
+    pictures = photos(6)
+    async with serving(bundle, max_batch=1) as engine:
+        expected = [await engine.embed(bundle, photo) for photo in pictures]
+        process(engine).suspend()
+        buffer = np.zeros_like(pictures[0])
+        jobs = []
+        for photo in pictures:
+            buffer[:] = photo
+            jobs.append(engine.start(bundle, buffer, ("embedding",)))
+        buffer[:] = 0
+        process(engine).resume()
+        for job, wanted in zip(jobs, expected, strict=True):
+            assert np.allclose((await engine.outcome(job))["embedding"], wanted, atol=1e-5)
+
+
 async def test_a_full_queue_refuses_at_once_and_recovers(bundle: Bundle) -> None:
     async with serving(bundle, queue=4) as engine:
         process(engine).suspend()
