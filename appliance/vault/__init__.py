@@ -1,15 +1,32 @@
 """Keys and sealed data: the only door to cryptography."""
 
-from appliance.vault.keys import Keys, at_hand, create_root, read_root, self_test
+from appliance.vault.keyring import Container, Generations, Keyring, Kind, identity_of
+from appliance.vault.keys import KEY_BYTES, Keys, at_hand, create_root, read_key, read_root
+from appliance.vault.known_answers import self_test
+from appliance.vault.opening import open_keyring
+from appliance.vault.sealed import Name, SealedFile, Sealer, name_in, sealed_size
 from appliance.vault.signatures import create_signing_key, public_key, sign, signed_by
 
 __all__ = [
+    "KEY_BYTES",
+    "Container",
+    "Generations",
+    "Keyring",
     "Keys",
+    "Kind",
+    "Name",
+    "SealedFile",
+    "Sealer",
     "at_hand",
     "create_root",
     "create_signing_key",
+    "identity_of",
+    "name_in",
+    "open_keyring",
     "public_key",
+    "read_key",
     "read_root",
+    "sealed_size",
     "self_test",
     "sign",
     "signed_by",
