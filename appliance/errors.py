@@ -29,8 +29,32 @@ class SelfTestFailed(ApplianceError):
     """A cipher or a library does not behave as its standard says; nothing may be served."""
 
 
+class KeyringInvalid(ApplianceError):
+    """The keyring is missing, damaged or made for another root key: nothing that it seals can be opened."""
+
+
+class BackupInvalid(ApplianceError):
+    """A backup is not whole, or not what was made; `problems` names every file in question."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
 class StorageFailed(ApplianceError):
     """The ledger or the volume refused a write or a sync; nothing of the request was kept."""
+
+
+class VolumeOffline(StorageFailed):
+    """Stored images are out of reach, or their volume cannot be trusted: nothing was acknowledged."""
+
+
+class VolumeFull(ApplianceError):
+    """The volume has no more space free than is kept for deleting: nothing more is taken in."""
+
+
+class SealBroken(ApplianceError):
+    """What rests on the volume is not what was sealed, or another key's: nothing of it is given out."""
 
 
 class InvalidInput(ApplianceError):
@@ -46,7 +70,7 @@ class ImageFailed(InvalidImage):
 
 
 class ModelFailed(ApplianceError):
-    """A model gave for this image what is no answer; it is the model's fault, and others may do better."""
+    """A model failed for this image, or gave no answer; it is the model's fault, and others may do better."""
 
 
 class TooLarge(InvalidInput):
@@ -62,11 +86,19 @@ class Unauthenticated(ApplianceError):
 
 
 class Forbidden(ApplianceError):
-    """The token is valid and lacks the scope named in the message."""
+    """The token is valid and may not do this: the message names the scope or agreement that is missing."""
 
 
 class Conflict(ApplianceError):
     """What is to be created exists already."""
+
+
+class AlreadyStored(Conflict):
+    """The dataset has an image of the same bytes; `image` is its id."""
+
+    def __init__(self, image: str) -> None:
+        super().__init__(f"an image of the same bytes already exists, image ID: {image}")
+        self.image = image
 
 
 class CapacityExceeded(ApplianceError):

@@ -1,6 +1,9 @@
 """The walk from a path down to its devices, on made /proc and /sys trees and on this machine."""
 
+import errno
 import os
+import struct
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import pytest
 
 from appliance.errors import StorageFailed
 from appliance.volume import Encryption, facts, swaps
+from appliance.volume.facts import mounted_within
 
 LUKS = "CRYPT-LUKS2-0123456789abcdef0123456789abcdef-data"
 
@@ -21,9 +25,10 @@ class Machine:
         self.root = folder / "root"
         self._lines: list[str] = []
         self._devices = 0
+        self._btrfs: dict[Path, tuple[uuid.UUID, int]] = {}
         (self.proc / "self").mkdir(parents=True)
         self.root.mkdir()
-        for name in ("dev/block", "class/block", "devices"):
+        for name in ("dev/block", "class/block", "devices", "fs/btrfs"):
             (self.sys / name).mkdir(parents=True)
         self.mount("/", "rootfs", "0:1")
 
@@ -78,13 +83,34 @@ class Machine:
         self.mount(folder, filesystem, device)
         return folder
 
+    def btrfs(self, *members: str, missing: int = 0) -> Path:
+        """A folder on which a btrfs over these devices is mounted; sysfs hides those that are missing."""
+        fsid = uuid.uuid4()
+        folder = self.volume(f"0:{100 + len(self._btrfs)}", "btrfs")
+        self._btrfs[folder] = (fsid, len(members) + missing)
+        devices = self.sys / "fs/btrfs" / str(fsid) / "devices"
+        devices.mkdir(parents=True)
+        for member in members:
+            (devices / member).symlink_to(self.sys / "devices" / member)
+        return folder
+
+    def ioctl(self, fd: int, request: int, answer: bytearray) -> int:
+        """What a btrfs says to BTRFS_IOC_FS_INFO on the descriptor of a folder, and any other filesystem."""
+        at = Path(f"/proc/self/fd/{fd}").readlink()
+        for folder, (fsid, devices) in self._btrfs.items():
+            if at.is_relative_to(folder):
+                assert request == 2 << 30 | len(answer) << 16 | 0x94 << 8 | 31  # _IOR(0x94, 31, 1024 bytes)
+                struct.pack_into("=QQ16s", answer, 0, devices, devices, fsid.bytes)
+                return 0
+        raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
+
     def encryption(self, path: Path) -> Encryption:
-        return facts(path, proc=self.proc, sys=self.sys).encryption
+        return facts(path, proc=self.proc, sys=self.sys, ioctl=self.ioctl).encryption
 
     def swap(self, *names: str) -> list[Encryption]:
         lines = ["Filename Type Size Used Priority", *(f"{name} partition 1 0 -2" for name in names)]
         (self.proc / "swaps").write_text("\n".join(lines) + "\n")
-        found = swaps(proc=self.proc, sys=self.sys)
+        found = swaps(proc=self.proc, sys=self.sys, ioctl=self.ioctl)
         assert [item.name for item in found] == [name.replace(r"\040", " ") for name in names]
         return [item.encryption for item in found]
 
@@ -198,6 +224,58 @@ def test_an_overlay_is_as_safe_as_its_upper_folder(machine: Machine) -> None:
     assert machine.encryption(lost) == "unknown"
 
 
+def test_every_device_of_a_btrfs_counts(machine: Machine) -> None:
+    machine.device("sda")
+    machine.device("dm-0", uuid=LUKS)
+    machine.device("dm-1", uuid=LUKS.replace("0", "1"))
+    assert machine.encryption(machine.btrfs("dm-0")) == "luks"
+    assert machine.encryption(machine.btrfs("dm-0", "dm-1") / "not-there-yet") == "luks"
+    assert machine.encryption(machine.btrfs("dm-0", "sda")) == "plain"
+
+
+def test_a_partition_and_a_volume_as_devices_of_a_btrfs(machine: Machine) -> None:
+    machine.device("dm-0", uuid=LUKS)
+    machine.device("dm-1", uuid="LVM-abc", slaves=["dm-0"])
+    machine.device("dm-2", uuid=LUKS)
+    assert machine.encryption(machine.btrfs("dm-1", "dm-2")) == "luks"
+    machine.device("sda")
+    machine.device("dm-3", uuid="LVM-def", slaves=["sda", "dm-0"])
+    assert machine.encryption(machine.btrfs("dm-3", "dm-2")) == "plain"
+
+
+def test_a_missing_device_of_a_btrfs_is_unknown(machine: Machine) -> None:
+    machine.device("sda")
+    machine.device("dm-0", uuid=LUKS)
+    assert machine.encryption(machine.btrfs("dm-0", missing=1)) == "unknown"
+    assert machine.encryption(machine.btrfs("dm-0", "gone")) == "unknown"
+    assert machine.encryption(machine.btrfs("sda", missing=1)) == "plain"
+    assert machine.encryption(machine.btrfs()) == "unknown"
+
+
+def test_a_btrfs_that_sysfs_does_not_show_or_that_gives_no_answer_is_unknown(machine: Machine) -> None:
+    machine.device("dm-0", uuid=LUKS)
+    hidden = machine.btrfs("dm-0")
+    assert machine.encryption(hidden) == "luks"
+    (next((machine.sys / "fs/btrfs").iterdir()) / "devices").rename(machine.sys / "elsewhere")
+    assert machine.encryption(hidden) == "unknown"
+    assert machine.encryption(machine.volume("0:99", "btrfs")) == "unknown"
+
+
+def test_files_on_a_btrfs(machine: Machine) -> None:
+    machine.device("sda")
+    machine.device("dm-0", uuid=LUKS)
+    safe, plain = machine.btrfs("dm-0"), machine.btrfs("sda")
+    for folder in (safe, plain):
+        (folder / "swapfile").touch()
+        (folder / "upper").mkdir()
+    assert machine.swap(str(safe / "swapfile"), str(plain / "swapfile")) == ["luks", "plain"]
+    for upper, verdict in ((safe / "upper", "luks"), (plain / "upper", "plain")):
+        merged = machine.root / verdict
+        merged.mkdir()
+        machine.mount(merged, "overlay", f"0:5{len(verdict)}", above=f"rw,lowerdir=/a,upperdir={upper}")
+        assert machine.encryption(merged) == verdict
+
+
 def test_memory_is_volatile(machine: Machine) -> None:
     assert machine.encryption(machine.volume("0:60", "tmpfs")) == "volatile"
     assert machine.encryption(machine.volume(machine.device("zram1"))) == "volatile"
@@ -232,6 +310,19 @@ def test_a_later_mount_covers_earlier_ones(machine: Machine) -> None:
     machine.mount(folder, "ext4", machine.device("dm-0", uuid=LUKS), parent=lower)
     assert machine.encryption(folder) == "luks"
     assert machine.encryption(folder / "state") == "luks"
+
+
+def test_mounts_within_a_folder(machine: Machine) -> None:
+    outer = machine.volume(machine.device("dm-0", uuid=LUKS))
+    inner, beside = outer / "in side", machine.root / (outer.name + "-two")
+    for folder in (inner, beside):
+        folder.mkdir()
+        machine.mount(folder, "ext4", machine.device(f"sd-{folder.name}"), parent=2)
+    link = machine.root / "link"
+    link.symlink_to(outer)
+    for path in (outer, link):
+        assert mounted_within(path, proc=machine.proc) == [str(inner)]
+    assert mounted_within(inner, proc=machine.proc) == []
 
 
 def test_names_with_spaces_and_links(machine: Machine) -> None:
@@ -288,6 +379,11 @@ def test_swap_files(machine: Machine) -> None:
 def test_swap_that_cannot_be_listed_is_not_no_swap(machine: Machine) -> None:
     with pytest.raises(StorageFailed, match="swap areas cannot be listed"):
         swaps(proc=machine.proc, sys=machine.sys)
+
+
+def test_a_path_that_cannot_be_examined(tmp_path: Path) -> None:
+    with pytest.raises(StorageFailed, match="File name too long"):
+        facts(tmp_path / ("x" * 300))
 
 
 def test_this_machine(tmp_path: Path) -> None:

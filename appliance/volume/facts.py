@@ -1,9 +1,11 @@
-"""Facts of the volume that data lies on, and durable changes to files and folders on it."""
+"""Facts of the volume that data lies on: its mount, its space, and whether all below it is encrypted."""
 
+import fcntl
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import struct
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +13,7 @@ from typing import Literal
 from appliance.errors import StorageFailed
 
 # luks: every device below is a LUKS mapping; dm-crypt: encrypted without LUKS (swap under a random key);
-# volatile: RAM; unknown: a filesystem or device this walk cannot judge, such as NFS, ZFS or btrfs.
+# volatile: RAM; unknown: a filesystem or device this walk cannot judge, such as NFS, ZFS or a missing disk.
 Encryption = Literal["luks", "dm-crypt", "plain", "volatile", "unknown"]
 
 _PROC = Path("/proc")
@@ -22,6 +24,15 @@ _SYS = Path("/sys")
 _LUKS_MAPPING = re.compile(r"CRYPT-LUKS[12]-[0-9a-f]{32}-")
 _WORST_FIRST: tuple[Encryption, ...] = ("plain", "unknown", "volatile", "dm-crypt", "luks")
 _MAX_DEPTH = 16
+
+# btrfs has no block device of its own: it is asked for its id, which needs no privilege (BTRFS_IOC_FS_INFO;
+# the 1024 bytes of struct btrfs_ioctl_fs_info_args begin with max_id, num_devices and fsid).
+_BTRFS_FS_INFO = 0x8400941F
+_BTRFS_FS_INFO_BYTES = 1024
+_BTRFS_FS_INFO_HEAD = struct.Struct("=QQ16s")
+
+Ioctl = Callable[[int, int, bytearray], object]
+"""fcntl.ioctl with a buffer that it fills."""
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
@@ -57,54 +68,64 @@ class _Mount:
     super_options: tuple[str, ...]
 
 
-def facts(path: Path, *, proc: Path = _PROC, sys: Path = _SYS) -> VolumeFacts:
+def facts(path: Path, *, proc: Path = _PROC, sys: Path = _SYS, ioctl: Ioctl = fcntl.ioctl) -> VolumeFacts:
     """The volume of `path`, or of its nearest ancestor that exists; needs no privileges, reads no device.
 
-    Encryption is told from sysfs: through partitions, loop files, LVM and md, where every member must be
-    encrypted. Raises StorageFailed when the path cannot be examined.
+    Encryption is told from sysfs: through partitions, loop files, LVM, md and btrfs, where every member must
+    be encrypted. Raises StorageFailed when the path cannot be examined.
     """
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    real = os.path.realpath(path)
     try:
+        while not path.exists() and path != path.parent:
+            path = path.parent
+        real = os.path.realpath(path)
         space = os.statvfs(real)
         mount = _mount_of(real, _mounts(proc))
         return VolumeFacts(
             mount=Path(mount.folder),
             filesystem=mount.filesystem,
-            encryption=_Walk(proc, sys).mount(mount),
+            encryption=_Walk(proc, sys, ioctl).mount(mount, real),
             read_only=bool(space.f_flag & os.ST_RDONLY) or "ro" in mount.options | {*mount.super_options},
             free_bytes=space.f_bavail * space.f_frsize,
             total_bytes=space.f_blocks * space.f_frsize,
             free_inodes=space.f_favail,
         )
     except OSError as error:
-        raise StorageFailed(f"{path}: {error.strerror}: {error.filename or real}") from error
+        raise StorageFailed(f"{path}: {error.strerror}: {error.filename or path}") from error
 
 
-def swaps(*, proc: Path = _PROC, sys: Path = _SYS) -> list[SwapFacts]:
+def swaps(*, proc: Path = _PROC, sys: Path = _SYS, ioctl: Ioctl = fcntl.ioctl) -> list[SwapFacts]:
     """Every active swap area. Raises StorageFailed when they cannot be listed (ProcSubset=pid hides them)."""
     try:
         lines = (proc / "swaps").read_text("utf-8", "surrogateescape").splitlines()[1:]
-        walk = _Walk(proc, sys)
+        walk = _Walk(proc, sys, ioctl)
         return [SwapFacts(name, walk.swap(name)) for name in (_unescape(line.split()[0]) for line in lines)]
     except OSError as error:
         raise StorageFailed(f"swap areas cannot be listed: {error.strerror}: {error.filename}") from error
 
 
+def mounted_within(path: Path, *, proc: Path = _PROC) -> list[str]:
+    """Where other mounts lie below the folder `path`, which must exist. Raises OSError."""
+    real = os.path.realpath(path, strict=True)
+    return [mount.folder for mount in _mounts(proc) if mount.folder != real and _covers(real, mount.folder)]
+
+
 class _Walk:
     """From a mount down to the devices that hold its bytes."""
 
-    def __init__(self, proc: Path, sys: Path) -> None:
+    def __init__(self, proc: Path, sys: Path, ioctl: Ioctl) -> None:
         self._proc = proc
         self._sys = sys
+        self._ioctl = ioctl
 
-    def mount(self, mount: _Mount, depth: int = 0) -> Encryption:
+    def mount(self, mount: _Mount, path: str, depth: int = 0) -> Encryption:
+        """Of the filesystem mounted there; `path` lies on it and has no symbolic links."""
         if mount.filesystem in {"tmpfs", "ramfs"}:
             return "volatile"
         if mount.filesystem == "overlay":
             upper = next((o[9:] for o in mount.super_options if o.startswith("upperdir=")), "")
             return self.file(_unescape(upper), depth + 1)
+        if mount.filesystem == "btrfs":
+            return self.btrfs(mount, path, depth)
         if mount.device.startswith("0:"):
             return "unknown"
         return self.device(self._sys / "dev/block" / mount.device, depth)
@@ -114,7 +135,42 @@ class _Walk:
         # A relative or vanished path belongs to another mount namespace or was deleted.
         if depth > _MAX_DEPTH or not path.startswith("/") or not Path(path).exists():
             return "unknown"
-        return self.mount(_mount_of(os.path.realpath(path), _mounts(self._proc)), depth)
+        real = os.path.realpath(path)
+        return self.mount(_mount_of(real, _mounts(self._proc)), real, depth)
+
+    def btrfs(self, mount: _Mount, path: str, depth: int) -> Encryption:
+        """Of all devices of a btrfs; one that is missing may come back as anything."""
+        if (found := self._btrfs_info(mount, path)) is None:
+            return "unknown"
+        count, name = found
+        try:
+            members = sorted((self._sys / "fs/btrfs" / name / "devices").iterdir())
+        except OSError:
+            return "unknown"
+        verdicts = {self.device(member, depth + 1) for member in members}
+        if len(members) < max(count, 1):
+            verdicts.add("unknown")
+        return _worst(verdicts)
+
+    def _btrfs_info(self, mount: _Mount, path: str) -> tuple[int, str] | None:
+        """The number of devices and the name in sysfs, asked of the nearest folder that may be read."""
+        for folder in (Path(path), *Path(path).parents):
+            if not _covers(mount.folder, str(folder)):
+                break
+            answer = bytearray(_BTRFS_FS_INFO_BYTES)
+            try:
+                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:  # a file, or a folder of somebody else
+                continue
+            try:
+                self._ioctl(fd, _BTRFS_FS_INFO, answer)
+            except OSError:
+                return None
+            finally:
+                os.close(fd)
+            _, count, fsid = _BTRFS_FS_INFO_HEAD.unpack_from(answer)
+            return count, str(uuid.UUID(bytes=fsid))
+        return None
 
     def device(self, entry: Path, depth: int) -> Encryption:
         """Of a block device, by its folder in sysfs."""
@@ -139,8 +195,7 @@ class _Walk:
         if entry.name.startswith("ram"):
             return "volatile"
         members = sorted((entry / "slaves").iterdir()) if (entry / "slaves").is_dir() else []
-        verdicts = {self.device(member, depth + 1) for member in members}
-        return next((verdict for verdict in _WORST_FIRST if verdict in verdicts), "plain")
+        return _worst({self.device(member, depth + 1) for member in members})
 
     def node(self, path: str, depth: int) -> Encryption:
         """Of a block device, by its name under /dev; the node itself may be hidden (PrivateDevices=)."""
@@ -159,6 +214,10 @@ class _Walk:
         if name.startswith("/dev/"):
             return self.node(name, 0)
         return self.file(name, 0)
+
+
+def _worst(verdicts: set[Encryption]) -> Encryption:
+    return next((verdict for verdict in _WORST_FIRST if verdict in verdicts), "plain")
 
 
 def _mounts(proc: Path) -> list[_Mount]:
@@ -213,101 +272,3 @@ def _text(path: Path) -> str:
 def _unescape(text: str) -> str:
     """The kernel writes space, tab, newline and backslash as three octal digits."""
     return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
-
-
-def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace the content of `path`: after a crash there is the old content or the new, never a mixture.
-
-    Durable on return. Raises StorageFailed, which leaves the old content.
-    """
-    draft = path.with_name(f".{path.name}.{os.urandom(6).hex()}.draft")
-    with _failing_as_storage(path):
-        try:
-            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-            try:
-                os.fchmod(fd, mode)  # whatever the umask is
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[os.write(fd, rest) :]
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            draft.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                draft.unlink()
-            raise
-        sync_folder(path.parent)
-
-
-def publish_tree(staged: Path, target: Path) -> None:
-    """Make every file and folder of `staged` durable and give it the name `target`, on the same volume.
-
-    After a crash `target` is either absent or whole. Raises StorageFailed when `target` exists, when the
-    tree holds anything but files and folders, and for I/O errors; `staged` then stays where it is.
-    """
-    with _failing_as_storage(target):
-        if target.exists() or target.is_symlink():
-            raise StorageFailed(f"{target} exists already")
-        for folder, _, _ in os.walk(staged, topdown=False, onerror=_raise):
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.is_file(follow_symlinks=False):
-                        _sync(Path(entry))
-                    elif not entry.is_dir(follow_symlinks=False):
-                        raise StorageFailed(f"{entry.path} is neither a file nor a folder")
-            sync_folder(Path(folder))
-        staged.rename(target)
-        sync_folder(target.parent)
-        if staged.parent != target.parent:
-            sync_folder(staged.parent)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder with all it holds; symbolic links go, what they point to stays. Absent: nothing to do.
-
-    The tree first loses its name, durably, so that a crash cannot leave half of it under that name; what a
-    crash leaves is called `.NAME.<random>.removed`. Raises StorageFailed.
-    """
-    doomed = path.with_name(f".{path.name}.{os.urandom(6).hex()}.removed")
-    with _failing_as_storage(path):
-        try:
-            path.rename(doomed)
-        except FileNotFoundError:
-            return
-        sync_folder(path.parent)
-        for _, folders, names, fd in os.fwalk(doomed, topdown=False, onerror=_raise):
-            for name in names:
-                os.unlink(name, dir_fd=fd)
-            for name in folders:
-                try:
-                    os.rmdir(name, dir_fd=fd)
-                except NotADirectoryError:  # a symbolic link to a folder
-                    os.unlink(name, dir_fd=fd)
-        doomed.rmdir()
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable. Raises OSError."""
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-@contextmanager
-def _failing_as_storage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageFailed(f"{path}: {error.strerror}") from error

@@ -1,0 +1,33 @@
+"""The volume that data lies on: its facts, durable changes to it, and the guarded way to stored images."""
+
+from appliance.volume.condition import Condition
+from appliance.volume.durable import (
+    publish_tree,
+    remove_drafts,
+    remove_tree,
+    sync_filesystem,
+    sync_folder,
+    write_atomically,
+)
+from appliance.volume.facts import Encryption, SwapFacts, VolumeFacts, facts, swaps
+from appliance.volume.guard import DataFolder
+from appliance.volume.space import Space
+from appliance.volume.watch import Watch
+
+__all__ = [
+    "Condition",
+    "DataFolder",
+    "Encryption",
+    "Space",
+    "SwapFacts",
+    "VolumeFacts",
+    "Watch",
+    "facts",
+    "publish_tree",
+    "remove_drafts",
+    "remove_tree",
+    "swaps",
+    "sync_filesystem",
+    "sync_folder",
+    "write_atomically",
+]
