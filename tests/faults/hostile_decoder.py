@@ -16,10 +16,11 @@ from typing import Any
 
 from appliance.channel import Channel
 from appliance.errors import InvalidImage
-from appliance.recognition import decode
+from appliance.recognition import decode, decoder
+from appliance.recognition.ingest import Ingested
 from appliance.recognition.preprocessing import Preprocessing
 
-_decode = decode.decode
+_decode, _ingest = decode.decode, decode.ingest
 _libc = ctypes.CDLL(None, use_errno=True)
 PTRACE_ATTACH, SYS_PROCESS_VM_READV, SYS_IO_URING_SETUP, SYS_OPENAT2 = 16, 310, 425, 437
 SYS_CLONE, CLONE_VM, CLONE_VFORK = 56, 0x100, 0x4000
@@ -122,9 +123,20 @@ ACTS: dict[str, Callable[[int], Any]] = {
 
 
 def _hostile(data: memoryview, preprocessing: Preprocessing, **limits: Any) -> decode.Decoded:
+    _obey(data)
+    return _decode(data, preprocessing, **limits)
+
+
+def _hostile_ingest(data: memoryview, **options: Any) -> Ingested:
+    _obey(data)
+    return _ingest(data, **options)
+
+
+def _obey(data: memoryview) -> None:
+    """Do what the bytes say, where they say anything."""
     word, _, port = bytes(data[:64]).decode("ascii", "replace").partition("@")
     if (act := ACTS.get(word)) is None:
-        return _decode(data, preprocessing, **limits)
+        return
     try:
         act(int(port or 0))
     except OSError as refused:
@@ -134,4 +146,5 @@ def _hostile(data: memoryview, preprocessing: Preprocessing, **limits: Any) -> d
 
 def main(channel: Channel, settings: dict[str, Any]) -> None:
     decode.decode = _hostile  # type: ignore[assignment]
-    decode.main(channel, settings)
+    decode.ingest = _hostile_ingest  # type: ignore[assignment]
+    decoder.main(channel, settings)

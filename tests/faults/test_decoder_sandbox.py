@@ -80,6 +80,32 @@ async def test_a_decoder_that_dies_or_hangs_costs_one_request(act: str) -> None:
         assert registry.get_sample_value("appliance_decoders_lost_total") == 1
 
 
+@pytest.mark.parametrize("act", sorted(DEADLY))
+async def test_one_that_dies_or_hangs_over_what_is_to_be_kept_costs_that(act: str) -> None:
+    async with taken_over(decode_seconds=1.0) as (decoders, registry):
+        before = pid_of(decoders)
+        hostile = asyncio.ensure_future(decoders.ingest(act.encode(), keep_metadata=True))
+        await asyncio.sleep(0)
+        after = asyncio.ensure_future(decoders.decode(photo(), SEEN))
+        kept = asyncio.ensure_future(decoders.ingest(photo(), keep_metadata=False))
+        with pytest.raises(InvalidImage, match="crashed its decoder or took it longer"):
+            await hostile
+        async with asyncio.timeout(20):
+            assert (await after).width == 40
+            assert (await kept).width == 40
+        assert pid_of(decoders) != before
+        assert registry.get_sample_value("appliance_decoders_lost_total") == 1
+
+
+async def test_what_is_to_be_kept_opens_no_lock() -> None:
+    async with taken_over() as (decoders, _):
+        for act in sorted(ACTS.keys() - DEADLY - HARMLESS):
+            with pytest.raises(InvalidImage, match="refused with EPERM"):
+                await decoders.ingest(f"{act}@9".encode(), keep_metadata=False)
+        assert (await decoders.ingest(photo(), keep_metadata=False)).width == 40
+    assert not STOLEN.exists()  # noqa: ASYNC240
+
+
 async def test_memory_is_bounded() -> None:
     async with taken_over(decoder_memory_bytes=300 << 20) as (decoders, _):
         with pytest.raises((InvalidImage, TooLarge)):

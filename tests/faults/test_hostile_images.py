@@ -3,6 +3,7 @@
 import base64
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -11,8 +12,9 @@ import pytest
 from appliance.config import MIB, Recognition
 from appliance.errors import ImageFailed, InvalidImage, TooLarge
 from appliance.metrics import Registry
-from appliance.recognition.decoders import INPUT_BYTES, Decoders
+from appliance.recognition.decoders import Decoders
 from appliance.recognition.preprocessing import Preprocessing
+from appliance.recognition.waiting import INPUT_BYTES
 from tests import images
 from tests.fuzz.corpus import seeds
 
@@ -53,6 +55,16 @@ async def test_each_is_answered_soon_and_the_next_is_served(
     assert later - seconds < CPU_SECONDS, f"{name}: {outcome} after {later - seconds:.1f} s"
     assert after.memory_info().rss < 512 * MIB
     assert await answered(decoders, images.jpeg()) == "JPEG"
+
+
+@pytest.mark.parametrize(("name", "data"), HOSTILE)
+async def test_each_is_kept_or_refused_soon(decoders: Decoders, name: str, data: bytes) -> None:
+    before, seconds = spent(decoders)
+    with suppress(InvalidImage, TooLarge):
+        assert (await decoders.ingest(data, keep_metadata=False)).width > 0
+    after, later = spent(decoders)
+    assert after == before, f"{name} cost its decoder its life"
+    assert later - seconds < CPU_SECONDS, f"{name} took {later - seconds:.1f} s"
 
 
 # Found by fuzzing: libheif 1.23 dies of it.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from tests import images
 from tests.unit.recognition.test_decode import HEIC
+from tests.unit.recognition.test_ingest import TALKATIVE, converted
 
 
 def seeds() -> Iterator[tuple[str, bytes]]:
@@ -21,7 +22,16 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     yield "animated", images.animated()
     yield "truncated", images.truncated()
     yield "heic", HEIC
+    yield from talkative()
     yield from hostile()
+
+
+def talkative() -> Iterator[tuple[str, bytes]]:
+    """Images with everything that is taken out of those that are kept."""
+    for name, (_, make) in TALKATIVE.items():
+        yield f"talkative-{name.replace(' ', '-').lower()}", make(6)
+    yield "animated-webp", converted("WEBP")
+    yield "turned-tiff", converted("TIFF")
 
 
 def hostile() -> Iterator[tuple[str, bytes]]:
@@ -42,6 +52,9 @@ def hostile() -> Iterator[tuple[str, bytes]]:
     )
     yield "tiff-of-10000-pages", pages(10_000)
     yield "million-scans", scans(images.encoded(photo, "JPEG", progressive=True), 1_000_000)
+    yield "comments", jpeg[:20] + b"\xff\xfe\0\2" * 50_000 + jpeg[20:]
+    yield "fill-bytes", jpeg[:20] + b"\xff" * (1 << 18) + jpeg[20:]
+    yield "chunks", with_chunk(images.encoded(photo, "PNG"), b"teXt", b"", 50_000)
     yield "gif-without-frames", gif[:13] + b";"
     yield "jpeg-and-zip", jpeg + b"PK\x03\x04" + bytes(100)
     yield "gif-and-script", b"GIF89a/*" + gif[8:] + b"*/=alert(1)"
@@ -61,9 +74,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def with_chunk(encoded: bytes, kind: bytes, data: bytes) -> bytes:
-    """A PNG with one more chunk behind its header."""
-    return encoded[:33] + chunk(kind, data) + encoded[33:]
+def with_chunk(encoded: bytes, kind: bytes, data: bytes, times: int = 1) -> bytes:
+    """A PNG with one more chunk, or so many, behind its header."""
+    return encoded[:33] + chunk(kind, data) * times + encoded[33:]
 
 
 def pages(count: int) -> bytes:

@@ -1,13 +1,16 @@
-"""One fuzzing process: the first byte chooses how the rest is seen."""
+"""One fuzzing process: the first byte chooses how the rest is seen, and whether it is kept."""
 
 import contextlib
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import atheris
 
 with atheris.instrument_imports(include=["appliance.recognition", "PIL"]):
     from appliance.errors import InvalidImage, TooLarge
     from appliance.recognition import decode as decoding
+    from appliance.recognition import ingest as stripping
     from appliance.recognition.preprocessing import Preprocessing
 
 # libheif is not ours and dies of some inputs, which ends this process and the search. The locks around a
@@ -22,15 +25,43 @@ WAYS = (
 )
 
 
+STRIPS = (stripping.strip_jpeg, stripping.strip_png, stripping.strip_webp)
+LIMITS: dict[str, Any] = {"max_pixels": 1 << 22, "max_side": 1 << 14}
+LONGER = 64
+
+
 def one(data: bytes) -> None:
-    """Anything but pixels of the right shape or a refusal is a finding."""
+    """Anything but pixels of the right shape or a refusal is a finding; so is a pixel that is kept wrong."""
     if not data:
         return
     wanted = WAYS[data[0] % len(WAYS)]
     # Seeds are whole images: the byte that chooses stays a part of them.
     with contextlib.suppress(InvalidImage, TooLarge):
-        seen = decoding.decode(data, wanted, max_pixels=1 << 22, max_side=1 << 14)
+        seen = decoding.decode(data, wanted, **LIMITS)
         assert seen.pixels.shape == wanted.shape
+        made = decoding.ingest(data, keep_metadata=False, **LIMITS)
+        again = _seen_again(made.image, wanted)
+        assert (made.width, made.height) == (seen.width, seen.height) == (again.width, again.height)
+        # What is converted is rounded to eight bits, and its colours are, before it is made small.
+        if made.format == seen.format.lower():
+            assert again.pixels == seen.pixels
+    for strip in STRIPS:
+        with contextlib.suppress(InvalidImage):
+            _strip(strip, data, 1 + data[-1] % 8)
+
+
+def _seen_again(image: bytes, wanted: Preprocessing) -> decoding.Decoded:
+    """What is kept is an image, whatever it was made of."""
+    try:
+        return decoding.decode(image, wanted, **LIMITS)
+    except (InvalidImage, TooLarge) as refusal:
+        raise AssertionError("what is kept is refused") from refusal
+
+
+def _strip(strip: Callable[[bytes, int], bytes], data: bytes, orientation: int) -> None:
+    kept = strip(data, orientation)
+    assert len(kept) <= len(data) + LONGER
+    assert strip(kept, orientation) == kept
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from appliance.errors import ImageFailed, InvalidImage, Overloaded, TooLarge
 from appliance.metrics import Registry
 from appliance.recognition.bundles import Preprocessing
 from appliance.recognition.decode import decode
-from appliance.recognition.decoders import INPUT_BYTES, Decoders
+from appliance.recognition.decoders import Decoders
+from appliance.recognition.waiting import INPUT_BYTES
 from tests.unit.recognition.test_decode import HEIC
 from tests.unit.workers.waiting import until
 

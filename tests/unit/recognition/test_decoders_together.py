@@ -15,8 +15,9 @@ from appliance.config import Recognition
 from appliance.errors import ImageFailed, InvalidImage
 from appliance.metrics import Registry
 from appliance.recognition.decode import LARGE, decode
-from appliance.recognition.decoders import SMALL_BYTES, TOGETHER, Decoders, _Decoder
+from appliance.recognition.decoders import TOGETHER, Decoders, _Decoder
 from appliance.recognition.preprocessing import Preprocessing
+from appliance.recognition.waiting import SMALL_BYTES
 from tests.unit.workers.waiting import until
 
 MAX_PIXELS, MAX_SIDE = 50_000_000, 20_000

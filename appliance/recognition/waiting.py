@@ -1,0 +1,183 @@
+"""Images that wait for a decoder: what is to become of each, and the lines they wait in."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from appliance.errors import Overloaded
+from appliance.recognition import decoder
+from appliance.recognition.decode import Decoded
+from appliance.recognition.ingest import Encoded, Ingested
+from appliance.recognition.preprocessing import Preprocessing
+from appliance.workers import fail
+
+# Shared memory costs nothing until it is touched: as large as any image may be, and as any that is kept may
+# be with its thumbnail. Far more than the pixels that a model sees.
+INPUT_BYTES = 64 * 1024 * 1024
+OUTPUT_BYTES = INPUT_BYTES + 1024 * 1024
+# Images of some milliseconds each.
+SMALL_BYTES, SMALL_PIXELS = 256 * 1024, 1024 * 1024
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+_ENCODER = msgspec.msgpack.Encoder()
+_LOOKED = msgspec.msgpack.Decoder(decoder.Looked)
+_INGESTED = msgspec.msgpack.Decoder(decoder.Ingested)
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """Where an image, and what is made of it, lie in the memories of its decoder."""
+
+    source: int
+    length: int
+    target: int
+    produced: int
+
+
+class Work(Protocol[T_co]):
+    """What is done with an image."""
+
+    @property
+    def produced(self) -> int:
+        """How many bytes of its output memory the decoder is given for it."""
+
+    def request(self, place: Place, *, last: bool) -> bytes:
+        """What the decoder is asked. `last`: nothing is given to it together with this and behind it."""
+
+    def result(self, answer: bytes, output: memoryview) -> Callable[[], T_co]:
+        """How the result is made of its answer, while `output`, its memory of this place, holds.
+
+        Raises msgspec.DecodeError where the answer is none.
+        """
+
+
+@dataclass(slots=True, frozen=True)
+class Looking(Generic[T]):
+    """Its pixels are decoded, and `then` makes the result of them."""
+
+    preprocessing: Preprocessing
+    then: Callable[[Decoded], T]
+
+    @property
+    def produced(self) -> int:
+        return self.preprocessing.nbytes
+
+    def request(self, place: Place, *, last: bool) -> bytes:
+        return _ENCODER.encode(
+            decoder.Look(place.source, place.length, place.target, last, self.preprocessing)
+        )
+
+    def result(self, answer: bytes, output: memoryview) -> Callable[[], T]:
+        told = _LOOKED.decode(answer)
+        pixels = output.cast("B", self.preprocessing.shape)
+        return lambda: self.then(Decoded(pixels, told.width, told.height, told.format))
+
+
+@dataclass(slots=True, frozen=True)
+class Ingesting:
+    """It is made what may be kept. Has a decoder to itself, and all of its memory."""
+
+    keep_metadata: bool
+
+    @property
+    def produced(self) -> int:
+        # What a lost decoder had written of it nobody says: all is wiped.
+        return OUTPUT_BYTES
+
+    def request(self, place: Place, *, last: bool) -> bytes:  # noqa: ARG002 - it is always the last
+        return _ENCODER.encode(decoder.Ingest(place.length, self.keep_metadata))
+
+    def result(self, answer: bytes, output: memoryview) -> Callable[[], Ingested]:
+        told = _INGESTED.decode(answer)
+        end = told.image + told.thumbnail
+        return lambda: Ingested(
+            bytes(output[: told.image]),
+            bytes(output[told.image : end]),
+            told.format,
+            told.width,
+            told.height,
+        )
+
+
+# No repr: an image must not get into a message by accident.
+@dataclass(slots=True, eq=False, repr=False)
+class Job(Generic[T]):
+    """One image, what is done with it, and who waits for the result."""
+
+    data: Encoded
+    work: Work[T]
+    answer: asyncio.Future[T]
+    patience: asyncio.TimerHandle | None = None  # runs while it waits for a decoder
+    alone: bool = False  # it may be what its last decoder was lost over
+
+    @property
+    def small(self) -> bool:
+        """Whether a decoder may be given others together with it."""
+        return len(self.data) <= SMALL_BYTES and self.work.produced <= SMALL_PIXELS and not self.alone
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """Jobs in the order in which they came: at most `length` and, of more than one, `size` bytes of images.
+
+    Who has waited for `seconds` gets Overloaded.
+    """
+
+    length: int
+    size: int
+    seconds: float
+    _jobs: deque[Job[Any]] = field(default_factory=deque)
+    _bytes: int = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def first(self) -> Job[Any]:
+        """Raises IndexError when nobody waits."""
+        return self._jobs[0]
+
+    def check_room(self) -> None:
+        """Raises Overloaded when no more may wait."""
+        if len(self._jobs) >= self.length:
+            raise Overloaded(f"{len(self._jobs)} images wait to be decoded, as many as the queue holds")
+
+    def join(self, job: Job[Any]) -> None:
+        """Let a job wait behind the others. Raises Overloaded when it may not."""
+        self.check_room()
+        if self._jobs and self._bytes + len(job.data) > self.size:
+            raise Overloaded("the images that wait to be decoded take as much memory as the queue may")
+        self._jobs.append(job)
+        self._wait(job)
+
+    def rejoin(self, job: Job[Any]) -> None:
+        """Let a job wait before the others: it had its turn and is to have another."""
+        self._jobs.appendleft(job)
+        self._wait(job)
+
+    def leave(self, job: Job[Any]) -> None:
+        """It waits no more, if it did."""
+        if job.patience is not None:
+            job.patience.cancel()
+            job.patience = None
+            self._jobs.remove(job)
+            self._bytes -= len(job.data)
+
+    def fail(self, error: Exception) -> None:
+        """Give an error to everyone who waits."""
+        while self._jobs:
+            job = self._jobs[0]
+            self.leave(job)
+            fail(job.answer, error)
+
+    def _wait(self, job: Job[Any]) -> None:
+        self._bytes += len(job.data)
+        job.patience = asyncio.get_running_loop().call_later(self.seconds, self._expire, job)
+
+    def _expire(self, job: Job[Any]) -> None:
+        self.leave(job)
+        fail(job.answer, Overloaded(f"no decoder became free within {self.seconds:g} s"))
