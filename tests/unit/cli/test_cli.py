@@ -37,6 +37,10 @@ def config_file(tmp_path: Path) -> Path:
         ["token", "rotate", "x", "--overlap-seconds", "soon"],
         ["bundle", "build", "efficientnet-lite0"],
         ["status", "--unknown"],
+        ["agreement", "sign", "acme"],
+        ["audit", "list", "--after", "yesterday"],
+        ["key", "rotate"],
+        ["key", "rotate", "container", "acme"],
     ],
 )
 def test_words_that_make_no_command_exit_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,162 @@
+"""The client of the operator socket: of the daemon that holds the state, or of the state opened here."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from appliance.cli.output import UNAVAILABLE, Document, Output, Refused
+
+STARTING_SECONDS = 10.0
+BOUNDARY = os.urandom(16).hex()
+"""Between the parts of what is sent: nobody can have written it into a file."""
+
+
+class Operator:
+    """The management routes, as one method. `session` is an aiohttp client bound to the operator socket."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
+        body: Document | None = None,
+        parts: AsyncIterable[bytes] | None = None,
+        raw: bytes | bytearray | None = None,
+    ) -> Document:
+        """The answer's document ({} for none); raises Refused with the problem's own title and detail.
+
+        What is sent is the document `body`, the multipart `parts`, or `raw` bytes.
+        """
+        url = f"http://appliance/appliance/v1{path}"
+        headers = {}
+        if parts is not None:
+            headers["Content-Type"] = f"multipart/form-data; boundary={BOUNDARY}"
+        elif raw is not None:
+            headers["Content-Type"] = "application/octet-stream"
+        async with self._session.request(
+            method, url, params=query, json=body, data=raw if parts is None else parts, headers=headers
+        ) as response:
+            document: Document = {} if response.status == 204 else await response.json(content_type=None)
+            if response.status >= 400:
+                raise _refused(document)
+            return document
+
+    async def stream(self, method: str, path: str) -> AsyncIterator[bytes]:
+        """The answer as it comes; raises Refused as `call`, and when it ends before its end."""
+        import aiohttp
+
+        url = f"http://appliance/appliance/v1{path}"
+        async with self._session.request(method, url) as response:
+            if response.status >= 400:
+                raise _refused(await response.json(content_type=None))
+            try:
+                async for piece in response.content.iter_any():
+                    yield piece
+            except aiohttp.ClientPayloadError as error:
+                raise Refused("unavailable", "the daemon went away in the middle", UNAVAILABLE) from error
+
+    async def customer_id(self, id_or_name: str) -> str:
+        """The id of a customer named either way; an unknown one is left to the route to refuse."""
+        found = (await self.call("GET", "/customers"))["customers"]
+        return next(
+            (str(row["id"]) for key in ("id", "name") for row in found if row[key] == id_or_name), id_or_name
+        )
+
+    async def of_customer(self, id_or_name: str | None) -> dict[str, str]:
+        """The query of a listing: for everybody's things none."""
+        return {} if id_or_name is None else {"customer": await self.customer_id(id_or_name)}
+
+
+def _refused(document: Document) -> Refused:
+    error = str(document.get("title", "refused")).lower().replace(" ", "_")
+    return Refused(error, str(document.get("detail") or document.get("title")))
+
+
+def segment(text: str, what: str) -> str:
+    """An id, a name or a version as a segment of a path. Raises Refused where it can be none of `what`."""
+    if not re.fullmatch(r"[A-Za-z0-9.-]{1,64}", text) or text in {".", ".."}:
+        raise Refused("not_found", f"{text}: no such {what}")
+    return text
+
+
+Verb = Callable[[Operator, argparse.Namespace], Awaitable[Output]]
+
+
+def client(verb: Verb, *, only_running: bool = False) -> Callable[[argparse.Namespace], Output]:
+    """A verb over the socket: of the daemon that holds the state, or of the state opened here meanwhile.
+
+    With `only_running` it is refused without a daemon, exit code 69.
+    """
+
+    def run(arguments: argparse.Namespace) -> Output:
+        async def session() -> Output:
+            async with _operator(arguments.config, only_running=only_running) as operator:
+                return await verb(operator, arguments)
+
+        return asyncio.run(session())
+
+    return run
+
+
+@contextlib.asynccontextmanager
+async def _operator(config_path: Path, *, only_running: bool) -> AsyncIterator[Operator]:
+    from appliance import config
+
+    state, socket = config.locate(config_path)
+    async with contextlib.AsyncExitStack() as stack:
+        if not _held(state):
+            if only_running:
+                config.load(config_path)
+                raise Refused("unavailable", f"no daemon runs on {state}", UNAVAILABLE)
+            from appliance import daemon
+
+            await stack.enter_async_context(daemon.operating(config_path))
+        yield Operator(await stack.enter_async_context(_connected(socket, state)))
+
+
+def _held(state: Path) -> bool:
+    from appliance import ledger
+
+    try:
+        return ledger.holder(state) is not None
+    except PermissionError:
+        # A member of the operators' group may not look into the state folder, and needs the daemon anyhow.
+        return True
+
+
+@contextlib.asynccontextmanager
+async def _connected(socket: Path, state: Path) -> AsyncIterator[Any]:
+    import aiohttp
+
+    deadline = asyncio.get_running_loop().time() + STARTING_SECONDS
+    while True:
+        try:
+            _, writer = await asyncio.open_unix_connection(socket)
+        except PermissionError:
+            reason = f"{socket} is for root, the daemon's user and the operators' group"
+            raise Refused("forbidden", reason) from None
+        except OSError as error:
+            # A daemon holds its folder before it listens.
+            if not _held(state) or asyncio.get_running_loop().time() > deadline:
+                reason = f"the daemon does not answer at {socket}: {error.strerror}; is it running?"
+                raise Refused("unavailable", reason, UNAVAILABLE) from None
+            await asyncio.sleep(0.05)
+        else:
+            writer.close()
+            break
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+    connector = aiohttp.UnixConnector(str(socket))
+    try:
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+            yield session
+    except aiohttp.ClientError as error:
+        raise Refused("unavailable", f"the daemon went away: {error}", UNAVAILABLE) from error

@@ -1,0 +1,35 @@
+"""`collection`."""
+
+import argparse
+
+from appliance.cli.client import Operator, client
+from appliance.cli.output import Output, table
+from appliance.cli.words import Words
+
+
+def add(words: Words) -> None:
+    """The verbs of collections."""
+    collections = words.noun("collection", "what is searched")
+    adding = collections.verb("add", client(_add), "create a collection")
+    adding.add_argument("customer", help="id or name")
+    adding.add_argument("name")
+    listing = collections.verb("list", client(_list), "collections with their record counts")
+    listing.add_argument("customer", nargs="?", help="id or name; default: of all")
+    removing = collections.verb("remove", client(_remove), "erase a collection and its records")
+    removing.add_argument("id")
+
+
+async def _add(operator: Operator, arguments: argparse.Namespace) -> Output:
+    customer = await operator.customer_id(arguments.customer)
+    made = await operator.call("POST", "/collections", body={"customer": customer, "name": arguments.name})
+    return Output(made, f"collection {arguments.name} has the id {made['id']}")
+
+
+async def _list(operator: Operator, arguments: argparse.Namespace) -> Output:
+    answer = await operator.call("GET", "/collections", query=await operator.of_customer(arguments.customer))
+    return Output(answer, table(answer["collections"], "id", "customer", "name", "count", "backbone"))
+
+
+async def _remove(operator: Operator, arguments: argparse.Namespace) -> Output:
+    await operator.call("DELETE", f"/collections/{arguments.id}")
+    return Output({"id": arguments.id, "removed": True}, f"collection {arguments.id} is removed")

@@ -1,0 +1,68 @@
+"""`customer` and `token`."""
+
+import argparse
+
+from appliance.cli.client import Operator, client
+from appliance.cli.output import Document, Output, table
+from appliance.cli.words import Words
+
+
+def add(words: Words) -> None:
+    """The verbs of customers and their tokens."""
+    customers = words.noun("customer", "whose data and tokens everything else belongs to")
+    customers.verb("add", client(_add_customer), "create a customer").add_argument("name")
+    customers.verb("list", client(_list_customers), "all customers")
+
+    tokens = words.noun("token", "what clients authenticate with")
+    adding = tokens.verb("add", client(_add_token), "issue a token; it is shown once")
+    adding.add_argument("customer", help="id or name")
+    adding.add_argument("--scope", action="append", help="repeat; default: first token all, later no admin")
+    adding.add_argument("--expires-at", metavar="TIME", help="ISO 8601 with a UTC offset; default: never")
+    listing = tokens.verb("list", client(_list_tokens), "tokens without their secrets")
+    listing.add_argument("customer", nargs="?", help="id or name; default: of all")
+    rotate = tokens.verb("rotate", client(_rotate_token), "issue a successor of a token")
+    rotate.add_argument("id")
+    rotate.add_argument(
+        "--overlap-seconds", type=int, metavar="N", help="both are valid so long; default a day"
+    )
+    tokens.verb("revoke", client(_revoke_token), "refuse a token from now on").add_argument("id")
+
+
+async def _add_customer(operator: Operator, arguments: argparse.Namespace) -> Output:
+    made = await operator.call("POST", "/customers", body={"name": arguments.name})
+    return Output(made, f"customer {made['name']} has the id {made['id']}")
+
+
+async def _list_customers(operator: Operator, _: argparse.Namespace) -> Output:
+    answer = await operator.call("GET", "/customers")
+    return Output(answer, table(answer["customers"], "id", "name", "created_at"))
+
+
+async def _add_token(operator: Operator, arguments: argparse.Namespace) -> Output:
+    body: Document = {"customer": await operator.customer_id(arguments.customer)}
+    if arguments.scope:
+        body["scopes"] = arguments.scope
+    if arguments.expires_at:
+        body["expires_at"] = arguments.expires_at
+    return _issued(await operator.call("POST", "/tokens", body=body))
+
+
+async def _list_tokens(operator: Operator, arguments: argparse.Namespace) -> Output:
+    answer = await operator.call("GET", "/tokens", query=await operator.of_customer(arguments.customer))
+    return Output(
+        answer, table(answer["tokens"], "id", "customer", "scopes", "created_at", "expires_at", "revoked_at")
+    )
+
+
+async def _rotate_token(operator: Operator, arguments: argparse.Namespace) -> Output:
+    body = {} if arguments.overlap_seconds is None else {"overlap_seconds": arguments.overlap_seconds}
+    return _issued(await operator.call("POST", f"/tokens/{arguments.id}/rotate", body=body))
+
+
+def _issued(made: Document) -> Output:
+    return Output(made, f"{made['token']}\nThis is the only time that token {made['id']} is shown.")
+
+
+async def _revoke_token(operator: Operator, arguments: argparse.Namespace) -> Output:
+    await operator.call("DELETE", f"/tokens/{arguments.id}")
+    return Output({"id": arguments.id, "revoked": True}, f"token {arguments.id} is revoked")
