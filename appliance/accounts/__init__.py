@@ -1,1 +1,1 @@
-"""Who may do what, and the record of what was done: customers, tokens, audit."""
+"""Who may do what, and the record of what was done: customers, tokens, agreements, keys, audit."""

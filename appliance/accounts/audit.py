@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, cast
 
-from appliance.ledger import Connection
+from appliance.ledger import Connection, Ledger
 
 ActorKind = Literal["token", "operator", "system"]
 
@@ -17,6 +17,9 @@ class Event(StrEnum):
     TOKEN_ADD = "token.add"  # noqa: S105 - the name of an event
     TOKEN_REVOKE = "token.revoke"  # noqa: S105
     TOKEN_ROTATE = "token.rotate"  # noqa: S105
+    AGREEMENT_SIGN = "agreement.sign"
+    AGREEMENT_ACCEPT = "agreement.accept"
+    AGREEMENT_REVOKE = "agreement.revoke"
     COLLECTION_ADD = "collection.add"
     COLLECTION_REMOVE = "collection.remove"
     SEARCH_INSERT = "search.insert"
@@ -27,6 +30,31 @@ class Event(StrEnum):
     BUNDLE_REMOVE = "bundle.remove"
     REQUEST_ADD = "request.add"
     REQUEST_CANCEL = "request.cancel"
+    DATASET_ADD = "dataset.add"
+    DATASET_CHANGE = "dataset.change"
+    DATASET_ERASE = "dataset.erase"
+    IMAGE_ADD = "image.add"
+    IMAGE_UPDATE = "image.update"
+    IMAGE_DELETE = "image.delete"
+    IMAGE_DAMAGED = "image.damaged"
+    KEY_ROTATE = "key.rotate"
+    KEY_RETIRE = "key.retire"
+    TASK_ADD = "task.add"
+    TASK_CHANGE = "task.change"
+    TASK_DELETE = "task.delete"
+    LABEL_ADD = "label.add"
+    LABEL_CHANGE = "label.change"
+    LABEL_DELETE = "label.delete"
+    LABEL_WIPE = "label.wipe"
+    OBJECT_ADD = "object.add"
+    OBJECT_CHANGE = "object.change"
+    OBJECT_DELETE = "object.delete"
+    VERIFICATION_ADD = "verification.add"
+    VERIFICATION_DELETE = "verification.delete"
+    POINT_ADD = "point.add"
+    POINT_DELETE = "point.delete"
+    BACKUP_MAKE = "backup.make"
+    BACKUP_RESTORE = "backup.restore"
     DAEMON_START = "daemon.start"
     DAEMON_RELOAD = "daemon.reload"
 
@@ -54,6 +82,19 @@ class Entry:
     customer: str | None
     subject: str | None
     details: dict[str, object]
+
+
+class AuditLog:
+    """The log as it is read; it is written by each act for itself."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    async def entries(self, customer: str | None = None, *, after: int = 0, limit: int = 1000) -> list[Entry]:
+        """As the function `entries`, within one snapshot of the ledger."""
+        return await self._ledger.read(
+            lambda connection: entries(connection, customer, after=after, limit=limit)
+        )
 
 
 def record(  # noqa: PLR0917 - the columns of the row, in their order

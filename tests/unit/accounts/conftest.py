@@ -1,4 +1,4 @@
-"""Customers and tokens on a real ledger, with a clock that tests turn."""
+"""Customers, tokens and agreements on a real ledger, with a clock that tests turn."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import Actor, Entry, entries
 from appliance.accounts.customers import Customers
 from appliance.accounts.tokens import Tokens
@@ -34,6 +35,7 @@ class Accounts:
     keys: Keys
     customers: Customers
     tokens: Tokens
+    agreements: Agreements
     actor: Actor = OPERATOR
 
     async def reloaded(self) -> Tokens:
@@ -51,5 +53,6 @@ async def accounts(tmp_path: Path) -> AsyncIterator[Accounts]:
         Ledger(tmp_path, Registry()) as ledger,
         Customers(ledger, clock) as customers,
         Tokens(ledger, keys, customers, clock) as tokens,
+        Agreements(ledger, customers, clock) as agreements,
     ):
-        yield Accounts(ledger, clock, keys, customers, tokens)
+        yield Accounts(ledger, clock, keys, customers, tokens, agreements)
