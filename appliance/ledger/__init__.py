@@ -3,5 +3,7 @@
 from appliance.ledger.database import Connection
 from appliance.ledger.ledger import Ledger
 from appliance.ledger.lock import StateLock, holder
+from appliance.ledger.migrations import newest
+from appliance.ledger.pages import PAGE_BYTES, Pages, reading
 
-__all__ = ["Connection", "Ledger", "StateLock", "holder"]
+__all__ = ["PAGE_BYTES", "Connection", "Ledger", "Pages", "StateLock", "holder", "newest", "reading"]

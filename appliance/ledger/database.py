@@ -13,6 +13,8 @@ Connection = apsw.Connection
 # (https://sqlite.org/wal.html#walresetbug). The interpreter's own sqlite3 module is not used for that reason.
 _OLDEST_SQLITE = (3, 51, 3)
 
+BUSY_MILLISECONDS = 5000
+
 # Setting -> value that must be read back: SQLite answers a refused setting with the old value, not an error.
 _PRAGMAS: dict[str, int | str] = {
     "journal_mode": "wal",
@@ -26,7 +28,7 @@ _PRAGMAS: dict[str, int | str] = {
     "mmap_size": 0,
     "journal_size_limit": 64 << 20,
     "wal_autocheckpoint": 0,  # the writer checkpoints itself: SQLite's own swallows I/O errors
-    "busy_timeout": 5000,
+    "busy_timeout": BUSY_MILLISECONDS,
 }
 _READER_PRAGMAS: dict[str, int | str] = {"query_only": 1}
 

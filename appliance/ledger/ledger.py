@@ -2,14 +2,16 @@
 
 import asyncio
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
 from appliance.errors import StorageFailed
 from appliance.ledger.database import STORAGE_ERRORS, Connection, open_reader, open_writer
 from appliance.ledger.migrations import migrate, shipped
+from appliance.ledger.pages import Pages, copy
 from appliance.ledger.writer import Writer
 from appliance.metrics import Registry
 from appliance.volume import sync_folder
@@ -67,6 +69,49 @@ class Ledger:
         if self._writer.closed:
             raise StorageFailed(f"{self._path} is closed")
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._query, query)
+
+    def snapshot(self, target: Pages, query: Callable[[Connection], T]) -> T:
+        """Copy the database into `target` as it is now, and answer `query` from that very state.
+
+        Blocks, on any thread; writes and reads go on meanwhile, only the log is not emptied before it ends.
+        Raises StorageFailed, and what `target` raises.
+        """
+        if self._writer.closed:
+            raise StorageFailed(f"{self._path} is closed")
+        try:
+            connection = open_reader(self._path)
+            try:
+                connection.execute("BEGIN")
+                answer = query(connection)
+                copy(connection, target)
+                return answer
+            finally:
+                connection.close(True)
+        except STORAGE_ERRORS as error:
+            raise StorageFailed(f"{self._path}: {error}") from error
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection for one thread that reads for long, each statement the newest state; it cannot write.
+
+        Raises StorageFailed, also for what its statements raise within the block.
+        """
+        if self._writer.closed:
+            raise StorageFailed(f"{self._path} is closed")
+        connection = open_reader(self._path)
+        try:
+            yield connection
+        except STORAGE_ERRORS as error:
+            raise StorageFailed(f"{self._path}: {error}") from error
+        finally:
+            connection.close(True)
+
+    async def empty_log(self) -> bool:
+        """Cut the write-ahead log to nothing, so that what was deleted before is in no file any more.
+
+        False when a reader was in the way for too long: try again. Raises StorageFailed.
+        """
+        return await self._writer.empty_log()
 
     def size_bytes(self) -> int:
         """Size of the database and its write-ahead log after the last commit; does not touch the disk."""

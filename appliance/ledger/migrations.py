@@ -31,6 +31,11 @@ def shipped(folder: Path = Path(__file__).parent) -> list[Migration]:
     return steps
 
 
+def newest() -> int:
+    """The number of the newest schema that this version knows."""
+    return shipped()[-1].number
+
+
 def migrate(connection: apsw.Connection, steps: list[Migration]) -> None:
     """Bring the database to the newest step in one transaction; a failing step leaves it as it was.
 

@@ -14,12 +14,13 @@ import apsw
 from prometheus_client import Counter, Gauge, Histogram
 
 from appliance.errors import StorageFailed
-from appliance.ledger.database import STORAGE_ERRORS, Connection
+from appliance.ledger.database import BUSY_MILLISECONDS, STORAGE_ERRORS, Connection
 from appliance.metrics import Registry
 
 T = TypeVar("T")
 
 _ACTS_PER_COMMIT = 256
+_READER_MILLISECONDS = 20
 _CHECKPOINT_PAGES = 1000  # of 4 KiB, SQLite's own default: bounds the WAL and the time of a checkpoint
 
 _log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class _Entry:
 
     def __init__(
         self,
-        act: Callable[[Connection], Any],
+        act: Callable[[Connection], Any] | None,  # None: empty the log
         then: Callable[[Any], None] | None,
         future: asyncio.Future[Any],
     ) -> None:
@@ -86,6 +87,14 @@ class Writer:
         self._queue.put(_Entry(act, then, future))
         return await future
 
+    async def empty_log(self) -> bool:
+        """See Ledger.empty_log."""
+        if self.closed or self._loop is None:
+            raise StorageFailed(f"{self._path} is closed")
+        future: asyncio.Future[bool] = self._loop.create_future()
+        self._queue.put(_Entry(None, None, future))
+        return await future
+
     def refuse_more(self) -> None:
         """End the queue: what is in it is finished, later acts are refused. Called on the loop."""
         self.closed = True
@@ -101,11 +110,16 @@ class Writer:
         ending = False
         while not ending:
             batch, ending = self._next_batch()
-            if batch:
-                self._commit(batch)
-                self._deliver(batch)
-                if self._wal_pages >= _CHECKPOINT_PAGES:
-                    self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
+            acts = [entry for entry in batch if entry.act is not None]
+            if acts:
+                self._commit(acts)
+                self._deliver(acts)
+            if len(acts) < len(batch):
+                others = [entry for entry in batch if entry.act is None]
+                self._truncate(others)
+                self._deliver(others)
+            elif self._wal_pages >= _CHECKPOINT_PAGES:
+                self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
         self._finish()
 
     def _next_batch(self) -> tuple[list[_Entry], bool]:
@@ -164,6 +178,29 @@ class Writer:
         self._measure()
         return True
 
+    def _truncate(self, batch: list[_Entry]) -> None:
+        """Empty the log, unless a reader still looks at what is in it: then nothing is changed."""
+        assert self._connection is not None
+        if self.failure is not None:
+            _fail(batch, self.failure)
+            return
+        self._connection.set_busy_timeout(_READER_MILLISECONDS)
+        try:
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.BusyError:
+            emptied = False
+        except apsw.Error as error:
+            self._poison(error)
+            _fail(batch, f"{self._path}: {error}")
+            return
+        else:
+            emptied, self._wal_pages = True, 0
+        finally:
+            self._connection.set_busy_timeout(BUSY_MILLISECONDS)
+        self._measure()
+        for entry in batch:
+            entry.result = emptied
+
     def _finish(self) -> None:
         assert self._connection is not None
         if self.failure is None and not self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE):
@@ -198,7 +235,7 @@ class _TransactionLost(Exception):
 def _run_act(connection: Connection, entry: _Entry) -> None:
     connection.execute("SAVEPOINT act")
     try:
-        entry.result = entry.act(connection)
+        entry.result = entry.act(connection) if entry.act is not None else None
     except STORAGE_ERRORS:
         raise
     except BaseException as error:  # noqa: BLE001 - it belongs to the caller, who waits on the loop

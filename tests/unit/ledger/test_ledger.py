@@ -282,3 +282,41 @@ async def test_nothing_blocks_the_event_loop(tmp_path: Path) -> None:
             await asyncio.gather(*(ledger.write(inserting(f"n{i}")) for i in range(20)))
             assert len(await ledger.read(names)) == 20
             assert ledger.size_bytes() > 0
+
+
+async def test_what_was_deleted_is_in_no_file_once_the_log_is_empty(tmp_path: Path) -> None:
+    secret = "a very secret name " * 3
+
+    def on_disk() -> bytes:
+        return b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+    async with opened(tmp_path) as ledger:
+        await ledger.write(inserting(secret))
+        await ledger.write(lambda connection: connection.execute("DELETE FROM customers").get)
+        assert secret.encode() in on_disk()
+        assert await ledger.empty_log()
+        assert secret.encode() not in on_disk()
+        await ledger.write(inserting("later"))
+        assert await ledger.read(names) == ["later"]
+
+
+async def test_a_reader_keeps_the_log_and_nothing_else_waits(tmp_path: Path) -> None:
+    reading, done = threading.Event(), threading.Event()
+
+    def slowly(connection: Connection) -> list[str]:
+        before = names(connection)
+        reading.set()
+        done.wait(30)
+        return before
+
+    async with opened(tmp_path) as ledger:
+        await ledger.write(inserting("a"))
+        slow = asyncio.ensure_future(ledger.read(slowly))
+        await asyncio.to_thread(reading.wait, 30)
+        await ledger.write(inserting("b"))
+        assert not await ledger.empty_log()
+        await ledger.write(inserting("c"))
+        assert ledger.failure is None
+        done.set()
+        assert await slow == ["a"]
+        assert await ledger.empty_log()

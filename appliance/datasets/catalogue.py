@@ -1,0 +1,344 @@
+"""The datasets of all customers: made, changed, and erased by destroying their keys."""
+
+import asyncio
+import contextlib
+import logging
+import unicodedata
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+from uuid import UUID
+
+from appliance.accounts.audit import Actor, Event, record
+from appliance.accounts.customers import CustomerId
+from appliance.datasets import rows
+from appliance.datasets.files import SealedFiles
+from appliance.datasets.records import MAX_NAME, Dataset, DatasetId, Image, Place, Visibility
+from appliance.errors import ApplianceError, Conflict, InvalidInput, NotFound, StorageFailed
+from appliance.ledger import Connection, Ledger
+from appliance.vault import Container, Keyring
+
+_COLUMNS = (
+    "number, id, customer, name, visibility, keep_metadata, retention_days, epoch, created_at, images, bytes"
+)
+_INSERT = (
+    "INSERT INTO datasets (id, customer, name, visibility, keep_metadata, retention_days, created_at)"  # noqa: S608
+    f" VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING {_COLUMNS}"
+)
+_CHANGE = (
+    "UPDATE datasets SET epoch = epoch + (coalesce(?1, visibility) <> visibility),"  # noqa: S608
+    " visibility = coalesce(?1, visibility), retention_days = coalesce(?2, retention_days)"
+    f" WHERE number = ?3 AND erased_at IS NULL RETURNING {_COLUMNS}"
+)
+_ROWS_AT_ONCE = 500
+_IMAGES_AT_ONCE = 100  # each goes with its labels and objects
+_SYSTEM = Actor("system", "datasets")
+
+_log = logging.getLogger(__name__)
+
+
+class Datasets:
+    """The catalogue of datasets. Entering goes on with erasures that a stop interrupted."""
+
+    def __init__(
+        self, ledger: Ledger, keyring: Keyring, files: SealedFiles, clock: Callable[[], float]
+    ) -> None:
+        self._ledger = ledger
+        self._keyring = keyring
+        self._files = files
+        self._clock = clock
+        self._making = asyncio.Lock()
+        self._erasing: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        for dataset in await self._ledger.read(_erased):
+            self._start_erasing(dataset)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*self._erasing, return_exceptions=True)
+
+    def keys(self, dataset: Dataset) -> Container:
+        """What the dataset and its images are sealed with. Raises NotFound once it is erased."""
+        return self._keyring.container(UUID(dataset.customer), UUID(dataset.id))
+
+    def keys_of(self, image: Image) -> Container:
+        """What an image is sealed with. Raises NotFound once its dataset is erased."""
+        return self._keyring.container(UUID(image.customer), UUID(image.dataset))
+
+    def keys_at(self, place: Place) -> Container:
+        """As `keys`, by what a row tells of its dataset."""
+        return self._keyring.container(UUID(place.customer), UUID(place.dataset))
+
+    async def add(
+        self,
+        actor: Actor,
+        customer: CustomerId,
+        name: str,
+        *,
+        visibility: Visibility = "link",
+        keep_metadata: bool = False,
+        retention_days: int | None = None,
+    ) -> Dataset:
+        """A new dataset with a key of its own, durably and audited.
+
+        Raises InvalidInput for a name or a retention, Conflict when the customer has one of this name.
+        """
+        cleaned = _checked_name(name)
+        _check_retention(retention_days)
+        async with self._making:
+            if any(dataset.name == cleaned for dataset in await self.list(customer)):
+                raise Conflict("a dataset of this name exists already")
+            return await self._make(
+                actor,
+                Dataset(
+                    number=0,
+                    id=DatasetId(str(uuid.uuid4())),
+                    customer=customer,
+                    name=cleaned,
+                    visibility=visibility,
+                    keep_metadata=keep_metadata,
+                    retention_days=retention_days,
+                    epoch=0,
+                    created_at=self._now(),
+                    images=0,
+                    bytes=0,
+                ),
+            )
+
+    async def default(self, customer: CustomerId) -> Dataset:
+        """The customer's default dataset, made when it is first asked for."""
+        async with self._making:
+            found = await self._ledger.read(lambda connection: _default(connection, customer))
+            if found is not None:
+                return self._opened(found)
+            return await self._make(
+                _SYSTEM,
+                Dataset(
+                    number=0,
+                    id=DatasetId(str(uuid.uuid4())),
+                    customer=customer,
+                    name=None,
+                    visibility="link",
+                    keep_metadata=False,
+                    retention_days=None,
+                    epoch=0,
+                    created_at=self._now(),
+                    images=0,
+                    bytes=0,
+                ),
+            )
+
+    async def list(self, customer: CustomerId) -> list[Dataset]:
+        """A customer's datasets, oldest first; the default one only once it was made.
+
+        Without those whose key is gone, see `keyless`: nothing of them can be opened, their name included.
+        """
+        found = await self._ledger.read(lambda connection: _all(connection, customer))
+        listed = []
+        for row in found:
+            with contextlib.suppress(NotFound):
+                listed.append(self._opened(row))
+        return listed
+
+    async def keyless(self) -> Sequence[DatasetId]:
+        """Datasets that were not erased and have no key: keyring and ledger are not of the same time."""
+        held = {str(container) for _, container, _ in self._keyring.containers()}
+        living = await self._ledger.read(_living)
+        return [identity for identity in living if identity not in held]
+
+    async def get(self, customer: CustomerId, dataset: str) -> Dataset:
+        """The dataset of this id; the default one by the customer's id and by the word Default as well.
+
+        Raises NotFound when there is none, or it is another customer's.
+        """
+        if dataset in {customer, "Default"}:
+            return await self.default(customer)
+        found = await self._ledger.read(lambda connection: _one(connection, customer, dataset))
+        if found is None:
+            raise NotFound("no such dataset")
+        return self._opened(found)
+
+    async def change(
+        self,
+        actor: Actor,
+        dataset: Dataset,
+        *,
+        visibility: Visibility | None = None,
+        retention_days: int | None = None,
+    ) -> Dataset:
+        """Set what is given. Another visibility ends all links that were given out."""
+        _check_retention(retention_days)
+
+        def act(connection: Connection) -> Dataset:
+            row = connection.execute(_CHANGE, (visibility, retention_days, dataset.number)).fetchone()
+            if row is None:
+                raise NotFound("no such dataset")
+            changed = self._opened(row)
+            details: dict[str, object] = {
+                "visibility": changed.visibility,
+                "retention_days": changed.retention_days,
+            }
+            record(
+                connection, self._now(), actor, Event.DATASET_CHANGE, dataset.customer, dataset.id, details
+            )
+            return changed
+
+        return await self._ledger.write(act)
+
+    async def end_links(self, actor: Actor, dataset: Dataset) -> None:
+        """Every link that was given out to an image of the dataset is dead when this returns."""
+
+        def act(connection: Connection) -> None:
+            connection.execute("UPDATE datasets SET epoch = epoch + 1 WHERE number = ?", (dataset.number,))
+            record(connection, self._now(), actor, Event.DATASET_CHANGE, dataset.customer, dataset.id)
+
+        await self._ledger.write(act)
+
+    async def erase(self, actor: Actor, dataset: Dataset) -> None:
+        """End a dataset for good: when this returns its keys are destroyed, in memory and in the keyring.
+
+        The files and rows, which nothing opens any more, go soon after, also when a stop comes between.
+        """
+        now = self._now()
+
+        def act(connection: Connection) -> None:
+            connection.execute(
+                "UPDATE datasets SET erased_at = ? WHERE number = ? AND erased_at IS NULL",
+                (now, dataset.number),
+            )
+            if connection.changes():
+                details: dict[str, object] = {"images": dataset.images}
+                record(connection, now, actor, Event.DATASET_ERASE, dataset.customer, dataset.id, details)
+
+        await self._ledger.write(act)
+        await asyncio.to_thread(self._keyring.destroy, UUID(dataset.customer), UUID(dataset.id))
+        self._start_erasing((dataset.number, dataset.id, dataset.customer))
+
+    async def _make(self, actor: Actor, dataset: Dataset) -> Dataset:
+        """The key first: a row without one would be a dataset that nothing can be put into."""
+        keys = await asyncio.to_thread(self._keyring.add, UUID(dataset.customer), UUID(dataset.id), "dataset")
+
+        def act(connection: Connection) -> Dataset:
+            name = None
+            if dataset.name is not None:
+                name = keys.seal("name", dataset.name.encode(), dataset.id.encode())
+            row = connection.execute(
+                _INSERT,
+                (
+                    dataset.id,
+                    dataset.customer,
+                    name,
+                    dataset.visibility,
+                    dataset.keep_metadata,
+                    dataset.retention_days,
+                    dataset.created_at,
+                ),
+            ).fetchone()
+            assert row is not None
+            details: dict[str, object] = {"visibility": dataset.visibility}
+            now = dataset.created_at
+            record(connection, now, actor, Event.DATASET_ADD, dataset.customer, dataset.id, details)
+            return self._opened(row)
+
+        try:
+            return await self._ledger.write(act)
+        except StorageFailed:
+            raise  # the row may be on the disk all the same, and is nothing without its key
+        except ApplianceError:
+            await asyncio.to_thread(self._keyring.destroy, UUID(dataset.customer), UUID(dataset.id))
+            raise
+
+    def _opened(self, row: tuple[Any, ...]) -> Dataset:
+        number, identity, customer, sealed, visibility, keep, *rest = row
+        name = None
+        if sealed is not None:
+            keys = self._keyring.container(UUID(customer), UUID(identity))
+            name = keys.unseal("name", sealed, identity.encode()).decode()
+        return Dataset(number, identity, customer, name, visibility, bool(keep), *rest)
+
+    def _start_erasing(self, dataset: tuple[int, DatasetId, CustomerId]) -> None:
+        task = asyncio.get_running_loop().create_task(self._finish_erasing(*dataset))
+        self._erasing.add(task)
+        task.add_done_callback(self._erasing.discard)
+
+    async def _finish_erasing(self, number: int, identity: DatasetId, customer: CustomerId) -> None:
+        try:
+            await asyncio.to_thread(self._keyring.destroy, UUID(customer), UUID(identity))
+            await self._files.remove_container(UUID(identity))
+            while await self._ledger.write(
+                lambda connection: _bury_some(connection, number, identity, self._now())
+            ):
+                pass
+            while not await self._ledger.empty_log():
+                pass
+        except ApplianceError as error:
+            _log.error("the rest of the erased dataset %s goes after the next start: %s", identity, error)
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)
+
+
+def _checked_name(name: str) -> str:
+    cleaned = unicodedata.normalize("NFC", name).strip()
+    if not 1 <= len(cleaned) <= MAX_NAME or not cleaned.isprintable() or cleaned.lower() == "default":
+        raise InvalidInput(f'name: 1 to {MAX_NAME} printable characters, and not "Default"')
+    return cleaned
+
+
+def _check_retention(days: int | None) -> None:
+    if days is not None and not 1 <= days <= 36500:
+        raise InvalidInput("retention_days: 1 to 36500")
+
+
+def _all(connection: Connection, customer: CustomerId) -> list[tuple[Any, ...]]:
+    return connection.execute(
+        f"SELECT {_COLUMNS} FROM datasets WHERE customer = ? AND erased_at IS NULL ORDER BY number",  # noqa: S608
+        (customer,),
+    ).fetchall()
+
+
+def _living(connection: Connection) -> list[DatasetId]:
+    found = connection.execute("SELECT id FROM datasets WHERE erased_at IS NULL ORDER BY number")
+    return [DatasetId(row[0]) for row in found]
+
+
+def _one(connection: Connection, customer: CustomerId, dataset: str) -> tuple[Any, ...] | None:
+    return connection.execute(
+        f"SELECT {_COLUMNS} FROM datasets WHERE id = ? AND customer = ? AND erased_at IS NULL",  # noqa: S608
+        (dataset, customer),
+    ).fetchone()
+
+
+def _default(connection: Connection, customer: CustomerId) -> tuple[Any, ...] | None:
+    return connection.execute(
+        f"SELECT {_COLUMNS} FROM datasets WHERE customer = ? AND name IS NULL AND erased_at IS NULL",  # noqa: S608
+        (customer,),
+    ).fetchone()
+
+
+def _erased(connection: Connection) -> list[tuple[int, DatasetId, CustomerId]]:
+    found = connection.execute("SELECT number, id, customer FROM datasets WHERE erased_at IS NOT NULL")
+    return [(number, DatasetId(identity), CustomerId(customer)) for number, identity, customer in found]
+
+
+def _bury_some(connection: Connection, number: int, identity: DatasetId, now: int) -> bool:
+    """Some rows of an erased dataset, and at last its own; whether there are more."""
+    ids: list[Any] = connection.execute(
+        "DELETE FROM images WHERE key IN (SELECT key FROM images WHERE dataset = ? LIMIT ?) RETURNING id",
+        (number, _IMAGES_AT_ONCE),
+    ).fetchall()
+    for (image,) in ids:
+        rows.bury(connection, image, identity, now)
+    if ids:
+        return True
+    for table in ("points", "labels", "tasks"):
+        connection.execute(
+            f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE dataset = ? LIMIT ?)",  # noqa: S608
+            (number, _ROWS_AT_ONCE),
+        )
+        if connection.changes():
+            return True
+    connection.execute("DELETE FROM datasets WHERE number = ?", (number,))
+    rows.bury(connection, identity, identity, now)
+    return False

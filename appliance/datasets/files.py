@@ -1,0 +1,405 @@
+"""Sealed files on the volume: written durably, many with the same syncs, opened, and removed for good.
+
+A file is made without a name, so that a crash leaves nothing of it; it gets its name when its bytes are on
+the disk, and whoever waits is told when the name is as well.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+from uuid import UUID
+
+from prometheus_client import Counter, Histogram
+
+from appliance.errors import NotFound, StorageFailed
+from appliance.metrics import Registry
+from appliance.vault import Container, Name, SealedFile, Sealer, sealed_size
+from appliance.volume import DataFolder
+
+Buffer = bytes | bytearray | memoryview
+
+_PIECE = 1 << 20
+_FILES_AT_ONCE = 256
+_SYNCED_SINGLY = 2  # above, one sync of the whole filesystem costs less than one of each file
+_SEALING_THREADS = 2
+WITNESS = "witness"
+"""Beside the containers: the newest audit entry that was acknowledged, 8 bytes, big-endian; then a doubt."""
+_A_FILE, _THE_FOLDER = "a sealed file", "the folder of sealed files"
+_REMOVED = "its dataset was erased while it was written"
+
+
+@dataclass(slots=True, eq=False)
+class _Draft:
+    """A file whose bytes were handed to the kernel, and that has no name yet."""
+
+    fd: int
+    name: Name
+    witnessed: int
+    durable: asyncio.Future[None]
+
+
+class OpenFile:
+    """A sealed file that is open until `close`; of one reader at a time, on any thread."""
+
+    __slots__ = ("_fd", "_folder", "_sealed")
+
+    def __init__(self, fd: int, sealed: SealedFile, folder: DataFolder) -> None:
+        self._fd = fd
+        self._sealed = sealed
+        self._folder = folder
+
+    @property
+    def length(self) -> int:
+        """Bytes of what was sealed."""
+        return self._sealed.length
+
+    @property
+    def size(self) -> int:
+        """Bytes of the sealed file itself."""
+        return self._sealed.size
+
+    @property
+    def etag(self) -> str:
+        """32 hexadecimal digits: the same for as long as the file is, and telling nothing of its content."""
+        return self._sealed.etag
+
+    @property
+    def key(self) -> bytes:
+        """What opens this file and no other, 44 bytes: see SealedFile."""
+        return self._sealed.key
+
+    def read(self, start: int, stop: int) -> memoryview:
+        """The bytes from `start` up to `stop`, each proven. Blocks on the disk.
+
+        Raises SealBroken, StorageFailed, VolumeOffline, and ValueError for a range outside of `length`.
+        """
+        with _through(self._folder.reading(), _A_FILE):
+            return self._sealed.read(start, stop)
+
+    def read_sealed(self, start: int, stop: int) -> memoryview:
+        """Bytes of the sealed file as it lies there. Blocks on the disk. Raises as `read`."""
+        with _through(self._folder.reading(), _A_FILE):
+            data = os.pread(self._fd, stop - start, start)
+        if len(data) != stop - start:
+            raise StorageFailed("a sealed file was cut while it was read")
+        return memoryview(data)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self._fd)
+
+
+class SealedFiles:
+    """The sealed files of all datasets: FOLDER/<container>/<object>, ids in hexadecimal.
+
+    Whatever is wrong with the volume the data folder says, as VolumeOffline; after a failed sync until a
+    restart. No method may be cancelled while it runs.
+    """
+
+    def __init__(self, folder: DataFolder, registry: Registry) -> None:
+        self._folder = folder
+        self._sealing = ThreadPoolExecutor(_SEALING_THREADS, thread_name_prefix="sealing")
+        self._changing = ThreadPoolExecutor(1, thread_name_prefix="sealed-files")
+        self._drafts: list[_Draft] = []
+        self._committing: asyncio.Task[None] | None = None
+        self._witnessed = 0
+        self._written = Counter("appliance_store_sealed_bytes", "Sealed bytes written", registry=registry)
+        self._together = Histogram(
+            "appliance_store_files_per_sync",
+            "Files made durable by the same syncs",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            registry=registry,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        while self._committing is not None:
+            await asyncio.wait({self._committing})
+        self._sealing.shutdown()
+        self._changing.shutdown()
+
+    async def write(
+        self, name: Name, keys: Container, content: Sequence[Buffer], acknowledged: int = 0
+    ) -> None:
+        """Seal `content`, one part after the other, as the file of `name`; durable on return.
+
+        Files that are written at the same time share their syncs, and so does the witness of what has been
+        `acknowledged` before. Raises VolumeFull when the volume cannot hold it, StorageFailed,
+        VolumeOffline: nothing of it is there then.
+        """
+        loop = asyncio.get_running_loop()
+        fd = await loop.run_in_executor(self._sealing, self._seal, name, keys, content)
+        draft = _Draft(fd, name, acknowledged, loop.create_future())
+        self._drafts.append(draft)
+        if self._committing is None:
+            self._committing = loop.create_task(self._commit())
+        await draft.durable
+
+    async def remove(self, names: Iterable[Name]) -> None:
+        """Remove files, durably; what is not there is no error. Raises StorageFailed, VolumeOffline."""
+        await asyncio.get_running_loop().run_in_executor(self._changing, self._unlink, list(names))
+
+    async def remove_container(self, container: UUID) -> None:
+        """Remove a container's folder with all that is in it. Raises StorageFailed, VolumeOffline."""
+        await asyncio.get_running_loop().run_in_executor(self._changing, self._unlink_all, container)
+
+    async def witness(self, acknowledged: int) -> None:
+        """Remember, apart from the ledger, how far it had come: see `witnessed`. It never goes back."""
+        await asyncio.get_running_loop().run_in_executor(self._changing, self._witness, acknowledged)
+
+    def witnessed(self) -> int:
+        """The highest number that was acknowledged as the volume knows it; 0 on a new one. Blocks.
+
+        A ledger that has not come as far is older than the files beside it. Raises StorageFailed,
+        VolumeOffline.
+        """
+        return int.from_bytes(self._read_witness()[:8])
+
+    def doubted(self) -> bool:
+        """Whether a ledger older than the files was ever beside them, see `doubt`. As `witnessed`."""
+        return self._read_witness()[8:] == b"\1"
+
+    async def doubt(self, doubted: bool) -> None:
+        """Remember that files without a row may be images of another ledger, or that there are none left."""
+        await asyncio.get_running_loop().run_in_executor(self._changing, self._doubt, doubted)
+
+    def open(self, name: Name, keys: Container) -> OpenFile:
+        """The file of `name`, proven to be what was sealed under this name. Blocks on the disk.
+
+        Raises NotFound, SealBroken, StorageFailed, VolumeOffline.
+        """
+        path = f"{name.container.hex}/{name.object.hex}"
+        with _through(self._folder.reading(), path) as top:
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=top)
+            except FileNotFoundError:
+                raise NotFound(f"object {name.object} has no file") from None
+            try:
+                return OpenFile(fd, SealedFile(fd, name, keys.object_key), self._folder)
+            except BaseException:
+                os.close(fd)
+                raise
+
+    def containers(self) -> list[UUID]:
+        """The containers that have a folder. Blocks on the disk. Raises StorageFailed, VolumeOffline."""
+        with _through(self._folder.reading(), _THE_FOLDER) as top:
+            return _ids(top)
+
+    def objects(self, container: UUID) -> list[UUID]:
+        """The objects of a container that have a file. Blocks on the disk. Raises as `containers`."""
+        with (
+            _through(self._folder.reading(), container.hex) as top,
+            contextlib.suppress(FileNotFoundError),
+            self._folder.subfolder(top, container.hex) as folder,
+        ):
+            return _ids(folder)
+        return []
+
+    def _seal(self, name: Name, keys: Container, content: Sequence[Buffer]) -> int:
+        """A file without a name that holds all of it, not yet durable; its descriptor."""
+        size = sealed_size(sum(len(part) for part in content))
+        sealer = Sealer(name, keys.generation, keys.object_key(keys.generation))
+        with ExitStack() as unless_sealed:
+            with (
+                _through(self._folder.writing(), name.container.hex) as top,
+                self._container_folder(top, name.container) as folder,
+            ):
+                try:
+                    fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=folder)
+                except OSError:
+                    if os.fstat(folder).st_nlink == 0:
+                        raise NotFound(_REMOVED) from None
+                    raise
+                unless_sealed.callback(os.close, fd)
+                os.posix_fallocate(fd, 0, size)
+                _write(fd, sealer.header)
+                for part in content:
+                    view = memoryview(part)
+                    for start in range(0, len(view), _PIECE):
+                        _write(fd, sealer.update(view[start : start + _PIECE]))
+                _write(fd, sealer.finish())
+            unless_sealed.pop_all()
+        self._written.inc(size)
+        return fd
+
+    @contextmanager
+    def _container_folder(self, top: int, container: UUID) -> Iterator[int]:
+        """Made where it is missing. Raises NotFound when the container is removed meanwhile."""
+        try:
+            with self._folder.subfolder(top, container.hex, create=True) as folder:
+                yield folder
+        except FileNotFoundError:
+            raise NotFound(_REMOVED) from None
+
+    async def _commit(self) -> None:
+        """Make drafts durable for as long as there are any, all that wait together."""
+        loop = asyncio.get_running_loop()
+        try:
+            while self._drafts:
+                batch, self._drafts = self._drafts[:_FILES_AT_ONCE], self._drafts[_FILES_AT_ONCE:]
+                try:
+                    gone = await loop.run_in_executor(self._changing, self._make_durable, batch)
+                except Exception as error:  # noqa: BLE001 - it belongs to those who would wait for ever
+                    for draft in batch:
+                        draft.durable.set_exception(error)
+                else:
+                    for draft in batch:
+                        if draft.name.container in gone:
+                            draft.durable.set_exception(NotFound(_REMOVED))
+                        else:
+                            draft.durable.set_result(None)
+        finally:
+            self._committing = None
+
+    def _make_durable(self, batch: list[_Draft]) -> set[UUID]:
+        """Sync the files of a batch, give them their names, sync these. All of it, or none has a name.
+
+        Returns the containers that were removed before it came to this: their files have no name.
+        """
+        try:
+            with _through(self._folder.writing(), _THE_FOLDER) as top:
+                self._advance_witness(top, max(draft.witnessed for draft in batch))
+                if len(batch) > _SYNCED_SINGLY:
+                    self._folder.sync_all()
+                else:
+                    for draft in batch:
+                        self._folder.sync(draft.fd)
+                gone = self._give_names(top, batch)
+        finally:
+            for draft in batch:
+                os.close(draft.fd)
+        self._together.observe(len(batch))
+        return gone
+
+    def _give_names(self, top: int, batch: list[_Draft]) -> set[UUID]:
+        wanted = {draft.name.container for draft in batch}
+        folders: dict[UUID, int] = {}
+        named: list[_Draft] = []
+        with ExitStack() as stack:
+            for container in wanted:
+                with contextlib.suppress(FileNotFoundError):
+                    folders[container] = stack.enter_context(self._folder.subfolder(top, container.hex))
+            try:
+                for draft in (draft for draft in batch if draft.name.container in folders):
+                    # With dst_dir_fd CPython calls linkat(AT_SYMLINK_FOLLOW); link() would not follow it.
+                    link, folder = f"/proc/self/fd/{draft.fd}", folders[draft.name.container]
+                    os.link(link, draft.name.object.hex, dst_dir_fd=folder)
+                    named.append(draft)
+                for folder in folders.values():
+                    self._folder.sync(folder)
+            except BaseException:
+                for draft in named:
+                    with contextlib.suppress(OSError):
+                        os.unlink(draft.name.object.hex, dir_fd=folders[draft.name.container])
+                raise
+        return wanted - folders.keys()
+
+    def _witness(self, acknowledged: int) -> None:
+        with _through(self._folder.writing(), WITNESS) as top:
+            self._advance_witness(top, acknowledged)
+
+    def _doubt(self, doubted: bool) -> None:
+        with _through(self._folder.writing(), WITNESS) as top:
+            self._write_witness(top, bytes([doubted]), 8)
+
+    def _advance_witness(self, top: int, acknowledged: int) -> None:
+        if acknowledged <= self._witnessed:
+            return
+        self._witnessed = max(self._witnessed, self.witnessed())
+        if acknowledged <= self._witnessed:
+            return  # of a ledger that is older than the files: what it adds is not what they were part of
+        self._write_witness(top, acknowledged.to_bytes(8), 0)
+        self._witnessed = acknowledged
+
+    def _write_witness(self, top: int, data: bytes, place: int) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(WITNESS, flags, 0o600, dir_fd=top)
+        try:
+            new = os.fstat(fd).st_size == 0
+            os.pwrite(fd, data, place)
+            self._folder.sync(fd)
+            if new:
+                self._folder.sync(top)
+        finally:
+            os.close(fd)
+
+    def _read_witness(self) -> bytes:
+        with _through(self._folder.reading(), WITNESS) as top:
+            try:
+                fd = os.open(WITNESS, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=top)
+            except FileNotFoundError:
+                return b""
+            try:
+                return os.read(fd, 9)
+            finally:
+                os.close(fd)
+
+    def _unlink(self, names: list[Name]) -> None:
+        with _through(self._folder.writing(), _THE_FOLDER) as top:
+            for container in {name.container for name in names}:
+                with (
+                    contextlib.suppress(FileNotFoundError),
+                    self._folder.subfolder(top, container.hex) as folder,
+                ):
+                    for name in names:
+                        if name.container == container:
+                            with contextlib.suppress(FileNotFoundError):
+                                os.unlink(name.object.hex, dir_fd=folder)
+                    self._folder.sync(folder)
+
+    def _unlink_all(self, container: UUID) -> None:
+        with (
+            _through(self._folder.writing(), container.hex) as top,
+            contextlib.suppress(FileNotFoundError),
+        ):
+            with self._folder.subfolder(top, container.hex) as folder:
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        os.unlink(entry.name, dir_fd=folder)
+                self._folder.sync(folder)
+            os.rmdir(container.hex, dir_fd=top)
+            self._folder.sync(top)
+
+
+@contextmanager
+def stored_alone(folder: Path, *, encrypted: bool) -> Iterator[SealedFiles]:
+    """The sealed files of a state that no daemon holds, to be read within the block. Blocks on the disk.
+
+    Raises as `DataFolder.open`.
+    """
+    with DataFolder(folder, encrypted=encrypted) as opened:
+        yield SealedFiles(opened, Registry())
+
+
+@contextmanager
+def _through(way: AbstractContextManager[int], what: str) -> Iterator[int]:
+    """`way` to the data folder, which lets errors pass that say nothing of the volume: they are of `what`."""
+    try:
+        with way as top:
+            yield top
+    except OSError as error:
+        raise StorageFailed(f"{what}: {error.strerror}") from error
+
+
+def _ids(folder: int) -> list[UUID]:
+    """What is named by an id in a folder."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(ValueError):
+                found.append(UUID(hex=entry.name))
+    return found
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

@@ -1,0 +1,104 @@
+"""The parts of the store together, opened in their order on one state folder."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance import config
+from appliance.accounts.agreements import Agreements
+from appliance.datasets.annotations import Annotations
+from appliance.datasets.catalogue import Datasets
+from appliance.datasets.files import SealedFiles
+from appliance.datasets.folder import data_folder
+from appliance.datasets.links import Links
+from appliance.datasets.ports import ImageCodec
+from appliance.datasets.store import Store
+from appliance.datasets.upkeep import Upkeep
+from appliance.ledger import Ledger
+from appliance.metrics import Registry
+from appliance.vault import Keyring
+from appliance.volume import DataFolder, Space, Watch
+
+FOLDER = "images"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Stored images: whose they are, where they rest, how they are reached, what was written about them."""
+
+    datasets: Datasets
+    store: Store
+    links: Links
+    annotations: Annotations
+    folder: DataFolder
+    files: SealedFiles
+    upkeep: Upkeep
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """Unix seconds, which somebody may set, and seconds that only rise."""
+
+    wall: Callable[[], float]
+    monotonic: Callable[[], float]
+
+
+@asynccontextmanager
+async def open_images(
+    state: Path,
+    settings: config.Datasets,
+    ledger: Ledger,
+    keyring: Keyring,
+    *,
+    agreements: Agreements,
+    codec: ImageCodec,
+    encrypted: bool,
+    clocks: Clocks,
+    registry: Registry,
+) -> AsyncIterator[Images]:
+    """The store on STATE/images; `encrypted` demands LUKS below.
+
+    Raises VolumeOffline when the volume is not fit or not the one that belongs to the ledger, StorageFailed.
+    """
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        folder = await enter(data_folder(state / FOLDER, ledger, encrypted=encrypted))
+        await enter(Watch(folder, clock=clocks.monotonic))
+        space = Space(
+            folder,
+            fraction=settings.reserve_fraction,
+            least_bytes=settings.reserve_bytes,
+            ballast_bytes=settings.ballast_bytes,
+        )
+        files = await enter(SealedFiles(folder, registry))
+        datasets = await enter(Datasets(ledger, keyring, files, clocks.wall))
+        upkeep = await enter(
+            Upkeep(
+                ledger,
+                datasets,
+                files,
+                space,
+                scrub_days=settings.scrub_days,
+                clock=clocks.wall,
+                registry=registry,
+            )
+        )
+        store = await enter(
+            Store(
+                ledger,
+                datasets,
+                files,
+                codec=codec,
+                agreements=agreements,
+                space=space,
+                clock=clocks.wall,
+                registry=registry,
+            )
+        )
+        links = await enter(
+            Links(ledger, datasets, keyring.service, clock=clocks.wall, monotonic=clocks.monotonic)
+        )
+        annotations = await enter(Annotations(ledger, datasets, store, clock=clocks.wall))
+        await enter(upkeep.at_leisure(store))
+        yield Images(datasets, store, links, annotations, folder, files, upkeep)

@@ -1,0 +1,160 @@
+"""Links to images: signed, ending after an hour at most, or stable and unguessable where a dataset is public.
+
+A link is `files/<image>.jpg?exp=<unix seconds>&sig=<signature>`, a thumbnail's `files/<image>-thumb.jpg?..`;
+a public one has no `exp`. The signature covers method, image, variant, customer, expiry and the dataset's
+epoch, and is compared as text: there is one way to write it.
+"""
+
+import base64
+import contextlib
+import hmac
+import re
+from collections.abc import Callable
+from typing import Self
+
+from appliance.accounts.customers import CustomerId
+from appliance.datasets import rows
+from appliance.datasets.catalogue import Datasets
+from appliance.datasets.records import Dataset, Image, ReadPermit, Variant
+from appliance.errors import Forbidden, InvalidInput, NotFound, StorageFailed
+from appliance.ledger import Connection, Ledger
+from appliance.vault import Keys
+
+LONGEST_SECONDS = 3600
+
+_LABEL = "links"
+_SAVED_EVERY = 30.0
+_NAME = re.compile(
+    r"([0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})(-thumb)?\.jpg", re.ASCII
+)
+_QUERY = re.compile(r"(?:exp=([1-9][0-9]{0,11})&)?sig=([A-Za-z0-9_-]{43})", re.ASCII)
+_ENDED = "the link is not valid, or it has ended: ask for the image again and use its new link"
+
+
+class Links:
+    """Makes links and turns genuine ones into permits.
+
+    Time only goes forward: a clock that is set back, also across a restart, revives no link that had ended.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        datasets: Datasets,
+        keys: Keys,
+        *,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._ledger = ledger
+        self._datasets = datasets
+        self._keys = keys
+        self._clock = clock
+        self._monotonic = monotonic
+        self._mark = 0.0  # the latest time that was ever seen, and when by the other clock
+        self._marked_at = 0.0
+        self._saved = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._mark = self._saved = await self._ledger.read(_latest)
+        self._marked_at = self._monotonic()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with contextlib.suppress(StorageFailed):  # the ledger's failure, which is told elsewhere
+            await self._save()
+
+    def now(self) -> float:
+        """Unix seconds, never less than before."""
+        monotonic = self._monotonic()
+        self._mark = max(self._clock(), self._mark + monotonic - self._marked_at)
+        self._marked_at = monotonic
+        return self._mark
+
+    def address(
+        self, dataset: Dataset, image: Image, variant: Variant = "image", seconds: int = LONGEST_SECONDS
+    ) -> str:
+        """The path and query of a link to an image of `dataset`, without a leading slash.
+
+        It ends in `seconds`; a public dataset's never does, a restricted one's needs a token and is not
+        signed. Raises InvalidInput for more than an hour.
+        """
+        if not 1 <= seconds <= LONGEST_SECONDS:
+            raise InvalidInput(f"a link lives for 1 to {LONGEST_SECONDS} seconds")
+        name = f"files/{image.id}{'' if variant == 'image' else '-thumb'}.jpg"
+        if dataset.visibility == "restricted":
+            return name
+        if dataset.visibility == "public":
+            return f"{name}?sig={self._signature(image, variant, dataset.epoch, 'public')}"
+        expiry = str(int(self.now()) + seconds)
+        return f"{name}?exp={expiry}&sig={self._signature(image, variant, dataset.epoch, expiry)}"
+
+    async def permit(self, name: str, query: str) -> tuple[ReadPermit, Variant]:
+        """What a link gives the right to see; `name` is the last segment of its path, `query` its raw query.
+
+        Raises Forbidden, with one and the same message, when it is not exactly a link that was made here and
+        lives: forged, ended, of an image or a dataset that is no more, or changed by one character.
+        """
+        identity, variant = self.named(name)
+        given = _QUERY.fullmatch(query)
+        if given is None:
+            raise Forbidden(_ENDED)
+        expiry: str | None = given[1]
+        now = self.now()
+        if now - self._saved > _SAVED_EVERY:
+            await self._save()
+        if expiry is not None and not now < int(expiry) <= now + LONGEST_SECONDS:
+            raise Forbidden(_ENDED)
+        image = await self._ledger.read(lambda connection: rows.image(connection, None, identity))
+        if image is None:
+            raise Forbidden(_ENDED)
+        try:
+            dataset = await self._datasets.get(image.customer, image.dataset)
+        except NotFound:
+            raise Forbidden(_ENDED) from None
+        allowed = dataset.visibility == ("link" if expiry is not None else "public")
+        expected = self._signature(image, variant, dataset.epoch, expiry or "public")
+        if not hmac.compare_digest(expected, given[2]) or not allowed:
+            raise Forbidden(_ENDED)
+        permit = ReadPermit(image.customer, image.dataset, image.id, "public" if expiry is None else "link")
+        return permit, variant
+
+    def named(self, name: str) -> tuple[str, Variant]:
+        """The image and the variant that the last segment of a link's path names. Raises NotFound."""
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise NotFound("nothing is served at this path")
+        return found[1], "image" if found[2] is None else "thumbnail"
+
+    def of_token(self, customer: CustomerId, image: Image) -> ReadPermit:
+        """The permit of a customer's own token to one of its images. Raises NotFound for another's."""
+        if image.customer != customer:
+            raise NotFound("no such image")
+        return ReadPermit(customer, image.dataset, image.id, "token")
+
+    def _signature(self, image: Image, variant: Variant, epoch: int, expiry: str) -> str:
+        signed = "\n".join(("GET", image.id, variant, image.customer, expiry, str(epoch)))
+        return base64.urlsafe_b64encode(self._keys.mac(_LABEL, signed.encode())).decode().rstrip("=")
+
+    async def _save(self) -> None:
+        """Keep the latest time for the next start; an earlier one never replaces it."""
+        now = self.now()
+        milliseconds = int(now * 1000)
+        await self._ledger.write(
+            lambda connection: (
+                connection.execute(
+                    "INSERT INTO latest_time (id, time) VALUES (1, ?1)"
+                    " ON CONFLICT (id) DO UPDATE SET time = max(time, ?1)",
+                    (milliseconds,),
+                ).get
+            )
+        )
+        self._saved = now
+
+
+def _latest(connection: Connection) -> float:
+    """The latest time that the ledger knows of."""
+    time = connection.execute(
+        "SELECT max(coalesce((SELECT time FROM latest_time), 0), coalesce((SELECT max(time) FROM audit), 0))"
+    ).get
+    return float(time) / 1000

@@ -1,0 +1,232 @@
+"""The rows of datasets and images: statements and what they give, for use inside the ledger's acts."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from appliance.accounts.audit import Actor, Event, record
+from appliance.accounts.customers import CustomerId
+from appliance.datasets.records import Dataset, DatasetId, Image, ImageId, Place
+from appliance.errors import NotFound
+from appliance.ledger import Connection
+
+_STORE = Actor("system", "store")
+_DAY = 86_400_000
+_IMAGE = (
+    "images.key, images.id, datasets.id, datasets.customer, images.created_at, images.format, images.width,"
+    " images.height, images.size, images.thumbnail, images.damaged, images.facet"
+)
+PLACE = "datasets.number, datasets.id, datasets.customer, datasets.name IS NULL"
+_LIVING = (
+    f"SELECT {_IMAGE} FROM images JOIN datasets ON datasets.number = images.dataset"  # noqa: S608
+    " WHERE images.deleted_at IS NULL AND datasets.erased_at IS NULL"
+)
+
+
+def image(connection: Connection, customer: CustomerId | None, image_id: str) -> Image | None:
+    """The image of this id, unless it is another customer's; of anybody's with None."""
+    found = connection.execute(
+        f"{_LIVING} AND images.id = ?1 AND (?2 IS NULL OR datasets.customer = ?2)", (image_id, customer)
+    ).fetchone()
+    return None if found is None else _image(found)
+
+
+def images(connection: Connection, dataset: int, after: int, most: int) -> list[Image]:
+    """Images of a dataset in order of upload, those with a key above `after`."""
+    found = connection.execute(
+        f"{_LIVING} AND images.key > ?1 AND images.key < (?2 + 1) << 32 ORDER BY images.key LIMIT ?3",
+        (max(after, (dataset << 32) - 1), dataset, most),
+    )
+    return [_image(row) for row in found]
+
+
+def described(connection: Connection, keys: Iterable[int]) -> dict[int, tuple[Image, Place, bytes | None]]:
+    """Images by their keys, with their places and their sealed metadata; those being deleted are left out."""
+    wanted = list(keys)
+    found = connection.execute(
+        f"SELECT {_IMAGE}, {PLACE}, images.meta_data FROM images"  # noqa: S608
+        " JOIN datasets ON datasets.number = images.dataset"
+        " WHERE images.deleted_at IS NULL AND datasets.erased_at IS NULL"
+        f" AND images.key IN ({marks(wanted)})",
+        wanted,
+    )
+    return {row[0]: (_image(row[:12]), place(row[12:16]), row[16]) for row in found}
+
+
+def place(row: tuple[Any, ...]) -> Place:
+    """What the columns PLACE say."""
+    number, dataset, customer, is_default = row
+    return Place(number, dataset, customer, bool(is_default))
+
+
+def marks(values: Sequence[object]) -> str:
+    """As many question marks."""
+    return ", ".join("?" * len(values))
+
+
+def by_content(connection: Connection, dataset: int, content: bytes) -> ImageId | None:
+    """The image of a dataset that was uploaded with the same bytes."""
+    found: str | None = connection.execute(
+        "SELECT id FROM images WHERE dataset = ? AND content = ? AND deleted_at IS NULL", (dataset, content)
+    ).get
+    return None if found is None else ImageId(found)
+
+
+def add_image(
+    connection: Connection, dataset: int, image: Image, content: bytes, meta_data: bytes | None
+) -> int:
+    """Insert a row for `image`, whose key is made here and returned; counts follow."""
+    connection.execute(
+        "UPDATE datasets SET images = images + 1, bytes = bytes + ? WHERE number = ?", (image.size, dataset)
+    )
+    key = next_key(connection, dataset)
+    connection.execute(
+        "INSERT INTO images (key, id, dataset, created_at, format, width, height, size, thumbnail, content,"
+        " meta_data, facet) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            key,
+            image.id,
+            dataset,
+            image.created_at,
+            image.format,
+            image.width,
+            image.height,
+            image.size,
+            image.thumbnail,
+            content,
+            meta_data,
+            image.facet,
+        ),
+    )
+    return key
+
+
+def next_key(connection: Connection, dataset: int) -> int:
+    """A key for a new row of a dataset, above all that it has. Raises NotFound when the dataset is erased."""
+    position = connection.execute(
+        "UPDATE datasets SET next_position = next_position + 1 WHERE number = ? AND erased_at IS NULL"
+        " RETURNING next_position - 1",
+        (dataset,),
+    ).get
+    if position is None:
+        raise NotFound("no such dataset")
+    return (dataset << 32) + int(position)
+
+
+def expired(connection: Connection, now: int, most: int) -> list[Image]:
+    """Images that are older than their datasets keep them, at most `most`.
+
+    Images lie in order of upload, so that of each dataset the first ones are looked at alone.
+    """
+    found: list[Image] = []
+    kept: list[Any] = connection.execute(
+        "SELECT number, retention_days FROM datasets WHERE retention_days IS NOT NULL AND erased_at IS NULL"
+    ).fetchall()
+    for number, days in kept:
+        oldest = images(connection, number, 0, most - len(found))
+        found += [image for image in oldest if image.created_at <= now - days * _DAY]
+    return found
+
+
+def begin_deleting(connection: Connection, image: Image, now: int) -> bool:
+    """Take an image out of sight, and with it all that was written about it; False when it was already."""
+    connection.execute(
+        "UPDATE images SET deleted_at = ?, facet = -1 WHERE key = ? AND deleted_at IS NULL", (now, image.key)
+    )
+    if connection.changes() == 0:
+        return False
+    connection.execute(
+        "UPDATE datasets SET images = images - 1, bytes = bytes - ? WHERE number = ?",
+        (image.size, image.key >> 32),
+    )
+    return True
+
+
+def being_deleted(connection: Connection, most: int) -> list[Image]:
+    """Images out of sight whose files may still be there, of datasets that stay."""
+    found = connection.execute(
+        f"SELECT {_IMAGE} FROM images JOIN datasets ON datasets.number = images.dataset"  # noqa: S608
+        " WHERE images.deleted_at IS NOT NULL AND datasets.erased_at IS NULL LIMIT ?",
+        (most,),
+    )
+    return [_image(row) for row in found]
+
+
+def finish_deleting(connection: Connection, images: Iterable[Image], now: int) -> None:
+    """Their files are gone: the rows go, tombstones stay."""
+    for image in images:
+        connection.execute("DELETE FROM images WHERE key = ?", (image.key,))
+        bury(connection, image.id, image.dataset, now)
+
+
+def bury(connection: Connection, erased: str, dataset: DatasetId, now: int) -> None:
+    """Remember that this id was erased."""
+    connection.execute(
+        "INSERT OR IGNORE INTO tombstones (id, dataset, erased_at) VALUES (?, ?, ?)", (erased, dataset, now)
+    )
+
+
+def living_ids(connection: Connection, dataset: int) -> set[str]:
+    """The ids of all images of a dataset that have a row, those being deleted included."""
+    return {row[0] for row in connection.execute("SELECT id FROM images WHERE dataset = ?", (dataset,))}
+
+
+def to_scrub(connection: Connection, before: int, most: int) -> list[Image]:
+    """Images that were last proven before `before`, or never, the longest ago first."""
+    found = connection.execute(
+        f"{_LIVING} AND coalesce(images.scrubbed_at, images.created_at) < ?1 AND NOT images.damaged"
+        " ORDER BY coalesce(images.scrubbed_at, images.created_at) LIMIT ?2",
+        (before, most),
+    )
+    return [_image(row) for row in found]
+
+
+def scrubbed(connection: Connection, images: Iterable[Image], now: int) -> None:
+    """Every byte of these was proven."""
+    for image in images:
+        connection.execute("UPDATE images SET scrubbed_at = ? WHERE key = ?", (now, image.key))
+
+
+def note_damage(connection: Connection, image: Image, now: int) -> bool:
+    """The file of this image is not what was sealed, or is not there: once for each image, with an entry.
+
+    False for one that was deleted or erased meanwhile: that its file is gone is as it should be.
+    """
+    connection.execute(
+        "UPDATE images SET damaged = 1 WHERE key = ? AND NOT damaged AND deleted_at IS NULL"
+        " AND (SELECT erased_at IS NULL FROM datasets WHERE number = images.dataset)",
+        (image.key,),
+    )
+    noted = connection.changes() > 0
+    if noted:
+        details: dict[str, object] = {"dataset": image.dataset}
+        record(connection, now, _STORE, Event.IMAGE_DAMAGED, image.customer, image.id, details)
+    return noted
+
+
+def damaged(connection: Connection) -> int:
+    """How many images are known to be damaged."""
+    return connection.execute("SELECT count(*) FROM images WHERE damaged AND deleted_at IS NULL").get or 0
+
+
+def last_entry(connection: Connection) -> int:
+    """The audit log's newest entry: what is durable rises with it, and an older ledger has a lower one."""
+    return connection.execute("SELECT coalesce(max(seq), 0) FROM audit").get or 0
+
+
+def owners(connection: Connection) -> dict[str, tuple[int, CustomerId]]:
+    """The number and the customer of every dataset that has a row, by id, erased ones included."""
+    found = connection.execute("SELECT id, number, customer FROM datasets")
+    return {identity: (number, CustomerId(customer)) for identity, number, customer in found}
+
+
+def check_living(connection: Connection, dataset: Dataset) -> None:
+    """Raises NotFound when the dataset is erased."""
+    if connection.execute("SELECT erased_at IS NULL FROM datasets WHERE id = ?", (dataset.id,)).get != 1:
+        raise NotFound("no such dataset")
+
+
+def _image(row: tuple[Any, ...]) -> Image:
+    key, image, dataset, customer, created_at, kind, width, height, size, thumbnail, damage, facet = row
+    return Image(
+        key, image, dataset, customer, created_at, kind, width, height, size, thumbnail, bool(damage), facet
+    )

@@ -1,0 +1,299 @@
+"""The store of training images: the one place where an image may rest.
+
+Nothing is put without an active agreement, nothing is opened without a permit. An upload is acknowledged when
+its sealed file, its row and its audit entry are durable; one that was not leaves nothing.
+"""
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, TypeVar
+
+from prometheus_client import Counter
+
+from appliance.accounts.agreements import Agreements, Kind, required
+from appliance.accounts.audit import Actor, Event, record
+from appliance.accounts.customers import CustomerId
+from appliance.datasets import rows
+from appliance.datasets.catalogue import Datasets
+from appliance.datasets.files import OpenFile, SealedFiles
+from appliance.datasets.ports import Encoded, ImageCodec
+from appliance.datasets.records import Dataset, Image, ImageId, ReadPermit, Variant, facet
+from appliance.errors import AlreadyStored, ApplianceError, NotFound, SealBroken, StorageFailed, VolumeFull
+from appliance.ledger import Connection, Ledger
+from appliance.metrics import Registry
+from appliance.vault import sealed_size
+from appliance.volume import Space
+
+T = TypeVar("T")
+
+_RETENTION = Actor("system", "retention")
+_EXPIRED_AT_ONCE = 200
+_READ_AT_ONCE = 256 << 10
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An image or its thumbnail that is being read, or, `sealed`, its file as it lies there; to be closed.
+
+    Bytes are proven as they are read, those of a sealed file by whoever has its key.
+    """
+
+    image: Image
+    variant: Variant | Literal["sealed"]
+    _file: OpenFile
+
+    @property
+    def etag(self) -> str:
+        """A strong entity tag without its quotes: the same for as long as the bytes are."""
+        return f"{self._file.etag}-{self.variant}"
+
+    @property
+    def length(self) -> int:
+        """Bytes in all."""
+        if self.variant == "sealed":
+            return self._file.size
+        return self.image.size if self.variant == "image" else self.image.thumbnail
+
+    @property
+    def key(self) -> bytes:
+        """What opens this one file: the AES-256 key, 32 bytes, and the base nonce, 12 bytes."""
+        return self._file.key
+
+    async def read(self, start: int, stop: int) -> AsyncIterator[memoryview]:
+        """The bytes from `start` up to `stop`, 256 KiB at once. Raises SealBroken, StorageFailed."""
+        read = self._file.read_sealed if self.variant == "sealed" else self._file.read
+        offset = self.image.size if self.variant == "thumbnail" else 0
+        for at in range(start, stop, _READ_AT_ONCE):
+            end = min(at + _READ_AT_ONCE, stop)
+            yield await asyncio.to_thread(read, offset + at, offset + end)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Draft:
+    """An image on its way to the disk: its parts in the file's order, and the keyed hash of the upload."""
+
+    dataset: Dataset
+    image: Image
+    parts: tuple[bytes, bytes]
+    content: bytes
+    meta_data: bytes | None
+
+
+class Store:
+    """The images of all datasets."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        datasets: Datasets,
+        files: SealedFiles,
+        *,
+        codec: ImageCodec,
+        agreements: Agreements,
+        space: Space,
+        clock: Callable[[], float],
+        registry: Registry,
+    ) -> None:
+        self._ledger = ledger
+        self._datasets = datasets
+        self._files = files
+        self._codec = codec
+        self._agreements = agreements
+        self._space = space
+        self._clock = clock
+        self._acknowledged = 0  # the audit entry of the last image that is durable in file and row
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._stored = Counter("appliance_store_images", "Images stored", registry=registry)
+        self._deleted = Counter("appliance_store_images_deleted", "Images deleted", registry=registry)
+        self._damaged = Counter("appliance_store_images_damaged", "Damaged images found", registry=registry)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+        with contextlib.suppress(StorageFailed, VolumeFull):  # the volume is gone or full, and says so itself
+            await self._files.witness(self._acknowledged)
+
+    async def put(
+        self,
+        actor: Actor,
+        dataset: Dataset,
+        data: Encoded,
+        meta_data: bytes | None = None,
+        *,
+        test: bool = False,
+        real: bool = False,
+    ) -> Image:
+        """Store an uploaded image with its caller's metadata (JSON); durable and audited on return.
+
+        Raises Forbidden without an active agreement, AlreadyStored when the dataset has these bytes already,
+        VolumeFull, StorageFailed, VolumeOffline, and what the codec raises. A caller who goes away meanwhile
+        stops nothing: the image is stored or not, as if he had waited.
+        """
+        self._agreements.require(dataset.customer, Kind.TRAINING_DATA)
+        keys = self._datasets.keys(dataset)
+        content = await asyncio.to_thread(keys.mac, "content", bytes(data))
+        await self._ledger.read(lambda connection: _refuse_second(connection, dataset, content))
+        ingested = await self._codec.ingest(data, keep_metadata=dataset.keep_metadata)
+        image = Image(
+            key=0,
+            id=ImageId(str(uuid.uuid4())),
+            dataset=dataset.id,
+            customer=dataset.customer,
+            created_at=self._now(),
+            format=ingested.format,
+            width=ingested.width,
+            height=ingested.height,
+            size=len(ingested.image),
+            thumbnail=len(ingested.thumbnail),
+            damaged=False,
+            facet=facet(test=test, real=real),
+        )
+        draft = _Draft(dataset, image, (ingested.image, ingested.thumbnail), content, meta_data)
+        return await self._uninterrupted(self._write(actor, draft))
+
+    async def get(self, customer: CustomerId, image: str) -> Image:
+        """Raises NotFound when there is none of this id, or it is another customer's."""
+        found = await self._ledger.read(lambda connection: rows.image(connection, customer, image))
+        if found is None:
+            raise NotFound("no such image")
+        return found
+
+    async def list(self, dataset: Dataset, after: int = 0, most: int = 100) -> Sequence[Image]:
+        """Images in order of upload, those with a key above `after`, at most `most`."""
+        return await self._ledger.read(
+            lambda connection: rows.images(connection, dataset.number, after, most)
+        )
+
+    async def open(self, permit: ReadPermit, variant: Variant | Literal["sealed"] = "image") -> Opened:
+        """The image that the permit is for, or its sealed file, to be closed.
+
+        Raises NotFound when it is not there any more, SealBroken, StorageFailed, VolumeOffline.
+        """
+        image = await self.get(permit.customer, permit.image)
+        dataset = await self._datasets.get(permit.customer, permit.dataset)
+        if image.dataset != dataset.id:
+            raise NotFound("no such image")
+        try:
+            file = await asyncio.to_thread(self._files.open, image.name, self._datasets.keys(dataset))
+        except SealBroken as error:
+            await self._note_damage(image, error)
+            raise
+        if file.length != image.size + image.thumbnail:
+            file.close()
+            raise SealBroken(f"object {image.id}: its row speaks of another length")
+        return Opened(image, variant, file)
+
+    async def delete(self, actor: Actor, image: Image) -> None:
+        """Delete an image for good; when this returns its file is gone and its row is in no file any more.
+
+        Twice is as good as once. Raises StorageFailed, VolumeOffline: it is out of sight all the same, and
+        the rest is done after the next start.
+        """
+        await self.delete_all(actor, [image])
+
+    async def delete_all(self, actor: Actor, images: Sequence[Image]) -> None:
+        """As `delete`, of several that then go together."""
+        await self._uninterrupted(self._delete(actor, images))
+
+    async def expire(self) -> int:
+        """Delete images that have rested for as long as their datasets say, the oldest first; how many.
+
+        At most some hundreds at a time: call again while it is not 0. Raises as `delete`.
+        """
+        now = self._now()
+        expired = await self._ledger.read(lambda connection: rows.expired(connection, now, _EXPIRED_AT_ONCE))
+        if expired:
+            await self.delete_all(_RETENTION, expired)
+        return len(expired)
+
+    async def _write(self, actor: Actor, draft: _Draft) -> Image:
+        dataset, image = draft.dataset, draft.image
+        if self._ledger.failure is not None:  # no file either: it would lie there until a restart
+            raise StorageFailed(self._ledger.failure)
+        keys = self._datasets.keys(dataset)
+        meta_data = None
+        if draft.meta_data is not None:
+            meta_data = keys.seal("meta_data", draft.meta_data, image.id.encode())
+        room = self._space.room(sealed_size(image.size + image.thumbnail))
+        await asyncio.to_thread(room.__enter__)
+        try:
+            await self._files.write(image.name, keys, draft.parts, self._acknowledged)
+        finally:
+            room.__exit__(None, None, None)
+
+        def act(connection: Connection) -> tuple[Image, int]:
+            required(connection, dataset.customer, Kind.TRAINING_DATA)
+            rows.check_living(connection, dataset)
+            _refuse_second(connection, dataset, draft.content)
+            key = rows.add_image(connection, dataset.number, image, draft.content, meta_data)
+            details: dict[str, object] = {"dataset": dataset.id}
+            now = image.created_at
+            record(connection, now, actor, Event.IMAGE_ADD, image.customer, image.id, details)
+            return replace(image, key=key), connection.last_insert_rowid()
+
+        try:
+            stored, entry = await self._ledger.write(act)
+        except StorageFailed:
+            raise  # the row may be on the disk all the same: the next start tells, and the file goes or stays
+        except ApplianceError:
+            await self._files.remove([image.name])
+            raise
+        self._acknowledged = max(self._acknowledged, entry)
+        self._stored.inc()
+        return stored
+
+    async def _delete(self, actor: Actor, images: Sequence[Image]) -> None:
+        await asyncio.to_thread(self._space.before_deletion)
+        now = self._now()
+
+        def act(connection: Connection) -> list[Image]:
+            begun = [image for image in images if rows.begin_deleting(connection, image, now)]
+            for image in begun:
+                details: dict[str, object] = {"dataset": image.dataset}
+                record(connection, now, actor, Event.IMAGE_DELETE, image.customer, image.id, details)
+            return begun
+
+        if begun := await self._ledger.write(act):
+            self._deleted.inc(len(begun))
+            await finish_deleting(self._ledger, self._files, begun, now)
+
+    async def _note_damage(self, image: Image, error: SealBroken) -> None:
+        _log.error("damaged: %s", error)
+        self._damaged.inc()
+        now = self._now()
+        await self._ledger.write(lambda connection: rows.note_damage(connection, image, now))
+
+    async def _uninterrupted(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.get_running_loop().create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)
+
+
+async def finish_deleting(ledger: Ledger, files: SealedFiles, images: Sequence[Image], now: int) -> None:
+    """What is out of sight goes: the files, then the rows, then what the ledger's log holds of them."""
+    await files.remove(image.name for image in images)
+    await ledger.write(lambda connection: rows.finish_deleting(connection, images, now))
+    while not await ledger.empty_log():  # somebody who reads is in the way: a moment only, no read is long
+        pass
+
+
+def _refuse_second(connection: Connection, dataset: Dataset, content: bytes) -> None:
+    image = rows.by_content(connection, dataset.number, content)
+    if image is not None:
+        raise AlreadyStored(image)

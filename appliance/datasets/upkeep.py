@@ -1,0 +1,189 @@
+"""What the store does by itself: finish what a stop interrupted, and prove every image again and again."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Self
+from uuid import UUID
+
+from prometheus_client import Counter, Gauge
+
+from appliance.accounts.customers import CustomerId
+from appliance.datasets import rows
+from appliance.datasets.catalogue import Datasets
+from appliance.datasets.files import SealedFiles
+from appliance.datasets.records import Image
+from appliance.datasets.store import Store, finish_deleting
+from appliance.errors import NotFound, SealBroken, StorageFailed, VolumeFull, VolumeOffline
+from appliance.ledger import Ledger
+from appliance.metrics import Registry
+from appliance.vault import Name
+from appliance.volume import Space
+
+_AT_ONCE = 500
+_READ_AT_ONCE = 1 << 20
+_IDLE_SECONDS = 600.0
+# A twentieth of the time: a terabyte in 30 days needs 8 MB/s of it.
+_SCRUB_SECONDS, _REST_SECONDS = 1.0, 19.0
+
+_log = logging.getLogger(__name__)
+
+
+class Upkeep:
+    """Entering finishes deletions and removes uploads that were never acknowledged.
+
+    `findings` are for the person who runs the appliance: what no restart repairs.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        datasets: Datasets,
+        files: SealedFiles,
+        space: Space,
+        *,
+        scrub_days: float,
+        clock: Callable[[], float],
+        registry: Registry,
+    ) -> None:
+        self._ledger = ledger
+        self._datasets = datasets
+        self._files = files
+        self._space = space
+        self._scrub_ms = int(scrub_days * 86_400_000)
+        self._clock = clock
+        self.findings: list[str] = []
+        self._proven = Counter("appliance_store_scrubbed_bytes", "Bytes proven by scrubs", registry=registry)
+        self._backlog = Gauge("appliance_store_scrub_due", "Images whose scrub is due", registry=registry)
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._space.before_deletion)
+        while images := await self._ledger.read(partial(rows.being_deleted, most=_AT_ONCE)):
+            await finish_deleting(self._ledger, self._files, images, self._now())
+        await self._sweep()
+        for dataset in await self._datasets.keyless():
+            self._find(
+                f"dataset {dataset} has no key: it was erased after this ledger was backed up, or made after"
+                " this keyring was. Nothing of it can be opened, and nothing of it is removed"
+            )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    @asynccontextmanager
+    async def at_leisure(self, store: Store) -> AsyncIterator[None]:
+        """Within the block what is past its retention goes, and the rest is scrubbed now and then."""
+        scrubbing = asyncio.get_running_loop().create_task(self._work_forever(store), name="upkeep")
+        try:
+            yield
+        finally:
+            scrubbing.cancel()
+            await asyncio.gather(scrubbing, return_exceptions=True)
+
+    async def _work_forever(self, store: Store) -> None:
+        while True:
+            try:
+                while await store.expire():
+                    pass
+                pause = await self.scrub(_SCRUB_SECONDS)
+                await asyncio.to_thread(self._space.restore_ballast)
+            except (StorageFailed, VolumeFull):  # of the ledger or the volume, which say so themselves
+                pause = _IDLE_SECONDS
+            await asyncio.sleep(max(pause, _REST_SECONDS))
+
+    async def scrub(self, seconds: float) -> float:
+        """Prove images whose time has come, for about so long; how many seconds until it is worth a call.
+
+        A damaged one is marked, written to the audit log and counted as a finding; it is not given out.
+        """
+        end = self._clock() + seconds
+        while self._clock() < end:
+            before = self._now() - self._scrub_ms
+            due = await self._ledger.read(partial(rows.to_scrub, before=before, most=_AT_ONCE))
+            self._backlog.set(len(due))
+            if not due:
+                return _IDLE_SECONDS
+            sound = []
+            for image in due:
+                if self._clock() >= end:
+                    break
+                if await self._is_sound(image):
+                    sound.append(image)
+            now = self._now()
+            await self._ledger.write(partial(rows.scrubbed, images=sound, now=now))
+        return 0.0
+
+    async def _is_sound(self, image: Image) -> bool:
+        try:
+            await asyncio.to_thread(self._prove, image)
+        except VolumeOffline:
+            raise
+        except (SealBroken, NotFound, StorageFailed) as error:
+            if await self._ledger.write(partial(rows.note_damage, image=image, now=self._now())):
+                _log.error("damaged: image %s of dataset %s: %s", image.id, image.dataset, error)
+            return False
+        return True
+
+    def _prove(self, image: Image) -> None:
+        file = self._files.open(image.name, self._datasets.keys_of(image))
+        try:
+            for start in range(0, file.length, _READ_AT_ONCE):
+                file.read(start, min(start + _READ_AT_ONCE, file.length))
+            self._proven.inc(file.length)
+        finally:
+            file.close()
+
+    async def _sweep(self) -> None:
+        """Remove files that no row speaks of: uploads that were never acknowledged.
+
+        Unless a ledger older than the files is beside them, or ever was: then they may be images whose rows
+        were lost with it, however far it has come since.
+        """
+        witnessed = await asyncio.to_thread(self._files.witnessed)
+        doubted = await asyncio.to_thread(self._files.doubted)
+        reached = await self._ledger.read(rows.last_entry)
+        older = reached < witnessed
+        if older:
+            self._find(
+                f"the ledger ends at audit entry {reached}, images were acknowledged at entry {witnessed}:"
+                " it is older than the sealed files beside it. Files without a row are kept: restore the"
+                " ledger that belongs to them"
+            )
+            await self._files.doubt(True)
+        keep = older or doubted
+        kept = 0
+        known = await self._ledger.read(rows.owners)
+        for container in await asyncio.to_thread(self._files.containers):
+            owner = known.get(str(container))
+            if owner is None:
+                self._find(f"the sealed files in {container.hex} belong to no dataset of this ledger: kept")
+                kept += 1
+                continue
+            kept += await self._sweep_container(container, *owner, keep=keep)
+        if doubted and not older and not kept:
+            await self._files.doubt(False)
+
+    async def _sweep_container(
+        self, container: UUID, number: int, customer: CustomerId, *, keep: bool
+    ) -> int:
+        """How many files without a row were kept."""
+        present = await asyncio.to_thread(self._files.objects, container)
+        living = await self._ledger.read(partial(rows.living_ids, dataset=number))
+        orphans = [Name(UUID(customer), container, found) for found in present if str(found) not in living]
+        if orphans and keep:
+            self._find(f"{len(orphans)} sealed files of dataset {container} have no row")
+            return len(orphans)
+        if orphans:
+            _log.warning("%d uploads to dataset %s were not acknowledged: removed", len(orphans), container)
+            await self._files.remove(orphans)
+        return 0
+
+    def _find(self, finding: str) -> None:
+        _log.error("%s", finding)
+        self.findings.append(finding)
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)

@@ -1,0 +1,132 @@
+"""A store on a real folder and ledger, with opaque bytes in place of images where pixels do not matter."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from appliance import metrics
+from appliance.accounts.agreements import Agreements, Kind
+from appliance.accounts.audit import Actor
+from appliance.accounts.customers import CustomerId, Customers
+from appliance.datasets.annotations import Annotations
+from appliance.datasets.catalogue import Datasets
+from appliance.datasets.files import SealedFiles
+from appliance.datasets.folder import data_folder
+from appliance.datasets.links import Links
+from appliance.datasets.ports import Encoded
+from appliance.datasets.store import Store
+from appliance.datasets.upkeep import Upkeep
+from appliance.errors import InvalidImage
+from appliance.ledger import Ledger
+from appliance.vault import Keyring, open_keyring
+from appliance.volume import DataFolder, Space
+
+ACTOR = Actor("token", "test")
+ROOT = bytes(range(32))
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True, repr=False)
+class Opaque:
+    image: bytes
+    thumbnail: bytes
+    format: Literal["jpeg", "png", "webp"] = "jpeg"
+    width: int = 640
+    height: int = 480
+
+
+class OpaqueCodec:
+    """Takes all but nothing and the word "broken" for an image; its thumbnail is its start, reversed."""
+
+    async def ingest(self, data: Encoded, *, keep_metadata: bool) -> Opaque:
+        if not data or bytes(data[:6]) == b"broken":
+            raise InvalidImage("not an image")
+        return Opaque(bytes(data), bytes(data[:100])[::-1])
+
+
+@dataclass
+class Stand:
+    """The parts of a store that is open, and what a test turns."""
+
+    state: Path
+    ledger: Ledger
+    keyring: Keyring
+    customers: Customers
+    folder: DataFolder
+    files: SealedFiles
+    datasets: Datasets
+    store: Store
+    upkeep: Upkeep
+    clock: Clock
+    agreements: Agreements
+    annotations: Annotations
+    links: Links
+
+    async def customer(self, name: str = "Alice") -> CustomerId:
+        """The customer of this name, made and with an agreement signed when it is first asked for."""
+        known = {customer.name: customer.id for customer in await self.customers.list()}
+        if name not in known:
+            known[name] = (await self.customers.add(ACTOR, name)).id
+            await self.agreements.sign(ACTOR, known[name], Kind.TRAINING_DATA)
+        return known[name]
+
+
+@asynccontextmanager
+async def stand(
+    state: Path, *, clock: Clock | None = None, reserve: int = 0, root: bytes = ROOT
+) -> AsyncIterator[Stand]:
+    """A store on `state`, which may hold what an earlier one left; uploads leave `reserve` bytes free."""
+    clock = clock or Clock()
+    registry = metrics.create()
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        ledger = await enter(Ledger(state, registry))
+        keyring = await open_keyring(state, ledger, bytearray(root))
+        stack.callback(keyring.wipe)
+        customers = await enter(Customers(ledger, clock))
+        agreements = await enter(Agreements(ledger, customers, clock))
+        folder = await enter(data_folder(state / "images", ledger, encrypted=False))
+        space = Space(folder, fraction=0, least_bytes=reserve, ballast_bytes=1 << 20)
+        files = await enter(SealedFiles(folder, registry))
+        datasets = await enter(Datasets(ledger, keyring, files, clock))
+        upkeep = await enter(
+            Upkeep(ledger, datasets, files, space, scrub_days=30, clock=clock, registry=registry)
+        )
+        store = await enter(
+            Store(
+                ledger,
+                datasets,
+                files,
+                codec=OpaqueCodec(),
+                agreements=agreements,
+                space=space,
+                clock=clock,
+                registry=registry,
+            )
+        )
+        yield Stand(
+            state,
+            ledger,
+            keyring,
+            customers,
+            folder,
+            files,
+            datasets,
+            store,
+            upkeep,
+            clock,
+            agreements,
+            await enter(Annotations(ledger, datasets, store, clock=clock)),
+            await enter(Links(ledger, datasets, keyring.service, clock=clock, monotonic=lambda: 0.0)),
+        )
