@@ -1,6 +1,7 @@
 """Children that die, hang or lie: what their callers get, what comes after, and who outlives whom."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from appliance.channel import MESSAGE_BYTES
-from appliance.errors import WorkerLost
+from appliance.errors import InvalidImage, WorkerLost
 from appliance.workers import Outcome, Worker
 from tests.unit.workers.waiting import until
 
@@ -157,6 +158,17 @@ async def test_a_child_that_dies_again_and_again_is_restarted_ever_more_slowly()
         started = time.monotonic()
         assert await child.call(b"at once, for it had answered", 10)
         assert time.monotonic() - started < 0.4
+
+
+@pytest.mark.parametrize("answered", [b"fine", b"refuse"])
+async def test_a_child_that_has_answered_anything_is_replaced_at_once(answered: bytes) -> None:
+    async with worker("echo", backoff_seconds=(60.0, 60.0)) as child:
+        for _ in range(3):
+            with contextlib.suppress(InvalidImage):
+                await child.call(answered, 10)
+            with pytest.raises(WorkerLost):
+                await child.call(b"die", 10)
+        assert await child.call(b"fine", 10) == b"fine"
 
 
 async def test_a_call_waits_for_a_restart_no_longer_than_it_may() -> None:
