@@ -1,5 +1,6 @@
 """Odd and hostile pictures for the tests, made in memory."""
 
+import hashlib
 import io
 import struct
 import zlib
@@ -22,6 +23,12 @@ def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
 
 def jpeg(side: int = 64, seed: int = 1) -> bytes:
     return encoded(noise(side, seed), "JPEG")
+
+
+def plain(seed: str | bytes) -> bytes:
+    """A PNG of 640 x 480 in one colour, which `seed` decides; nothing of it is metadata."""
+    digest = hashlib.sha256(seed.encode() if isinstance(seed, str) else seed).digest()
+    return encoded(Image.new("RGB", (640, 480), (digest[0], digest[1], digest[2])), "PNG")
 
 
 def truncated() -> bytes:

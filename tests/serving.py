@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -20,14 +20,18 @@ import uvloop
 from onnx import TensorProto, helper, numpy_helper
 
 from appliance import vault
-from appliance.accounts.audit import Actor, Entry, entries
+from appliance.accounts.agreements import Agreements
+from appliance.accounts.audit import Actor, AuditLog, Entry, entries
 from appliance.accounts.customers import CustomerId, Customers
+from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Scope, Tokens
 from appliance.api.parts import Parts
 from appliance.api.server import Server
 from appliance.asynchronous.requests import Requests
 from appliance.asynchronous.webhooks import Webhooks
-from appliance.config import Api, Config, Lifecycle, Operator, Recognition, Section
+from appliance.backup.source import Backups
+from appliance.config import Api, Config, Datasets, Lifecycle, Operator, Recognition, Section
+from appliance.datasets.images import Clocks, open_images
 from appliance.health import Readiness
 from appliance.ledger import Ledger
 from appliance.metrics import Registry
@@ -248,8 +252,10 @@ class Served:
         settings = self._config(Api(listen=("127.0.0.1:0",)))
         ledger = await enter(Ledger(self._folder, registry))
         customers = await enter(Customers(ledger, lambda: self.clock))
-        keys = vault.Keys(bytes(range(32)))
+        keyring = await vault.open_keyring(self._folder, ledger, bytearray(range(32)))
+        keys = keyring.service
         tokens = await enter(Tokens(ledger, keys, customers, lambda: self.clock))
+        agreements = await enter(Agreements(ledger, customers, lambda: self.clock))
         collections = await enter(Collections(ledger, settings.search, lambda: self.clock, registry))
         installed = await enter(
             Bundles(ledger, self._folder / "bundles", lambda: self.clock, trust=lambda _: None)
@@ -258,25 +264,53 @@ class Served:
         engine = await enter(Engine(settings.recognition, registry))
         self.bundle = await installed.install(ACTOR, from_folder(colour_bundle(self._folder / "built")))
         await engine.load(self.bundle)
+        self.images = await enter(
+            open_images(
+                self._folder,
+                settings.datasets,
+                ledger,
+                keyring,
+                agreements=agreements,
+                codec=decoders,
+                encrypted=False,
+                clocks=Clocks(lambda: self.clock, lambda: self.clock),
+                registry=registry,
+            )
+        )
         outbound = await enter(Outbound(None, registry))
         requests = await enter(Requests(ledger, keys, lambda: self.clock, settings.requests.keep_seconds))
-        self.ledger, self._keys = ledger, keys
+        self.ledger, self.keyring, self._keys = ledger, keyring, keys
         self.parts = Parts(
             config=settings,
             residency=None,
             customers=customers,
             tokens=tokens,
+            agreements=agreements,
+            audit=AuditLog(ledger),
+            rotations=Rotations(ledger, keyring, customers, lambda: self.clock),
             collections=collections,
             bundles=installed,
             decoders=decoders,
             engine=engine,
             outbound=outbound,
+            images=self.images,
             requests=requests,
             webhooks=Webhooks(requests, outbound, keys, lambda: self.clock),
             status=self._status,
             readiness=lambda: self.readiness,
             registry=registry,
             clock=lambda: self.clock,
+            backups=await enter(
+                Backups(
+                    ledger,
+                    keyring,
+                    self._folder,
+                    lambda: nullcontext(self.images.files),
+                    version="test",
+                    reserve_bytes=0,
+                    clock=lambda: self.clock,
+                )
+            ),
         )
         self.server = await enter(Server(self.parts))
         self.site = _site(self.server)
@@ -305,6 +339,7 @@ class Served:
                 listen="127.0.0.1:0", socket=self._folder / f"operator{self._count}.sock", group=group
             ),
             recognition=Recognition(decoders=2),
+            datasets=Datasets(reserve_bytes=1 << 20, reserve_fraction=0, ballast_bytes=1 << 20),
             lifecycle=Lifecycle(lame_duck_seconds=0, drain_seconds=10),
         )
 

@@ -3,27 +3,36 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from appliance.accounts.customers import Customer, Customers
 from appliance.accounts.tokens import Scope
-from appliance.api.answers import Answer, status
+from appliance.api.answers import Answer, moment, status
 from appliance.api.call import Call
+from appliance.datasets.catalogue import Datasets
 from appliance.errors import Forbidden, InvalidInput, NotInstalled
 from appliance.recognition.bundles import Bundles, Catalogue
 
 
 @dataclass(frozen=True)
 class _Service:
-    """Of `scopes` a token needs one; `installed` says whether this appliance can serve it now."""
+    """Of `scopes` a token needs one; `installed` says whether this appliance can serve it now.
+
+    One that `trains` has stored images too, which tokens for them may use whatever is installed.
+    """
 
     scopes: frozenset[Scope]
     installed: Callable[[Catalogue], bool]
+    trains: bool = False
 
 
+_STORED = frozenset({Scope.DATASETS_READ, Scope.DATASETS_WRITE})
 _INFER = frozenset({Scope.INFER})
-_CLASSIFICATION = _Service(_INFER, lambda bundles: any(bundle.classifies for bundle in bundles.list()))
-_DETECTION = _Service(_INFER, lambda bundles: any(bundle.kind == "detector" for bundle in bundles.list()))
+_CLASSIFICATION = _Service(
+    _INFER, lambda bundles: any(bundle.classifies for bundle in bundles.list()), trains=True
+)
+_DETECTION = _Service(
+    _INFER, lambda bundles: any(bundle.kind == "detector" for bundle in bundles.list()), trains=True
+)
 _COLOURS = _Service(_INFER, lambda _: True)
 _SEARCH = _Service(
     frozenset({Scope.SEARCH_READ, Scope.SEARCH_WRITE}),
@@ -55,9 +64,10 @@ _SERVICES = {
 class Account:
     """The handlers of `authorization/v2` and `account/v2`."""
 
-    def __init__(self, customers: Customers, bundles: Bundles) -> None:
+    def __init__(self, customers: Customers, bundles: Bundles, datasets: Datasets | None) -> None:
         self._customers = customers
         self._bundles = bundles
+        self._datasets = datasets
 
     async def authorize(self, call: Call) -> Answer:
         """Clients take an answer with `user_id` for yes, and print `detail` of any other."""
@@ -67,10 +77,15 @@ class Account:
         service = _SERVICES.get(name)
         if service is None and (route := tagging_route(name)) is not None:
             service = _tagging(route)
-        if service is None or not service.installed(self._bundles.catalogue(call.customer)):
+        granting = frozenset[Scope]()
+        if service is not None and service.installed(self._bundles.catalogue(call.customer)):
+            granting |= service.scopes
+        if service is not None and service.trains and self._datasets is not None:
+            granting |= _STORED
+        if not granting:
             raise NotInstalled("no bundle of this appliance serves it")
-        if not service.scopes & call.principal.scopes:
-            raise Forbidden(f"the token has none of the scopes {', '.join(sorted(service.scopes))}")
+        if not granting & call.principal.scopes:
+            raise Forbidden(f"the token has none of the scopes {', '.join(sorted(granting))}")
         return Answer({"user_id": call.customer, "service": name, "status": status(200, "OK", call.id)})
 
     async def user(self, call: Call) -> Answer:
@@ -97,8 +112,20 @@ class Account:
         )
 
     async def workspaces(self, call: Call) -> Answer:
-        """A bare list, as the cloud answers. The default workspace has the customer's own id."""
-        return Answer([_default_workspace(await self._customers.get(call.customer))])
+        """A bare list, as the cloud answers. The default workspace has the customer's own id.
+
+        The names of others are shown to tokens that may use them.
+        """
+        customer = await self._customers.get(call.customer)
+        found = [_workspace(customer, customer.id, "Default", customer.created_at)]
+        if self._datasets is not None and call.principal.scopes & _STORED:
+            found += [
+                _workspace(customer, dataset.workspace, dataset.name, dataset.created_at)
+                for dataset in await self._datasets.list(call.customer)
+                if dataset.name is not None
+            ]
+        search = call.query.get("search", "").casefold()
+        return Answer([one for one in found if search in str(one["name"]).casefold()])
 
 
 def tagging_route(service: str) -> str | None:
@@ -109,12 +136,12 @@ def tagging_route(service: str) -> str | None:
     return None if found is None else f"tagging/{found[1]}/v2/tags"
 
 
-def _default_workspace(customer: Customer) -> dict[str, object]:
+def _workspace(customer: Customer, identity: str, name: str, created_at: int) -> dict[str, object]:
     return {
-        "id": customer.id,
-        "name": "Default",
-        "created": datetime.fromtimestamp(customer.created_at / 1000, UTC).isoformat(timespec="milliseconds"),
+        "id": identity,
+        "name": name,
+        "created": moment(created_at),
         "owner": customer.id,
         "meta_data": {},
-        "is_default": True,
+        "is_default": identity == customer.id,
     }

@@ -7,8 +7,9 @@ The cloud has two error shapes, `{"detail": text}` (account, CRUD) and `{"status
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -26,6 +27,7 @@ from appliance.errors import (
     Overloaded,
     TooLarge,
     Unauthenticated,
+    VolumeFull,
 )
 
 JSON = "application/json"
@@ -44,6 +46,7 @@ _CODES: tuple[tuple[type[ApplianceError], int], ...] = (
     (ImageFailed, 422),
     (InvalidInput, 400),
     (Overloaded, 429),
+    (VolumeFull, 507),
 )
 
 # Records whose encoding is not worth a pause: about 1 ms of the loop's time.
@@ -60,14 +63,27 @@ class Refused(ApplianceError):
 
 
 @dataclass(frozen=True)
+class Stream:
+    """A body of `length` bytes that is made while it is sent; `close` is called once, whatever happens.
+
+    Without a length it is for operators: making a piece may take its time, and so may their disks.
+    """
+
+    length: int | None
+    pieces: AsyncIterator[bytes | memoryview]
+    close: Callable[[], None]
+
+
+@dataclass(frozen=True)
 class Answer:
-    """A finished answer: HTTP `status`, and a JSON `document` or `text` as it stands, or neither (204)."""
+    """A finished answer: HTTP `status`, and a JSON `document`, a `text`, a `stream`, or nothing (204)."""
 
     document: object = None
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = JSON
     text: bytes | None = None
+    stream: Stream | None = None
 
 
 def code_of(error: ApplianceError) -> int:
@@ -121,6 +137,13 @@ def refusal(error: ApplianceError, request_id: str, *, problem: bool) -> Answer:
     text = text_of(error)
     document = {"detail": detail, "error": text, "status": status(code, text, request_id)}
     return Answer(document, code, headers)
+
+
+def moment(milliseconds: int | None) -> str | None:
+    """A time of the ledger (unix milliseconds) as answers have it: ISO 8601 in UTC, None for never."""
+    if milliseconds is None:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def encode(document: object) -> bytes:

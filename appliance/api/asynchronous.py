@@ -10,13 +10,12 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Self
 
 import msgspec
 
 from appliance.api.account import tagging_route
-from appliance.api.answers import INTERNAL, Answer, Refused, encode, refusal
+from appliance.api.answers import INTERNAL, Answer, Refused, encode, moment, refusal
 from appliance.api.call import Call
 from appliance.api.colours import Colours
 from appliance.api.payload import Payload, Record, integer
@@ -237,13 +236,9 @@ def _document(request: Request) -> dict[str, object]:
         "id": request.id,
         "type": request.type,
         "status": request.state,
-        "created": _time(request.created_at),
-        "finished": None if request.finished_at is None else _time(request.finished_at),
+        "created": moment(request.created_at),
+        "finished": moment(request.finished_at),
     }
     if request.response is not None:
         document["response"] = msgspec.Raw(request.response)
     return document
-
-
-def _time(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")

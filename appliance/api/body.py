@@ -25,7 +25,17 @@ from aiohttp import (
 from aiohttp.http_exceptions import HttpProcessingError
 
 from appliance.api.answers import Refused
-from appliance.api.payload import MAX_IMAGES, Form, Image, Payload, Record, parse, parse_record, parse_word
+from appliance.api.payload import (
+    MAX_IMAGES,
+    Form,
+    Image,
+    Payload,
+    Record,
+    parse,
+    parse_record,
+    parse_word,
+    uploaded,
+)
 from appliance.config import Api
 from appliance.errors import InvalidInput, Overloaded, TooLarge
 from appliance.metrics import CpuTime
@@ -65,6 +75,10 @@ class Bodies:
     def held(self) -> int:
         """Bytes that have arrived of all bodies whose calls have not ended."""
         return self._room.taken
+
+    def patience(self, size: int) -> float:
+        """Seconds in which a body of `size` bytes has to come or go."""
+        return self._config.body_seconds + size / self._config.body_bytes_per_second
 
     async def read(self, request: web.BaseRequest, form: Form) -> "Held":
         """The body of `request`, which counts as held until it is released.
@@ -271,7 +285,7 @@ async def _payload(request: web.BaseRequest, form: Form, transfer: _Transfer, pa
                 await _receive_parts(request, transfer, parts)
         return await _assembled(parts, form)
     body = await transfer.everything()
-    if form is Form.BYTES:
+    if form is Form.BYTES or form is Form.KEY:
         return Payload(body=body)
     if media.startswith("image/") and form.takes_images:
         with parsing:
@@ -287,6 +301,9 @@ def _raw_image(body: Image, request: web.BaseRequest, form: Form) -> Payload:
     record = Record({}) if header is None else parse_record(header.encode("utf-8", "surrogateescape"))
     record.image = body
     fields = {name: parse_word(value) for name, value in request.query.items()}
+    if form is Form.UPLOAD:
+        record.fields = fields | record.fields
+        return uploaded(record)
     if form is Form.QUERY:
         return Payload(fields, query=record)
     return Payload(fields, records=[record])

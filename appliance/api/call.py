@@ -5,15 +5,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
+import msgspec
 from multidict import MultiMapping
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from appliance.accounts.audit import Actor
-from appliance.accounts.customers import CustomerId
+from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.tokens import Principal
 from appliance.api.payload import Payload
-from appliance.errors import Forbidden, NotFound
+from appliance.errors import Forbidden, InvalidInput, NotFound
 from appliance.metrics import Durations, Registry, Timer
 
 T = TypeVar("T")
@@ -69,6 +70,7 @@ class Call:
     path: str  # as sent, without the prefix /localhost and the query
     parameters: Mapping[str, str]  # of the path template
     query: MultiMapping[str]
+    raw_query: str
     headers: MultiMapping[str]
     payload: Payload
     measures: Measures
@@ -102,3 +104,20 @@ class Call:
         if named is not None and named != own:
             raise NotFound("no such customer")
         return own
+
+    async def listed(self, customers: Customers) -> CustomerId | None:
+        """Whose things a listing shows, as the query says, None for everybody's.
+
+        Raises NotFound: a mistyped name has none.
+        """
+        owner = self.owner(self.query.get("customer"))
+        if owner is not None:
+            await customers.get(owner)
+        return owner
+
+    def document(self, kind: type[T]) -> T:
+        """The body as a document of this kind. Raises InvalidInput naming the field that does not fit."""
+        try:
+            return msgspec.convert(self.payload.fields, kind)
+        except msgspec.ValidationError as error:
+            raise InvalidInput(str(error)) from None

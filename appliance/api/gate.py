@@ -11,7 +11,16 @@ from functools import partial
 from aiohttp import HttpVersion10, HttpVersion11, web
 
 from appliance.accounts.tokens import Principal, Scope, Tokens, operator_principal
-from appliance.api.answers import INTERNAL, Answer, Refused, encode, encode_in_steps, is_long, refusal
+from appliance.api.answers import (
+    INTERNAL,
+    Answer,
+    Refused,
+    Stream,
+    encode,
+    encode_in_steps,
+    is_long,
+    refusal,
+)
 from appliance.api.body import Bodies
 from appliance.api.call import Call, Measures
 from appliance.api.connections import Connection
@@ -21,6 +30,8 @@ from appliance.errors import ApplianceError, Forbidden, InvalidInput, Unauthenti
 
 _SCHEMES = {"token", "jwt", "bearer"}
 _NOBODY = Principal(None, None, frozenset(), operator=False)
+_HEADERS = {"Server": "appliance", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+_STALLED_SECONDS = 600.0  # an operator's disk that takes nothing for so long has failed
 _CLIENT_GONE = 499  # nginx's code: logged and counted, never sent
 
 log = logging.getLogger("appliance.api")
@@ -56,7 +67,7 @@ class Gate:
     ) -> None:
         self._table = Table(routes, surface)
         self._surface = surface
-        self._handlers = _bound(routes, list(families))
+        self._handlers = _bound((r for r in routes if surface in r.surfaces), list(families))
         self._tokens = tokens
         self._bodies = bodies
         self._measures = measures
@@ -69,6 +80,8 @@ class Gate:
         trace = _Trace(new_id(), time.perf_counter())
         try:
             answer = await self._answer(request, trace)
+            if answer.stream is not None:
+                return await self._send(request, trace, answer, answer.stream)
             body = answer.text
             if is_long(answer.document):
                 body = await encode_in_steps(answer.document)
@@ -129,6 +142,7 @@ class Gate:
                 path=match.path,
                 parameters=match.parameters,
                 query=request.query,
+                raw_query=request.raw_path.partition("?")[2],
                 headers=request.headers,
                 payload=body.payload,
                 measures=self._measures,
@@ -140,6 +154,8 @@ class Gate:
 
     def _principal(self, request: web.BaseRequest, route: Route) -> Principal:
         if route.access is Access.OPEN:
+            return _NOBODY
+        if route.access is Access.LINK and "Authorization" not in request.headers:
             return _NOBODY
         if self._surface is Surface.SOCKET:
             connection = request.protocol
@@ -156,21 +172,54 @@ class Gate:
             raise Forbidden(f"the token lacks the scope {route.access}")
         return principal
 
+    async def _send(
+        self, request: web.BaseRequest, trace: _Trace, answer: Answer, stream: Stream
+    ) -> web.StreamResponse:
+        """Sends a stream; one that cannot go on, or whose reader is too slow, ends with its connection."""
+        headers = {
+            **_HEADERS,
+            "X-Request-Id": trace.id,
+            **answer.headers,
+            "Content-Type": answer.content_type,
+        }
+        response = web.StreamResponse(status=answer.status, headers=headers)
+        response.content_length = stream.length
+        if self.closing:
+            response.force_close()
+        whole = None if stream.length is None else self._bodies.patience(stream.length)
+        piecewise = _STALLED_SECONDS if stream.length is None else None
+        try:
+            async with asyncio.timeout(whole):
+                await response.prepare(request)
+                if request.method != "HEAD":
+                    async for piece in stream.pieces:
+                        async with asyncio.timeout(piecewise):
+                            await response.write(piece)
+                await response.write_eof()
+        except (ApplianceError, TimeoutError, ConnectionError) as error:
+            if isinstance(error, ApplianceError):
+                log.error("request %s broke off: %s", trace.id, error)  # noqa: TRY400 - its message says all
+            if request.transport is not None:
+                request.transport.abort()  # the only way to say that what came is not all
+            answer = Answer(status=_CLIENT_GONE)
+        finally:
+            stream.close()
+        self._tell(request, trace, answer)
+        return response
+
     def _respond(
         self, request: web.BaseRequest, trace: _Trace, answer: Answer, body: bytes | None
     ) -> web.StreamResponse:
-        headers = {
-            "Server": "appliance",
-            "X-Request-Id": trace.id,
-            "X-Content-Type-Options": "nosniff",
-            "Cache-Control": "no-store",
-            **answer.headers,
-        }
+        headers = {**_HEADERS, "X-Request-Id": trace.id, **answer.headers}
         if body is not None:
             headers["Content-Type"] = answer.content_type
         response = web.Response(status=answer.status, body=body, headers=headers)
         if self.closing or answer.status == 408:
             response.force_close()
+        self._tell(request, trace, answer)
+        return response
+
+    def _tell(self, request: web.BaseRequest, trace: _Trace, answer: Answer) -> None:
         seconds = time.perf_counter() - trace.began
         self._measures.answered(trace.route, _method(request), str(answer.status), seconds)
         access_log.info(
@@ -182,7 +231,6 @@ class Gate:
             answer.status,
             seconds * 1000,
         )
-        return response
 
 
 def _bound(routes: Iterable[Route], families: list[object]) -> dict[Route, Bound]:

@@ -5,14 +5,13 @@ the customer, in the body or the query.
 """
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
-from typing import TypeVar
+from datetime import datetime
 
 import msgspec
 
 from appliance.accounts.customers import Customer, CustomerId, Customers
 from appliance.accounts.tokens import IssuedToken, Token, Tokens, parse_scopes
-from appliance.api.answers import Answer
+from appliance.api.answers import Answer, moment
 from appliance.api.call import Call
 from appliance.api.payload import Payload
 from appliance.asynchronous.webhooks import Webhooks
@@ -23,8 +22,6 @@ from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
 from appliance.search.collections import Collections
 from appliance.search.records import Collection, CollectionId
-
-T = TypeVar("T")
 
 
 class NewCustomer(msgspec.Struct, forbid_unknown_fields=True):
@@ -71,7 +68,7 @@ class Management:
         self._status = status
 
     async def add_customer(self, call: Call) -> Answer:
-        asked = _body(call, NewCustomer)
+        asked = call.document(NewCustomer)
         return Answer(_customer(await self._customers.add(call.actor, asked.name)), 201)
 
     async def list_customers(self, call: Call) -> Answer:
@@ -84,18 +81,18 @@ class Management:
         return Answer(_customer(await self._customers.get(call.owner(asked) or asked)))
 
     async def add_token(self, call: Call) -> Answer:
-        asked = _body(call, NewToken)
+        asked = call.document(NewToken)
         owner = _named(call.owner(asked.customer))
         scopes = None if asked.scopes is None else parse_scopes(asked.scopes)
         issued = await self._tokens.add(call.actor, owner, scopes, _milliseconds(asked.expires_at))
         return Answer(_issued(issued), 201)
 
     async def list_tokens(self, call: Call) -> Answer:
-        tokens = await self._tokens.list(await self._listed(call))
+        tokens = await self._tokens.list(await call.listed(self._customers))
         return Answer({"tokens": [_token(token) for token in tokens]})
 
     async def rotate_token(self, call: Call) -> Answer:
-        asked = _body(call, Rotation)
+        asked = call.document(Rotation)
         owner = call.owner(call.query.get("customer"))
         token = call.parameters["id"]
         return Answer(
@@ -108,14 +105,14 @@ class Management:
         return Answer(status=204)
 
     async def add_collection(self, call: Call) -> Answer:
-        asked = _body(call, NewCollection)
+        asked = call.document(NewCollection)
         owner = _named(call.owner(asked.customer))
         backbone = self._bundles.backbone()
         pin, dim = f"{backbone.name}@{backbone.version}", backbone.outputs["embedding"][-1]
         return Answer(_collection(await self._collections.add(call.actor, owner, asked.name, pin, dim)), 201)
 
     async def list_collections(self, call: Call) -> Answer:
-        collections = await self._collections.list(await self._listed(call))
+        collections = await self._collections.list(await call.listed(self._customers))
         return Answer({"collections": [_collection(collection) for collection in collections]})
 
     async def get_collection(self, call: Call) -> Answer:
@@ -184,20 +181,6 @@ class Management:
     async def status(self, _: Call) -> Answer:
         return Answer(await self._status())
 
-    async def _listed(self, call: Call) -> CustomerId | None:
-        """Whose things a listing shows, None for everybody's. Raises NotFound: a mistyped name has none."""
-        owner = call.owner(call.query.get("customer"))
-        if owner is not None:
-            await self._customers.get(owner)
-        return owner
-
-
-def _body(call: Call, kind: type[T]) -> T:
-    try:
-        return msgspec.convert(call.payload.fields, kind)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(str(error)) from None
-
 
 def _named(owner: CustomerId | None) -> CustomerId:
     if owner is None:
@@ -205,22 +188,16 @@ def _named(owner: CustomerId | None) -> CustomerId:
     return owner
 
 
-def _milliseconds(moment: datetime | None) -> int | None:
-    if moment is None:
+def _milliseconds(given: datetime | None) -> int | None:
+    if given is None:
         return None
-    if moment.tzinfo is None:
+    if given.tzinfo is None:
         raise InvalidInput("expires_at: a time zone is expected (2027-01-31T12:00:00Z)")
-    return int(moment.timestamp() * 1000)
-
-
-def _time(milliseconds: int | None) -> str | None:
-    if milliseconds is None:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+    return int(given.timestamp() * 1000)
 
 
 def _customer(customer: Customer) -> dict[str, object]:
-    return {"id": customer.id, "name": customer.name, "created_at": _time(customer.created_at)}
+    return {"id": customer.id, "name": customer.name, "created_at": moment(customer.created_at)}
 
 
 def _issued(issued: IssuedToken) -> dict[str, object]:
@@ -232,9 +209,9 @@ def _token(token: Token) -> dict[str, object]:
         "id": token.id,
         "customer": token.customer,
         "scopes": sorted(token.scopes),
-        "created_at": _time(token.created_at),
-        "expires_at": _time(token.expires_at),
-        "revoked_at": _time(token.revoked_at),
+        "created_at": moment(token.created_at),
+        "expires_at": moment(token.expires_at),
+        "revoked_at": moment(token.revoked_at),
     }
 
 
@@ -245,7 +222,7 @@ def _collection(collection: Collection) -> dict[str, object]:
         "name": collection.name,
         "backbone": collection.backbone,
         "dim": collection.dim,
-        "created_at": _time(collection.created_at),
+        "created_at": moment(collection.created_at),
         "count": collection.count,
     }
 

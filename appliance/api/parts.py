@@ -3,11 +3,16 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from appliance.accounts.agreements import Agreements
+from appliance.accounts.audit import AuditLog
 from appliance.accounts.customers import Customers
+from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
 from appliance.asynchronous.requests import Requests
 from appliance.asynchronous.webhooks import Webhooks
+from appliance.backup.source import Backups
 from appliance.config import Config
+from appliance.datasets.images import Images
 from appliance.health import Readiness
 from appliance.metrics import Registry
 from appliance.outbound import Outbound
@@ -21,12 +26,15 @@ from appliance.search.collections import Collections
 
 @dataclass(frozen=True)
 class Parts:
-    """What a `Server` serves. `decoders` and `engine` are None in a process that only manages."""
+    """What a `Server` serves. `decoders`, `engine` and `images` are None in a process that only manages."""
 
     config: Config
     residency: Residency | None
     customers: Customers
     tokens: Tokens
+    agreements: Agreements
+    audit: AuditLog
+    rotations: Rotations
     collections: Collections
     bundles: Bundles
     decoders: Decoders | None
@@ -34,8 +42,10 @@ class Parts:
     outbound: Outbound
     requests: Requests
     webhooks: Webhooks
+    images: Images | None
     status: Callable[[], Awaitable[dict[str, object]]]
     readiness: Callable[[], Readiness]
     registry: Registry
     clock: Callable[[], float]
+    backups: Backups | None = None
     heads: Heads = NoHeads()  # noqa: RUF009 - it holds nothing

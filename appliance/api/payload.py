@@ -34,6 +34,7 @@ _RAW_DOCUMENT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _RAW_RECORDS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]] | None)
 _RAW_RECORD = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 _NULL = msgspec.Raw(b"null")
+_ENCODED = ("base64", "_base64")  # an upload's image, as the cloud calls it and as records do
 _MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -47,12 +48,14 @@ class Form(Enum):
     QUERY = (
         "query"  # JSON, raw or multipart; the first image belongs to `query_record`, the rest to `records`
     )
+    UPLOAD = "upload"  # JSON, raw or multipart; the fields and the one image belong to the same record
     FILES = "files"  # multipart, read by the handler as it comes
     BYTES = "bytes"  # of any media type, parsed by the handler
+    KEY = "key"  # a few raw bytes, which stand in no field and in no text
 
     @property
     def takes_images(self) -> bool:
-        return self is Form.RECORDS or self is Form.QUERY
+        return self in {Form.RECORDS, Form.QUERY, Form.UPLOAD}
 
     @property
     def carries_images(self) -> bool:
@@ -185,7 +188,7 @@ def integer(value: object, name: str, default: int, lowest: int, highest: int) -
     """
     if value is None:
         return default
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest:
         return value
@@ -193,25 +196,19 @@ def integer(value: object, name: str, default: int, lowest: int, highest: int) -
 
 
 async def parse(body: Image, form: Form) -> Payload:
-    """A JSON body as a payload; with `form` FIELDS every key is a field, else `records` and `query_record`
-    are taken apart and their images decoded. An empty body is an empty payload.
+    """A JSON body as a payload. With `form` FIELDS every key is a field; with UPLOAD all but the image are,
+    of the request as of its one record; else `records` and `query_record` are taken apart and their images
+    are decoded. An empty body is an empty object.
 
     Raises InvalidInput for JSON that is malformed, nested deeper than 64, holds NaN or integers beyond
     64 bit, or has too many records; TooLarge for more than 100,000 values or fields over 1 MiB. A `_base64`
     that cannot be decoded is the problem of its record alone.
     """
-    if not body:
-        return Payload()
-    if too_many_values(body, len(body)):
-        raise TooLarge(f"the body holds more than {MAX_VALUES} values")
-    try:
-        document = _RAW_DOCUMENT.decode(body)
-    except _MALFORMED:
-        raise InvalidInput("the body is not a JSON object") from None
-    if len(body) > _SMALL:
-        await asyncio.sleep(0)
+    document = await _document(body)
     if form is Form.FIELDS:
         return Payload(_fields(document, "the request"))
+    if form is Form.UPLOAD:
+        return await _upload(document)
     raw_records, raw_query = document.pop("records", _NULL), document.pop("query_record", _NULL)
     payload = Payload(_fields(document, "the request"))
     encoded: list[tuple[Record, msgspec.Raw]] = []
@@ -228,15 +225,38 @@ async def parse(body: Image, form: Form) -> Payload:
     return payload
 
 
+async def _document(body: Image) -> dict[str, msgspec.Raw]:
+    if not body:
+        return {}
+    if too_many_values(body, len(body)):
+        raise TooLarge(f"the body holds more than {MAX_VALUES} values")
+    try:
+        document = _RAW_DOCUMENT.decode(body)
+    except _MALFORMED:
+        raise InvalidInput("the body is not a JSON object") from None
+    if len(body) > _SMALL:
+        await asyncio.sleep(0)
+    return document
+
+
 def parse_record(text: bytes) -> Record:
     """The record of a raw image from its header `X-Record`. Raises InvalidInput when it is not an object."""
     try:
         document = _RAW_DOCUMENT.decode(text)
     except _MALFORMED:
         raise InvalidInput("X-Record: a JSON object is expected") from None
-    for name in ("_base64", "_file"):
+    for name in (*_ENCODED, "_file"):
         document.pop(name, None)
     return Record(_fields(document, "X-Record"))
+
+
+def uploaded(record: Record) -> Payload:
+    """The payload of an upload: its fields are those of its record, whose `url` goes by the name `_url`."""
+    fields = record.fields
+    link = fields.pop("url", None)
+    if link is not None:
+        fields.setdefault("_url", link)
+    return Payload(fields, [record])
 
 
 def parse_word(text: str) -> object:
@@ -294,6 +314,17 @@ async def _unescaped(view: memoryview) -> bytes:
     if not escaped:
         raise ValueError
     return b"".join(pieces)
+
+
+async def _upload(document: dict[str, msgspec.Raw]) -> Payload:
+    encoded = [(name, document.pop(name, _NULL)) for name in _ENCODED]
+    document.pop("_file", None)
+    record = Record(_fields(document, "the request"))
+    for name, raw in encoded:
+        if bytes(memoryview(raw)[:4]) != b"null":
+            record.image = await decode_base64(raw, name)
+            break
+    return uploaded(record)
 
 
 async def _records(raw: msgspec.Raw, encoded: list[tuple[Record, msgspec.Raw]]) -> list[Record] | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from appliance.accounts.agreements import Agreements, Kind
 from appliance.api.answers import Answer
 from appliance.api.call import Call
 from appliance.api.payload import Record
@@ -23,15 +24,16 @@ Outcomes = list[tuple[Record, Seen | ApplianceError]]
 class Recognition:
     """The handlers of classification, tagging, detection and the descriptors."""
 
-    def __init__(self, vision: Vision, bundles: Bundles, heads: Heads) -> None:
+    def __init__(self, vision: Vision, bundles: Bundles, heads: Heads, agreements: Agreements) -> None:
         self._vision = vision
         self._bundles = bundles
         self._heads = heads
+        self._agreements = agreements
 
     async def classify(self, call: Call) -> Answer:
         """`best_label` and `labels` (the 100 most probable) of the task named by `task_id` or `task`."""
         task, version = _asked(call)
-        _refuse_to_store(call)
+        self._refuse_to_store(call)
         head = await self._heads.find(call.customer, task, version)
         bundle = self._task(call) if head is None else self._backbone(head)
         if head is None and not bundle.classifies:
@@ -56,7 +58,7 @@ class Recognition:
         bundle = self._task(call)
         if bundle.kind != "detector":
             raise NotFound("the task does not detect")
-        _refuse_to_store(call)
+        self._refuse_to_store(call)
         keep = call.payload.fraction("keep_prob", KEEP)
         outcomes = await self._see(call, bundle, *BOXES)
         for record, seen in _served(outcomes):
@@ -76,6 +78,15 @@ class Recognition:
         for record, seen in _served(outcomes):
             record.fields["_descriptor"] = seen.outputs["embedding"].tolist()
         return answer(call, outcomes)
+
+    def _refuse_to_store(self, call: Call) -> None:
+        """Raises Forbidden without a training-data agreement, InvalidInput with one: nothing stores yet."""
+        if call.payload.flag("store_images"):
+            self._agreements.require(call.customer, Kind.TRAINING_DATA)
+            raise InvalidInput(
+                "store_images: images sent for recognition are never stored; the training-data agreement"
+                " would allow it, but this version does not: leave it out"
+            )
 
     def _task(self, call: Call) -> Bundle:
         return self._bundles.catalogue(call.customer).for_task(*_asked(call))
@@ -105,14 +116,6 @@ def _by_head(head: Head, seen: Seen) -> list[RankedLabel]:
     if head.kind == "tagger":
         return tagged(logits, head.labels, LABELS, head.threshold)
     return ranked(logits, head.labels, LABELS)
-
-
-def _refuse_to_store(call: Call) -> None:
-    if call.payload.flag("store_images"):
-        raise InvalidInput(
-            "store_images: images sent for recognition are never stored"
-            " without a training-data agreement, and there is none"
-        )
 
 
 def _labels(bundle: Bundle, seen: Seen, limit: int) -> list[RankedLabel]:

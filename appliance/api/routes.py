@@ -13,17 +13,27 @@ from typing import Any, Literal
 from appliance.accounts.audit import Event
 from appliance.accounts.tokens import Scope
 from appliance.api.account import Account
+from appliance.api.annotate import Annotate
 from appliance.api.answers import Answer, Refused
 from appliance.api.asynchronous import PATH as REQUEST
 from appliance.api.asynchronous import Asynchronous
+from appliance.api.backups import Backups
 from appliance.api.call import Call
 from appliance.api.colours import Colours
+from appliance.api.datasets import Datasets
+from appliance.api.files import Files
+from appliance.api.keys import KeyManagement
+from appliance.api.labels import Labels
 from appliance.api.management import Management
+from appliance.api.objects import Objects
 from appliance.api.open_inference import OpenInference
+from appliance.api.oversight import Oversight
 from appliance.api.payload import Form
 from appliance.api.probes import Probes
 from appliance.api.recognition import Recognition
 from appliance.api.similarity import Similarity
+from appliance.api.tasks import Tasks
+from appliance.api.training_images import TrainingImages
 from appliance.errors import NotInstalled
 
 PREFIX = "/localhost"  # the official client posts its token to the cloud unless its endpoint holds this word
@@ -36,6 +46,7 @@ class Access(Enum):
     """Who may call a route that no scope guards."""
 
     OPEN = "open"
+    LINK = "a signed link, or a token"
     TOKEN = "any valid token"  # noqa: S105
     OPERATOR = "operator"  # peers of the operator socket only
 
@@ -52,6 +63,7 @@ PUBLIC = frozenset({Surface.PUBLIC})
 MANAGED = frozenset({Surface.PUBLIC, Surface.SOCKET})
 EVERYWHERE = frozenset(Surface)
 OPERATORS = frozenset({Surface.OPERATOR})
+LOCAL = frozenset({Surface.SOCKET})
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,67 @@ def _model(path: str) -> tuple[Route, ...]:
     )
 
 
+def _tasks_and_labels(family: str) -> tuple[Route, ...]:
+    """What recognition and detection have in common."""
+    read, write = Scope.DATASETS_READ, Scope.DATASETS_WRITE
+    task, label = f"/{family}/v2/task", f"/{family}/v2/label"
+    change, relabel = Event.TASK_CHANGE, Event.LABEL_CHANGE
+    return (
+        Route("GET", task, Tasks.list, read, READ),
+        Route("POST", task, Tasks.add, write, Event.TASK_ADD, Form.FIELDS),
+        Route("GET", f"{task}/{{id}}", Tasks.get, read, READ),
+        Route("DELETE", f"{task}/{{id}}", Tasks.delete, write, Event.TASK_DELETE),
+        Route("POST", f"{task}/{{id}}/train", Tasks.train, Scope.TRAIN, READ, Form.FIELDS),
+        Route("POST", f"{task}/{{id}}/add-label", Tasks.add_label, write, change, Form.FIELDS),
+        Route("POST", f"{task}/{{id}}/remove-label", Tasks.remove_label, write, change, Form.FIELDS),
+        Route("GET", label, Labels.list, read, READ),
+        Route("POST", label, Labels.add, write, Event.LABEL_ADD, Form.FIELDS),
+        Route("GET", f"{label}/{{id}}", Labels.get, read, READ),
+        Route("DELETE", f"{label}/{{id}}", Labels.delete, write, Event.LABEL_DELETE),
+        Route("POST", f"{label}/{{id}}/add-task", Labels.add_task, write, relabel, Form.FIELDS),
+        Route("POST", f"{label}/{{id}}/remove-task", Labels.remove_task, write, relabel, Form.FIELDS),
+    )
+
+
+def _training() -> tuple[Route, ...]:
+    """The cloud's routes to stored images and all that is written about them."""
+    read, write = Scope.DATASETS_READ, Scope.DATASETS_WRITE
+    image, thing = "/recognition/v2/training-image", "/detection/v2/object"
+    verification, point = "/annotate/v2/verification", "/annotate/v2/point"
+    update, change, fields = Event.IMAGE_UPDATE, Event.OBJECT_CHANGE, Form.FIELDS
+    return (
+        *_tasks_and_labels("recognition"),
+        Route("DELETE", "/recognition/v2/label/{id}/wipe", Labels.wipe, write, Event.LABEL_WIPE),
+        Route("GET", "/recognition/v2/model/{id}", Tasks.model, read, READ),
+        Route("DELETE", "/recognition/v2/model/{id}", Tasks.model, write, READ),
+        Route("GET", image, TrainingImages.list, read, READ),
+        Route("POST", image, TrainingImages.upload, write, Event.IMAGE_ADD, Form.UPLOAD),
+        Route("POST", f"{image}/update", TrainingImages.update, write, update, fields),
+        Route("GET", f"{image}/{{id}}", TrainingImages.get, read, READ),
+        Route("PUT", f"{image}/{{id}}", TrainingImages.put, write, update, fields),
+        Route("DELETE", f"{image}/{{id}}", TrainingImages.delete, write, Event.IMAGE_DELETE),
+        Route("POST", f"{image}/{{id}}/add-label", TrainingImages.add_label, write, update, fields),
+        Route("POST", f"{image}/{{id}}/update-label", TrainingImages.update_label, write, update, fields),
+        Route("POST", f"{image}/{{id}}/remove-label", TrainingImages.remove_label, write, update, fields),
+        *_tasks_and_labels("detection"),
+        Route("POST", "/detection/v2/task/{id}/add-image", Tasks.add_image, write, Event.TASK_CHANGE, fields),
+        Route("GET", thing, Objects.list, read, READ),
+        Route("POST", thing, Objects.add, write, Event.OBJECT_ADD, fields),
+        Route("GET", f"{thing}/{{id}}", Objects.get, read, READ),
+        Route("PUT", f"{thing}/{{id}}", Objects.put, write, change, fields),
+        Route("DELETE", f"{thing}/{{id}}", Objects.delete, write, Event.OBJECT_DELETE),
+        Route("POST", f"{thing}/{{id}}/add-label", Objects.add_label, write, change, fields),
+        Route("POST", f"{thing}/{{id}}/update-label", Objects.update_label, write, change, fields),
+        Route("POST", f"{thing}/{{id}}/remove-label", Objects.remove_label, write, change, fields),
+        Route("GET", verification, Annotate.list_verifications, read, READ),
+        Route("POST", verification, Annotate.verify, write, Event.VERIFICATION_ADD, fields),
+        Route("DELETE", f"{verification}/{{id}}", Annotate.unverify, write, Event.VERIFICATION_DELETE),
+        Route("GET", point, Annotate.list_points, read, READ),
+        Route("POST", point, Annotate.add_point, write, Event.POINT_ADD, fields),
+        Route("DELETE", f"{point}/{{id}}", Annotate.delete_point, write, Event.POINT_DELETE),
+    )
+
+
 _V1 = "/appliance/v1"
 _ADMIN, _OPERATOR = Scope.ADMIN, Access.OPERATOR
 
@@ -124,6 +197,7 @@ ROUTES: tuple[Route, ...] = (
     *_search("/similarity/custom/v2"),
     *_search("/photo/search/v2"),
     *_search("/similarity/products/v2"),
+    *_training(),
     Route("GET", "/v2", OpenInference.server, Access.TOKEN, READ),
     Route("GET", "/v2/health/live", OpenInference.live, Access.OPEN, READ),
     Route("GET", "/v2/health/ready", OpenInference.ready, Access.OPEN, READ),
@@ -206,8 +280,85 @@ ROUTES: tuple[Route, ...] = (
         Event.BUNDLE_REMOVE,
         surfaces=MANAGED,
     ),
+    Route(
+        "POST",
+        f"{_V1}/agreements",
+        Oversight.sign_agreement,
+        _OPERATOR,
+        Event.AGREEMENT_SIGN,
+        Form.FIELDS,
+        MANAGED,
+    ),
+    Route("GET", f"{_V1}/agreements", Oversight.list_agreements, _ADMIN, READ, surfaces=MANAGED),
+    Route(
+        "POST",
+        f"{_V1}/agreements/{{id}}/accept",
+        Oversight.accept_agreement,
+        _ADMIN,
+        Event.AGREEMENT_ACCEPT,
+        surfaces=MANAGED,
+    ),
+    Route(
+        "DELETE",
+        f"{_V1}/agreements/{{id}}",
+        Oversight.revoke_agreement,
+        _ADMIN,
+        Event.AGREEMENT_REVOKE,
+        surfaces=MANAGED,
+    ),
+    Route("GET", f"{_V1}/audit", Oversight.list_audit, _ADMIN, READ, surfaces=MANAGED),
+    Route("GET", f"{_V1}/keys", KeyManagement.list_keys, _OPERATOR, READ, surfaces=LOCAL),
+    Route(
+        "POST",
+        f"{_V1}/keys/customers/{{id}}/rotate",
+        KeyManagement.rotate_customer_key,
+        _OPERATOR,
+        Event.KEY_ROTATE,
+        surfaces=LOCAL,
+    ),
+    Route(
+        "POST",
+        f"{_V1}/keys/containers/{{id}}/rotate",
+        KeyManagement.rotate_container_key,
+        _OPERATOR,
+        Event.KEY_ROTATE,
+        Form.FIELDS,
+        LOCAL,
+    ),
+    Route(
+        "POST",
+        f"{_V1}/keys/root/rotate",
+        KeyManagement.rotate_root,
+        _OPERATOR,
+        Event.KEY_ROTATE,
+        Form.KEY,
+        LOCAL,
+    ),
+    Route(
+        "POST",
+        f"{_V1}/keys/root/retire",
+        KeyManagement.retire_root,
+        _OPERATOR,
+        Event.KEY_RETIRE,
+        surfaces=LOCAL,
+    ),
     Route("GET", f"{_V1}/webhook-secret", Management.webhook_secret, _ADMIN, READ, surfaces=MANAGED),
     Route("GET", f"{_V1}/status", Management.status, _OPERATOR, READ, surfaces=MANAGED),
+    Route("POST", f"{_V1}/backup", Backups.make, _OPERATOR, Event.BACKUP_MAKE, surfaces=LOCAL),
+    Route("POST", f"{_V1}/datasets", Datasets.add, Scope.DATASETS_WRITE, Event.DATASET_ADD, Form.FIELDS),
+    Route("GET", f"{_V1}/datasets", Datasets.list, Scope.DATASETS_READ, READ),
+    Route("GET", f"{_V1}/datasets/{{id}}", Datasets.get, Scope.DATASETS_READ, READ),
+    Route(
+        "PATCH",
+        f"{_V1}/datasets/{{id}}",
+        Datasets.change,
+        Scope.DATASETS_WRITE,
+        Event.DATASET_CHANGE,
+        Form.FIELDS,
+    ),
+    Route("DELETE", f"{_V1}/datasets/{{id}}", Datasets.erase, Scope.DATASETS_WRITE, Event.DATASET_ERASE),
+    Route("GET", "/files/{name}", Files.get, Access.LINK, READ),
+    Route("GET", f"{_V1}/images/{{id}}/key", Files.key, Scope.DATASETS_READ, READ),
     Route("GET", "/healthz", Probes.healthz, Access.OPEN, READ, surfaces=EVERYWHERE),
     Route("GET", "/readyz", Probes.readyz, Access.OPEN, READ, surfaces=EVERYWHERE),
     Route("GET", "/metrics", Probes.metrics, Access.OPEN, READ, surfaces=OPERATORS),

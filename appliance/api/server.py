@@ -14,21 +14,33 @@ from typing import Self
 from aiohttp import http_parser
 
 from appliance.api.account import Account
+from appliance.api.annotate import Annotate
 from appliance.api.asynchronous import Asynchronous
+from appliance.api.backups import Backups
 from appliance.api.body import Bodies
 from appliance.api.call import Measures
 from appliance.api.colours import Colours
 from appliance.api.connections import Door, HttpServer
+from appliance.api.datasets import Datasets
+from appliance.api.files import Files
 from appliance.api.gate import Gate
+from appliance.api.keys import KeyManagement
+from appliance.api.labels import Labels
 from appliance.api.management import Management
+from appliance.api.objects import Objects
 from appliance.api.open_inference import OpenInference
+from appliance.api.oversight import Oversight
 from appliance.api.parts import Parts
 from appliance.api.probes import Probes
 from appliance.api.recognition import Recognition
 from appliance.api.routes import ROUTES, Surface
+from appliance.api.showing import Showing
 from appliance.api.similarity import Similarity
+from appliance.api.tasks import Tasks
+from appliance.api.training_images import TrainingImages
 from appliance.api.vision import Vision
 from appliance.config import Api, listen_address
+from appliance.datasets.images import Images
 from appliance.errors import ApplianceError, ConfigInvalid, Overloaded, SelfTestFailed
 from appliance.recognition.engine import Priority
 
@@ -69,14 +81,14 @@ class Server:
         self._asynchronous = Asynchronous(
             parts.requests,
             parts.webhooks,
-            recognition=Recognition(patient, parts.bundles, parts.heads),
+            recognition=Recognition(patient, parts.bundles, parts.heads, parts.agreements),
             colours=Colours(patient),
             bundles=parts.bundles,
             limits=parts.config.requests,
         )
-        families = (
-            Account(parts.customers, parts.bundles),
-            Recognition(vision, parts.bundles, parts.heads),
+        families: list[object] = [
+            Account(parts.customers, parts.bundles, None if parts.images is None else parts.images.datasets),
+            Recognition(vision, parts.bundles, parts.heads, parts.agreements),
             Colours(vision),
             self._asynchronous,
             Similarity(parts.collections, vision, parts.config.search),
@@ -91,8 +103,13 @@ class Server:
                 webhooks=parts.webhooks,
                 status=parts.status,
             ),
+            Oversight(parts.customers, parts.agreements, parts.audit),
+            KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),
-        )
+            Backups(parts.backups),
+        ]
+        if parts.images is not None:
+            families += _of_images(parts, parts.images)
         self._bodies = bodies = Bodies(parts.config.api, measures.cpu("parse"))
         self._gates = {
             surface: Gate(
@@ -104,7 +121,7 @@ class Server:
                 measures=measures,
                 admit=lambda calls: _admit(vision, parts.config.recognition.queue, calls),
             )
-            for surface in Surface
+            for surface in (Surface if parts.engine is not None else [Surface.SOCKET])
         }
         allows = None if parts.residency is None else parts.residency.allows_client
         self._public_door = Door(parts.config.api.max_connections_per_address, allows)
@@ -213,6 +230,21 @@ class Server:
             await loop.create_unix_server(server, sock=bound, backlog=_BACKLOG)
         )
         self._socket = path
+
+
+def _of_images(parts: Parts, images: Images) -> list[object]:
+    """The families of stored images."""
+    datasets, annotations = images.datasets, images.annotations
+    showing = Showing(datasets, images.links, parts.config)
+    return [
+        Datasets(datasets),
+        Files(images),
+        Tasks(datasets, annotations),
+        Labels(datasets, annotations),
+        TrainingImages(images, showing, parts.outbound),
+        Objects(images, showing),
+        Annotate(datasets, annotations),
+    ]
 
 
 def _admit(vision: Vision, queue: int, calls: int) -> None:

@@ -26,7 +26,19 @@ def test_a_service_that_is_installed_and_granted(served: Served, tenant: Tenant,
     assert document["user_id"] == tenant.id
 
 
-@pytest.mark.parametrize("service", ["fashion-tagging", "custom-object-detection", "", "x" * 1000])
+def test_images_are_stored_whatever_is_installed(served: Served, tenant: Tenant) -> None:
+    """No bundle here detects: the service is there for whoever may use what is stored, for nobody else."""
+    for scope in (Scope.DATASETS_READ, Scope.DATASETS_WRITE):
+        for service in ("custom-recognition", "custom-object-detection"):
+            headers = {"authorization": f"Token {served.token(tenant, scope)}"}
+            assert authorize(served, tenant, service, **headers)[0] == 200
+    seeing = f"Token {served.token(tenant, Scope.INFER)}"
+    status, document = authorize(served, tenant, "custom-object-detection", authorization=seeing)
+    assert status == 403
+    assert "datasets:read" in str(document["detail"])
+
+
+@pytest.mark.parametrize("service", ["fashion-tagging", "", "x" * 1000])
 def test_a_service_that_is_not_installed(served: Served, tenant: Tenant, service: str) -> None:
     status, document = authorize(served, tenant, service)
     assert status == 404

@@ -111,8 +111,8 @@ def test_a_task_does_what_it_is_for(served: Served, tenant: Tenant) -> None:
     assert post(served, tenant, CLASSIFY, records=[record("red")], task_id=things).status == 404
     assert post(served, tenant, DETECT, records=[record("red")], task_id=fashion).status == 404
     stored = post(served, tenant, DETECT, records=[record("red")], task_id=things, store_images=True)
-    assert stored.status == 400
-    assert "store_images" in stored.document["detail"]
+    assert stored.status == 403
+    assert "training-data agreement" in stored.document["detail"]
 
 
 @pytest.mark.parametrize(

@@ -247,3 +247,29 @@ async def test_ten_megabytes_hold_the_loop_for_eight_milliseconds_at_most(
     holds = [await longest_hold(payload.parse(whole, Form.RECORDS)) for _ in range(5)]
     # On a machine that is slower or busy at the moment: three times one bare pass over the same bytes.
     assert min(holds) <= max(8, 3 * min(one_pass(whole) for _ in range(5))), holds
+
+
+async def test_an_upload_has_its_fields_and_its_image_in_one_record() -> None:
+    sent = {"base64": "aGVsbG8=", "_file": "/home/anna/x.jpg", "url": "https://x", "test_image": True}
+    parsed = await payload.parse(body(sent), Form.UPLOAD)
+    assert parsed.fields == {"test_image": True, "_url": "https://x"}
+    assert parsed.records == [Record(parsed.fields, b"hello")]
+    both = await payload.parse(
+        body({"base64": None, "_base64": "aGk=", "_url": "a", "url": "b"}), Form.UPLOAD
+    )
+    assert both.records == [Record({"_url": "a"}, b"hi")]
+    for empty in (b"", b"{}", b'{"base64":null}'):
+        assert await payload.parse(bytearray(empty), Form.UPLOAD) == Payload({}, [Record({})])
+    with pytest.raises(InvalidInput, match="base64"):
+        await payload.parse(body({"base64": "?"}), Form.UPLOAD)
+
+
+@pytest.mark.parametrize("spelling", [json.dumps, as_php], ids=["plain", "php"])
+async def test_an_upload_of_ten_megabytes_holds_the_loop_no_longer(spelling: object) -> None:
+    assert callable(spelling)
+    text = spelling(base64.b64encode(np.random.default_rng(1).bytes(7_500_000)).decode())
+    whole = bytearray(
+        b'{"base64":' + (text if isinstance(text, bytes) else text.encode()) + b',"noresize":true}'
+    )
+    holds = [await longest_hold(payload.parse(whole, Form.UPLOAD)) for _ in range(5)]
+    assert min(holds) <= max(8, 3 * min(one_pass(whole) for _ in range(5))), holds

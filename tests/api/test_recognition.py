@@ -100,7 +100,7 @@ def test_the_size_is_that_of_the_upright_image(served: Served, tenant: Tenant) -
         ({"task_id": 5}, 400, "task_id"),
         ({"task_id": "00000000-0000-4000-8000-000000000000"}, 404, "no such task"),
         ({"task_id": "TASK", "version": 9}, 404, "version"),
-        ({"task_id": "TASK", "store_images": True}, 400, "store_images"),
+        ({"task_id": "TASK", "store_images": True}, 403, "training-data agreement"),
         ({"task_id": "TASK", "store_images": "yes"}, 400, "store_images"),
         ({"task_id": "TASK", "records": []}, 400, "records"),
         ({"task_id": "TASK", "records": None}, 400, "records"),

@@ -4,6 +4,7 @@ import uuid
 
 import pytest
 
+from appliance.api.payload import Form
 from appliance.api.routes import READ, ROUTES, Access, Route, Surface, Table
 from appliance.api.server import check_parser
 from appliance.errors import NotInstalled, SelfTestFailed
@@ -75,6 +76,8 @@ def test_wire_routes_answer_in_json_and_never_redirect(served: Served, tenant: T
     for path in (plain, f"{plain}/", f"/localhost{plain}", f"/localhost{plain}/"):
         answer = served.site.call(route.method, path, headers=tenant.headers(), operator=operator)
         expected = {200, 400} if plain == route.path else {404}
+        if route.form is Form.FIELDS:  # what is missing may be said first
+            expected |= {400}
         assert answer.status in expected, (path, answer.body)
         assert "location" not in answer.headers
         assert answer.headers["server"] == "appliance"
@@ -84,9 +87,7 @@ def test_wire_routes_answer_in_json_and_never_redirect(served: Served, tenant: T
             assert answer.document is not None
 
 
-@pytest.mark.parametrize(
-    "path", ["/removebg/fast/removebg", "/recognition/v2/task", "/localhost/nothing/", "/"]
-)
+@pytest.mark.parametrize("path", ["/removebg/fast/removebg", "/flows/v2/flow", "/localhost/nothing/", "/"])
 def test_what_is_not_installed_says_so_in_both_shapes(served: Served, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
         answer = served.site.call(method, path)

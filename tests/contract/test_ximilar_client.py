@@ -262,8 +262,9 @@ def test_what_is_not_installed_says_so_in_a_form_the_client_reads(
 ) -> None:
     fashion = FashionTaggingClient(appliance.token, endpoint=endpoint)
     assert code(fashion.tags([record(0)])) == 404
-    tasks, status = RecognitionClient(appliance.token, endpoint=endpoint).get_all_tasks()
-    assert tasks is None
+    client = RecognitionClient(appliance.token, endpoint=endpoint)
+    flows, status = client.get_all_paginated_items("flows/v2/flow/")
+    assert flows is None
     assert status["detail"] == "service not installed"
 
 

@@ -38,6 +38,7 @@ def models(copy_state: CopyState, tmp_path_factory: pytest.TempPathFactory) -> I
         "classifier": hugging_face(folder / "colours"),
         "detector": yolo(folder / "cups.onnx", raw),
         "one at a time": yolo(folder / "one.onnx", raw, batch=1),
+        "open candidates": yolo(folder / "open.onnx", raw, said=(6, "anchors")),
         "tagger": bundles.tagger(folder / "tagger"),
     }
     with RunningAppliance(state, state.port) as running:
@@ -62,7 +63,7 @@ def test_a_hugging_face_export_classifies(models: Models, tmp_path: Path) -> Non
     assert [len(record["labels"]) for record in answer["records"]] == [3, 3, 3]
 
 
-@pytest.mark.parametrize("task", ["detector", "one at a time"])
+@pytest.mark.parametrize("task", ["detector", "one at a time", "open candidates"])
 def test_a_yolo_detector_detects(models: Models, tmp_path: Path, task: str) -> None:
     """The picture is twice as large as the input, with 16 rows of grey above and below."""
     client = DetectionClient(models.running.token, endpoint=models.endpoint)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from appliance.accounts.agreements import AgreementId, Kind
 from appliance.accounts.customers import CustomerId
 from appliance.accounts.tokens import Scope
 from appliance.api.payload import Form
@@ -35,15 +36,77 @@ def named(route: Route) -> str:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """The ids of what a victim has of training data, by their nouns on the wire; `model` is nobody's."""
+
+    ids: dict[str, str]
+
+    @classmethod
+    def nothing(cls) -> "Stored":
+        """What nobody has."""
+        nouns = ("image", "task", "label", "box-task", "box-label", "object", "verification", "point")
+        return cls({noun: str(uuid.uuid4()) for noun in (*nouns, "dataset", "model")})
+
+    def target(self, route: Route) -> str:
+        """The path with the id of what is stored, and for lists a query that asks for it."""
+        if route.path == "/files/{name}":
+            return route.path.replace("{name}", f"{self.ids['image']}.jpg")
+        if "{id}" in route.path:
+            return route.path.replace("{id}", self.ids[self._noun(route.path)])
+        if route.method == "GET":
+            image = f"&image={self.ids['image']}" if "/verification" in route.path else ""
+            return f"{route.path}?workspace={self.ids['dataset']}{image}"
+        return route.path
+
+    def body(self, route: Route) -> dict[str, Any]:
+        """All that any route asks for at once: whatever is named is the victim's."""
+        detects = route.path.startswith("/detection/") and "/object/" not in route.path
+        label = self.ids["box-label" if detects else "label"]
+        document = {
+            "name": "taken over",
+            "workspace": self.ids["dataset"],
+            "label_id": label,
+            "task_id": self.ids["task"],
+            "image_id": self.ids["image"],
+            "image": self.ids["image"],
+            "detection_label": self.ids["box-label"],
+            "data": [1, 1, 2, 2],
+            "meta_data": {"note": "overwritten"},
+            "user": "somebody else",
+        }
+        if route.form is Form.UPLOAD:
+            return document | {"base64": base64.b64encode(images.plain(uuid.uuid4().bytes)).decode()}
+        if route.path.endswith("/update"):
+            return {"images": [self.ids["image"]], "mark-test": True, "labels-add": [label]}
+        return document
+
+    def _noun(self, path: str) -> str:
+        if "/images/" in path:
+            return "image"
+        noun = path.split("/")[3]
+        if path.startswith("/detection/") and noun in {"task", "label"}:
+            return f"box-{noun}"
+        return {"training-image": "image"}.get(noun, noun)
+
+
+@dataclass(frozen=True)
 class Victim:
-    """A customer with a record, a token and a collection that others go for."""
+    """A customer with a record, a token, a collection, training data and a pending agreement that others go
+    for.
+    """
 
     tenant: Tenant
     token_id: str
     request: str
+    agreement: str
+    stored: Stored
 
     def target(self, route: Route) -> str:
         """The path with the victim's own id in it."""
+        if route.path.startswith("/files/"):
+            return f"/files/{self.stored.ids['image']}.jpg"
+        if of_training(route) or "/images/" in route.path:
+            return self.stored.target(route)
         if "{name}" in route.path:
             return route.path.replace("{name}", "fashion").replace("{version}", "1")
         if "{id}" not in route.path:
@@ -52,7 +115,13 @@ class Victim:
             return route.path.replace("{id}", self.request)
         if not route.problem:
             return route.path.replace("{id}", "fashion")
-        ids = {"customers": self.tenant.id, "tokens": self.token_id, "collections": self.tenant.collection}
+        ids = {
+            "customers": self.tenant.id,
+            "tokens": self.token_id,
+            "collections": self.tenant.collection,
+            "agreements": self.agreement,
+            "datasets": self.stored.ids["dataset"],
+        }
         return route.path.replace("{id}", ids[noun(route)])
 
     def body(self, route: Route, task: str) -> bytes | None:
@@ -62,6 +131,8 @@ class Victim:
         if route.form is Form.BYTES:
             encoded = {"name": "encoded", "datatype": "BYTES", "shape": [1], "data": [PHOTO]}
             return json.dumps({"id": SECRET, "inputs": [encoded]}).encode()
+        if of_training(route):
+            return json.dumps(self.stored.body(route)).encode()
         document: dict[str, Any] = {
             "service": "photo-search",
             "type": "dominant-colors-generic",
@@ -79,6 +150,8 @@ class Victim:
                 "tokens": {} if "{id}" in route.path else {"customer": self.tenant.id},
                 "collections": {"customer": self.tenant.id, "name": "taken over"},
                 "bundles": {"path": "/nowhere"},
+                "agreements": {"customer": self.tenant.id, "kind": "training-data"},
+                "datasets": {"visibility": "public"} if "{id}" in route.path else {"name": str(uuid.uuid4())},
             }
             document = managed[noun(route)]
         return json.dumps(document).encode()
@@ -88,11 +161,23 @@ class Victim:
         site, headers = served.site, self.tenant.headers()
         everything = json.dumps({"fields_to_return": ["*"]}).encode()
         records = site.call("POST", f"{PHOTOS}/allRecords", everything, headers).document["answer_records"]
-        lists = ("tokens", "collections", "customers")
+        lists = ("tokens", "collections", "customers", "agreements", "datasets", "audit")
         requests = site.call("GET", "/account/v2/request", headers=headers).document
-        return (records, requests), [
-            site.call("GET", f"/appliance/v1/{name}", headers=headers).document for name in lists
+        stored = [
+            site.call("GET", self.target(route), headers=headers).document
+            for route in SCOPED
+            if route.method == "GET" and of_training(route) and "/model/" not in route.path
         ]
+        return (records, requests, stored), [
+            site.call("GET", f"/appliance/v1/{name}", headers=headers).document
+            for name in (*lists, f"datasets/{self.stored.ids['dataset']}")
+        ]
+
+
+def of_training(route: Route) -> bool:
+    """Whether it is about stored images, in the cloud's words."""
+    mine = {Scope.DATASETS_READ, Scope.DATASETS_WRITE, Scope.TRAIN, Access.LINK}
+    return route.access in mine and not route.problem
 
 
 def noun(route: Route) -> str:
@@ -106,7 +191,46 @@ def new_victim(served: Served, name: str) -> Victim:
     assert served.site.call("POST", f"{PHOTOS}/insert", body, tenant.headers()).code == 210
     (token,) = served.run(served.parts.tokens.list(tenant.id))
     request, _ = served.run(served.parts.requests.add(ACTOR, tenant.id, "dominant-colors-generic"))
-    return Victim(tenant, token.id, request.id)
+    stored = store(served, tenant)
+    signing = served.parts.agreements.sign(ACTOR, tenant.id, Kind.TRAINING_DATA, await_acceptance=True)
+    return Victim(tenant, token.id, request.id, served.run(signing).id, stored)
+
+
+def store(served: Served, tenant: Tenant) -> Stored:
+    """Something of everything that can be stored, in a dataset of its own; the agreement ends after it."""
+    agreements = served.parts.agreements
+    agreed = served.run(agreements.sign(ACTOR, tenant.id, Kind.TRAINING_DATA))
+
+    def made(path: str, **document: object) -> str:
+        body = json.dumps(document | ({"workspace": dataset} if dataset else {})).encode()
+        answer = served.site.call("POST", path, body, tenant.headers())
+        assert answer.status in {200, 201}, answer.body
+        return str(answer.document.get("id"))
+
+    dataset = ""
+    dataset = made("/appliance/v1/datasets", name=SECRET)
+    note, pixels = {"note": SECRET}, base64.b64encode(images.plain(uuid.uuid4().bytes)).decode()
+    image = made("/recognition/v2/training-image", base64=pixels, meta_data=note)
+    task, box_task = made("/recognition/v2/task", name=SECRET), made("/detection/v2/task", name=SECRET)
+    label, box_label = made("/recognition/v2/label", name=SECRET), made("/detection/v2/label", name=SECRET)
+    box = {"detection_label": box_label, "image": image, "data": [0, 0, 9, 9]}
+    thing = made("/detection/v2/object", meta_data=note, **box)
+    for path in (f"/recognition/v2/training-image/{image}", f"/detection/v2/object/{thing}"):
+        made(f"{path}/add-label", label_id=label)
+    ids = {
+        "dataset": dataset,
+        "image": image,
+        "task": task,
+        "box-task": box_task,
+        "label": label,
+        "box-label": box_label,
+        "object": thing,
+        "verification": made("/annotate/v2/verification", user=SECRET, image_id=image),
+        "point": made("/annotate/v2/point", image=image, name=SECRET, data=SECRET),
+        "model": str(uuid.uuid4()),
+    }
+    served.run(agreements.revoke(ACTOR, None, agreed.id))
+    return Stored(ids)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +285,8 @@ def attack(
     del headers["authorization"]
     if authorization is not None:
         headers["authorization"] = authorization
-    path = form.format(victim.target(route))
+    target, _, query = victim.target(route).partition("?")
+    path = form.format(target) + (f"?{query}" if query else "")
     kind = "detector" if route.path.startswith("/detection/") else "backbone"
     task = next(bundle.task for bundle in served.parts.bundles.list() if bundle.kind == kind)
     return served.site.call(route.method, path, victim.body(route, task), headers)
@@ -169,7 +294,15 @@ def attack(
 
 def assert_nothing_leaks(answer: Reply, victim: Victim, *, known: frozenset[str] = frozenset()) -> None:
     text = answer.body.decode() + str(answer.headers)
-    own = {victim.tenant.id, victim.tenant.collection, victim.token_id, victim.request, SECRET}
+    own = {
+        victim.tenant.id,
+        victim.tenant.collection,
+        victim.token_id,
+        victim.request,
+        victim.agreement,
+        *victim.stored.ids.values(),
+        SECRET,
+    }
     for secret in own - known:
         assert secret not in text, secret
 
@@ -179,9 +312,16 @@ def test_the_owner_is_served_so_that_the_attacks_fail_for_the_right_reason(
     served: Served, route: Route
 ) -> None:
     owner = new_victim(served, f"owner {uuid.uuid4()}")
+    if route.form is Form.UPLOAD:
+        accepting = served.parts.agreements.accept(ACTOR, owner.tenant.id, AgreementId(owner.agreement))
+        served.run(accepting)
     answer = attack(served, route, owner, f"Token {owner.tenant.token}")
     if route.access is Access.OPERATOR:
         assert answer.status == 403
+    elif route.access is Scope.TRAIN:
+        assert answer.status == 409
+    elif "/model/" in route.path:
+        assert answer.document["detail"] == "no such model"
     else:
         assert answer.status in {200, 201, 204, 411}, answer.body
 
@@ -231,7 +371,7 @@ def test_another_customers_token_finds_nothing(
         assert answer.status in {200, 201}
     else:
         absent = replace(victim.tenant, id=CustomerId(str(uuid.uuid4())), collection=str(uuid.uuid4()))
-        nobody = Victim(absent, "0" * 10, str(uuid.uuid4()))
+        nobody = Victim(absent, "0" * 10, str(uuid.uuid4()), str(uuid.uuid4()), Stored.nothing())
         missing = attack(served, route, nobody, f"Token {attacker.token}")
         assert answer.status == missing.status == 404
         assert anonymous(answer) == anonymous(missing)
@@ -251,7 +391,11 @@ def test_naming_another_customer_in_the_query_finds_nothing(
 
 def names_the_victim(route: Route) -> bool:
     if route.problem:
-        return "{id}" in route.path or route.method == "POST"
+        return "{id}" in route.path or (route.method == "POST" and noun(route) != "datasets")
+    if route.path.startswith("/files/"):
+        return True
+    if of_training(route):
+        return True
     if "/request/" in route.path:
         return True
     return route.access in {Scope.SEARCH_READ, Scope.SEARCH_WRITE}
