@@ -88,6 +88,31 @@ def test_customers_tokens_and_collections(state: DemoState) -> None:
     assert refusal(state, "collection", "remove", collection["id"]) == (1, "not_found")
 
 
+def test_agreements_and_the_audit_log(state: DemoState) -> None:
+    customer = state.ask("customer", "add", "Museum Ž")["id"]
+    signed = state.ask("agreement", "sign", "Museum Ž", "training-data")
+    assert (signed["customer"], signed["state"]) == (customer, "active")
+    assert refusal(state, "agreement", "sign", customer, "training-data") == (1, "conflict")
+    assert refusal(state, "agreement", "sign", customer, "everything") == (1, "bad_request")
+    assert refusal(state, "agreement", "sign", "nobody", "training-data") == (1, "not_found")
+    assert state.ask("agreement", "revoke", signed["id"]) == {"id": signed["id"], "revoked": True}
+    assert refusal(state, "agreement", "revoke", "../tokens/x") == (1, "not_found")
+    pending = state.ask("agreement", "sign", customer, "training-data", "--await-acceptance")
+    listed = rows(state.ask("agreement", "list", "Museum Ž"), "agreements")
+    assert {listed[one["id"]]["state"] for one in (signed, pending)} == {"revoked", "pending"}
+    assert rows(state.ask("agreement", "list"), "agreements").keys() >= listed.keys()
+    assert "pending" in run(state, "agreement", "list", customer).stdout
+
+    first = state.ask("audit", "list", "--customer", "Museum Ž", "--limit", "2")
+    assert [entry["event"] for entry in first["entries"]] == ["customer.add", "agreement.sign"]
+    words = ("audit", "list", "--customer", customer, "--after", str(first["next"]))
+    assert [entry["event"] for entry in state.ask(*words)["entries"]] == [
+        "agreement.revoke",
+        "agreement.sign",
+    ]
+    assert f"more: --after {first['next']}" in run(state, *words[:4], "--limit", "2").stdout
+
+
 def test_people_read_tables(state: DemoState) -> None:
     listed = run(state, "customer", "list")
     assert listed.returncode == 0

@@ -197,6 +197,28 @@ def test_service_goes_on_without_its_children(state: DemoState) -> None:
         assert not replaced & {child.pid for child in children}
 
 
+def test_a_bundle_that_a_restarted_device_does_not_load_is_named_and_the_appliance_serves(
+    state: DemoState,
+) -> None:
+    with RunningAppliance(state, state.port) as appliance:
+        assert recognises(appliance)
+        (model,) = state.folder.glob("bundles/*/model.onnx")
+        model.unlink()
+        for child in appliance.processes()[1:]:
+            child.kill()
+        eventually(lambda: readiness(appliance) == (200, "degraded"), "it serves what it can")
+        status = state.ask("status")
+        (finding,) = [one for one in status["findings"] if one["severity"] == "degraded"]
+        assert finding["key"] == "bundle.efficientnet-lite0"
+        assert finding["message"].startswith("efficientnet-lite0 ")
+        assert "the model cannot be loaded" in finding["message"]
+        assert [bundle["loaded"] for bundle in status["bundles"]] == [False]
+        headers = appliance.headers(content_type="image/jpeg")
+        (record,) = appliance.call("POST", TAGS, images.jpeg(), headers=headers).document["records"]
+        assert record["_status"]["code"] == 404
+        assert record["_status"]["text"].endswith("bundle efficientnet-lite0 1 is not loaded")
+
+
 def test_a_killed_daemon_leaves_no_child_and_a_free_port(state: DemoState) -> None:
     with RunningAppliance(state, state.port) as appliance:
         assert recognises(appliance)

@@ -1,0 +1,1 @@
+"""Backup and restore of the whole state: as ciphertext, its keyring apart, verified both ways."""
