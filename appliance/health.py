@@ -236,13 +236,15 @@ class Sources:
     """Where facts come from; each is called at every observation.
 
     `machine` may block (it runs in a probe's thread), the others answer from memory. `rules` judges what
-    `machine` found. `ledger_fault` is why the ledger refuses writes until a restart, or None.
+    `machine` found. `ledger_fault` is why the ledger refuses writes until a restart, or None. `notices` are
+    what other parts have to say now.
     """
 
     machine: Callable[[], residency.Facts]
     rules: Callable[[residency.Facts], list[residency.Finding]]
     ledger_fault: Callable[[], str | None]
     devices: Callable[[], list[DeviceStatus]]
+    notices: Callable[[], list[Finding]] = list
     gpus: Callable[[], Gpus] = field(default_factory=lambda: Nvml().read)
 
 
@@ -319,6 +321,7 @@ class Health:
         """The gravest first."""
         found = (
             *self._reported.values(),
+            *self._sources.notices(),
             *self._volume_findings,
             *self._gpu_findings,
             *self._ledger_findings(),

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from appliance.errors import (
     CapacityExceeded,
     InvalidImage,
     InvalidInput,
+    ModelFailed,
     NotFound,
     TooLarge,
     WorkerLost,
@@ -48,7 +50,15 @@ ZEROS = memoryview(bytes(RELEASE_BYTES))
 # What a child may refuse a request with. Anything else it names is a malformed answer.
 REFUSALS: dict[str, type[ApplianceError]] = {
     refusal.__name__: refusal
-    for refusal in (CapacityExceeded, InvalidImage, InvalidInput, NotFound, TooLarge, WorkerRefused)
+    for refusal in (
+        CapacityExceeded,
+        InvalidImage,
+        InvalidInput,
+        ModelFailed,
+        NotFound,
+        TooLarge,
+        WorkerRefused,
+    )
 }
 REFUSAL_CHARACTERS = 2000
 STDERR_LINES = 100
@@ -99,10 +109,18 @@ class Memory:
         self._map.madvise(mmap.MADV_REMOVE, first, last - first)
 
     def close(self) -> None:
-        """Unmap and release it. Views taken from it must be released before."""
-        self.view.release()
-        self._map.close()
-        os.close(self.fd)
+        """Unmap and release it. Views taken from it should be released before: one that is left keeps the
+        address space, of what lay there nothing.
+        """
+        try:
+            self.view.release()
+            self._map.close()
+        except BufferError as error:
+            # At the end of the daemon: whoever forgot a view must not keep what comes after from ending.
+            self._map.madvise(mmap.MADV_REMOVE)
+            log.warning("shared memory of %d bytes stays mapped: %s", self.size, error)
+        finally:
+            os.close(self.fd)
 
 
 # What becomes of a request: the child's answer, or the error that `Worker.call` raises.
@@ -325,6 +343,21 @@ def fail(answer: asyncio.Future[Any], error: Exception) -> None:
         answer.exception()
 
 
+def without_frames(error: Exception) -> Exception:
+    """The same error, with nothing that its frames held; of a bug the places stay, as a note."""
+    if not isinstance(error, ApplianceError):
+        error.add_note("".join(traceback.format_tb(error.__traceback__)))
+    linked: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while linked:
+        one = linked.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            linked += one.__cause__, one.__context__
+    return error
+
+
 class Worker:
     """One child process that is replaced when it is lost. `async with` starts it and kills it at the end.
 
@@ -444,7 +477,7 @@ class Worker:
             # Shielded: the end of this task must not look like the end of the child.
             reason = await asyncio.shield(self._child.lost)
             await self._child.end()
-            # One that has served is replaced at once: a hostile request must not buy the others a pause.
+            # One that has answered is replaced at once: a hostile request must not buy the others a pause.
             delay = 0.0 if self._child.answered else self._longer(delay)
             log.warning("%s %s; it is restarted in %g s", self.name, reason, delay)
             while not self._open.is_set():

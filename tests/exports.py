@@ -73,9 +73,10 @@ def yolo(
     *,
     names: str = "{0: 'cup', 1: 'plate'}",
     batch: int | str = "batch",
+    said: Sequence[int | str] = (),
     **metadata: str,
 ) -> Path:
-    """A detector's ONNX file whose output is always `raw`, whatever it sees."""
+    """A detector's ONNX file whose output is always `raw`, whatever it sees, and said to be `said`."""
     nodes = [
         helper.make_node("ReduceMean", ["images", "axes"], ["mean"], keepdims=1),
         helper.make_node("Squeeze", ["mean", "last"], ["level"]),
@@ -92,7 +93,7 @@ def yolo(
         nodes,
         "yolo",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, 64, 64])],
-        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, [batch, *raw.shape])],
+        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, [batch, *(said or raw.shape)])],
         constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)

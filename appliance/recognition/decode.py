@@ -18,6 +18,7 @@ from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
     Image,
+    ImageChops,
     ImageCms,
     JpegImagePlugin,
     MpoImagePlugin,
@@ -59,6 +60,10 @@ if pi_heif is not None:
     pi_heif.register_heif_opener(thumbnails=False, decode_threads=1)
     FORMATS += ("HEIF",)
 ORIENTATION = 0x0112
+# Of TIFF (6.0, section 8): how many bits a sample has, whether zero is white, and how the samples lie.
+BITS, PHOTOMETRIC, PLANAR = 258, 262, 284
+WHITE_IS_ZERO, SEPARATE = 0, 2
+NEGATIVE = "appliance: negative"  # in an image's info: its sixteen bits count from white
 # EXIF orientation -> how the stored picture becomes upright (Exif 2.32, 4.6.4 A).
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -246,10 +251,13 @@ def _decode(image: Image.Image, preprocessing: Preprocessing) -> Decoded:
         left, right = (side + image.width - width / scale for side in (left, right))
     if orientation in Y_MIRRORED:
         top, bottom = (side + image.height - height / scale for side in (top, bottom))
-    # Cropped before it is resampled: nothing outside may shine in.
-    x, y = floor(left), floor(top)
-    part = image.crop((x, y, min(ceil(right), image.width), min(ceil(bottom), image.height)))
-    box = (left - x, top - y, min(right - x, part.width), min(bottom - y, part.height))
+    part = image
+    box = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
+    if preprocessing.fit != "stretch":
+        # Cropped before it is resampled: nothing outside may shine in.
+        x, y = floor(left), floor(top)
+        part = image.crop((x, y, min(ceil(right), image.width), min(ceil(bottom), image.height)))
+        box = (left - x, top - y, min(right - x, part.width), min(bottom - y, part.height))
     target = (seen.target[2] - seen.target[0], seen.target[3] - seen.target[1])
     profile = image.info.get("icc_profile")
     part = _eight_bits(part).resize(target, RESAMPLE[preprocessing.resample], box)
@@ -268,10 +276,25 @@ def _decode(image: Image.Image, preprocessing: Preprocessing) -> Decoded:
 
 def _load(image: Image.Image) -> None:
     announced = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_misread(image):
+        raise InvalidImage("uncompressed TIFFs with separate planes of 16 bits are not decoded")
     image.load()
+    # Pillow turns around what counts from white, with this one exception. Said of every image: a file may
+    # bring words of its own for the info.
+    image.info[NEGATIVE] = (
+        isinstance(image, TiffImagePlugin.TiffImageFile)
+        and image.tag_v2.get(PHOTOMETRIC, WHITE_IS_ZERO) == WHITE_IS_ZERO
+    )
     if image.format == "HEIF" and image.size != announced:
         # The container was held to the limits, and the picture in it has a size of its own.
         raise InvalidImage("the image is not of the size that its file says")
+
+
+def _is_misread(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether Pillow itself, and not libtiff, would read planes of 16 bits: it takes halves for samples."""
+    tags = image.tag_v2
+    separate: bool = tags.get(PLANAR, 1) == SEPARATE and max(tags.get(BITS, (1,))) > 8
+    return separate and any(tile.codec_name == "raw" for tile in image.tile)
 
 
 def _thumbnail(image: Image.Image) -> Preprocessing:
@@ -332,16 +355,31 @@ def _orientation(image: Image.Image) -> int:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """The image in a mode that resamples like RGB: L, RGB, or RGBA when anything may be transparent."""
+    if image.mode.startswith("I;16"):
+        # Before transparency: converted to RGBA, sixteen bits would be cut off at 255.
+        return _upper_eight(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return image.convert("RGBA")
-    if image.mode.startswith("I;16"):
-        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if image.mode in ("I", "F"):
         raise InvalidImage("images with 32 bits a sample have no defined white and are not decoded")
     if image.mode in ("L", "1"):
         return image.convert("L")
     # Inks are mixed by their profile, and that comes last: it costs less on the small picture.
     return image if image.mode == "CMYK" and image.info.get("icc_profile") else image.convert("RGB")
+
+
+def _upper_eight(image: Image.Image) -> Image.Image:
+    """Grey of sixteen bits as L, or as RGBA where one of its levels means nothing (PNG's tRNS)."""
+    levels = image.convert("I")
+    grey = levels.point(lambda value: value * (1 / 256)).convert("L")
+    if image.info.get(NEGATIVE):
+        return ImageChops.invert(grey)
+    transparent = image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return grey
+    seen = grey.convert("RGBA")
+    seen.putalpha(levels.point([255 * (level != transparent) for level in range(1 << 16)], "L"))
+    return seen
 
 
 def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:

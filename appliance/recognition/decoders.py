@@ -35,7 +35,7 @@ from appliance.recognition.waiting import (
     Place,
     Work,
 )
-from appliance.workers import Memory, Worker, fail
+from appliance.workers import Memory, Worker, fail, without_frames
 
 DECODER = "appliance.recognition.decoder:main"
 T = TypeVar("T")
@@ -105,13 +105,16 @@ class _Decoder:
             self._output.wipe(place.target, place.produced)
             self._under_way -= 1
             if not self._under_way:
-                done(self._again)
+                again, self._again = self._again, []
+                done(again)
 
     def _hand_over(self, job: Job[Any], place: Place, outcome: bytes | ApplianceError) -> None:
         try:
             job.answer.set_result(self._result(job.work, place, outcome)())
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the one who waits
-            fail(job.answer, error)
+            # Its frames hold the job, and so itself. Until the collector comes the image would stay, and a
+            # view of its pixels, which keeps the memory from being unmapped.
+            fail(job.answer, without_frames(error))
 
     def _result(self, work: Work[T], place: Place, outcome: bytes | ApplianceError) -> Callable[[], T]:
         try:
@@ -201,11 +204,12 @@ class Decoders:
 
         It is called as soon as they are there, before whoever waits for it goes on, and is not to wait.
         """
-        job = self._job(data, Looking(preprocessing, then))
+        # No name holds the job: see `_answer`.
+        work = Looking(preprocessing, then)
         if priority is Priority.INTERACTIVE:
-            return await self._answer(job, self._waiting)
+            return await self._answer(self._job(data, work), self._waiting)
         async with self._patient:
-            return await self._answer(job, self._waiting)
+            return await self._answer(self._job(data, work), self._waiting)
 
     async def ingest(self, data: Encoded, *, keep_metadata: bool) -> Ingested:
         """The image as it may be kept, and its thumbnail; see `appliance.recognition.decode.ingest`.
@@ -231,6 +235,10 @@ class Decoders:
         except asyncio.CancelledError:
             line.leave(job)
             raise
+        finally:
+            # An error holds the frames that it passes, and its job holds the error: not the image too.
+            job.data = b""
+            del job
 
     def _advance(self) -> None:
         """Give those who wait to the decoders that are idle."""

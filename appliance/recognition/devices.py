@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections import deque
+import logging
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -15,14 +16,20 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.config import Recognition
-from appliance.errors import ApplianceError, ModelFailed, WorkerLost
+from appliance.errors import ApplianceError, InvalidInput, ModelFailed, WorkerLost
 from appliance.metrics import CpuTime
 from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, Load, Loaded, Place, Run, Unload, places
 from appliance.workers import Memory, Outcome, Worker, fail
 
+log = logging.getLogger(__name__)
+
 Outputs = dict[str, npt.NDArray[np.float32]]
 
 LOAD_SECONDS = 300.0
+# A start that ends while a model is loaded may have had another reason; a second one is the model's.
+FATAL_STARTS = 2
+# Everybody waits while a worker is replaced: one that dies at every image costs them no more than this.
+BACKOFF_SECONDS = (0.1, 3.0)
 
 
 class Priority(IntEnum):
@@ -52,6 +59,7 @@ class Model:
     """
 
     number: int
+    name: str
     path: str
     shape: tuple[int, ...]
     shapes: dict[str, tuple[int, ...]]
@@ -102,6 +110,8 @@ class Device:
 
     Less urgent jobs take half of the slots at most, so that an urgent one waits for one batch of theirs.
     `again` gets the jobs that were with a worker when it died; `models` are those to load into the next one.
+    `refused` are those of them that it did not load, and why: they get no jobs here, the next start or `load`
+    tries them again, and `again` gets what waited for them.
     """
 
     def __init__(
@@ -128,6 +138,8 @@ class Device:
         self._models = models
         self._again = again
         self._restarted = restarted
+        self.refused: dict[Model, str] = {}
+        self._fatal: Counter[Model] = Counter()
         self._encoder = msgspec.msgpack.Encoder()
         self.queued_bytes = 0
         self.worker = Worker(
@@ -141,6 +153,7 @@ class Device:
             },
             memories=(self._memory,),
             on_start=self._restore,
+            backoff_seconds=BACKOFF_SECONDS,
         )
 
     @property
@@ -167,22 +180,55 @@ class Device:
         self._memory.close()
 
     async def load(self, model: Model) -> Loaded:
+        """Raises InvalidInput when the worker refuses it, or it gives other outputs than it is to give."""
         request = Load(model.number, model.path, model.shape)
         reply = await self.worker.call(self._encoder.encode(request), LOAD_SECONDS)
-        return msgspec.msgpack.decode(reply, type=Loaded)
+        loaded = msgspec.msgpack.decode(reply, type=Loaded)
+        for name, shape in model.shapes.items():
+            if (given := loaded.outputs.get(name)) != shape:
+                raise InvalidInput(f"output {name} is {given} for one image, not {shape}")
+        self.refused.pop(model, None)
+        return loaded
 
     async def unload(self, model: Model) -> None:
         """Returns when the worker has forgotten it; a restarted worker does not know it anyway."""
         with contextlib.suppress(WorkerLost):
             await self.worker.call(self._encoder.encode(Unload(model.number)), LOAD_SECONDS)
+        self.refused.pop(model, None)
 
     async def _restore(self) -> None:
         """A restarted worker knows no models; what waits goes on as soon as calls are let through."""
         if self.worker.restarts:
             self._restarted()
         for model in list(self._models()):
-            await self.load(model)
+            # A model that ends the worker is left out of one start, or there would never be a worker again.
+            if self._fatal[model] < FATAL_STARTS:
+                await self._load_again(model)
+        self._fatal.clear()
         asyncio.get_running_loop().call_soon(self._advance)
+
+    async def _load_again(self, model: Model) -> None:
+        """One that cannot be loaded any more is out by itself: the others are served."""
+        try:
+            await self.load(model)
+        except InvalidInput as refusal:
+            await self.unload(model)
+            self._refuse(model, str(refusal))
+        except WorkerLost as loss:
+            self._fatal[model] += 1
+            if self._fatal[model] == FATAL_STARTS:
+                self._refuse(model, f"the model ends its worker: {loss}")
+            raise
+
+    def _refuse(self, model: Model, reason: str) -> None:
+        log.error("%s does not load bundle %s again: %s", self.worker.name, model.name, reason)
+        self.refused[model] = reason
+        for waiting in self._waiting.values():
+            # The last first: each is put before those that wait elsewhere.
+            for job in [job for job in reversed(waiting) if job.model is model]:
+                waiting.remove(job)
+                self._left(job)
+                self._again(job)
 
     def add(self, job: Job, *, first: bool = False) -> None:
         waiting = self._waiting[job.priority]

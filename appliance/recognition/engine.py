@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Coroutine, Iterator
 from importlib import metadata
@@ -18,10 +19,12 @@ from appliance.errors import ApplianceError, InvalidInput, NotInstalled, Overloa
 from appliance.metrics import Registry
 from appliance.recognition.bundles import Bundle
 from appliance.recognition.devices import Device, DeviceStatus, Job, Model, Outputs, Priority
-from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, Loaded, places
+from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, places
 from appliance.workers import fail
 
 __all__ = ["DeviceStatus", "Engine", "Job", "Outputs", "Pixels", "Priority"]
+
+_log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8] | memoryview
 # How long a request waits for its answer, in times of what a worker may take over it: one that hangs is
@@ -112,23 +115,38 @@ class Engine:
         return [device.status() for device in self._devices]
 
     def loaded(self, bundle: Bundle) -> bool:
-        """Whether the bundle's model is on the devices now; others are loaded when they are asked for."""
+        """Whether the bundle's model is on a device now; others are loaded when they are asked for."""
         model = self._models.get((bundle.name, bundle.version))
-        return model is not None and model.resident
+        return model is not None and model.resident and bool(self._able(model))
+
+    def refused(self) -> list[tuple[str, str]]:
+        """Bundles that a restarted device did not load any more: the name, and for people which, where, why.
+
+        The next restart of the device tries again, and so does `load`. Others may be served all the while.
+        """
+        return [
+            (name, f"{model.name} on {device.worker.info['device']}: {device.refused[model]}")
+            for (name, _), model in self._models.items()
+            for device in self._devices
+            if model in device.refused
+        ]
 
     async def load(self, bundle: Bundle) -> None:
-        """Load the bundle's model into every device and run it once; a second time does nothing.
+        """Load the bundle's model into every device and run it once; a second time does nothing, unless a
+        device has refused it since (`refused`): there it is tried again.
 
         InvalidInput when onnxruntime refuses the model, when it would run elsewhere than on the device, or
         when it does not give the outputs that the bundle promises.
         """
         key = (bundle.name, bundle.version)
         async with self._loading:
-            if key in self._models:
+            if (known := self._models.get(key)) is not None:
+                await self._load_where_refused(known)
                 return
             pinned = bundle.kind == "backbone" or bundle.name in self._config.pinned
             shape = bundle.preprocessing.shape
-            model = Model(next(self._numbers), str(bundle.model), shape, dict(bundle.outputs), pinned)
+            name = f"{bundle.name} {bundle.version}"
+            model = Model(next(self._numbers), name, str(bundle.model), shape, dict(bundle.outputs), pinned)
             last, floats = places(model.pixel_bytes, model.shapes.values())[-1]
             if last + floats * FLOAT_BYTES > SLOT_BYTES:
                 raise InvalidInput(
@@ -158,8 +176,10 @@ class Engine:
     def serves(self, bundle: Bundle) -> bool:
         """Whether the bundle's model is known, and a device is there that runs it."""
         key = (bundle.name, bundle.version)
-        known = key in self._models and key not in self._retired
-        return known and any(device.worker.serving for device in self._devices)
+        model = self._models.get(key)
+        if model is None or key in self._retired:
+            return False
+        return any(device.worker.serving for device in self._able(model))
 
     def check_room(self) -> None:
         """Raises Overloaded when the queue of every device is full."""
@@ -181,8 +201,8 @@ class Engine:
         `infer_seconds` when it is not given. The answer does not depend on who else is served at the same
         time. A request whose worker dies or hangs is given to another one, once. Raises NotInstalled when the
         bundle is not loaded, Overloaded when the queue is full or did not come to the request in time,
-        WorkerLost when two workers died of it or none answered in time, ModelFailed when the model gives no
-        numbers for this image.
+        WorkerLost when two workers died of it or none answered in time, ModelFailed when the model fails for
+        this image or gives no numbers for it.
         """
         return await self.outcome(self.start(bundle, pixels, outputs, priority), seconds)
 
@@ -216,6 +236,8 @@ class Engine:
             raise
         finally:
             patience.cancel()
+            # An error holds the frames that it passes, and the job holds the error: not the pixels too.
+            job.pixels = None
 
     def _expire(self, job: Job, limit: float) -> None:
         self._discard(job)
@@ -245,7 +267,7 @@ class Engine:
             if len(job.model.waiting) == 1:
                 self._keep(self._load_again(job.model))
             return
-        device = self._freest()
+        device = self._freest(job.model)
         queued = device.queued
         if queued >= self._config.queue:
             raise Overloaded(f"{queued} images wait for the model, as many as the queue holds")
@@ -253,8 +275,15 @@ class Engine:
             raise Overloaded("the images that wait for the model take as much memory as the queue may")
         device.add(job)
 
-    def _freest(self) -> Device:
-        serving = [device for device in self._devices if device.worker.serving] or self._devices
+    def _able(self, model: Model) -> list[Device]:
+        return [device for device in self._devices if model not in device.refused]
+
+    def _freest(self, model: Model) -> Device:
+        """Raises NotInstalled when every device has refused the model."""
+        able = self._able(model)
+        if not able:
+            raise NotInstalled(f"bundle {model.name} is not loaded")
+        serving = [device for device in able if device.worker.serving] or able
         return min(serving, key=lambda device: device.queued)
 
     def _discard(self, job: Job) -> None:
@@ -264,9 +293,14 @@ class Engine:
             device.discard(job)
 
     def _again(self, job: Job) -> None:
-        """A job whose worker died goes to the freest device that serves."""
+        """A job whose worker died, or knows its model no more, goes to the freest device that serves."""
+        try:
+            device = self._freest(job.model)
+        except NotInstalled as error:
+            fail(job.answer, error)
+            return
         self._counts.retries.inc()
-        self._freest().add(job, first=True)
+        device.add(job, first=True)
 
     def _resident(self) -> Iterator[Model]:
         return (model for model in self._models.values() if model.resident)
@@ -285,6 +319,10 @@ class Engine:
                     raise NotInstalled("the bundle was removed")
                 if not model.resident:
                     await self._make_resident(model)
+            except InvalidInput as refusal:
+                # Who asks cannot help it: what is wrong is the operator's to read.
+                _log.error("bundle %s is not loaded again: %s", model.name, refusal)
+                failure = NotInstalled(f"bundle {model.name} is not loaded")
             except ApplianceError as error:
                 failure = error
             waiting, model.waiting = model.waiting, []
@@ -304,7 +342,6 @@ class Engine:
             for device in self._devices:
                 loaded = await device.load(model)
                 model.bytes = max(model.bytes, loaded.bytes)
-                _check_outputs(model, loaded)
         except InvalidInput:
             for device in self._devices:
                 await device.unload(model)
@@ -313,6 +350,14 @@ class Engine:
         model.used = next(self._uses)
         self._counts.loads.inc()
         await self._make_room(model.bytes, model)
+
+    async def _load_where_refused(self, model: Model) -> None:
+        for device in self._devices:
+            if model in device.refused:
+                try:
+                    await device.load(model)
+                except InvalidInput as refusal:
+                    raise InvalidInput(f"bundle {model.name}: {refusal}") from refusal
 
     async def _make_room(self, wanted: int, keep: Model) -> None:
         if not self._config.memory_bytes:
@@ -335,12 +380,6 @@ class Engine:
     async def _drained(self, model: Model) -> None:
         for device in self._devices:
             await device.drained(model)
-
-
-def _check_outputs(model: Model, loaded: Loaded) -> None:
-    for name, shape in model.shapes.items():
-        if (given := loaded.outputs.get(name)) != shape:
-            raise InvalidInput(f"output {name} is {given} for one image, not {shape}")
 
 
 def _check_installation() -> None:

@@ -32,8 +32,8 @@ _RESAMPLE = {
 _OVERLAP = 0.7  # of boxes of one class: the default of YOLO's own tools
 # Steps of Hugging Face's processors that no bundle has.
 _UNKNOWN_STEPS = (
-    *("do_pad", "do_flip_channel_order", "do_reduce_labels", "do_thumbnail"),
-    *("rescale_offset", "include_top"),
+    *("do_pad", "do_reduce_labels", "do_thumbnail"),
+    "rescale_offset",
 )
 _NO_LICENCE = "The folder that this model came in names no licence: ask its maker.\n"
 
@@ -51,18 +51,40 @@ class _Processor(msgspec.Struct, frozen=True):
     do_resize: bool = True
     do_center_crop: bool = False
     do_rescale: bool = True
-    do_normalize: bool = True
+    do_normalize: bool | None = None
+    do_flip_channel_order: bool | None = None
+    include_top: bool | None = None
     image_processor_type: str = ""
     feature_extractor_type: str = ""
 
     @property
+    def kind(self) -> str:
+        return self.image_processor_type or self.feature_extractor_type
+
+    @property
     def square(self) -> bool:
         """Whether it takes a whole number as `size` for both sides, and not for the shorter one."""
-        return (self.image_processor_type or self.feature_extractor_type).startswith(_SQUARE)
+        return self.kind.startswith(_SQUARE)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether mean and deviation are applied; MobileViT's has neither, whatever its settings say."""
+        return self.do_normalize is not False and not self.kind.startswith(_BLUE_FIRST)
+
+    @property
+    def blue_first(self) -> bool:
+        default = self.kind.startswith(_BLUE_FIRST)
+        return default if self.do_flip_channel_order is None else self.do_flip_channel_order
+
+    @property
+    def divided_again(self) -> bool:
+        """Whether it divides by the deviation once more, after all else: EfficientNet's `include_top`."""
+        return self.kind.startswith(_DIVIDED_AGAIN) and self.include_top is not False
 
 
 # Hugging Face's processors whose integer `size` is a height and a width.
 _SQUARE = ("BeiT", "Beit", "Data2Vec", "DeiT", "EfficientFormer", "EfficientNet", "ViT")
+_BLUE_FIRST, _DIVIDED_AGAIN = "MobileViT", "EfficientNet"
 
 
 def convert(path: Path, name: str | None = None) -> dict[str, bytes]:
@@ -140,13 +162,17 @@ def _processor(settings: Mapping[str, Any]) -> _Processor:
         processor = msgspec.convert({k: v for k, v in settings.items() if v is not None}, _Processor)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"{PROCESSOR}: {error}") from error
+    if processor.blue_first and not processor.kind.startswith(_BLUE_FIRST):
+        raise InvalidInput(f"{PROCESSOR}: do_flip_channel_order is not understood but of {_BLUE_FIRST}")
+    if processor.include_top and not processor.divided_again:
+        raise InvalidInput(f"{PROCESSOR}: include_top is not understood but of {_DIVIDED_AGAIN}")
     if not all(deviation > 0 for deviation in processor.image_std):
         raise InvalidInput(f"{PROCESSOR}: image_std: positive numbers are expected")
     return processor
 
 
 def _preprocessing(processor: _Processor) -> Preprocessing:
-    """Whole sides are stretched; a shorter side is followed by a central crop."""
+    """Whole sides are stretched, a shorter side is scaled to; a central crop may follow both."""
     if not processor.do_resize:
         raise InvalidInput(f"{PROCESSOR}: do_resize: images of every size must become the model's")
     resample = _RESAMPLE.get(processor.resample)
@@ -170,9 +196,17 @@ def _preprocessing(processor: _Processor) -> Preprocessing:
         fields |= {"size": crop[0], "fit": "crop", "share": crop[0] / shorter}
     elif not shorter and crop in (None, size):
         fields |= {"size": list(size), "fit": "stretch"}
+    elif not shorter and crop is not None and _is_central(crop, size):
+        fields |= {"size": list(crop), "fit": "stretch", "share": crop[0] / size[0]}
     else:
         raise InvalidInput(f"{PROCESSOR}: size and crop_size together give no input of one size")
     return _checked(fields)
+
+
+def _is_central(crop: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether one share of both sides is this crop, to the pixel: an odd margin is cut off unevenly."""
+    within = all(part <= whole and (whole - part) % 2 == 0 for part, whole in zip(crop, size, strict=True))
+    return within and crop[0] * size[1] == crop[1] * size[0]
 
 
 def _sides(size: int | Mapping[str, int] | None) -> tuple[int, int]:
@@ -185,10 +219,14 @@ def _sides(size: int | Mapping[str, int] | None) -> tuple[int, int]:
 
 def _scaling(processor: _Processor) -> Scaling:
     factor = processor.rescale_factor if processor.do_rescale else 1.0
-    mean = processor.image_mean if processor.do_normalize else (0.0, 0.0, 0.0)
-    deviation = processor.image_std if processor.do_normalize else (1.0, 1.0, 1.0)
-    red, green, blue = ((factor / one, -middle / one) for middle, one in zip(mean, deviation, strict=True))
-    return Scaling((red[0], green[0], blue[0]), (red[1], green[1], blue[1]))
+    mean = processor.image_mean if processor.normalised else (0.0, 0.0, 0.0)
+    deviation = processor.image_std if processor.normalised else (1.0, 1.0, 1.0)
+    again = processor.image_std if processor.divided_again else (1.0, 1.0, 1.0)
+    red, green, blue = (
+        (factor / one / more, -middle / one / more)
+        for middle, one, more in zip(mean, deviation, again, strict=True)
+    )
+    return Scaling((red[0], green[0], blue[0]), (red[1], green[1], blue[1]), processor.blue_first)
 
 
 def _labels(config: Mapping[str, Any]) -> list[str]:

@@ -109,10 +109,14 @@ def _check_calls(model: ModelProto) -> None:
 
 @dataclass(frozen=True)
 class Scaling:
-    """What becomes of a level from 0 to 255, for each of red, green and blue: `level * factor + offset`."""
+    """What becomes of a level from 0 to 255, for each of red, green and blue: `level * factor + offset`.
+
+    With `blue_first` the model sees the planes in the order blue, green, red.
+    """
 
     factor: tuple[float, float, float]
     offset: tuple[float, float, float]
+    blue_first: bool = False
 
 
 def image_shape(model: ModelProto) -> tuple[int | None, int | None]:
@@ -142,7 +146,10 @@ def take_pixels(model: ModelProto, height: int, width: int, scaling: Scaling) ->
     kind = given.type.tensor_type.elem_type
     batch = given.type.tensor_type.shape.dim[0]
     first: int | str = batch.dim_value if batch.HasField("dim_value") else "n"
-    names = {name: f"{_MINE}{name}" for name in ("pixels", "planes", "levels", "scaled", "shifted")}
+    names = {
+        name: f"{_MINE}{name}"
+        for name in ("pixels", "planes", "levels", "scaled", "shifted", "order", "ordered")
+    }
     ends = (
         ("factor", scaling.factor),
         ("offset", scaling.offset),
@@ -155,8 +162,13 @@ def take_pixels(model: ModelProto, height: int, width: int, scaling: Scaling) ->
         helper.make_node("Cast", [names["planes"]], [names["levels"]], to=TensorProto.FLOAT),
         helper.make_node("Mul", [names["levels"], f"{_MINE}factor"], [names["scaled"]]),
         helper.make_node("Add", [names["scaled"], f"{_MINE}offset"], [names["shifted"]]),
-        helper.make_node("Cast", [names["shifted"]], [given.name], to=kind),
     ]
+    planes_given = names["shifted"]
+    if scaling.blue_first:
+        graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), names["order"]))
+        nodes.append(helper.make_node("Gather", [planes_given, names["order"]], [names["ordered"]], axis=1))
+        planes_given = names["ordered"]
+    nodes.append(helper.make_node("Cast", [planes_given], [given.name], to=kind))
     rest = list(graph.node)
     del graph.node[:]
     graph.node.extend([*nodes, *rest])
@@ -178,27 +190,34 @@ def answer_boxes(model: ModelProto, source: str, classes: int) -> int:
 
     Known forms, for `classes` classes and a candidates: (n, 4 + classes, a) with centre and size, as of
     version 8 on; (n, a, 5 + classes) with an objectness of its own, as before; (n, a, 6) with corners, score
-    and class, where the model has suppressed overlaps itself. Raises InvalidInput for others.
+    and class, where the model has suppressed overlaps itself. In the first two a may be open: candidates of
+    no certainty then fill up what the model leaves. Raises InvalidInput for others, and for an open one that
+    may be of two forms.
     """
     shape = output_shape(model, source)
     _, second, third = shape if len(shape) == 3 else (None, None, None)
-    if second == 4 + classes and third is not None:
-        count, nodes = third, _ANCHOR_FREE
+    if second == 4 + classes:
+        count, nodes, axis = third, _ANCHOR_FREE, 2
     elif second is not None and second <= MOST_DETECTIONS and third == 6:
-        count, nodes = second, _SUPPRESSED
-    elif second is not None and third == 5 + classes:
-        count, nodes = second, _WITH_OBJECTNESS
+        count, nodes, axis = second, _SUPPRESSED, 1
+    elif third == 5 + classes and (second is not None or third != 6):
+        count, nodes, axis = second, _WITH_OBJECTNESS, 1
     else:
         raise InvalidInput(f"its output is {shape} for {classes} classes: no known YOLO form")
-    kept = min(count, MOST_DETECTIONS)
+    kept = MOST_DETECTIONS if count is None else min(count, MOST_DETECTIONS)
+    filled = [0] * 6  # before the first of each axis, then behind the last
+    filled[3 + axis] = kept if count is None else 0
     for name, value in (
         *(("one", [1]), ("two", [2]), ("kept", [kept]), ("split 4", [4, classes]), ("four", [1, 1, 4])),
         *(("split 5", [4, 1, classes]), ("split 6", [4, 1, 1]), ("halves", [2, 2])),
+        ("filled", filled),
     ):
         model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), f"{_MINE}{name}"))
     half = numpy_helper.from_array(np.array(0.5, np.float32), f"{_MINE}half")
     model.graph.initializer.append(half)
-    made = [helper.make_node("Cast", [source], [f"{_MINE}raw"], to=TensorProto.FLOAT)]
+    made = [helper.make_node("Cast", [source], [f"{_MINE}given"], to=TensorProto.FLOAT)]
+    # Only where it is needed: it copies the whole output.
+    made.append(_node(*(("Pad", "given,filled", "raw", {}) if count is None else _GIVEN)))
     made += [_node(*words) for words in (*nodes, *_BEST, *(_CORNERS if nodes is not _SUPPRESSED else _AS_IS))]
     _end(model, made, {"boxes": (kept, 4), "scores": (kept,), "classes": (kept,)})
     return kept
@@ -225,6 +244,7 @@ _SUPPRESSED: tuple[_Words, ...] = (
     ("Squeeze", "certain,two", "certainty", {}),
     ("Squeeze", "kinds,two", "kind", {}),
 )
+_GIVEN: _Words = ("Identity", "given", "raw", {})
 _BEST: tuple[_Words, ...] = (
     ("TopK", "certainty,kept", "/scores,best", {"axis": 1}),
     ("GatherElements", "kind,best", "their kind", {"axis": 1}),

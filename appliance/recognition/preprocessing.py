@@ -21,7 +21,9 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The input is RGB of 8 bits, upright, sRGB, over white; `size` is its side, or (height, width).
 
     `fit`: "crop" takes the largest centred part of the input's proportions, or `share` of its sides;
-    "stretch" the whole image; "letterbox" the whole image in its proportions, centred on grey (114).
+    "stretch" the whole image, or the centred `share` of its sides as if cut out of the whole one stretched
+    (what lies beside it is still mixed into its edges); "letterbox" the whole image in its proportions,
+    centred on grey (114).
     `scaled` lets a JPEG be decoded at 1/2, 1/4 or 1/8 where that leaves more pixels than the input has.
     """
 
@@ -79,7 +81,8 @@ def window(preprocessing: Preprocessing, width: int, height: int) -> Window:
         left, top = (width - seen_width) // 2, (height - seen_height) // 2
         return Window(width, height, (left, top, left + seen_width, top + seen_height), (0, 0, across, down))
     if preprocessing.fit == "stretch":
-        return Window(width, height, (0, 0, width, height), (0, 0, across, down))
+        left, top = width * (1 - preprocessing.share) / 2, height * (1 - preprocessing.share) / 2
+        return Window(width, height, (left, top, width - left, height - top), (0, 0, across, down))
     scale = min(across / width, down / height)
     seen = max(1, round(width * scale)), max(1, round(height * scale))
     corner = (across - seen[0]) // 2, (down - seen[1]) // 2

@@ -6,6 +6,7 @@ others to come.
 
 import ctypes
 import os
+import sys
 import threading
 from collections import deque
 from math import prod
@@ -17,24 +18,33 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.channel import Channel
-from appliance.errors import InvalidInput, WorkerRefused
+from appliance.errors import InvalidInput, ModelFailed, WorkerRefused
 from appliance.recognition.slots import SLOT_BYTES, Load, Loaded, Run, Unload, places
 
 if os.environ.get("ORT_DISABLE_TELEMETRY") != "1":
     raise WorkerRefused("ORT_DISABLE_TELEMETRY is not 1: onnxruntime could send telemetry and is not loaded")
 try:
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state
 except ImportError as error:
     raise WorkerRefused(
         f"onnxruntime is missing ({error}): install appliance[cpu] or appliance[gpu]"
     ) from error
 
+_REFUSALS = (onnxruntime_pybind11_state.InvalidArgument, onnxruntime_pybind11_state.InvalidGraph)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Convolutions on a CPU gain nothing from batches and lose 8 % at eight images, when they leave the cache; the
 # per-run cost of tiny models is nearly gone at four.
 CPU_BATCH = 4
+# How far apart the answers to one image may be, alone and in a batch: the larger of a number and of a part
+# of the answer's largest value. Half of it is the most that a probability moves: 1e-5 for logits up to 10.
+# On CPUs convolutions do not differ at all, and attention by 4e-7 of the largest. A GPU multiplies with less
+# precision, and has no kernels for what is quantised as it runs.
+APART = {CPU: (1e-5, 2e-6), CUDA: (1e-3, 1e-2)}
 # The smallest model there is, one Identity node: what shows whether a provider really runs.
+# What onnxruntime says when CUDA or one of its libraries failed.
+CUDA_NAMES = ("cuda", "cudnn", "cublas", "cufft", "curand")
 PROBE = bytes.fromhex(
     "08083a370a100a016912016f22084964656e746974791201705a0f0a0169120a0a08080112040a020801620f0a016f120a0a0808"
     "0112040a02080142040a00100d"
@@ -118,14 +128,30 @@ class Device:
 
         May run beside `run`, in another thread: onnxruntime lets go of Python's lock meanwhile.
         """
-        before = _resident_bytes()
         try:
-            session = _session(request.path, self._provider, self._number, self._threads)
-            (input_,) = session.get_inputs()
-            zeros = np.zeros((1, *request.shape), np.uint8)
-            values = session.run(None, {input_.name: zeros})
+            return self._load(request)
+        except InvalidInput:
+            raise
         except Exception as error:
             raise InvalidInput(f"the model cannot be loaded: {_first_line(error)}") from error
+
+    def sound(self) -> bool:
+        """Whether the device still runs anything: a model can break a GPU's context for all that follow."""
+        if self._provider == CPU:
+            return True
+        try:
+            probe = _session(PROBE, self._provider, self._number, 1)
+            probe.run(None, {"i": np.zeros(1, np.float32)})
+        except Exception:  # noqa: BLE001 - onnxruntime's errors share no base below Exception
+            return False
+        return True
+
+    def _load(self, request: Load) -> Loaded:
+        before = _resident_bytes()
+        session = _session(request.path, self._provider, self._number, self._threads)
+        (input_,) = session.get_inputs()
+        zeros = np.zeros((1, *request.shape), np.uint8)
+        values = session.run(None, {input_.name: zeros})
         used = session.get_providers()[0]
         if used != self._provider:
             raise InvalidInput(f"the model would run on {used} in place of {self._provider}")
@@ -150,23 +176,27 @@ class Device:
         return Loaded(used, floats, taken)
 
     def _batches(self, model: "_Model", outputs: list[str]) -> bool:
-        """Whether two images in one run get what each gets alone.
+        """Whether each of two and of four images in one run gets what it gets alone, as near as APART says.
 
-        Exporters leave graphs whose input says any number of images, and whose middle was made for one.
+        Exporters leave graphs whose input says any number of images, and whose middle was made for one; and
+        a model that is quantised as it runs takes its steps from the range of the whole batch.
         """
-        black = np.zeros(model.shape, np.uint8)
-        pair = np.stack([black, (np.arange(black.size) % 251).astype(np.uint8).reshape(model.shape)])
-        try:
-            together = model.run(outputs, pair)
-        except Exception:  # noqa: BLE001 - onnxruntime's errors share no base below Exception
-            return False
-        for index in range(len(pair)):
-            alone = model.run(outputs, pair[index : index + 1])
-            for several, one in zip(together, alone, strict=True):
-                if several.shape[:1] != (2,) or several.shape[1:] != one.shape[1:]:
-                    return False
-                if not np.allclose(several[index], one[0], rtol=1e-2, atol=1e-3, equal_nan=True):
-                    return False
+        images = _patterns(4, model.shape)
+        ends = images[[0, 3]]
+        alone = [model.run(outputs, image[np.newaxis]) for image in ends]
+        for batch, judged in ((ends, (0, 1)), (images, (0, 3))):
+            if len(batch) > self._max_batch:
+                break
+            try:
+                together = model.run(outputs, batch)
+            except Exception:  # noqa: BLE001 - onnxruntime's errors share no base below Exception
+                return False
+            for place, values in zip(judged, alone, strict=True):
+                for several, one in zip(together, values, strict=True):
+                    if several.shape != (len(batch), *one.shape[1:]):
+                        return False
+                    if not _alike(several[place], one[0], *APART[self._provider]):
+                        return False
         return True
 
     def _warm(self, model: "_Model", outputs: list[str]) -> None:
@@ -203,10 +233,12 @@ class Device:
             waiting.remove(entry)
         return batch
 
-    def run(self, batch: list[Run]) -> None:
+    def run(self, batch: list[Run]) -> dict[int, ModelFailed]:
         """Infer the slots of a batch of one model and write each slot's outputs behind its pixels.
 
-        Where memory does not suffice, batches of the device are half as large from then on.
+        Returns the slots for whose image the model fails, and how; of several images only that one fails.
+        Where memory does not suffice, batches of the device are half as large from then on. Raises what a
+        process of its own has to follow.
         """
         model, outputs = self._models[batch[0].model], batch[0].outputs
         pixels = prod(model.shape)
@@ -217,17 +249,36 @@ class Device:
         try:
             values = model.run(list(outputs), self._stack(images))
         except Exception as error:
-            if len(batch) == 1 or not _out_of_memory(error):
-                raise  # the worker ends, and the next one begins with a context of its own
+            if not _out_of_memory(error):
+                if self._poisons(error):
+                    raise  # the worker ends, and the next one begins with a context of its own
+                if len(batch) == 1:
+                    return {
+                        batch[0].slot: ModelFailed(f"the model fails for this image: {_first_line(error)}")
+                    }
+                return {slot: failure for one in batch for slot, failure in self.run([one]).items()}
+            if len(batch) == 1:
+                raise  # what it has taken goes back with the worker
             half = len(batch) // 2
             self._max_batch = max(1, min(self._max_batch, half))
-            self.run(batch[:half])
-            self.run(batch[half:])
-            return
+            return self.run(batch[:half]) | self.run(batch[half:])
         layout = places(pixels, [value.shape[1:] for value in values])
         for index, start in enumerate(starts):
             for value, (offset, count) in zip(values, layout, strict=True):
                 np.frombuffer(self._slots, np.float32, count, start + offset)[:] = value[index].reshape(-1)
+        return {}
+
+    def _poisons(self, error: Exception) -> bool:
+        """Whether nothing can be trusted to run after this error of a run.
+
+        On a CPU a node that raises leaves nothing behind. A kernel that fails on a GPU can break the context
+        for all that follow, and onnxruntime raises the same classes for it as for a node that refuses its
+        input: only what checks inputs, and does not name CUDA or its libraries, is the model's own failure.
+        """
+        if self._provider == CPU:
+            return False
+        text = str(error).lower()
+        return not isinstance(error, _REFUSALS) or any(name in text for name in CUDA_NAMES)
 
     def _stack(self, images: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
         if len(images) == 1:
@@ -281,11 +332,30 @@ class _Model:
         return values
 
 
+def _patterns(count: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Noise, always the same; each image has half the contrast of the one before, so that ranges differ.
+
+    Without numpy's generators, whose import takes time and memory of every worker.
+    """
+    mixed = np.arange(count * prod(shape), dtype=np.uint32) * np.uint32(2654435761)
+    mixed = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(2246822519)
+    images = (mixed >> np.uint32(24)).astype(np.uint8).reshape(count, *shape)
+    for index in range(count):
+        images[index] >>= index
+    return images
+
+
+def _alike(several: npt.NDArray[np.float32], one: npt.NDArray[np.float32], least: float, part: float) -> bool:
+    """Within `least`, or `part` of the largest finite value; what is no number must be none in both."""
+    scale = np.abs(one, where=np.isfinite(one), out=np.zeros_like(one)).max(initial=0)
+    return np.allclose(several, one, rtol=0, atol=max(least, part * float(scale)), equal_nan=True)
+
+
 def _out_of_memory(error: Exception) -> bool:
     """onnxruntime has no type for it: its arena's text is all there is, or the driver's."""
     text = str(error)
-    return (
-        "Failed to allocate memory" in text or "CUDA_ERROR_OUT_OF_MEMORY" in text or "out of memory" in text
+    return isinstance(error, MemoryError) or any(
+        words in text for words in ("Failed to allocate memory", "CUDA_ERROR_OUT_OF_MEMORY", "out of memory")
     )
 
 
@@ -309,6 +379,11 @@ def main(channel: Channel, settings: dict[str, Any]) -> None:
         try:
             channel.send(identifier, msgspec.msgpack.encode(device.load(request)))
         except InvalidInput as refusal:
+            if not device.sound():
+                # The next models would be refused for the fault of this one: they get a process of their own.
+                sys.stderr.write(f"the GPU's context is lost: {refusal}\n")
+                sys.stderr.flush()
+                os._exit(1)
             channel.refuse(identifier, refusal)
 
     waiting: deque[tuple[int, Run]] = deque()
@@ -327,5 +402,12 @@ def main(channel: Channel, settings: dict[str, Any]) -> None:
                 # Seconds for a large model, while the others go on serving.
                 threading.Thread(target=load, args=(identifier, request), daemon=True).start()
         batch = device.take(waiting)
-        device.run([request for _, request in batch])
-        channel.send_all((identifier, b"") for identifier, _ in batch)
+        _tell(channel, batch, device.run([request for _, request in batch]))
+
+
+def _tell(channel: Channel, batch: list[tuple[int, Run]], failures: dict[int, ModelFailed]) -> None:
+    channel.send_all((identifier, b"") for identifier, request in batch if request.slot not in failures)
+    if failures:
+        for identifier, request in batch:
+            if request.slot in failures:
+                channel.refuse(identifier, failures[request.slot])

@@ -55,16 +55,30 @@ async def _pieces(content: bytes) -> AsyncIterator[bytes]:
 
 
 async def from_folder(path: Path) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:
-    """The files of a bundle on this machine. Raises InvalidInput, `path` named, for what no bundle holds.
+    """The files of a bundle on this machine. Raises InvalidInput, `path` named, for what no bundle holds,
+    before the first file is handed on; a file that is too large only then is refused as it is read.
 
     A content is opened when it is read, so the names may be collected before.
     """
     try:
-        names = await asyncio.to_thread(manifest.files, path)
+        names = await asyncio.to_thread(_within_limits, path)
     except InvalidInput as refusal:
         raise InvalidInput(f"{path}: {refusal}") from refusal
     for name in names:
         yield name, _content(path, name)
+
+
+def _within_limits(folder: Path) -> list[str]:
+    """The names of the files, after a look at how large they are: a model may be on its way for minutes."""
+    names = manifest.files(folder)
+    for name in names:
+        try:
+            size = (folder / name).lstat().st_size
+        except OSError as error:
+            raise InvalidInput(f"{name} cannot be read: {error.strerror}") from error
+        if size > manifest.limit(name):
+            raise InvalidInput(f"{name} has more than {manifest.limit(name)} bytes")
+    return names
 
 
 async def from_archive(path: Path) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:

@@ -35,6 +35,7 @@ class Machine:
         self.ledger_fault: str | None = None
         self.devices = [READY]
         self.gpus = Gpus()
+        self.notices: list[health.Finding] = []
         self.answering = threading.Event()
         self.answering.set()
         self.unreadable = False
@@ -56,6 +57,7 @@ class Machine:
             rules=lambda _: self.rules,
             ledger_fault=lambda: self.ledger_fault,
             devices=lambda: self.devices,
+            notices=lambda: self.notices,
             gpus=self.read_gpus,
         )
 
@@ -192,6 +194,16 @@ async def test_it_looks_again_by_itself() -> None:
     async with observing(machine, interval_seconds=0.01):
         assert await asyncio.to_thread(machine.looks.acquire, timeout=10)  # at the start
         assert await asyncio.to_thread(machine.looks.acquire, timeout=10)
+
+
+async def test_what_other_parts_have_to_say_now_is_a_finding_at_once() -> None:
+    machine = Machine()
+    async with observing(machine) as observer:
+        machine.notices = [health.Finding("notice", "keys.root", "a rotation is under way")]
+        assert [finding.key for finding in observer.findings()] == ["keys.root"]
+        assert observer.readiness().state == "ready"
+        machine.notices = []
+        assert observer.findings() == ()
 
 
 async def test_another_parts_finding_stays_until_it_is_withdrawn() -> None:

@@ -108,6 +108,19 @@ def made_for_one(folder: Path, *, silent: bool) -> Bundle:
     return _simple(folder, name, nodes, constants, CLASSES)
 
 
+def quantised_as_it_runs(folder: Path) -> Bundle:
+    """Its features are rounded to 255 steps of the range of the whole batch, as dynamic quantisation does."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["x"], ["row"]),
+        helper.make_node("MatMul", ["row", "weights"], ["features"]),
+        helper.make_node("DynamicQuantizeLinear", ["features"], ["steps", "scale", "zero"]),
+        helper.make_node("DequantizeLinear", ["steps", "scale", "zero"], ["logits"]),
+    ]
+    weights = np.random.default_rng(4).standard_normal((SIZE * SIZE * 3, CLASSES)) / 100_000
+    return _simple(folder, "quantised", nodes, {"weights": weights.astype(np.float32)}, CLASSES)
+
+
 def wrong_when_bright(folder: Path) -> Bundle:
     """The root of 100 less a picture's first byte: no number for a bright one."""
     nodes = [
@@ -126,7 +139,7 @@ def wrong_when_bright(folder: Path) -> Bundle:
 
 
 def trap(folder: Path) -> Bundle:
-    """A model that fails at run time for every batch in which a picture's first byte is 255, else sums up."""
+    """A model that fails at run time for every batch in which a picture's first byte is 255, else gives 1."""
     nodes = [
         helper.make_node("Slice", ["images", "zero4", "one4"], ["corner"]),
         helper.make_node("Cast", ["corner"], ["marks"], to=TensorProto.INT64),
@@ -142,3 +155,28 @@ def trap(folder: Path) -> Bundle:
         "table": np.ones(1, np.float32),
     }
     return _simple(folder, "trap", nodes, constants, 1)
+
+
+def insatiable(folder: Path) -> Bundle:
+    """It takes more memory than there is when a picture's first byte is 255, which ends its worker."""
+    nodes = [
+        helper.make_node("Slice", ["images", "zero4", "one4"], ["corner"]),
+        helper.make_node("Cast", ["corner"], ["marks"], to=TensorProto.INT64),
+        helper.make_node("Div", ["marks", "limit"], ["sprung"]),
+        helper.make_node("ReduceMax", ["sprung"], ["any"], keepdims=0),
+        helper.make_node("Mul", ["any", "much"], ["wanted"]),
+        helper.make_node("Reshape", ["wanted", "row"], ["size"]),
+        helper.make_node("ConstantOfShape", ["size"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros"], ["sum"], keepdims=0),
+        helper.make_node("Cast", ["corner"], ["level"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["level", "sum"], ["levels"]),
+        helper.make_node("Flatten", ["levels"], ["logits"]),
+    ]
+    constants: dict[str, npt.NDArray[Any]] = {
+        "zero4": np.zeros(4, np.int64),
+        "one4": np.array([2**31, 1, 1, 1], np.int64),
+        "limit": np.array(255, np.int64),
+        "much": np.array(2**50, np.int64),
+        "row": np.array([1], np.int64),
+    }
+    return _simple(folder, "insatiable", nodes, constants, 1)

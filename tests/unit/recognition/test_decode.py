@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, ImageOps
 from sklearn.datasets import load_sample_image
 
 from appliance.errors import InvalidImage, TooLarge
-from appliance.recognition.decode import MAX_SCANS, Decoded, decode
+from appliance.recognition.decode import MAX_SCANS, NEGATIVE, Decoded, decode, ingest
 from appliance.recognition.preprocessing import Preprocessing
 from demo.photos import file_of
 
@@ -167,6 +167,79 @@ def test_sixteen_bit_colour_png() -> None:
     rows = b"".join(b"\0" + struct.pack(">HHH", 0xFF00, 0x8000, 0x0100) * 8 for _ in range(8))
     data = png(8, 8, chunk(b"IDAT", zlib.compress(rows)), bits=16)
     assert array(decoded(data))[32, 32].tolist() == [255, 128, 1]
+
+
+def test_a_transparent_level_of_sixteen_bit_grey() -> None:
+    """Only the very level is transparent, and so white; its neighbours keep their upper eight bits."""
+    levels = [0x1234, 0x1233, 0x12FF, 0x0000, 0x0100, 0x7FFF, 0x8000, 0xFFFF]
+    rows = (b"\0" + struct.pack(">8H", *levels)) * 8
+    data = png(8, 8, chunk(b"tRNS", b"\x12\x34"), chunk(b"IDAT", zlib.compress(rows)), bits=16, colour=0)
+    assert array(decode_exactly(data, 8, 8))[3, ::2, 0].tolist() == [255, 0x12, 0x12, 0, 1, 0x7F, 0x80, 0xFF]
+
+
+def decode_exactly(data: bytes, width: int, height: int) -> Decoded:
+    """Each pixel twice as high and as wide, so that nothing is mixed."""
+    wanted = Preprocessing(size=(2 * height, 2 * width), fit="stretch", resample="nearest")
+    return decode(data, wanted, max_pixels=50_000_000, max_side=16384)
+
+
+def tiff(
+    planes: npt.NDArray[np.uint16], *, photometric: int, planar: int = 1, order: str = "<", bits: int = 16
+) -> bytes:
+    """An uncompressed TIFF of one strip, or of one for each plane; `planes` is (planes, height, width)."""
+    count, height, width = planes.shape
+    samples = planes if planar == 2 else planes.transpose(1, 2, 0)
+    body = samples.astype(f"{order}u{bits // 8}").tobytes()
+    strips = count if planar == 2 else 1
+    tags = {
+        256: [width],
+        257: [height],
+        258: [bits] * count,
+        259: [1],
+        262: [photometric],
+        273: [8 + len(body) // strips * strip for strip in range(strips)],
+        277: [count],
+        278: [height],
+        279: [len(body) // strips] * strips,
+        284: [planar],
+    }
+    entries, beyond = b"", b""
+    end = 8 + len(body) + 2 + 12 * len(tags) + 4
+    for tag, values in tags.items():
+        packed = struct.pack(f"{order}{len(values)}H", *values)
+        if len(packed) > 4:
+            packed, beyond = struct.pack(f"{order}I", end + len(beyond)), beyond + packed
+        entries += struct.pack(f"{order}HHI", tag, 3, len(values)) + packed.ljust(4, b"\0")
+    header = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(body))
+    return header + body + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + beyond
+
+
+def test_sixteen_bit_grey_that_counts_from_white() -> None:
+    samples = (np.arange(64, dtype=np.uint32) * 1040).astype(np.uint16).reshape(1, 8, 8)
+    for photometric, expected in ((0, 255 - (samples[0] >> 8)), (1, samples[0] >> 8)):
+        seen = array(decode_exactly(tiff(samples, photometric=photometric), 8, 8))
+        assert np.array_equal(seen[::2, ::2, 0], expected)
+    kept = ingest(tiff(samples, photometric=0), keep_metadata=False, max_pixels=4096, max_side=64)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(kept.image))), 255 - (samples[0] >> 8))
+
+
+def test_words_of_a_file_make_no_negative_of_it() -> None:
+    rows = (b"\0" + bytes(16)) * 8
+    words = chunk(b"tEXt", NEGATIVE.encode() + b"\0yes")
+    data = png(8, 8, words, chunk(b"IDAT", zlib.compress(rows)), bits=16, colour=0)
+    assert array(decoded(data)).max() == 0
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_separate_planes_are_read_with_eight_bits_and_refused_with_sixteen(order: str) -> None:
+    levels = np.random.default_rng(2).integers(0, 256, (3, 8, 8), np.uint16)
+    eight = tiff(levels, photometric=2, planar=2, bits=8, order=order)
+    assert np.array_equal(array(decode_exactly(eight, 8, 8))[::2, ::2], levels.transpose(1, 2, 0))
+    high = (levels << 8).astype(np.uint16)
+    interleaved = tiff(high, photometric=2, order=order)
+    assert np.array_equal(array(decode_exactly(interleaved, 8, 8))[::2, ::2], levels.transpose(1, 2, 0))
+    with pytest.raises(InvalidImage, match="planes of 16 bits"):
+        decoded(tiff(high, photometric=2, planar=2, order=order))
 
 
 def test_cmyk_jpeg_is_what_pillow_converts_it_to() -> None:

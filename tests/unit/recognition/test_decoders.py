@@ -1,11 +1,13 @@
 """The pool of decoder processes, whole: what it answers, what an image may cost, what remains of it."""
 
 import asyncio
+import gc
 import io
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,8 +20,9 @@ from appliance.config import Recognition
 from appliance.errors import ImageFailed, InvalidImage, Overloaded, TooLarge
 from appliance.metrics import Registry
 from appliance.recognition.bundles import Preprocessing
-from appliance.recognition.decode import decode
+from appliance.recognition.decode import Decoded, decode
 from appliance.recognition.decoders import Decoders
+from appliance.recognition.devices import Priority
 from appliance.recognition.waiting import INPUT_BYTES
 from tests.unit.recognition.test_decode import HEIC
 from tests.unit.workers.waiting import until
@@ -238,3 +241,58 @@ async def test_heic_goes_through_the_locked_in_decoders() -> None:
     async with Decoders(Recognition(decoders=1), Registry()) as decoders:
         seen = await decoders.decode(HEIC, Preprocessing(size=32))
         assert (seen.width, seen.height, seen.format) == (32, 64, "HEIF")
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("refusal", [Overloaded, LookupError])
+@pytest.mark.usefixtures("uncollected")
+async def test_an_image_refused_on_its_way_to_a_device_leaves_memory_at_once(
+    caplog: pytest.LogCaptureFixture, refusal: type[Exception]
+) -> None:
+    def refuse(decoded: Decoded) -> None:
+        pixels = np.asarray(decoded.pixels)
+        try:
+            pixels[0, 0, 0, 0]
+        except IndexError as error:
+            raise refusal("no more") from error
+
+    async with pool() as decoders:
+        for priority in (Priority.INTERACTIVE, Priority.BULK):
+            data = memoryview(image())
+            watched = weakref.ref(data)
+            with pytest.raises(refusal):
+                await decoders.see(data, PREPROCESSING, refuse, priority)
+            del data
+            await asyncio.sleep(0)  # the step of the loop that brought the error still held it
+            assert watched() is None
+    assert "stays mapped" not in caplog.text
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_an_image_that_is_none_leaves_memory_at_once() -> None:
+    async with pool() as decoders:
+        data = memoryview(b"nothing of the kind")
+        watched = weakref.ref(data)
+        with pytest.raises(InvalidImage):
+            await decoders.decode(data, PREPROCESSING)
+        del data
+        await asyncio.sleep(0)  # the step of the loop that brought the error still held it
+        assert watched() is None
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_what_is_a_bug_still_says_where_it_is() -> None:
+    def broken(decoded: Decoded) -> None:
+        raise LookupError("a bug")
+
+    async with pool() as decoders:
+        with pytest.raises(LookupError) as caught:
+            await decoders.see(image(), PREPROCESSING, broken)
+        assert "in broken" in caught.value.__notes__[0]

@@ -17,9 +17,18 @@ from appliance.config import Recognition
 from appliance.errors import InvalidInput, ModelFailed, NotInstalled, Overloaded, WorkerLost, WorkerRefused
 from appliance.metrics import Registry
 from appliance.recognition.bundles import Bundle
+from appliance.recognition.devices import Model
 from appliance.recognition.engine import Engine
-from appliance.recognition.slots import SLOT_BYTES
-from tests.unit.recognition.small_models import CLASSES, SIZE, made_for_one, network, trap, wrong_when_bright
+from appliance.recognition.slots import SLOT_BYTES, Loaded
+from tests.unit.recognition.small_models import (
+    CLASSES,
+    SIZE,
+    insatiable,
+    made_for_one,
+    network,
+    trap,
+    wrong_when_bright,
+)
 from tests.unit.workers.waiting import until
 
 Pixels = npt.NDArray[np.uint8]
@@ -169,8 +178,97 @@ async def test_requests_of_a_worker_that_dies_are_answered_by_the_next(folder: P
         assert (status.restarts, status.state, status.queued) == (1, "serving", 0)
 
 
+async def test_a_model_that_cannot_be_loaded_again_is_out_by_itself(folder: Path, bundle: Bundle) -> None:
+    damaged = network(folder, "damaged", seed=4)
+    whole = damaged.model.read_bytes()
+    (photo,) = photos(1)
+    async with serving(damaged, bundle) as engine:
+        damaged.model.write_bytes(whole[:100])
+        victim = process(engine)
+        victim.suspend()
+        waiting = asyncio.ensure_future(engine.embed(damaged, photo))
+        others = asyncio.ensure_future(engine.embed(bundle, photo))
+        await until(lambda: engine.devices()[0].queued == 2)
+        victim.kill()
+        with pytest.raises(NotInstalled, match="bundle damaged 1 is not loaded"):
+            await waiting
+        assert (await others).shape == (8,)
+        assert (engine.devices()[0].restarts, engine.devices()[0].queued) == (1, 0)
+        assert (engine.loaded(damaged), engine.serves(damaged)) == (False, False)
+        assert (engine.loaded(bundle), engine.serves(bundle)) == (True, True)
+        ((name, reason),) = engine.refused()
+        assert name == "damaged"
+        assert reason.startswith("damaged 1 on cpu: the model cannot be loaded: ")
+        with pytest.raises(NotInstalled, match="damaged"):
+            await engine.embed(damaged, photo)
+        with pytest.raises(InvalidInput, match="bundle damaged 1: the model cannot"):
+            await engine.load(damaged)
+
+        damaged.model.write_bytes(whole)
+        await engine.load(damaged)
+        assert engine.refused() == []
+        assert (await engine.embed(damaged, photo)).shape == (8,)
+
+        other_outputs = network(folder, "other outputs").model.read_bytes()
+        damaged.model.write_bytes(other_outputs.replace(b"embedding", b"somewhere"))
+        process(engine).kill()
+        await until(lambda: engine.refused() != [] and engine.serves(bundle))
+        assert "output embedding is None" in engine.refused()[0][1]
+        damaged.model.write_bytes(whole)
+        process(engine).kill()
+        await until(lambda: engine.serves(damaged))
+        assert engine.refused() == []
+
+
+async def test_a_model_that_ends_every_worker_that_loads_it_again_is_out(
+    folder: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadly = network(folder, "deadly", seed=5)
+    (photo,) = photos(1)
+    async with serving(deadly, bundle) as engine:
+        (device,) = engine._devices
+        load = device.load
+
+        async def die_of_it(model: Model) -> Loaded:
+            if model.name == "deadly 1":
+                process(engine).kill()
+            return await load(model)
+
+        monkeypatch.setattr(device, "load", die_of_it)
+        process(engine).kill()
+        await until(lambda: engine.refused() != [] and engine.serves(bundle))
+        assert (await engine.embed(bundle, photo)).shape == (8,)
+        ((name, reason),) = engine.refused()
+        assert (name, engine.devices()[0].restarts) == ("deadly", 3)
+        assert "ends its worker: device worker was killed by SIGKILL" in reason
+        monkeypatch.undo()
+        process(engine).kill()
+        await until(lambda: engine.serves(deadly))
+        assert engine.refused() == []
+
+
+async def test_a_model_that_one_device_does_not_load_again_is_served_by_the_others(folder: Path) -> None:
+    bundle = network(folder, "one of two", seed=6)
+    whole = bundle.model.read_bytes()
+    pictures = photos(12)
+    async with serving(bundle, device="cpu", devices=2) as engine:
+        bundle.model.write_bytes(b"damaged")
+        victim = process(engine)
+        victim.suspend()
+        waiting = [asyncio.ensure_future(engine.embed(bundle, photo)) for photo in pictures]
+        await until(lambda: engine.devices()[0].queued > 0)
+        victim.kill()
+        assert len(await asyncio.gather(*waiting)) == 12
+        await until(lambda: engine.devices()[0].state == "serving")
+        assert [name for name, _ in engine.refused()] == ["one of two"]
+        assert engine.loaded(bundle)
+        assert engine.serves(bundle)
+        assert len(await asyncio.gather(*(engine.embed(bundle, photo) for photo in pictures))) == 12
+        bundle.model.write_bytes(whole)
+
+
 async def test_what_kills_workers_is_lost_and_its_neighbours_are_not(folder: Path) -> None:
-    bundle = trap(folder)
+    bundle = insatiable(folder)
     pictures = photos(12)
     pictures[5][0, 0, 0] = 255
     async with serving(bundle, max_batch=4) as engine:
@@ -181,6 +279,23 @@ async def test_what_kills_workers_is_lost_and_its_neighbours_are_not(folder: Pat
         assert failed == [5]
         assert isinstance(outcomes[5], WorkerLost)
         assert engine.devices()[0].restarts == 2
+
+
+async def test_an_image_that_a_model_fails_for_costs_no_process_and_the_others_nothing(folder: Path) -> None:
+    bundle = trap(folder)
+    pictures = photos(12)
+    for culprit in (2, 5):
+        pictures[culprit][0, 0, 0] = 255
+    async with serving(bundle, max_batch=4) as engine:
+        outcomes = await asyncio.gather(
+            *(engine.infer(bundle, photo, ("logits",)) for photo in pictures), return_exceptions=True
+        )
+        for culprit in (5, 2):
+            failure = outcomes.pop(culprit)
+            assert isinstance(failure, ModelFailed)
+            assert str(failure).startswith("the model fails for this image: [ONNXRuntimeError]")
+        assert [outcome["logits"].tolist() for outcome in outcomes] == [[1.0]] * 10  # type: ignore[index]
+        assert engine.devices()[0].restarts == 0
 
 
 async def test_a_worker_that_hangs_is_replaced(bundle: Bundle) -> None:

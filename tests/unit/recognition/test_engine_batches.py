@@ -10,10 +10,11 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph
 
 from appliance.recognition.session import CPU, CPU_BATCH, CUDA, Device, _Model
 from appliance.recognition.slots import SLOT_BYTES, Load, Run, aligned, places
-from tests.unit.recognition.small_models import SIZE, network
+from tests.unit.recognition.small_models import SIZE, made_for_one, network, quantised_as_it_runs
 
 SLOTS = 12
 PIXELS = SIZE * SIZE * 3
@@ -63,6 +64,20 @@ def test_the_same_answer_whatever_the_batch(device: Device, chosen: list[int]) -
         assert np.allclose(answer["embedding"], alone["embedding"], atol=1e-5)
         assert np.allclose(softmax(answer["logits"]), softmax(alone["logits"]), atol=1e-5)
         assert np.argsort(-answer["logits"]).tolist() == np.argsort(-alone["logits"]).tolist()
+
+
+def test_only_what_does_not_depend_on_its_batch_is_batched(tmp_path: Path) -> None:
+    """The answers of the quantised one differ by a thousandth: more than is promised, little to look at."""
+    bundles = [
+        network(tmp_path),
+        quantised_as_it_runs(tmp_path),
+        made_for_one(tmp_path, silent=True),
+        made_for_one(tmp_path, silent=False),
+    ]
+    device = Device(memoryview(bytearray(SLOT_BYTES)), CPU, 1, 8)
+    for number, bundle in enumerate(bundles):
+        device.load(Load(number, str(bundle.model), (SIZE, SIZE, 3)))
+    assert [device._models[number].singly for number in range(4)] == [False, True, True, True]
 
 
 def softmax(logits: Values) -> Values:
@@ -133,13 +148,46 @@ def test_a_batch_that_memory_does_not_suffice_for_is_halved(
     assert sizes[-4:] == [1] * 4, "the device has learned"
 
 
-def test_any_other_error_ends_the_worker(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("an illegal memory access was encountered"),
+        Fail("CUDA failure 700: an illegal memory access was encountered"),
+        InvalidArgument("CUBLAS failure 14: CUBLAS_STATUS_INTERNAL_ERROR"),
+        InvalidGraph("CUDNN_STATUS_EXECUTION_FAILED"),
+    ],
+)
+def test_what_may_have_broken_a_gpus_context_ends_the_worker(
+    device: Device, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def broken(*_: object) -> list[Values]:
-        raise RuntimeError("CUDA error 700: an illegal memory access was encountered")
+        raise error
 
     monkeypatch.setattr(_Model, "run", broken)
-    with pytest.raises(RuntimeError, match="700"):
+    monkeypatch.setattr(device, "_provider", CUDA)
+    with pytest.raises(type(error)):
         answers(device, [1, 2, 3, 4], ("logits",))
+
+
+@pytest.mark.parametrize("provider", [CPU, CUDA])
+def test_what_a_model_refuses_is_the_failure_of_that_image_alone(
+    device: Device, monkeypatch: pytest.MonkeyPatch, provider: str
+) -> None:
+    run = _Model.run
+    culprit = pictures()[2]
+
+    def particular(model: _Model, outputs: list[str], pixels: npt.NDArray[np.uint8]) -> list[Values]:
+        if any(np.array_equal(image, culprit) for image in pixels):
+            raise InvalidArgument("indices element out of data bounds\nin a second line")
+        return run(model, outputs, pixels)
+
+    monkeypatch.setattr(_Model, "run", particular)
+    monkeypatch.setattr(device, "_provider", provider)
+    for slot in range(4):
+        device._slots[slot * SLOT_BYTES :][:PIXELS] = pictures()[slot].tobytes()
+    failures = device.run([Run(0, slot, ("logits",)) for slot in range(4)])
+    assert list(failures) == [2]
+    assert str(failures[2]) == "the model fails for this image: indices element out of data bounds"
 
 
 def test_bound_buffers_give_what_the_session_gives(tmp_path: Path) -> None:

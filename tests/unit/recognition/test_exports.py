@@ -16,6 +16,7 @@ from tests.exports import IMAGENET, RESNET, WEIGHTS, classifier_model, hugging_f
 
 Outputs = dict[str, npt.NDArray[np.float32]]
 WIDE = {"height": 64, "width": 96}
+DEIT = RESNET | {"size": 72, "image_processor_type": "DeiTImageProcessor"}
 UNCROPPED = RESNET | {"do_center_crop": False}
 
 
@@ -68,6 +69,8 @@ def test_half_precision_answers_in_full(tmp_path: Path) -> None:
         (UNCROPPED | {"size": WIDE}, (64, 96, "stretch", 1.0, "bicubic")),
         (RESNET | {"size": WIDE, "crop_size": WIDE}, (64, 96, "stretch", 1.0, "bicubic")),
         (RESNET | {"size": 72, "crop_size": 64, "resample": 2}, (64, 64, "crop", 64 / 72, "bilinear")),
+        (DEIT, (64, 64, "stretch", 64 / 72, "bicubic")),
+        (DEIT | {"size": {"height": 72, "width": 72}}, (64, 64, "stretch", 64 / 72, "bicubic")),
         (
             RESNET | {"size": 64, "image_processor_type": "DeiTImageProcessor"},
             (64, 64, "stretch", 1.0, "bicubic"),
@@ -98,6 +101,40 @@ def test_steps_that_are_off_are_left_out(tmp_path: Path) -> None:
     assert np.allclose(logits, pixels.astype(np.float64).mean((1, 2)) @ WEIGHTS, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("settings", "times"),
+    [({"include_top": True}, 2), ({}, 2), ({"include_top": False}, 1)],
+)
+def test_efficientnet_divides_by_the_deviation_again(
+    tmp_path: Path, settings: dict[str, bool], times: int
+) -> None:
+    """As its own code does, unless it is told not to."""
+    processor = UNCROPPED | {"size": {"height": 64, "width": 64}} | settings
+    processor["image_processor_type"] = "EfficientNetImageProcessor"
+    made(hugging_face(tmp_path / "model", processor=processor), tmp_path / "bundle")
+    pixels = noise(1, 64, 64, 3)
+    mean, deviation = np.array(IMAGENET["image_mean"]), np.array(IMAGENET["image_std"])
+    expected = ((pixels / 255 - mean) / deviation**times).mean((1, 2)) @ WEIGHTS
+    assert np.allclose(run(tmp_path / "bundle/model.onnx", pixels)["logits"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("settings", "order"), [({}, -1), ({"do_flip_channel_order": False}, 1)])
+def test_mobilevit_sees_blue_first_and_nothing_normalised(
+    tmp_path: Path, settings: dict[str, bool], order: int
+) -> None:
+    processor = {
+        "image_processor_type": "MobileViTImageProcessor",
+        "size": {"shortest_edge": 72},
+        "crop_size": {"height": 64, "width": 64},
+        "do_center_crop": True,
+    }
+    folder = hugging_face(tmp_path / "model", processor=processor | settings)
+    assert made(folder, tmp_path / "bundle").manifest.preprocessing.fit == "crop"
+    pixels = noise(1, 64, 64, 3)
+    expected = (pixels / 255).mean((1, 2))[:, ::order] @ WEIGHTS
+    assert np.allclose(run(tmp_path / "bundle/model.onnx", pixels)["logits"], expected, atol=1e-5)
+
+
 def test_labels_that_exclude_nothing_make_a_tagger(tmp_path: Path) -> None:
     folder = hugging_face(tmp_path / "model", problem_type="multi_label_classification")
     assert made(folder, tmp_path / "bundle").manifest.kind == "tagger"
@@ -116,10 +153,13 @@ def test_labels_and_licence_come_along(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no proportions": ({"processor": UNCROPPED}, "no input of one size"),
     "crop larger than the image": ({"processor": RESNET | {"crop_size": 100}}, "no input of one size"),
-    "stretched, then cropped": (
-        {"processor": RESNET | {"size": 72, "image_processor_type": "DeiTImageProcessor"}},
+    "stretched, then cropped in other proportions": (
+        {"processor": DEIT | {"size": {"height": 72, "width": 96}}},
         "no input of one size",
     ),
+    "stretched, then cropped by an odd margin": ({"processor": DEIT | {"size": 71}}, "no input of one size"),
+    "stretched to less than the crop": ({"processor": DEIT | {"size": 60}}, "no input of one size"),
+    "divided again by nobody knows whom": ({"processor": RESNET | {"include_top": True}}, "include_top"),
     "padding": ({"processor": RESNET | {"do_pad": True}}, "do_pad is not understood"),
     "another scale": ({"processor": RESNET | {"rescale_offset": True}}, "rescale_offset is not"),
     "blue first": ({"processor": RESNET | {"do_flip_channel_order": True}}, "do_flip_channel_order"),
@@ -190,9 +230,9 @@ def assert_candidates(outputs: Outputs) -> None:
 
 
 def detector(
-    tmp_path: Path, raw: npt.NDArray[np.float32], **metadata: str
+    tmp_path: Path, raw: npt.NDArray[np.float32], **options: Any
 ) -> tuple[manifest.Verified, Outputs]:
-    verified = made(yolo(tmp_path / "cups.onnx", raw, **metadata), tmp_path / "bundle")
+    verified = made(yolo(tmp_path / "cups.onnx", raw, **options), tmp_path / "bundle")
     return verified, run(tmp_path / "bundle/model.onnx", noise(2, 64, 64, 3))
 
 
@@ -216,6 +256,34 @@ def test_an_older_yolo_detector_with_objectness(tmp_path: Path) -> None:
 def test_a_yolo_detector_that_suppresses_overlaps_itself(tmp_path: Path) -> None:
     best = np.concatenate([CORNERS, CERTAIN.max(1)[:, None], CERTAIN.argmax(1)[:, None]], 1)
     assert_candidates(detector(tmp_path, best.astype(np.float32))[1])
+
+
+@pytest.mark.parametrize("count", [3, 350])
+@pytest.mark.parametrize("version", [5, 8])
+def test_a_yolo_detector_that_says_no_number_of_candidates(tmp_path: Path, version: int, count: int) -> None:
+    """What the model does not give is filled with candidates of no certainty."""
+    objectness = [np.ones((3, 1))] if version == 5 else []
+    raw = np.concatenate([CENTRED, *objectness, CERTAIN], 1)
+    raw = np.concatenate([raw, np.zeros((count - 3, raw.shape[1]))]).astype(np.float32)
+    said = ("anchors", 7) if version == 5 else (6, "anchors")
+    _, outputs = detector(tmp_path, raw if version == 5 else raw.T, said=said)
+    assert outputs["boxes"].shape == (2, 300, 4)
+    assert_candidates({name: values[:, :3] for name, values in outputs.items()})
+    assert outputs["scores"][:, 3:].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        (("a", "b"), "{0: 'cup', 1: 'plate'}"),
+        ((5, "anchors"), "{0: 'cup', 1: 'plate'}"),
+        (("anchors", 6), "{0: 'cup'}"),  # suppressed or with objectness
+        (("anchors", 6), "{0: 'cup', 1: 'plate'}"),
+    ],
+)
+def test_open_candidates_of_no_single_form(tmp_path: Path, said: tuple[int | str, ...], names: str) -> None:
+    with pytest.raises(InvalidInput, match="no known YOLO form"):
+        detector(tmp_path, ANCHOR_FREE, said=said, names=names)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,17 @@ def test_a_share_leaves_the_margin_out(name: str) -> None:
     assert np.abs(ours - usual).mean() < 6  # shifted by less than a pixel
 
 
+@pytest.mark.parametrize("resample", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("name", PHOTOS)
+def test_a_share_of_a_stretched_picture_is_cut_out_of_it(name: str, resample: Any) -> None:
+    """To the level what a resize to 256 x 256 and a central crop of 224 x 224 give."""
+    image = photo(name)
+    whole = image.resize((256, 256), Image.Resampling[resample.upper()])
+    usual = np.asarray(whole.crop((16, 16, 240, 240))).astype(np.int16)
+    wanted = Preprocessing(224, "stretch", share=0.875, resample=resample, scaled=False)
+    assert np.abs(seen(encoded(image), wanted) - usual).max() <= 1
+
+
 @pytest.mark.parametrize("preprocessing", [Preprocessing(224), Preprocessing(224, "stretch")])
 @pytest.mark.parametrize("name", PHOTOS)
 def test_scaled_decoding_stays_close(name: str, preprocessing: Preprocessing) -> None:

@@ -163,6 +163,16 @@ def small_disk(state: Path) -> Iterator[Path]:
     subprocess.run(["umount", state / "bundles"], check=True)
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "licences/ZZZ.txt"])
+async def test_of_a_folder_with_a_file_beyond_its_limit_nothing_is_sent(tmp_path: Path, name: str) -> None:
+    """Ten sparse gigabytes would be read for minutes, and two of them sent."""
+    folder = make(tmp_path / "new")
+    with (folder / name).open("ab") as file:
+        file.truncate(10 << 30)
+    with pytest.raises(InvalidInput, match=f"new: {name} has more than [0-9]+ bytes"):
+        await anext(from_folder(folder))
+
+
 async def test_a_full_disk(tmp_path: Path, bundle: list[tuple[str, bytes]], small_disk: Path) -> None:
     large = make(tmp_path / "large", version="2", model=PIECE * 8)
     await refused(small_disk, from_folder(large), StorageFailed, "bundles: No space left on device")

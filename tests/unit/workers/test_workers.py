@@ -119,6 +119,20 @@ def test_wiping_a_large_region_gives_its_pages_back() -> None:
         memory.close()
 
 
+def test_a_forgotten_view_keeps_nothing_and_does_not_fail_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    memory = Memory(2 * RELEASE_BYTES)
+    memory.view[:] = b"\xaa" * memory.size
+    forgotten = memory.view[:100]
+    descriptor = os.dup(memory.fd)
+    memory.close()
+    assert "stays mapped" in caplog.text
+    assert os.fstat(descriptor).st_blocks == 0
+    assert bytes(forgotten) == bytes(100)
+    os.close(descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(memory.fd)
+
+
 async def test_no_one_resizes_shared_memory_under_the_daemon() -> None:
     memory = Memory(1 << 16)
     try:
