@@ -142,6 +142,16 @@ class Search(Section):
     ef: int = Field(64, ge=1)
 
 
+class Datasets(Section):
+    """Stored images: what their volume keeps free, how often they are proven, how long links live."""
+
+    reserve_fraction: float = Field(0.05, ge=0, le=0.9)
+    reserve_bytes: int = Field(20 * GIB, ge=0)
+    ballast_bytes: int = Field(256 * MIB, ge=0)
+    scrub_days: float = Field(30, gt=0)
+    link_seconds: int = Field(3600, ge=1, le=3600)
+
+
 class Health(Section):
     """What is watched, how often, and what is too little."""
 
@@ -177,6 +187,7 @@ class Config(Section):
     bundles: Bundles = Bundles()
     requests: Requests = Requests()
     search: Search = Search()
+    datasets: Datasets = Datasets()
     health: Health = Health()
     lifecycle: Lifecycle = Lifecycle()
     log: Log = Log()

@@ -26,13 +26,20 @@ import uvloop
 
 from appliance import config, health, metrics, residency, systemd, vault
 from appliance.accounts import audit
+from appliance.accounts.agreements import Agreements
+from appliance.accounts.audit import AuditLog
 from appliance.accounts.customers import Customers
+from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
 from appliance.api.parts import Parts
 from appliance.api.server import Server
 from appliance.asynchronous.requests import Requests
 from appliance.asynchronous.webhooks import Webhooks
+from appliance.backup.restoration import check_whole
+from appliance.backup.source import Backups, ImagesAtHand
 from appliance.config import Config
+from appliance.datasets.files import stored_alone
+from appliance.datasets.images import Clocks, Images, open_images
 from appliance.errors import (
     ApplianceError,
     ConfigInvalid,
@@ -85,10 +92,15 @@ def serve(config_path: Path) -> None:
     uvloop.run(_Daemon(config_path, settings, declared).run())
 
 
-def examine(config_path: Path) -> tuple[Config, list[residency.Finding]]:
-    """The configuration and what its profile only warns of. Raises ConfigInvalid with every finding."""
+def examine(
+    config_path: Path, *, machine: bool = True, state: Path | None = None
+) -> tuple[Config, list[residency.Finding]]:
+    """The configuration and what its profile only warns of; the process is ready to hold keys.
+
+    As `residency.judge`. Raises ConfigInvalid with every finding.
+    """
     _harden()
-    settings, _, warnings = residency.judge(config_path)
+    settings, _, warnings = residency.judge(config_path, machine=machine, state=state)
     return settings, warnings
 
 
@@ -110,7 +122,10 @@ async def operating(config_path: Path) -> AsyncIterator[None]:
         async def status() -> dict[str, object]:
             raise ApplianceError("no daemon runs")
 
-        parts = state.parts(settings, declared, status=status, readiness=lambda: Readiness("starting"))
+        alone = partial(stored_alone, settings.state / "images", encrypted=settings.profile == "production")
+        backups = await stack.enter_async_context(state.backups(settings, alone))
+        ready = partial(Readiness, "starting")
+        parts = state.parts(settings, declared, status=status, readiness=ready, backups=backups)
         await stack.enter_async_context(Server(parts))
         yield
 
@@ -167,8 +182,11 @@ class _State:
 
     registry: metrics.Registry
     ledger: Ledger
+    keyring: vault.Keyring
     customers: Customers
     tokens: Tokens
+    agreements: Agreements
+    rotations: Rotations
     collections: Collections
     bundles: Bundles
     requests: Requests
@@ -184,6 +202,8 @@ class _State:
         readiness: Callable[[], Readiness],
         decoders: Decoders | None = None,
         engine: Engine | None = None,
+        images: Images | None = None,
+        backups: Backups | None = None,
     ) -> Parts:
         """What the server serves; without an engine that is the operator socket only."""
         return Parts(
@@ -191,6 +211,9 @@ class _State:
             residency=declared,
             customers=self.customers,
             tokens=self.tokens,
+            agreements=self.agreements,
+            audit=AuditLog(self.ledger),
+            rotations=self.rotations,
             collections=self.collections,
             bundles=self.bundles,
             decoders=decoders,
@@ -198,10 +221,19 @@ class _State:
             outbound=self.outbound,
             requests=self.requests,
             webhooks=self.webhooks,
+            images=images,
             status=status,
             readiness=readiness,
             registry=self.registry,
             clock=_clock,
+            backups=backups,
+        )
+
+    def backups(self, settings: Config, images: ImagesAtHand) -> Backups:
+        """What gives out the whole of this state."""
+        ledger, keyring, kept = self.ledger, self.keyring, settings.health.min_free_bytes
+        return Backups(
+            ledger, keyring, settings.state, images, version=VERSION, reserve_bytes=kept, clock=_clock
         )
 
 
@@ -212,9 +244,7 @@ async def _open(
     registry: metrics.Registry,
 ) -> _State:
     _become_owner(settings.state)
-    # The keys first: where there are none nothing is made. They go last.
-    keys = vault.Keys(vault.read_root(settings.vault))
-    stack.callback(keys.wipe)
+    root = vault.read_root(settings.vault)  # first: where there is none nothing is made
     lock = StateLock(settings.state)
     try:
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -222,10 +252,16 @@ async def _open(
     except OSError as error:
         raise StorageFailed(f"{settings.state}: {error.strerror}") from error
     stack.callback(lock.release)
+    check_whole(settings.state)
     enter = stack.enter_async_context
     ledger = await enter(Ledger(settings.state, registry))
+    keyring = await vault.open_keyring(settings.state, ledger, root)
+    stack.callback(keyring.wipe)
+    keys = keyring.service
     customers = await enter(Customers(ledger, _clock))
     tokens = await enter(Tokens(ledger, keys, customers, _clock))
+    agreements = await enter(Agreements(ledger, customers, _clock))
+    rotations = Rotations(ledger, keyring, customers, _clock)
     collections = await enter(Collections(ledger, settings.search, _clock, registry))
     bundles = await enter(
         Bundles(ledger, settings.state / "bundles", _clock, trust=Trust(settings.bundles).check)
@@ -234,7 +270,20 @@ async def _open(
     requests = Requests(ledger, keys, _clock, settings.requests.keep_seconds)
     outbound = Outbound(declared, registry)
     webhooks = Webhooks(requests, outbound, keys, _clock)
-    return _State(registry, ledger, customers, tokens, collections, bundles, requests, outbound, webhooks)
+    return _State(
+        registry=registry,
+        ledger=ledger,
+        keyring=keyring,
+        customers=customers,
+        tokens=tokens,
+        agreements=agreements,
+        rotations=rotations,
+        collections=collections,
+        bundles=bundles,
+        requests=requests,
+        outbound=outbound,
+        webhooks=webhooks,
+    )
 
 
 class _Heartbeat:
@@ -332,16 +381,34 @@ class _Daemon:
         _tell("starting the devices")
         self._engine = await enter(Engine(settings.recognition, registry))
         unusable = await self._load(state.bundles, decoders)
+        _tell("opening the store of images")
+        self._images = await enter(
+            open_images(
+                settings.state,
+                settings.datasets,
+                state.ledger,
+                state.keyring,
+                agreements=state.agreements,
+                codec=decoders,
+                encrypted=settings.profile == "production",
+                clocks=Clocks(_clock, time.monotonic),
+                registry=registry,
+            )
+        )
         for part in (state.requests, state.outbound, state.webhooks):
             await enter(part)
         _tell("observing the machine")
         self._health = await enter(Health(settings.health, self._sources(), registry))
         for finding in unusable:
             self._health.report(finding)
+        for number, found in enumerate(self._images.upkeep.findings):
+            self._health.report(health.Finding("degraded", f"datasets.{number}", found))
         if settings.bundles.allow_unsigned:
             message = "bundles that nobody signed may be installed"
             _log.warning("bundles.allow_unsigned: %s", message)
             self._health.report(health.Finding("notice", "bundles.allow_unsigned", message))
+        files = self._images.files
+        backups = await enter(state.backups(settings, lambda: contextlib.nullcontext(files)))
         parts = state.parts(
             settings,
             self._declared,
@@ -349,6 +416,8 @@ class _Daemon:
             readiness=self._health.readiness,
             decoders=decoders,
             engine=self._engine,
+            images=self._images,
+            backups=backups,
         )
         self._server = await enter(Server(parts))
         # What is here now stays: the collector need not walk it again and again.
@@ -381,7 +450,24 @@ class _Daemon:
             rules=lambda facts: residency.verify(self._settings, self._declared, facts),
             ledger_fault=lambda: self._state.ledger.failure,
             devices=self._engine.devices,
+            notices=self._notices,
         )
+
+    def _notices(self) -> list[health.Finding]:
+        found = [
+            health.Finding("degraded", f"bundle.{name}", message) for name, message in self._engine.refused()
+        ]
+        if (fault := self._images.folder.fault) is not None:
+            message = f"stored images are out of reach: {fault}"
+            found.append(health.Finding("degraded", "datasets.volume", message))
+        if (rotation := self._state.rotations.rotation) is not None:
+            fix = {
+                "restart": "put the new one in place as root.key and restart",
+                "retire": "`appliance key retire` takes the old one away",
+            }
+            message = f"two root keys open the keyring: {fix[rotation]}"
+            found.append(health.Finding("notice", "keys.root", message))
+        return found
 
     async def _follow_signals(self) -> None:
         """Reload as often as asked; returns when a stop is asked."""

@@ -154,13 +154,19 @@ def load(path: Path) -> Residency:
     return Residency(file.site, file.country, file.eea, file.destinations, clients)
 
 
-def judge(config_path: Path, *, machine: bool = True) -> tuple[Config, Residency | None, list[Finding]]:
+def judge(
+    config_path: Path, *, machine: bool = True, state: Path | None = None
+) -> tuple[Config, Residency | None, list[Finding]]:
     """Configuration, residency file, and what the profile only warns of; blocks on the disk.
+
+    `state` is a state folder in place of the one that the file names.
 
     Raises ConfigInvalid with every finding of both files and, unless told otherwise, of the machine: a person
     should come back only once.
     """
     config, wrong = read(config_path)
+    if state is not None:
+        config = config.model_copy(update={"state": state})
     findings = [f"{config_path}: {key}: {reason}" for key, reason in wrong]
     known = {key for key, _ in wrong}
     residency = None

@@ -42,6 +42,10 @@ root_key = "root.key"
 [bundles]
 allow_unsigned = true
 
+[datasets]
+reserve_bytes = 1_073_741_824
+ballast_bytes = 16_777_216
+
 [lifecycle]
 lame_duck_seconds = 0
 """

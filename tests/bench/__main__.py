@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.bench.report import Report
 
 # What measurements are made of.
-PARTS = {"graphs", "large", "load", "report", "sight", "spent", "stand", "under_load"}
+PARTS = {"graphs", "large", "load", "report", "sight", "spent", "stand", "under_load", "vaults"}
 
 
 def main() -> int:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance import cli, config, daemon
+from appliance import config, daemon
+from appliance.cli.output import CONFIG
 from tests import units
 from tests.units import SYSTEMD, VARIANTS, analyze
 
@@ -70,7 +71,7 @@ def test_manager_waits_longer_than_a_drain_may_take() -> None:
 
 def test_configuration_error_is_not_tried_again() -> None:
     unit = settings()
-    assert unit["RestartPreventExitStatus"] == [str(cli.CONFIG)]
+    assert unit["RestartPreventExitStatus"] == [str(CONFIG)]
     assert unit["Restart"] == ["always"]
 
 

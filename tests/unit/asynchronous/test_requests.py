@@ -10,7 +10,7 @@ from appliance import vault
 from appliance.accounts.audit import Actor
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.asynchronous.requests import LOST, Requests, State, Webhook
-from appliance.errors import NotFound, StorageFailed
+from appliance.errors import NotFound, SealBroken
 from appliance.ledger import Ledger
 from appliance.metrics import Registry
 
@@ -124,7 +124,7 @@ async def test_a_webhook_is_sealed_where_it_lies(machine: Machine) -> None:
             (mine.id, other.id),
         ).fetchall()
     )
-    with pytest.raises(StorageFailed):
+    with pytest.raises(SealBroken):
         await requests.due(9)
     await requests.told(other.id, None)
     await requests.told(mine.id, None)
