@@ -196,9 +196,12 @@ class Gate:
                         async with asyncio.timeout(piecewise):
                             await response.write(piece)
                 await response.write_eof()
-        except (ApplianceError, TimeoutError, ConnectionError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, no second answer may follow this head
             if isinstance(error, ApplianceError):
                 log.error("request %s broke off: %s", trace.id, error)  # noqa: TRY400 - its message says all
+            elif not isinstance(error, (TimeoutError, ConnectionError)):
+                frames = "".join(traceback.format_tb(error.__traceback__))
+                log.error("request %s broke off: %s\n%s", trace.id, type(error).__name__, frames)  # noqa: TRY400
             if request.transport is not None:
                 request.transport.abort()  # the only way to say that what came is not all
             answer = Answer(status=_CLIENT_GONE)

@@ -1,6 +1,7 @@
 """Datasets and the links to their images, over HTTP: what a browser, a program and a stranger get."""
 
 import base64
+import http.client
 import io
 import json
 import uuid
@@ -219,9 +220,9 @@ def test_a_damaged_image_is_an_answer_and_no_picture(album: Album) -> None:
     assert album.image.id in reply.document["detail"]
 
 
-def spoil(file: Path) -> None:
+def spoil(file: Path, place: int = -1) -> None:
     data = bytearray(file.read_bytes())
-    data[-1] ^= 1
+    data[place] ^= 1
     file.write_bytes(data)
 
 
@@ -257,3 +258,15 @@ def test_many_ask_at_once(album: Album) -> None:
     with ThreadPoolExecutor(16) as threads:
         bodies = set(threads.map(lambda _: album.get(link).body, range(200)))
     assert len(bodies) == 1
+
+
+def test_an_image_that_turns_out_damaged_while_it_is_sent_breaks_off(album: Album) -> None:
+    """What came before is right, and the caller sees that it is not all: a whole length was announced."""
+    large = images.encoded(images.noise(700), "PNG")
+    album.image = album.served.run(album.served.images.store.put(ACTOR, album.dataset, large))
+    state = album.served.parts.config.state
+    file = state / "images" / uuid.UUID(album.dataset.id).hex / uuid.UUID(album.image.id).hex
+    spoil(file, -len(large) // 3)
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        album.get(album.link())
+    assert album.get(album.link(), Range="bytes=0-99").body == large[:100]
