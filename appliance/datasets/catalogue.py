@@ -62,11 +62,7 @@ class Datasets:
         """What the dataset and its images are sealed with. Raises NotFound once it is erased."""
         return self._keyring.container(UUID(dataset.customer), UUID(dataset.id))
 
-    def keys_of(self, image: Image) -> Container:
-        """What an image is sealed with. Raises NotFound once its dataset is erased."""
-        return self._keyring.container(UUID(image.customer), UUID(image.dataset))
-
-    def keys_at(self, place: Place) -> Container:
+    def keys_at(self, place: Place | Image) -> Container:
         """As `keys`, by what a row tells of its dataset."""
         return self._keyring.container(UUID(place.customer), UUID(place.dataset))
 
@@ -89,22 +85,7 @@ class Datasets:
         async with self._making:
             if any(dataset.name == cleaned for dataset in await self.list(customer)):
                 raise Conflict("a dataset of this name exists already")
-            return await self._make(
-                actor,
-                Dataset(
-                    number=0,
-                    id=DatasetId(str(uuid.uuid4())),
-                    customer=customer,
-                    name=cleaned,
-                    visibility=visibility,
-                    keep_metadata=keep_metadata,
-                    retention_days=retention_days,
-                    epoch=0,
-                    created_at=self._now(),
-                    images=0,
-                    bytes=0,
-                ),
-            )
+            return await self._make(actor, customer, cleaned, visibility, keep_metadata, retention_days)
 
     async def default(self, customer: CustomerId) -> Dataset:
         """The customer's default dataset, made when it is first asked for."""
@@ -112,22 +93,7 @@ class Datasets:
             found = await self._ledger.read(lambda connection: _default(connection, customer))
             if found is not None:
                 return self._opened(found)
-            return await self._make(
-                _SYSTEM,
-                Dataset(
-                    number=0,
-                    id=DatasetId(str(uuid.uuid4())),
-                    customer=customer,
-                    name=None,
-                    visibility="link",
-                    keep_metadata=False,
-                    retention_days=None,
-                    epoch=0,
-                    created_at=self._now(),
-                    images=0,
-                    bytes=0,
-                ),
-            )
+            return await self._make(_SYSTEM, customer)
 
     async def list(self, customer: CustomerId) -> list[Dataset]:
         """A customer's datasets, oldest first; the default one only once it was made.
@@ -215,30 +181,28 @@ class Datasets:
         await asyncio.to_thread(self._keyring.destroy, UUID(dataset.customer), UUID(dataset.id))
         self._start_erasing((dataset.number, dataset.id, dataset.customer))
 
-    async def _make(self, actor: Actor, dataset: Dataset) -> Dataset:
+    async def _make(  # noqa: PLR0917 - the columns of the row, in their order
+        self,
+        actor: Actor,
+        customer: CustomerId,
+        name: str | None = None,
+        visibility: Visibility = "link",
+        keep_metadata: bool = False,
+        retention_days: int | None = None,
+    ) -> Dataset:
         """The key first: a row without one would be a dataset that nothing can be put into."""
-        keys = await asyncio.to_thread(self._keyring.add, UUID(dataset.customer), UUID(dataset.id), "dataset")
+        owner, identity, now = UUID(customer), uuid.uuid4(), self._now()
+        keys = await asyncio.to_thread(self._keyring.add, owner, identity, "dataset")
+        dataset = DatasetId(str(identity))
 
         def act(connection: Connection) -> Dataset:
-            name = None
-            if dataset.name is not None:
-                name = keys.seal("name", dataset.name.encode(), dataset.id.encode())
+            sealed = None if name is None else keys.seal("name", name.encode(), dataset.encode())
             row = connection.execute(
-                _INSERT,
-                (
-                    dataset.id,
-                    dataset.customer,
-                    name,
-                    dataset.visibility,
-                    dataset.keep_metadata,
-                    dataset.retention_days,
-                    dataset.created_at,
-                ),
+                _INSERT, (dataset, customer, sealed, visibility, keep_metadata, retention_days, now)
             ).fetchone()
             assert row is not None
-            details: dict[str, object] = {"visibility": dataset.visibility}
-            now = dataset.created_at
-            record(connection, now, actor, Event.DATASET_ADD, dataset.customer, dataset.id, details)
+            details: dict[str, object] = {"visibility": visibility}
+            record(connection, now, actor, Event.DATASET_ADD, customer, dataset, details)
             return self._opened(row)
 
         try:
@@ -246,7 +210,7 @@ class Datasets:
         except StorageFailed:
             raise  # the row may be on the disk all the same, and is nothing without its key
         except ApplianceError:
-            await asyncio.to_thread(self._keyring.destroy, UUID(dataset.customer), UUID(dataset.id))
+            await asyncio.to_thread(self._keyring.destroy, owner, identity)
             raise
 
     def _opened(self, row: tuple[Any, ...]) -> Dataset:
