@@ -460,6 +460,9 @@ class _Daemon:
         if (fault := self._images.folder.fault) is not None:
             message = f"stored images are out of reach: {fault}"
             found.append(health.Finding("degraded", "datasets.volume", message))
+        if damaged := self._images.upkeep.damaged:
+            message = f"{damaged} stored images are damaged: the log and the audit log name them"
+            found.append(health.Finding("degraded", "datasets.damaged", message))
         if (rotation := self._state.rotations.rotation) is not None:
             fix = {
                 "restart": "put the new one in place as root.key and restart",

@@ -1,5 +1,6 @@
 """A store on a real folder and ledger, with opaque bytes in place of images where pixels do not matter."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from appliance.datasets.files import SealedFiles
 from appliance.datasets.folder import data_folder
 from appliance.datasets.links import Links
 from appliance.datasets.ports import Encoded
+from appliance.datasets.records import Dataset, Image, ReadPermit, Variant
 from appliance.datasets.store import Store
 from appliance.datasets.upkeep import Upkeep
 from appliance.errors import InvalidImage
@@ -130,3 +132,50 @@ async def stand(
             await enter(Annotations(ledger, datasets, store, clock=clock)),
             await enter(Links(ledger, datasets, keyring.service, clock=clock, monotonic=lambda: 0.0)),
         )
+
+
+PHOTO = os.urandom(50_000)
+
+
+def permit(image: Image) -> ReadPermit:
+    return ReadPermit(image.customer, image.dataset, image.id, "token")
+
+
+async def read(stand: Stand, image: Image, variant: Variant = "image") -> bytes:
+    opened = await stand.store.open(permit(image), variant)
+    try:
+        return b"".join([piece async for piece in opened.read(0, opened.length)])
+    finally:
+        opened.close()
+
+
+async def default(stand: Stand, name: str = "Alice") -> Dataset:
+    return await stand.datasets.default(await stand.customer(name))
+
+
+def files(state: Path) -> list[Path]:
+    """The sealed files: what else lies there is the volume's own."""
+    return [path for path in (state / "images").glob("*/*") if path.is_file()]
+
+
+def everything(state: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in state.rglob("*") if path.is_file())
+
+
+def damage(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(20_000)
+        opened.write(b"?")
+
+
+def restore(state: Path, ledger: bytes) -> None:
+    for path in state.glob("ledger.db*"):
+        path.unlink()
+    (state / "ledger.db").write_bytes(ledger)
+
+
+def swap(one: Path, other: Path) -> None:
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)

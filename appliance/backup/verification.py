@@ -27,7 +27,7 @@ from appliance.backup.contents import (
 )
 from appliance.backup.integrity import compare, differs, surplus
 from appliance.backup.tombstones import Ended
-from appliance.errors import BackupInvalid, NotFound, SealBroken
+from appliance.errors import BackupInvalid, NotFound, SealBroken, StorageFailed
 from appliance.ledger import Connection, newest, reading
 from appliance.vault import Container, Keyring, Name, SealedFile, name_in
 
@@ -53,7 +53,9 @@ class _SealedLedger:
         return b"".join(bytes(piece) for piece in self._file.pieces(offset, stop))
 
     def write(self, offset: int, page: bytes) -> None:
-        raise NotImplementedError
+        raise StorageFailed(
+            f"the ledger of a backup is read alone: {len(page)} bytes for {offset} are refused"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,6 @@ class Store:
         self._under_way: set[asyncio.Task[Any]] = set()
         self._stored = Counter("appliance_store_images", "Images stored", registry=registry)
         self._deleted = Counter("appliance_store_images_deleted", "Images deleted", registry=registry)
-        self._damaged = Counter("appliance_store_images_damaged", "Damaged images found", registry=registry)
 
     async def __aenter__(self) -> Self:
         return self
@@ -143,7 +142,7 @@ class Store:
         """
         self._agreements.require(dataset.customer, Kind.TRAINING_DATA)
         keys = self._datasets.keys(dataset)
-        content = await asyncio.to_thread(keys.mac, "content", bytes(data))
+        content = await asyncio.to_thread(keys.mac, "content", data)
         await self._ledger.read(lambda connection: _refuse_second(connection, dataset, content))
         ingested = await self._codec.ingest(data, keep_metadata=dataset.keep_metadata)
         image = Image(
@@ -226,12 +225,8 @@ class Store:
         meta_data = None
         if draft.meta_data is not None:
             meta_data = keys.seal("meta_data", draft.meta_data, image.id.encode())
-        room = self._space.room(sealed_size(image.size + image.thumbnail))
-        await asyncio.to_thread(room.__enter__)
-        try:
+        async with self._room(sealed_size(image.size + image.thumbnail)):
             await self._files.write(image.name, keys, draft.parts, self._acknowledged)
-        finally:
-            room.__exit__(None, None, None)
 
         def act(connection: Connection) -> tuple[Image, int]:
             required(connection, dataset.customer, Kind.TRAINING_DATA)
@@ -254,6 +249,16 @@ class Store:
         self._stored.inc()
         return stored
 
+    @contextlib.asynccontextmanager
+    async def _room(self, size: int) -> AsyncIterator[None]:
+        """As `Space.room`, whose look at the volume may take its time."""
+        room = self._space.room(size)
+        await asyncio.to_thread(room.__enter__)
+        try:
+            yield
+        finally:
+            room.__exit__(None, None, None)
+
     async def _delete(self, actor: Actor, images: Sequence[Image]) -> None:
         await asyncio.to_thread(self._space.before_deletion)
         now = self._now()
@@ -270,10 +275,9 @@ class Store:
             await finish_deleting(self._ledger, self._files, begun, now)
 
     async def _note_damage(self, image: Image, error: SealBroken) -> None:
-        _log.error("damaged: %s", error)
-        self._damaged.inc()
         now = self._now()
-        await self._ledger.write(lambda connection: rows.note_damage(connection, image, now))
+        if await self._ledger.write(lambda connection: rows.note_damage(connection, image, now)):
+            _log.error("damaged: %s", error)
 
     async def _uninterrupted(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.get_running_loop().create_task(work)

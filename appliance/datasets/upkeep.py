@@ -55,14 +55,20 @@ class Upkeep:
         self._scrub_ms = int(scrub_days * 86_400_000)
         self._clock = clock
         self.findings: list[str] = []
+        self.damaged = 0
+        """How many stored images are known not to be what was sealed, as of the last look."""
         self._proven = Counter("appliance_store_scrubbed_bytes", "Bytes proven by scrubs", registry=registry)
         self._backlog = Gauge("appliance_store_scrub_due", "Images whose scrub is due", registry=registry)
+        self._damaged = Gauge(
+            "appliance_store_images_damaged", "Images known to be damaged", registry=registry
+        )
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self._space.before_deletion)
         while images := await self._ledger.read(partial(rows.being_deleted, most=_AT_ONCE)):
             await finish_deleting(self._ledger, self._files, images, self._now())
         await self._sweep()
+        await self._count_damaged()
         for dataset in await self._datasets.keyless():
             self._find(
                 f"dataset {dataset} has no key: it was erased after this ledger was backed up, or made after"
@@ -89,6 +95,7 @@ class Upkeep:
                 while await store.expire():
                     pass
                 pause = await self.scrub(_SCRUB_SECONDS)
+                await self._count_damaged()
                 await asyncio.to_thread(self._space.restore_ballast)
             except (StorageFailed, VolumeFull):  # of the ledger or the volume, which say so themselves
                 pause = _IDLE_SECONDS
@@ -97,7 +104,7 @@ class Upkeep:
     async def scrub(self, seconds: float) -> float:
         """Prove images whose time has come, for about so long; how many seconds until it is worth a call.
 
-        A damaged one is marked, written to the audit log and counted as a finding; it is not given out.
+        A damaged one is marked and written to the audit log, once, and counts as `damaged`.
         """
         end = self._clock() + seconds
         while self._clock() < end:
@@ -128,7 +135,7 @@ class Upkeep:
         return True
 
     def _prove(self, image: Image) -> None:
-        file = self._files.open(image.name, self._datasets.keys_of(image))
+        file = self._files.open(image.name, self._datasets.keys_at(image))
         try:
             for start in range(0, file.length, _READ_AT_ONCE):
                 file.read(start, min(start + _READ_AT_ONCE, file.length))
@@ -180,6 +187,10 @@ class Upkeep:
             _log.warning("%d uploads to dataset %s were not acknowledged: removed", len(orphans), container)
             await self._files.remove(orphans)
         return 0
+
+    async def _count_damaged(self) -> None:
+        self.damaged = await self._ledger.read(rows.damaged)
+        self._damaged.set(self.damaged)
 
     def _find(self, finding: str) -> None:
         _log.error("%s", finding)

@@ -54,7 +54,8 @@ CREATE TABLE images (
 
 CREATE UNIQUE INDEX images_by_content ON images (dataset, content) WHERE deleted_at IS NULL;
 CREATE INDEX images_being_deleted ON images (deleted_at) WHERE deleted_at IS NOT NULL;
-CREATE INDEX images_to_scrub ON images (scrubbed_at);
+CREATE INDEX images_to_scrub ON images (coalesce(scrubbed_at, created_at)) WHERE deleted_at IS NULL AND NOT damaged;
+CREATE INDEX images_damaged ON images (dataset) WHERE damaged;
 
 -- Ids that were erased, for whoever restores an older ledger: they are erased again.
 CREATE TABLE tombstones (

@@ -11,9 +11,6 @@ UPDATE images SET facet = -1 WHERE deleted_at IS NOT NULL;
 
 CREATE INDEX images_by_facet ON images (dataset, facet);
 
-DROP INDEX images_to_scrub; -- of it, all images were read whenever none was due
-CREATE INDEX images_to_scrub ON images (coalesce(scrubbed_at, created_at)) WHERE deleted_at IS NULL AND NOT damaged;
-
 CREATE TABLE tasks (
     key        INTEGER PRIMARY KEY,
     id         TEXT NOT NULL UNIQUE,

@@ -88,7 +88,7 @@ class Container:
         """What `seal` was given. Raises SealBroken when it was sealed otherwise or has changed."""
         return self._of(int.from_bytes(sealed[:4])).unseal(label, sealed[4:], context)
 
-    def mac(self, label: str, data: bytes) -> bytes:
+    def mac(self, label: str, data: bytes | bytearray | memoryview) -> bytes:
         """HMAC-SHA256 of `data`, the same for as long as the container lives: for look-ups by content."""
         with _destroyed_meanwhile():
             return self._of(min(self._keys, default=0)).mac(label, data)

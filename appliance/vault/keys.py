@@ -102,7 +102,7 @@ class Keys:
         """The 32-byte key for `label`: HKDF-Expand of the root with info "appliance/v1/LABEL"."""
         return self._using(label, bytes)
 
-    def mac(self, label: str, data: bytes) -> bytes:
+    def mac(self, label: str, data: bytes | bytearray | memoryview) -> bytes:
         """HMAC-SHA256 (32 bytes) of `data` under the subkey of `label`."""
         return self._using(label, lambda key: hmac.digest(key, data, "sha256"))
 

@@ -5,18 +5,13 @@ import errno
 import os
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from appliance.accounts.audit import entries
-from appliance.datasets import rows
 from appliance.datasets.files import SealedFiles
-from appliance.datasets.records import Dataset, Image, ReadPermit, Variant
-from appliance.datasets.upkeep import Upkeep
+from appliance.datasets.records import ReadPermit
 from appliance.errors import (
     AlreadyStored,
     Forbidden,
@@ -28,54 +23,7 @@ from appliance.errors import (
     VolumeOffline,
 )
 from appliance.ledger import Connection, Ledger
-from appliance.volume import DataFolder
-from tests.storing import ACTOR, Stand, stand
-
-PHOTO = os.urandom(50_000)
-
-
-def permit(image: Image) -> ReadPermit:
-    return ReadPermit(image.customer, image.dataset, image.id, "token")
-
-
-async def read(stand: Stand, image: Image, variant: Variant = "image") -> bytes:
-    opened = await stand.store.open(permit(image), variant)
-    try:
-        return b"".join([piece async for piece in opened.read(0, opened.length)])
-    finally:
-        opened.close()
-
-
-async def default(stand: Stand, name: str = "Alice") -> Dataset:
-    return await stand.datasets.default(await stand.customer(name))
-
-
-def files(state: Path) -> list[Path]:
-    """The sealed files: what else lies there is the volume's own."""
-    return [path for path in (state / "images").glob("*/*") if path.is_file()]
-
-
-def everything(state: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in state.rglob("*") if path.is_file())
-
-
-def damage(file: Path) -> None:
-    with file.open("r+b") as opened:
-        opened.seek(20_000)
-        opened.write(b"?")
-
-
-def restore(state: Path, ledger: bytes) -> None:
-    for path in state.glob("ledger.db*"):
-        path.unlink()
-    (state / "ledger.db").write_bytes(ledger)
-
-
-def swap(one: Path, other: Path) -> None:
-    aside = one.with_name("aside")
-    one.rename(aside)
-    other.rename(one)
-    aside.rename(other)
+from tests.storing import ACTOR, PHOTO, default, everything, files, permit, read, stand, swap
 
 
 async def test_what_was_put_is_there_also_after_a_restart(tmp_path: Path) -> None:
@@ -240,78 +188,6 @@ async def test_an_upload_whose_sender_leaves_is_stored_or_not(tmp_path: Path) ->
             assert len(await read(again, image)) == image.size
 
 
-async def test_a_damaged_image_is_not_given_out_and_the_others_are(tmp_path: Path) -> None:
-    async with stand(tmp_path) as one:
-        dataset = await default(one)
-        good = await one.store.put(ACTOR, dataset, PHOTO)
-        bad = await one.store.put(ACTOR, dataset, PHOTO + b"x")
-        lost = await one.store.put(ACTOR, dataset, PHOTO + b"y")
-        folder = tmp_path / "images" / uuid.UUID(dataset.id).hex
-        damage(folder / uuid.UUID(bad.id).hex)
-        (folder / uuid.UUID(lost.id).hex).unlink()
-        with pytest.raises(SealBroken, match=bad.id):
-            await read(one, bad)
-        assert await read(one, good) == PHOTO
-        one.clock.now += 31 * 86400
-        await one.upkeep.scrub(10)
-        log = await one.ledger.read(entries)
-        damaged = [entry.subject for entry in log if entry.event == "image.damaged"]
-        assert sorted(damaged, key=str) == sorted([bad.id, lost.id])
-        await one.upkeep.scrub(10)  # told once
-        assert len(await one.ledger.read(entries)) == len(log)
-
-
-async def test_a_scrub_goes_on_past_a_file_that_the_disk_cannot_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with stand(tmp_path) as one:
-        dataset = await default(one)
-        images = [await one.store.put(ACTOR, dataset, b"%d" % n + PHOTO) for n in range(4)]
-        place = tmp_path / "images" / uuid.UUID(dataset.id).hex / uuid.UUID(images[1].id).hex
-        unreadable = place.stat().st_ino
-        preadv = os.preadv
-
-        def bad_sector(fd: int, buffers: Any, offset: int) -> int:
-            if os.fstat(fd).st_ino == unreadable:
-                raise OSError(5, "Input/output error")
-            return preadv(fd, buffers, offset)
-
-        monkeypatch.setattr(os, "preadv", bad_sector)
-        with pytest.raises(StorageFailed, match="a read failed"):
-            await read(one, images[1])
-        one.clock.now += 31 * 86400
-        await one.upkeep.scrub(10)
-        assert [image.damaged for image in await one.store.list(dataset)] == [False, True, False, False]
-        assert [await read(one, image) for image in images[2:]] == [b"2" + PHOTO, b"3" + PHOTO]
-        assert one.folder.fault is None
-
-
-async def test_a_scrub_takes_nothing_for_damaged_that_goes_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with stand(tmp_path) as one:
-        kept = await default(one)
-        image = await one.store.put(ACTOR, kept, PHOTO)
-        doomed = await one.datasets.add(ACTOR, kept.customer, "cats")
-        erased = await one.store.put(ACTOR, doomed, PHOTO)
-        looked_for = Upkeep._is_sound
-
-        def going(connection: Connection) -> None:
-            rows.begin_deleting(connection, image, 1)
-            connection.execute("UPDATE datasets SET erased_at = 1 WHERE number = ?", (doomed.number,))
-
-        async def late(upkeep: Upkeep, due: Image) -> bool:
-            await one.ledger.write(going)
-            await one.files.remove([image.name, erased.name])
-            return await looked_for(upkeep, due)
-
-        monkeypatch.setattr(Upkeep, "_is_sound", late)
-        one.clock.now += 31 * 86400
-        await one.upkeep.scrub(10)
-        assert "image.damaged" not in {entry.event for entry in await one.ledger.read(entries)}
-        assert not caplog.records
-
-
 async def test_swapped_files_are_told_apart(tmp_path: Path) -> None:
     async with stand(tmp_path) as one:
         dataset = await default(one)
@@ -321,121 +197,6 @@ async def test_swapped_files_are_told_apart(tmp_path: Path) -> None:
         for image in (first, second):
             with pytest.raises(SealBroken, match="another object"):
                 await read(one, image)
-
-
-async def test_a_ledger_of_yesterday_is_reported_and_loses_no_file(tmp_path: Path) -> None:
-    async with stand(tmp_path) as one:
-        dataset = await default(one)
-        await one.store.put(ACTOR, dataset, PHOTO)
-    yesterday = (tmp_path / "ledger.db").read_bytes()
-    async with stand(tmp_path) as one:
-        later = await one.store.put(ACTOR, dataset, PHOTO + b"x")
-        await one.datasets.add(ACTOR, dataset.customer, "made today")
-    restore(tmp_path, yesterday)
-    async with stand(tmp_path) as one:
-        assert any("older than the sealed files" in finding for finding in one.upkeep.findings)
-        assert any("1 sealed files" in finding for finding in one.upkeep.findings)
-        assert uuid.UUID(later.id).hex in {path.name for path in files(tmp_path)}
-
-
-async def test_a_dataset_that_was_erased_since_yesterday_stays_erased_and_hides_no_other(
-    tmp_path: Path,
-) -> None:
-    async with stand(tmp_path) as one:
-        dataset = await default(one)
-        image = await one.store.put(ACTOR, dataset, PHOTO)
-        doomed = await one.datasets.add(ACTOR, dataset.customer, "cats")
-        gone = await one.store.put(ACTOR, doomed, PHOTO)
-    yesterday = (tmp_path / "ledger.db").read_bytes()
-    async with stand(tmp_path) as one:
-        await one.datasets.erase(ACTOR, doomed)
-    restore(tmp_path, yesterday)
-    async with stand(tmp_path) as one:
-        assert [found.id for found in await one.datasets.list(dataset.customer)] == [dataset.id]
-        assert any(f"dataset {doomed.id} has no key" in finding for finding in one.upkeep.findings)
-        for opening in (one.datasets.get(dataset.customer, doomed.id), one.store.open(permit(gone))):
-            with pytest.raises(NotFound):
-                await opening
-        assert await read(one, image) == PHOTO
-        await one.datasets.add(ACTOR, dataset.customer, "cats")
-        one.clock.now += 31 * 86400
-        await one.upkeep.scrub(10)  # which comes to an end, and says what cannot be opened
-        log = await one.ledger.read(entries)
-        assert [entry.subject for entry in log if entry.event == "image.damaged"] == [gone.id]
-
-
-async def test_a_ledger_of_yesterday_loses_no_file_however_far_it_comes(tmp_path: Path) -> None:
-    """Until the right one is back: it has all the rows, and what was never acknowledged goes again."""
-    async with stand(tmp_path) as one:
-        dataset = await default(one)
-        await one.store.put(ACTOR, dataset, PHOTO)
-    yesterday = (tmp_path / "ledger.db").read_bytes()
-    async with stand(tmp_path) as one:
-        later = [await one.store.put(ACTOR, dataset, b"%d" % n + PHOTO) for n in range(3)]
-    today = (tmp_path / "ledger.db").read_bytes()
-    restore(tmp_path, yesterday)
-    for start in range(4):  # each with more entries; the third has passed those that were witnessed
-        async with stand(tmp_path) as one:
-            assert any("3 sealed files" in finding for finding in one.upkeep.findings), start
-            for image in [await one.store.put(ACTOR, dataset, b"%d" % n + PHOTO * 2) for n in range(2)]:
-                await one.store.delete(ACTOR, image)
-    restore(tmp_path, today)
-    async with stand(tmp_path) as one:
-        for image in later:
-            assert len(await read(one, image)) == image.size
-        folder = tmp_path / "images" / uuid.UUID(dataset.id).hex
-        for n in range(20):
-            await one.store.put(ACTOR, dataset, b"%d" % n + PHOTO * 3)
-        kept = len(files(tmp_path))
-    async with stand(tmp_path) as one:
-        assert one.upkeep.findings == []
-        (folder / uuid.uuid4().hex).write_bytes(b"")
-    async with stand(tmp_path) as one:
-        assert (one.upkeep.findings, len(files(tmp_path))) == ([], kept)
-
-
-async def test_what_was_not_acknowledged_is_absent_after_the_next_start(tmp_path: Path) -> None:
-    async with stand(tmp_path) as one:
-        dataset = await default(one)
-        image = await one.store.put(ACTOR, dataset, PHOTO)
-        folder = tmp_path / "images" / uuid.UUID(dataset.id).hex
-        (folder / uuid.uuid4().hex).write_bytes((folder / uuid.UUID(image.id).hex).read_bytes())
-    async with stand(tmp_path) as again:
-        assert [path.name for path in files(tmp_path)] == [uuid.UUID(image.id).hex]
-        assert await read(again, image) == PHOTO
-
-
-async def test_an_erased_dataset_is_gone_at_once_and_for_good(tmp_path: Path) -> None:
-    async with stand(tmp_path) as one:
-        customer = await one.customer()
-        dataset = await one.datasets.add(ACTOR, customer, "cats")
-        image = await one.store.put(ACTOR, dataset, PHOTO)
-        kept = await one.store.put(ACTOR, await default(one), PHOTO)
-        opened = await one.store.open(permit(image))
-        await one.datasets.erase(ACTOR, dataset)
-        for gone in (one.store.get(customer, image.id), one.datasets.get(customer, dataset.id)):
-            with pytest.raises(NotFound):
-                await gone
-        with pytest.raises(NotFound):
-            await one.store.put(ACTOR, dataset, PHOTO + b"x")
-        opened.close()
-    async with stand(tmp_path) as again:
-        assert [path.name for path in files(tmp_path)] == [uuid.UUID(kept.id).hex]
-        assert [found.name for found in await again.datasets.list(customer)] == [None]
-        assert len(list(again.keyring.containers())) == 1
-        assert await read(again, kept) == PHOTO
-
-
-async def test_an_erasure_that_was_interrupted_is_finished(tmp_path: Path) -> None:
-    async with stand(tmp_path) as one:
-        dataset = await one.datasets.add(ACTOR, await one.customer(), "cats")
-        await one.store.put(ACTOR, dataset, PHOTO)
-        await one.ledger.write(lambda connection: connection.execute("UPDATE datasets SET erased_at = 1").get)
-    async with stand(tmp_path):
-        pass
-    async with stand(tmp_path) as again:
-        assert files(tmp_path) == []
-        assert list(again.keyring.containers()) == []
 
 
 async def test_a_failed_sync_poisons_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,68 +219,6 @@ async def test_a_failed_sync_poisons_the_store(tmp_path: Path, monkeypatch: pyte
         assert await again.store.list(dataset) == [good]
         assert await read(again, good) == PHOTO
         assert len(files(tmp_path)) == 1
-
-
-async def test_an_upload_into_a_dataset_that_is_erased_meanwhile_harms_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with stand(tmp_path) as one:
-        kept = await default(one)
-        doomed = await one.datasets.add(ACTOR, kept.customer, "cats")
-        make_durable, subfolder = SealedFiles._make_durable, DataFolder.subfolder
-
-        def removed_before(files: SealedFiles, batch: Any) -> Any:
-            files._unlink_all(uuid.UUID(doomed.id))
-            return make_durable(files, batch)
-
-        @contextmanager
-        def removed_after(folder: DataFolder, top: int, name: str, *, create: bool = False) -> Iterator[int]:
-            with subfolder(folder, top, name, create=create) as fd:
-                if name == uuid.UUID(doomed.id).hex and create:
-                    one.files._unlink_all(uuid.UUID(doomed.id))
-                yield fd
-
-        steps: tuple[tuple[type, str, Any], ...] = (
-            (SealedFiles, "_make_durable", removed_before),
-            (DataFolder, "subfolder", removed_after),
-        )
-        for owner, step, removing in steps:
-            with monkeypatch.context() as patch:
-                patch.setattr(owner, step, removing)
-                async with asyncio.timeout(10):
-                    refused, stored = await asyncio.gather(
-                        *(one.store.put(ACTOR, to, step.encode() + PHOTO) for to in (doomed, kept)),
-                        return_exceptions=True,
-                    )
-            assert isinstance(refused, NotFound)
-            assert isinstance(stored, Image)
-        assert one.folder.fault is None
-        assert len(files(tmp_path)) == 2
-
-
-async def test_a_folder_that_a_dead_start_left_is_made_durable_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It has a name, and nobody knows whether only the page cache has it."""
-    synced: list[int] = []
-    fsync = os.fsync
-
-    def noted(fd: int) -> None:
-        synced.append(os.fstat(fd).st_ino)
-        fsync(fd)
-
-    async with stand(tmp_path) as one:
-        dataset = await default(one)
-        (tmp_path / "images" / uuid.UUID(dataset.id).hex).mkdir()
-        monkeypatch.setattr(os, "fsync", noted)
-        await one.store.put(ACTOR, dataset, PHOTO)
-        assert (tmp_path / "images").stat().st_ino in synced
-        synced.clear()
-        await one.store.put(ACTOR, dataset, PHOTO + b"x")  # the witness is new
-        assert (tmp_path / "images").stat().st_ino in synced
-        synced.clear()
-        await one.store.put(ACTOR, dataset, PHOTO + b"y")
-        assert (tmp_path / "images").stat().st_ino not in synced
 
 
 async def test_a_folder_that_goes_just_as_it_was_made_is_no_fault(
@@ -563,53 +262,6 @@ async def test_an_error_of_one_file_is_a_refusal_and_no_fault_of_the_volume(
         await one.store.put(ACTOR, dataset, PHOTO + b"x")
 
 
-async def test_a_dataset_that_is_erased_gets_no_folder_again(tmp_path: Path) -> None:
-    async with stand(tmp_path) as one:
-        dataset = await one.datasets.add(ACTOR, await one.customer(), "cats")
-        image = await one.store.put(ACTOR, dataset, PHOTO)
-        keys = one.datasets.keys(dataset)
-        await one.datasets.erase(ACTOR, dataset)
-        await asyncio.gather(*one.datasets._erasing)
-        with pytest.raises(SealBroken, match="destroyed"):
-            await one.files.write(image.name, keys, [PHOTO])
-    async with stand(tmp_path) as again:
-        assert again.upkeep.findings == []
-
-
-async def test_a_failed_ledger_leaves_no_files_behind(tmp_path: Path) -> None:
-    async with stand(tmp_path) as one:
-        dataset = await default(one)
-        one.ledger._writer.failure = "disk I/O error"
-        for _ in range(3):
-            with pytest.raises(StorageFailed, match="disk I/O error"):
-                await one.store.put(ACTOR, dataset, PHOTO)
-        assert files(tmp_path) == []
-
-
-async def test_what_the_ledger_cannot_tell_is_whole_or_absent_after_a_restart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A commit that is on the disk although its sync was said to have failed: the worst that can happen."""
-    written = Ledger.write
-
-    async def unsure(ledger: Ledger, act: Any, **options: Any) -> Any:
-        await written(ledger, act, **options)
-        raise StorageFailed("disk I/O error")
-
-    async with stand(tmp_path) as one:
-        dataset = await default(one)
-        with monkeypatch.context() as patch:
-            patch.setattr(Ledger, "write", unsure)
-            with pytest.raises(StorageFailed):
-                await one.store.put(ACTOR, dataset, PHOTO)
-            with pytest.raises(StorageFailed):
-                await one.datasets.add(ACTOR, dataset.customer, "cats")
-    async with stand(tmp_path) as again:
-        assert [found.name for found in await again.datasets.list(dataset.customer)] == [None, "cats"]
-        (image,) = await again.store.list(dataset)
-        assert await read(again, image) == PHOTO
-
-
 async def test_nobody_waits_for_ever_whatever_goes_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -651,22 +303,3 @@ async def test_a_rotated_dataset_reads_old_and_new(tmp_path: Path) -> None:
         with pytest.raises(AlreadyStored):
             await one.store.put(ACTOR, dataset, PHOTO)
         assert (await read(one, old), await read(one, new)) == (PHOTO, PHOTO + b"x")
-
-
-async def test_images_go_when_their_time_in_the_dataset_is_over(tmp_path: Path) -> None:
-    async with stand(tmp_path) as one:
-        kept = await default(one)
-        short = await one.datasets.add(ACTOR, kept.customer, "a month", retention_days=30)
-        for dataset in (kept, short):
-            await one.store.put(ACTOR, dataset, PHOTO)
-        one.clock.now += 10 * 86400
-        later = await one.store.put(ACTOR, short, PHOTO + b"x")
-        assert await one.store.expire() == 0
-        one.clock.now += 20 * 86400
-        assert await one.store.expire() == 1
-        assert await one.store.expire() == 0
-        assert await one.store.list(short) == [later]
-        assert len(await one.store.list(kept)) == 1
-        assert len(files(tmp_path)) == 2
-        log = await one.ledger.read(lambda connection: entries(connection, kept.customer))
-        assert [entry.actor.id for entry in log if entry.event == "image.delete"] == ["retention"]
