@@ -192,11 +192,6 @@ class Keyring:
         return self._now[0].number
 
     @property
-    def rotating(self) -> bool:
-        """Whether an older root opens it too, until `retire_root`."""
-        return len(self._now[0].slots) > 1
-
-    @property
     def rotation(self) -> Literal["restart", "retire"] | None:
         """What comes next in a rotation of the root: a start with the new one, or its end; None for none."""
         content = self._now[0]
