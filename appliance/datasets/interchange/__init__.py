@@ -1,0 +1,1 @@
+"""Datasets as other programs write and read them: archives of images and what is said about these."""
