@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.bench.report import Report
 
 # What measurements are made of.
-PARTS = {"graphs", "large", "load", "report", "sight", "spent", "stand", "under_load", "vaults"}
+PARTS = {"graphs", "large", "load", "report", "sight", "spent", "stages", "stand", "under_load", "vaults"}
 
 
 def main() -> int:
