@@ -71,7 +71,11 @@ def strip_jpeg(data: Encoded, orientation: int = 1) -> bytes:
     view, jfif, kept, scans = memoryview(whole), b"", bytearray(), 0
     for marker, begin, body, end in _segments(whole):
         scans += marker == _SCAN
-        if marker in _CODING or (marker == _ICC and whole.startswith(b"ICC_PROFILE\0", body)):
+        if marker in _CODING:
+            kept += view[begin:end]
+        elif scans and marker in _APPLICATION:
+            continue  # what colours mean is settled by then: in front it would change them
+        elif marker == _ICC and whole.startswith(b"ICC_PROFILE\0", body):
             kept += view[begin:end]
         elif marker == _JFIF and whole.startswith(b"JFIF\0", body) and end - body >= 14:
             jfif = jfif or b"\xff\xe0\x00\x10" + whole[body : body + 12] + b"\0\0"

@@ -212,6 +212,17 @@ def test_how_the_inks_of_a_jpeg_are_meant_stays(transform: int) -> None:
     assert opened(kept).info["adobe_transform"] == transform
 
 
+def test_a_jpeg_keeps_its_colours_whatever_stands_behind_its_scan() -> None:
+    """There no decoder asks any more whether samples are RGB; in front, JFIF would make them YCbCr."""
+    plain = images.encoded(images.noise(64), "JPEG", quality=95)
+    (jfif,) = (body for marker, body in segments(plain) if marker == 0xE0)
+    rgb = segment(0xEE, b"Adobe\0\x64\0\0\0\0\0")
+    bare = plain[:2] + rgb + plain[2:].replace(segment(0xE0, jfif), b"")
+    late = bare[:-2] + segment(0xE0, jfif) + segment(0xEE, b"Adobe\0\x64\0\0\0\0\1") + bare[-2:]
+    assert strip_jpeg(late) == strip_jpeg(bare)
+    assert np.array_equal(samples(ingested(late).image), samples(late))
+
+
 def test_only_known_chunks_of_a_png_remain() -> None:
     kinds = png_chunks(strip_png(talkative_png(1), 1))
     assert set(kinds) == {b"IHDR", b"iCCP", b"pHYs", b"IDAT", b"IEND"}
