@@ -1,5 +1,6 @@
 """Classification, tags, objects, descriptors: records with images in, the same with what was seen out."""
 
+import asyncio
 from collections.abc import Iterator
 
 from appliance.accounts.agreements import Agreements, Kind
@@ -63,8 +64,8 @@ class Recognition:
         outcomes = await self._see(call, bundle, *BOXES)
         for record, seen in _served(outcomes):
             place = window(bundle.preprocessing, seen.width, seen.height)
-            record.fields["_objects"] = detected(
-                seen.outputs, bundle.labels, place, keep=keep, overlap=bundle.overlap
+            record.fields["_objects"] = await asyncio.to_thread(
+                detected, seen.outputs, bundle.labels, place, keep=keep, overlap=bundle.overlap
             )
         return answer(call, outcomes)
 

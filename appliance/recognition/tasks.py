@@ -12,6 +12,9 @@ from appliance.recognition.preprocessing import Window
 
 Floats = npt.NDArray[np.floating[Any]]
 
+MOST_OBJECTS = 300  # on one image
+_MOST_CANDIDATES = 1000  # that suppression looks at: what it costs rises with candidates times objects
+
 
 class RankedLabel(msgspec.Struct, frozen=True, gc=False):
     """A class and its probability, 0 to 1."""
@@ -81,18 +84,19 @@ def detected(
 
     `outputs` are `boxes` (k, 4), `scores` (k) and `classes` (k) in pixels of the input; `seen` says where the
     image lies in it. What overlaps a better box of its class by more than `overlap` (intersection over union)
-    is dropped, and so is what has no such label or no area within the image.
+    is dropped, and so is what has no such label or no area within the image. At most MOST_OBJECTS, from the
+    1,000 most probable candidates: 10 ms of CPU whatever k is.
     """
     boxes, scores, classes = (outputs[name].astype(np.float64) for name in ("boxes", "scores", "classes"))
     known = (scores > keep) & (classes >= 0) & (classes < len(labels)) & np.isfinite(boxes).all(axis=1)
     order = np.flatnonzero(known)
-    order = order[np.argsort(-scores[order], kind="stable")]
     boxes, scores, kinds = boxes[order], scores[order], classes[order].astype(np.int64)
     (across, down), (left, top, right, bottom) = seen.scale, seen.source
     boxes = (boxes - np.tile(seen.target[:2], 2)) * (across, down, across, down) + (left, top, left, top)
     boxes = np.rint(np.clip(boxes, (left, top, left, top), (right, bottom, right, bottom)))
-    sides = boxes[:, 2:] - boxes[:, :2]
-    areas = sides[:, 0] * sides[:, 1]
+    areas = np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)
+    best = np.argsort(-scores, kind="stable")
+    best = best[areas[best] > 0][:_MOST_CANDIDATES]
     whole = seen.width * seen.height
     return [
         Detection(
@@ -102,24 +106,24 @@ def detected(
             min(float(scores[index]), 1.0),
             float(areas[index] / whole),
         )
-        for index in _unsuppressed(boxes, kinds, overlap)
-        if sides[index].min() > 0
+        for index in _unsuppressed(best, boxes, areas, kinds, overlap)
     ]
 
 
-def _unsuppressed(boxes: Floats, classes: npt.NDArray[np.int64], overlap: float) -> list[int]:
-    """Greedy non-maximum suppression within each class; the boxes come best first."""
-    left = list(range(len(boxes)))
-    if overlap >= 1.0:
-        return left
-    corner, end = boxes[:, None, :2], boxes[:, None, 2:]
-    shared = np.clip(np.minimum(end, boxes[None, :, 2:]) - np.maximum(corner, boxes[None, :, :2]), 0, None)
-    common = shared[..., 0] * shared[..., 1]
-    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    union = areas[:, None] + areas[None, :] - common
-    clashes = (common > overlap * union) & (classes[:, None] == classes[None, :])
+def _unsuppressed(
+    best: npt.NDArray[np.int64], boxes: Floats, areas: Floats, classes: npt.NDArray[np.int64], overlap: float
+) -> list[int]:
+    """Greedy non-maximum suppression within each class, of candidates that come best first."""
     kept: list[int] = []
-    for index in left:
-        if not clashes[index, kept].any():
-            kept.append(index)
+    while best.size and len(kept) < MOST_OBJECTS:
+        chosen, best = best[0], best[1:]
+        kept.append(int(chosen))
+        if overlap >= 1.0:
+            continue
+        shared = np.minimum(boxes[best, 2:], boxes[chosen, 2:]) - np.maximum(
+            boxes[best, :2], boxes[chosen, :2]
+        )
+        common = np.prod(np.clip(shared, 0, None), axis=1)
+        clashes = common > overlap * (areas[best] + areas[chosen] - common)
+        best = best[~(clashes & (classes[best] == classes[chosen]))]
     return kept

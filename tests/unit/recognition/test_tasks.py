@@ -1,5 +1,6 @@
 """From a model's outputs to labels and objects."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from appliance.recognition.bundles import Label
 from appliance.recognition.preprocessing import Preprocessing, window
-from appliance.recognition.tasks import Detection, detected, ranked, tagged
+from appliance.recognition.tasks import MOST_OBJECTS, Detection, detected, ranked, tagged
 
 
 def labels(count: int) -> list[Label]:
@@ -91,6 +92,21 @@ def test_suppression_is_greedy() -> None:
     boxes = [[0, 0, 30, 10], [10, 0, 40, 10], [20, 0, 50, 10]]
     found = objects(boxes, [0.9, 0.8, 0.7], [0, 0, 0], overlap=0.4)
     assert [one.bound_box[0] for one in found] == [0, 20]
+
+
+def test_ten_thousand_candidates_cost_no_more_than_a_thousand() -> None:
+    """As an SSD hands them on, asked with `keep_prob` 0."""
+    generator = np.random.default_rng(7)
+    corners = generator.uniform(0, 50, (10_000, 2))
+    boxes = np.hstack([corners, corners + generator.uniform(1, 50, (10_000, 2))])
+    scores, kinds = generator.uniform(0.001, 1, 10_000), generator.integers(0, 3, 10_000)
+    before = time.thread_time()
+    found = objects(boxes, scores, kinds, keep=0.0, overlap=0.99)
+    assert time.thread_time() - before < 0.5
+    assert len(found) == MOST_OBJECTS
+    assert [one.prob for one in found] == sorted((one.prob for one in found), reverse=True)
+    best = np.argsort(-scores)[:1000]
+    assert found == objects(boxes[best], scores[best], kinds[best], keep=0.0, overlap=0.99)
 
 
 @pytest.mark.parametrize(
