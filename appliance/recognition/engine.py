@@ -263,6 +263,9 @@ class Engine:
         if not job.model.resident:
             if len(job.model.waiting) >= self._config.queue:
                 raise Overloaded(f"{len(job.model.waiting)} images wait for the model to be loaded")
+            waiting = sum(len(model.waiting) * model.pixel_bytes for model in self._models.values())
+            if waiting and waiting + job.model.pixel_bytes > self._config.queue_bytes:
+                raise Overloaded("the images that wait for models to be loaded take all the memory they may")
             job.model.waiting.append(job)
             if len(job.model.waiting) == 1:
                 self._keep(self._load_again(job.model))
@@ -318,7 +321,10 @@ class Engine:
                 if model not in self._models.values():
                     raise NotInstalled("the bundle was removed")
                 if not model.resident:
-                    await self._make_resident(model)
+                    try:
+                        await self._make_resident(model)
+                    except WorkerLost:  # most often not of this: once more, as what is under way has it
+                        await self._make_resident(model)
             except InvalidInput as refusal:
                 # Who asks cannot help it: what is wrong is the operator's to read.
                 _log.error("bundle %s is not loaded again: %s", model.name, refusal)

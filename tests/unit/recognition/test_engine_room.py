@@ -152,6 +152,39 @@ async def test_models_make_room_for_each_other(folder: Path) -> None:
             await engine.infer(models[0], photos(1)[0], LOGITS)
 
 
+async def test_what_waits_for_models_to_be_loaded_is_bounded_in_bytes(folder: Path) -> None:
+    models = [
+        replace(network(folder, f"evicted {number}", seed=number), kind="classifier") for number in range(3)
+    ]
+    async with serving(*models, memory_bytes=1, queue_bytes=MIB, queue=10_000) as engine:
+        process(engine).suspend()
+        fits = MIB // photos(1)[0].nbytes
+        accepted = [
+            asyncio.ensure_future(engine.infer(models[number % 2], photo, LOGITS))
+            for number, photo in enumerate(photos(fits))
+        ]
+        await until(lambda: sum(len(model.waiting) for model in engine._models.values()) == fits)
+        for model in models[:2]:
+            with pytest.raises(Overloaded, match="memory"):
+                await engine.infer(model, photos(1)[0], LOGITS)
+        process(engine).resume()
+        await asyncio.gather(*accepted)
+
+
+async def test_a_worker_that_dies_while_a_model_comes_back_costs_nobody_an_answer(folder: Path) -> None:
+    models = [
+        replace(network(folder, f"coming {number}", seed=number), kind="classifier") for number in range(2)
+    ]
+    async with serving(*models, memory_bytes=1) as engine:
+        process(engine).suspend()
+        (photo,) = photos(1)
+        waiting = asyncio.ensure_future(engine.infer(models[0], photo, LOGITS))
+        await until(lambda: len(engine._models[models[0].name, "1"].waiting) == 1)
+        process(engine).kill()
+        answer = (await waiting)["logits"]
+        assert np.array_equal(answer, (await engine.infer(models[0], photo, LOGITS))["logits"])
+
+
 async def test_a_budget_keeps_what_was_used_last(folder: Path) -> None:
     models = [
         replace(network(folder, f"big {number}", seed=number), kind="classifier") for number in range(3)
