@@ -67,6 +67,7 @@ PR_SET_DUMPABLE = 4
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # <malloc.h>
 # While parts start or stop, each beat asks the service manager for so much more time; three beats fit in.
 EXTENSION_SECONDS = 15.0
+STOP_SECONDS = 300.0  # for the parts to stop, when the last request is answered
 COUNT_SECONDS = 1.0
 
 _clock = time.time  # noqa: TID251 the one place that hands the clock out
@@ -356,6 +357,8 @@ class _Daemon:
         self._woken.set()
 
     def _beat(self, *, watched: bool) -> None:
+        if self._phase == "stopping" and asyncio.get_running_loop().time() > self._stopped_by:
+            return
         if self._phase != "serving":
             systemd.notify(f"EXTEND_TIMEOUT_USEC={int(EXTENSION_SECONDS * 1e6)}")
         if not watched or self._restart_wanted:
@@ -510,10 +513,18 @@ class _Daemon:
         return settings, declared
 
     async def _leave(self) -> None:
-        """Not ready while still serving, so that a load balancer looks elsewhere; then the parts stop."""
-        self._phase = "stopping"
+        """Not ready while still serving, so that a load balancer looks elsewhere; then the parts stop.
+
+        One that does not is left to the service manager in the end: nothing that was acknowledged needs an
+        orderly stop.
+        """
         self._health.draining()
-        seconds = self._settings.lifecycle.lame_duck_seconds
+        lifecycle = self._settings.lifecycle
+        seconds = lifecycle.lame_duck_seconds
+        self._stopped_by = (
+            asyncio.get_running_loop().time() + seconds + lifecycle.drain_seconds + STOP_SECONDS
+        )
+        self._phase = "stopping"
         _log.info("stopping: not ready from now on, serving for another %g s", seconds)
         systemd.notify("STOPPING=1", f"STATUS=not ready, serving for another {seconds:g} s")
         with contextlib.suppress(TimeoutError):

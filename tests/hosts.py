@@ -28,13 +28,16 @@ class Told:
 class Host:
     """Answers GET with `pictures[path]`, or with a plain picture in the colour that the path names.
 
-    What is posted comes through `told`; each answer has the next status of `answers`, then 204.
+    What is posted comes through `told`; each answer has the next status of `answers`, then 204. Whoever asks
+    for a path of `held` is put into `waiting` and answered when the event is set.
     """
 
     def __init__(self) -> None:
         self.pictures: dict[str, bytes] = {}
         self.told: queue.Queue[Told] = queue.Queue()
         self.answers: list[int] = []
+        self.held: dict[str, threading.Event] = {}
+        self.waiting: queue.Queue[str] = queue.Queue()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.host = self
         self._thread = threading.Thread(target=self._server.serve_forever)
@@ -81,6 +84,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
+        self._hold(path)
         body = self.server.host.pictures.get(path)
         if body is None:
             body = images.encoded(Image.new("RGB", (60, 40), path[1:]), "PNG")
@@ -90,8 +94,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         host = self.server.host
         body = self.rfile.read(int(self.headers["Content-Length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
+        self._hold(self.path)
         self._answer(host.answers.pop(0) if host.answers else 204, b"")
         host.told.put(Told(self.path, headers, body))
+
+    def _hold(self, path: str) -> None:
+        host = self.server.host
+        if (event := host.held.get(path)) is not None:
+            host.waiting.put(path)
+            assert event.wait(60)
 
     def _answer(self, status: int, body: bytes) -> None:
         self.send_response(status)

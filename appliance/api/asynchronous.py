@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Self
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -75,6 +76,7 @@ class Asynchronous:
             "dominant-colors-product": ("/dom_colors/product/v2/dominantcolor", colours.product),
         }
         self._pending: dict[RequestId, _Pending] = {}
+        self._arriving = self._arriving_bytes = 0  # whose rows are being written
         self._queue: asyncio.Queue[_Pending] = asyncio.Queue()
         self._workers: list[asyncio.Task[None]] = []
 
@@ -104,9 +106,15 @@ class Asynchronous:
         records = images(call)
         size = sum(len(record.image or b"") for record in records)
         self._check_room(size)
-        request, new = await self._requests.add(
-            call.actor, call.customer, kind, key=key, digest=digest, webhook=webhook
-        )
+        self._arriving += 1
+        self._arriving_bytes += size
+        try:
+            request, new = await self._requests.add(
+                call.actor, call.customer, kind, key=key, digest=digest, webhook=webhook
+            )
+        finally:
+            self._arriving -= 1
+            self._arriving_bytes -= size
         if new:
             asked = {name: value for name, value in fields.items() if name not in {"type", "webhook"}}
             later = replace(call, id=request.id, path=path, payload=Payload(asked, records))
@@ -128,7 +136,8 @@ class Asynchronous:
         page = integer(call.query.get("page"), "page", 1, 1, 1 << 31)
         kind, state = call.query.get("type"), call.query.get("status")
         found, count = await self._requests.list(call.customer, page, kind=kind, state=state)
-        more = "".join(f"&{name}={value}" for name, value in (("type", kind), ("status", state)) if value)
+        filters = {name: value for name, value in (("type", kind), ("status", state)) if value}
+        more = f"&{urlencode(filters)}" if filters else ""
         return Answer(
             {
                 "count": count,
@@ -155,8 +164,9 @@ class Asynchronous:
         return f"/{route}", self._recognition.tags
 
     def _check_room(self, size: int) -> None:
-        held = sum(pending.size for pending in self._pending.values())
-        if len(self._pending) >= self._limits.pending or held + size > self._limits.pending_bytes:
+        waiting = len(self._pending) + self._arriving
+        held = sum(pending.size for pending in self._pending.values()) + self._arriving_bytes
+        if waiting >= self._limits.pending or held + size > self._limits.pending_bytes:
             raise Overloaded("as many requests wait as there is room for; try again", retry_after=10)
 
     async def _work(self) -> None:
@@ -164,15 +174,13 @@ class Asynchronous:
             pending = await self._queue.get()
             if pending.request.id not in self._pending:
                 continue  # cancelled while it waited
-            pending.task = asyncio.get_running_loop().create_task(self._seen(pending))
+            seen = pending.task = asyncio.get_running_loop().create_task(self._seen(pending))
             try:
-                state, response = await pending.task
-                await self._requests.finish(pending.request.id, state, response)
-                self._webhooks.wake()
-            except asyncio.CancelledError:
-                if not pending.task.cancelled():
-                    pending.task.cancel()
-                    raise
+                # Not awaited itself: its end by `cancel` must not look like the end of this task.
+                await asyncio.wait([seen])
+                if not seen.cancelled():
+                    await self._requests.finish(pending.request.id, *seen.result())
+                    self._webhooks.wake()
             except StorageFailed:
                 pass  # the next start says that it has failed
             except Exception as error:  # noqa: BLE001 - the next request must find this task at work
@@ -181,6 +189,7 @@ class Asynchronous:
                 log.error("request %s failed: %s\n%s", pending.call.id, type(error).__name__, frames)  # noqa: TRY400
                 await self._fail(pending)
             finally:
+                seen.cancel()
                 self._pending.pop(pending.request.id, None)
 
     async def _fail(self, pending: _Pending) -> None:

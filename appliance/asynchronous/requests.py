@@ -6,7 +6,7 @@ at the next start, and says so.
 
 import hmac
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NewType, Self
@@ -222,24 +222,38 @@ class Requests:
 
         return await self._ledger.write(act)
 
-    async def due(self, most: int) -> Sequence[Due]:
-        """The webhooks whose time has come, the longest due first."""
-        now = self._now()
+    async def due(
+        self, most: int, *, besides: Collection[RequestId] = (), customers: Collection[CustomerId] = ()
+    ) -> Sequence[Due]:
+        """The webhooks whose time has come, of each customer the one that is due the longest.
+
+        Neither those of the requests `besides` nor any of these `customers`.
+        """
+        now, (condition, bound) = self._now(), _others(besides, customers)
 
         def query(connection: Connection) -> Sequence[Due]:
             rows = connection.execute(
-                f"SELECT webhook, attempts, {_COLUMNS} FROM requests"  # noqa: S608
-                " WHERE due_at <= ? ORDER BY due_at LIMIT ?",
-                (now, most),
+                # SQLite takes the other columns from the row of the minimum.
+                f"SELECT webhook, attempts, {_COLUMNS}, min(due_at) FROM requests"  # noqa: S608
+                f" WHERE due_at <= ? AND {condition} GROUP BY customer ORDER BY min(due_at) LIMIT ?",
+                (now, *bound, most),
             )
-            return [self._due(row) for row in rows]
+            return [self._due(row[:-1]) for row in rows]
 
         return await self._ledger.read(query)
 
-    async def next_due(self) -> float | None:
-        """Seconds until a webhook is due, None while there is none."""
+    async def next_due(
+        self, *, besides: Collection[RequestId] = (), customers: Collection[CustomerId] = ()
+    ) -> float | None:
+        """Seconds until a webhook is due, None while there is none; of the same ones as `due`."""
+        condition, bound = _others(besides, customers)
         soonest = await self._ledger.read(
-            lambda connection: connection.execute("SELECT min(due_at) FROM requests").get
+            lambda connection: (
+                connection.execute(
+                    f"SELECT min(due_at) FROM requests WHERE {condition}",  # noqa: S608
+                    bound,
+                ).get
+            )
         )
         return None if soonest is None else max(0.0, soonest / 1000 - self._clock())
 
@@ -277,6 +291,16 @@ class Requests:
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
+
+
+def _others(
+    requests: Collection[RequestId], customers: Collection[CustomerId]
+) -> tuple[str, tuple[str, ...]]:
+    def marks(values: Collection[str]) -> str:
+        return ", ".join("?" * len(values))
+
+    condition = f"id NOT IN ({marks(requests)}) AND customer NOT IN ({marks(customers)})"
+    return condition, (*requests, *customers)
 
 
 def _request(row: tuple[Any, ...]) -> Request:

@@ -7,23 +7,26 @@ being HMAC-SHA256 of "ID.TIMESTAMP.BODY".
 
 import asyncio
 import base64
+import contextlib
 import hmac
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Self
 
 import msgspec
 
 from appliance.accounts.customers import CustomerId
-from appliance.asynchronous.requests import Due, Request, Requests, Webhook
+from appliance.asynchronous.requests import Due, Request, RequestId, Requests, Webhook
 from appliance.errors import InvalidInput, SealBroken, StorageFailed
 from appliance.outbound import Outbound
 from appliance.vault import Keys
 
 # Seconds before the next attempt, after the first, the second, ...: those that the standard recommends.
 AGAIN = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
-AT_ONCE = 8
+AT_ONCE = 16
+EACH_AT_ONCE = 2  # of one customer, whose receiver may be dead: others need not wait for it
 MAX_HEADERS = 16
 MAX_HEADER_CHARACTERS = 1024
 _IDLE_SECONDS = 3600.0
@@ -48,14 +51,17 @@ class Webhooks:
         self._keys = keys
         self._clock = clock
         self._woken = asyncio.Event()
+        self._calls: dict[RequestId, tuple[CustomerId, asyncio.Task[None]]] = {}
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.get_running_loop().create_task(self._deliver())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [self._task, *(task for _, task in self._calls.values())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def wake(self) -> None:
         """Something may be due."""
@@ -89,22 +95,35 @@ class Webhooks:
         while True:
             self._woken.clear()
             try:
-                pause = await self._deliver_due()
+                pause = await self._call_due()
             except (StorageFailed, SealBroken):  # the ledger's failure is a finding of its own
                 pause = _FAULT_SECONDS
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._woken.wait()
-            except TimeoutError:
-                pass
 
-    async def _deliver_due(self) -> float:
-        while due := await self._requests.due(AT_ONCE):
-            async with asyncio.TaskGroup() as group:
-                for one in due:
-                    group.create_task(self._tell(one))
-        soonest = await self._requests.next_due()
-        return _IDLE_SECONDS if soonest is None else min(soonest, _IDLE_SECONDS)
+    async def _call_due(self) -> float:
+        """Calls what is due as far as there is room; seconds until more is; a call's end wakes."""
+        while room := AT_ONCE - len(self._calls):
+            calls = Counter(customer for customer, _ in self._calls.values())
+            busy = [customer for customer, count in calls.items() if count >= EACH_AT_ONCE]
+            due = await self._requests.due(room, besides=self._calls.keys(), customers=busy)
+            if not due:
+                soonest = await self._requests.next_due(besides=self._calls.keys(), customers=busy)
+                return _IDLE_SECONDS if soonest is None else min(soonest, _IDLE_SECONDS)
+            for one in due:
+                task = asyncio.get_running_loop().create_task(self._call(one))
+                self._calls[one.request.id] = one.request.customer, task
+        return _IDLE_SECONDS
+
+    async def _call(self, due: Due) -> None:
+        try:
+            await self._tell(due)
+        except StorageFailed:  # that it was told is not known: it is told again, though not at once
+            await asyncio.sleep(_FAULT_SECONDS)
+        finally:
+            del self._calls[due.request.id]
+            self._woken.set()
 
     async def _tell(self, due: Due) -> None:
         request, body = due.request, body_of(due.request)

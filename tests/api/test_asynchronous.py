@@ -4,16 +4,22 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from PIL import Image
 
 from appliance.accounts.audit import Event
 from appliance.api import asynchronous
+from appliance.asynchronous import webhooks
+from appliance.asynchronous.requests import RequestId
+from appliance.asynchronous.webhooks import AT_ONCE, EACH_AT_ONCE
 from appliance.config import Requests
+from appliance.errors import StorageFailed
 from appliance.ledger import Connection
 from tests import images
 from tests.hosts import Host
@@ -172,6 +178,14 @@ def test_lists_have_pages_and_filters(served: Served) -> None:
     assert ask(served.site, tenant, "GET", PATH + "?page=0").status == 400
 
 
+def test_the_address_of_the_next_page_says_the_same(served: Served) -> None:
+    tenant = served.tenant("of odd filters")
+    query = urlencode({"page": 2, "type": "a&page=7", "status": "\r\n"})
+    previous = ask(served.site, tenant, "GET", f"{PATH}?{query}").document["previous"]
+    expected = {"page": ["1"], "type": ["a&page=7"], "status": ["\r\n"]}
+    assert parse_qs(urlsplit(previous).query) == expected
+
+
 def test_another_customer_sees_nothing_of_it(served: Served, tenant: Tenant) -> None:
     request = ask(served.site, tenant, "POST", PATH, classification(served)).document["id"]
     stranger = served.tenant(f"stranger to {request}")
@@ -216,6 +230,21 @@ def test_a_cancelled_request_is_never_seen(
     assert ask(served.site, tenant, "POST", f"{PATH}{done}/cancel").status == 409
     (event,) = [one for one in served.audited(tenant) if one.event is Event.REQUEST_CANCEL]
     assert event.subject == request
+
+
+def test_a_request_under_way_does_not_keep_the_daemon_from_stopping(
+    served: Served, tenant: Tenant, receiver: Host
+) -> None:
+    released = receiver.held["/held"] = threading.Event()
+    slow = classification(served, {"_url": f"{receiver.address}/held"})
+    try:
+        with served.another(residency=receiver.residency) as (site, _):
+            requests = [ask(site, tenant, "POST", PATH, slow).document["id"] for _ in range(8)]
+            receiver.waiting.get(timeout=30)
+        found = [ask(served.site, tenant, "GET", PATH + request).document["status"] for request in requests]
+        assert not {"DONE", "FAILED"} & set(found)
+    finally:
+        released.set()
 
 
 def test_only_so_much_waits(served: Served, tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,6 +318,49 @@ def test_a_webhook_that_fails_is_called_again_when_its_time_comes(
     assert first.body == second.body == third.body
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
     assert first.headers["webhook-timestamp"] != second.headers["webhook-timestamp"]
+
+
+def test_a_dead_receiver_of_one_customer_keeps_no_other_waiting(
+    served: Served, tenant: Tenant, receiver: Host
+) -> None:
+    released = receiver.held["/dead"] = threading.Event()
+    other = served.tenant("whose receiver lives")
+    try:
+        with served.another(residency=receiver.residency) as (site, _):
+            dead = {"endpoint": f"{receiver.address}/dead"}
+            for _ in range(2 * AT_ONCE):
+                ask(site, tenant, "POST", PATH, classification(served, task_id="nobody", webhook=dead))
+            for _ in range(EACH_AT_ONCE):
+                receiver.waiting.get(timeout=30)
+            alive = {"endpoint": f"{receiver.address}/alive"}
+            ask(site, other, "POST", PATH, classification(served, task_id="nobody", webhook=alive))
+            assert receiver.told.get(timeout=30).path == "/alive"
+            assert receiver.waiting.empty(), "no more than its share at once"
+            released.set()
+            assert {receiver.told.get(timeout=30).path for _ in range(2 * AT_ONCE)} == {"/dead"}
+    finally:
+        released.set()
+
+
+def test_a_fault_of_the_ledger_does_not_end_webhooks(
+    served: Served, tenant: Tenant, receiver: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "_FAULT_SECONDS", 0.0)
+    failed, told = set[RequestId](), served.parts.requests.told
+
+    async def failing_once(request: RequestId, again_in_seconds: float | None) -> None:
+        if request not in failed:
+            failed.add(request)
+            raise StorageFailed("a passing fault of the disk")
+        await told(request, again_in_seconds)
+
+    monkeypatch.setattr(served.parts.requests, "told", failing_once)
+    with served.another(residency=receiver.residency) as (site, _):
+        hook = {"endpoint": f"{receiver.address}/"}
+        request = ask(site, tenant, "POST", PATH, classification(served, webhook=hook)).document["id"]
+        first, second = receiver.told.get(timeout=30), receiver.told.get(timeout=30)
+        assert first.headers["webhook-id"] == second.headers["webhook-id"] == request
+        assert served.run(due_in(served, request, attempts=1)) is None
 
 
 async def due_in(served: Served, request: str, attempts: int) -> float | None:

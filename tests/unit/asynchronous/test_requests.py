@@ -113,10 +113,12 @@ async def test_a_webhook_is_sealed_where_it_lies(machine: Machine) -> None:
     assert b"Bearer secret" not in files
     assert b"hooks.example" not in files
     requests = await machine.start()
-    assert {due.webhook.endpoint for due in await requests.due(9)} == {
-        "https://hooks.example/told",
-        "https://hooks.example/other",
-    }
+    (first,) = await requests.due(9)
+    (second,) = await requests.due(9, besides=[mine.id])
+    assert first.webhook.endpoint == "https://hooks.example/told"
+    assert second.webhook.endpoint == "https://hooks.example/other"
+    assert await requests.due(9, customers=[customer]) == []
+    assert await requests.next_due(customers=[customer]) is None
     # Bound to its request: what lies in another row does not open.
     await machine.ledger.write(
         lambda connection: connection.execute(
@@ -125,7 +127,7 @@ async def test_a_webhook_is_sealed_where_it_lies(machine: Machine) -> None:
         ).fetchall()
     )
     with pytest.raises(SealBroken):
-        await requests.due(9)
+        await requests.due(9, besides=[mine.id])
     await requests.told(other.id, None)
     await requests.told(mine.id, None)
     assert await requests.next_due() is None
