@@ -39,7 +39,8 @@ from appliance.errors import NotInstalled
 PREFIX = "/localhost"  # the official client posts its token to the cloud unless its endpoint holds this word
 MANAGEMENT = "/appliance/"
 
-READ: Literal["read"] = "read"  # nothing for the audit log: the route changes nothing
+# Nothing for the audit log: the route changes nothing. The store itself logs what `store_images` has it keep.
+READ: Literal["read"] = "read"
 
 
 class Access(Enum):

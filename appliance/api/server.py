@@ -78,17 +78,18 @@ class Server:
         measures = Measures(parts.registry)
         vision = Vision(parts.bundles, parts.decoders, parts.engine, parts.outbound, measures)
         patient = vision.at(Priority.BULK)
+        sink = None if parts.images is None else parts.images.sink
         self._asynchronous = Asynchronous(
             parts.requests,
             parts.webhooks,
-            recognition=Recognition(patient, parts.bundles, parts.heads, parts.agreements),
+            recognition=Recognition(patient, parts.bundles, parts.heads, sink),
             colours=Colours(patient),
             bundles=parts.bundles,
             limits=parts.config.requests,
         )
         families: list[object] = [
             Account(parts.customers, parts.bundles, None if parts.images is None else parts.images.datasets),
-            Recognition(vision, parts.bundles, parts.heads, parts.agreements),
+            Recognition(vision, parts.bundles, parts.heads, sink),
             Colours(vision),
             self._asynchronous,
             Similarity(parts.collections, vision, parts.config.search),

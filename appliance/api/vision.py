@@ -1,8 +1,8 @@
 """From the images of a call to what is seen on them, and into its answer: concurrently, the order kept."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -36,11 +36,15 @@ _OURS = (Overloaded, WorkerLost, StorageFailed)
 
 @dataclass(frozen=True)
 class Seen:
-    """A model's float32 outputs for one image, and the image's upright size in pixels as it was sent."""
+    """A model's float32 outputs for one image, and the image's upright size in pixels as it was sent.
+
+    `kept` is the id that it is stored under, or why it could not be: None where nobody asked for that.
+    """
 
     outputs: Mapping[str, Vector]
     width: int
     height: int
+    kept: str | ApplianceError | None = None
 
 
 class Upright(Protocol):
@@ -128,17 +132,26 @@ class Vision:
         """
         return await self._see(record, preprocessing, copied)
 
+    def fetched(self, record: Record) -> AbstractAsyncContextManager[None]:
+        """Within the block the record has the image behind its `_url`, as if it had come along.
+
+        Raises what the record and the gate raise; does nothing where there is none to fetch.
+        """
+        url = record.url
+        return nullcontext() if url is None else self._fetch(record, url)
+
     async def _see(self, record: Record, preprocessing: Preprocessing, then: Callable[[Decoded], T]) -> T:
         decoders, _ = self._ready()
-        url = record.url
-        if url is None:
+        async with self.fetched(record):
             with self._measures.stage("decode"):
                 return await decoders.see(record.take_image(), preprocessing, then, self._priority)
+
+    @asynccontextmanager
+    async def _fetch(self, record: Record, url: str) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             with self._measures.stage("fetch"):
-                image = await stack.enter_async_context(self._outbound.image(url))
-            with self._measures.stage("decode"):
-                return await decoders.see(image, preprocessing, then, self._priority)
+                record.image = await stack.enter_async_context(self._outbound.image(url))
+            yield
 
     def _ready(self) -> tuple[Decoders, Engine]:
         if self._decoders is None or self._engine is None:

@@ -13,6 +13,7 @@ from appliance.datasets.files import SealedFiles
 from appliance.datasets.folder import data_folder
 from appliance.datasets.links import Links
 from appliance.datasets.ports import ImageCodec
+from appliance.datasets.sink import Sink
 from appliance.datasets.store import Store
 from appliance.datasets.upkeep import Upkeep
 from appliance.ledger import Ledger
@@ -29,6 +30,7 @@ class Images:
 
     datasets: Datasets
     store: Store
+    sink: Sink
     links: Links
     annotations: Annotations
     folder: DataFolder
@@ -101,4 +103,5 @@ async def open_images(
         )
         annotations = await enter(Annotations(ledger, datasets, store, clock=clocks.wall))
         await enter(upkeep.at_leisure(store))
-        yield Images(datasets, store, links, annotations, folder, files, upkeep)
+        sink = Sink(datasets, store, agreements)
+        yield Images(datasets, store, sink, links, annotations, folder, files, upkeep)

@@ -218,7 +218,8 @@ class Store:
         return len(expired)
 
     async def _write(self, actor: Actor, draft: _Draft) -> Image:
-        dataset, image = draft.dataset, draft.image
+        # The ledger's thread holds an act until the next one comes: the image must not be in it.
+        dataset, image, content = draft.dataset, draft.image, draft.content
         if self._ledger.failure is not None:  # no file either: it would lie there until a restart
             raise StorageFailed(self._ledger.failure)
         keys = self._datasets.keys(dataset)
@@ -231,8 +232,8 @@ class Store:
         def act(connection: Connection) -> tuple[Image, int]:
             required(connection, dataset.customer, Kind.TRAINING_DATA)
             rows.check_living(connection, dataset)
-            _refuse_second(connection, dataset, draft.content)
-            key = rows.add_image(connection, dataset.number, image, draft.content, meta_data)
+            _refuse_second(connection, dataset, content)
+            key = rows.add_image(connection, dataset.number, image, content, meta_data)
             details: dict[str, object] = {"dataset": dataset.id}
             now = image.created_at
             record(connection, now, actor, Event.IMAGE_ADD, image.customer, image.id, details)
@@ -283,7 +284,10 @@ class Store:
         task = asyncio.get_running_loop().create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        finally:
+            del task  # its error holds this frame: an image would stay until the collector comes
 
     def _now(self) -> int:
         return int(self._clock() * 1000)

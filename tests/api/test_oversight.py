@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from appliance.accounts.audit import Event
 from appliance.accounts.tokens import Scope
 from tests import images
 from tests.api.test_management import V1, admin, operate, unique
@@ -96,7 +97,7 @@ def test_what_is_no_agreement(
 
 
 def test_no_agreement_no_image_is_stored(served: Served, tenant: Tenant) -> None:
-    """In the wire's shape, with what is missing and who can change it; never is anything stored."""
+    """In the wire's shape, with what is missing and who can change it."""
 
     def refused(code: int) -> str:
         answer = store(served, tenant)
@@ -108,9 +109,11 @@ def test_no_agreement_no_image_is_stored(served: Served, tenant: Tenant) -> None
     signed = sign(served, tenant, await_acceptance=True)
     assert f"{signed['id']}/accept" in refused(403)
     admin(served, tenant, "POST", f"/agreements/{signed['id']}/accept")
-    assert "never stored" in refused(400)
+    (kept,) = store(served, tenant).document["records"]
     operate(served, "DELETE", f"/agreements/{signed['id']}")
     assert "appliance agreement sign" in refused(403)
+    events = [(entry.event, entry.subject) for entry in served.audited(tenant)]
+    assert [subject for event, subject in events if event is Event.IMAGE_ADD] == [kept["_stored_image_id"]]
 
 
 def test_another_customers_agreement_allows_nothing(served: Served, tenant: Tenant) -> None:

@@ -211,6 +211,18 @@ def test_a_link_dies_with_its_image_and_with_its_dataset(album: Album) -> None:
     assert album.manage("GET", f"/datasets/{album.dataset.id}").status == 404
 
 
+def test_what_is_stored_outlives_its_agreement_and_can_be_deleted_without_one(album: Album) -> None:
+    served, link = album.served, album.link()
+    (agreement,) = served.run(served.parts.agreements.list(album.customer))
+    assert album.manage("DELETE", f"/agreements/{agreement.id}").status == 204
+    assert album.get(link).status == 200
+    assert album.get(album.link("thumbnail")).status == 200
+    path, headers = f"/recognition/v2/training-image/{album.image.id}", album.tenant.headers()
+    assert served.site.call("DELETE", path, headers=headers).status == 204
+    assert album.get(link).status == 403
+    assert album.manage("DELETE", f"/datasets/{album.dataset.id}").status == 204
+
+
 def test_a_damaged_image_is_an_answer_and_no_picture(album: Album) -> None:
     state = album.served.parts.config.state
     file = state / "images" / uuid.UUID(album.dataset.id).hex / uuid.UUID(album.image.id).hex

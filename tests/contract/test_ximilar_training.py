@@ -327,3 +327,20 @@ def test_without_an_agreement_the_client_is_told(clocked: Served, endpoint: str,
     images, status = client.upload_images([record(0, tmp_path)])
     assert images == []
     assert status["status"].startswith("image not uploaded")
+
+
+def test_images_sent_for_recognition_are_kept_where_the_client_asks_for_it(
+    clocked: Served, client: RecognitionClient, owner: Tenant, endpoint: str, tmp_path: Path
+) -> None:
+    """In the client's own workspace, which it sends along."""
+    shelves = clocked.run(clocked.images.datasets.add(ACTOR, owner.id, "shelves"))
+    beside = RecognitionClient(owner.token, endpoint=endpoint, workspace=shelves.id)
+    task, seen = clocked.bundle.task, []
+    for asking in (client, beside):
+        answer = asking.classify_on_task([record(n, tmp_path) for n in (0, 1)], task, store_images=True)
+        seen.append([one["_stored_image_id"] for one in answer["records"]])
+        asking.classify_on_task([record(3, tmp_path)], task)
+        assert sorted(every(asking)) == sorted(seen[-1])
+        image, _ = asking.get_image(seen[-1][0])
+        assert Path(image.download(str(tmp_path))).stat().st_size > 1000
+    assert not set(seen[0]) & set(seen[1])

@@ -1,16 +1,21 @@
 """The store: what is acknowledged is there and whole, what is not is absent, what is deleted is gone."""
 
 import asyncio
+import contextlib
 import errno
+import gc
 import os
 import threading
 import uuid
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from appliance.accounts.audit import entries
 from appliance.datasets.files import SealedFiles
+from appliance.datasets.ports import Encoded
 from appliance.datasets.records import ReadPermit
 from appliance.errors import (
     AlreadyStored,
@@ -23,7 +28,19 @@ from appliance.errors import (
     VolumeOffline,
 )
 from appliance.ledger import Connection, Ledger
-from tests.storing import ACTOR, PHOTO, default, everything, files, permit, read, stand, swap
+from tests.storing import (
+    ACTOR,
+    PHOTO,
+    Opaque,
+    OpaqueCodec,
+    default,
+    everything,
+    files,
+    permit,
+    read,
+    stand,
+    swap,
+)
 
 
 async def test_what_was_put_is_there_also_after_a_restart(tmp_path: Path) -> None:
@@ -168,6 +185,40 @@ async def test_a_full_volume_refuses_uploads_and_deletes_on(tmp_path: Path) -> N
             await one.store.put(ACTOR, await default(one), PHOTO + b"x")
         await one.store.delete(ACTOR, image)
         assert files(tmp_path) == []
+
+
+class Pixels(bytearray):
+    """An image that one can ask whether anybody still has it."""
+
+
+@pytest.mark.parametrize("reserve", [0, 1 << 60], ids=["stored", "refused"])
+async def test_no_image_stays_in_memory_after_its_upload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reserve: int
+) -> None:
+    """Not until the next upload, and not until the collector of cycles comes by either."""
+    given: list[weakref.ref[Pixels]] = []
+
+    class Codec(OpaqueCodec):
+        async def ingest(self, data: Encoded, *, keep_metadata: bool) -> Opaque:
+            pixels = Pixels(data)
+            given.append(weakref.ref(pixels))
+            return Opaque(pixels, b"thumbnail")  # type: ignore[arg-type]
+
+    async with stand(tmp_path, reserve=reserve) as one:
+        dataset = await default(one)
+        monkeypatch.setattr(one.store, "_codec", Codec())
+        loop, threads = asyncio.get_running_loop(), ThreadPoolExecutor()
+        loop.set_default_executor(threads)
+        gc.disable()
+        try:
+            with contextlib.suppress(VolumeFull):
+                await one.store.put(ACTOR, dataset, PHOTO)
+            threads.shutdown()  # a thread may be about to let go of what it was given last
+            loop.set_default_executor(ThreadPoolExecutor())
+            await asyncio.sleep(0)
+            assert [pixels() is None for pixels in given] == [True]
+        finally:
+            gc.enable()
 
 
 async def test_an_upload_whose_sender_leaves_is_stored_or_not(tmp_path: Path) -> None:
