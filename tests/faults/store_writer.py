@@ -118,13 +118,13 @@ class Work:
     async def _put_together(self) -> None:
         """All of a group wait for each other, so that one sync is for all of them."""
         filed = self._one.files
-        assert filed._committing is None
-        filed._committing = asyncio.current_task()
+        gate = threading.Event()
+        held = asyncio.ensure_future(filed._changing.run(gate.wait))
         puts = [asyncio.ensure_future(self.put(self._default, label)) for label in GROUP]
-        while len(filed._drafts) + sum(put.done() for put in puts) < len(puts):
+        while len(filed._sealed) + sum(put.done() for put in puts) < len(puts):
             await asyncio.wait(puts, timeout=0.001)
-        filed._committing = asyncio.ensure_future(filed._commit())
-        await asyncio.gather(*puts)
+        gate.set()
+        await asyncio.gather(held, *puts)
 
     async def _finish(self) -> None:
         """What an erasure leaves for later is done, or was said to be left for the next start."""
