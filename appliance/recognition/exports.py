@@ -63,6 +63,9 @@ def _classifier(folder: Path, name: str) -> dict[str, bytes]:
     original = _content(place, manifest.limit(MODEL))
     model = graphs.parse(original)
     labels = _labels(config)
+    exclusive = config.get("problem_type") != "multi_label_classification"
+    if config.get("problem_type") == "regression" or (exclusive and len(labels) == 1):
+        raise InvalidInput(f"{CONFIG}: a model that estimates a value instead of a label is not served")
     fixed = graphs.image_shape(model)
     for side, wanted, dimension in zip(
         fixed, (preprocessing.height, preprocessing.width), ("high", "wide"), strict=True
@@ -79,7 +82,6 @@ def _classifier(folder: Path, name: str) -> dict[str, bytes]:
         raise InvalidInput(f"{len(labels)} labels in {CONFIG} for an output of {shape}")
     graphs.take_pixels(model, preprocessing.height, preprocessing.width, scaling)
     graphs.answer(model, source, "logits", (len(labels),))
-    exclusive = config.get("problem_type") != "multi_label_classification"
     return _bundle(
         name,
         model.SerializeToString(),
@@ -138,7 +140,7 @@ def _class_names(text: str) -> list[str]:
     """`{0: 'person', 1: 'bicycle'}`: a Python literal, which is how YOLO's exporter writes it."""
     try:
         names = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         names = None
     if isinstance(names, list):
         names = dict(enumerate(names))

@@ -241,6 +241,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a huge input": ({"processor": BIT | {"size": 9000, "crop_size": 8000}}, "2048"),
     "another input": ({"model": classifier_model(sides=(32, 32))}, "64 pixels high, the model takes 32"),
     "fewer labels": ({"id2label": {"0": "one", "1": "two"}}, "2 labels"),
+    "a regression": ({"problem_type": "regression"}, "estimates a value"),
+    "a single label": ({"id2label": {"0": "age"}}, "estimates a value"),
     "a hole in the labels": ({"id2label": {"0": "a", "2": "b", "3": "c"}}, "id2label"),
     "no labels": ({"id2label": None}, "id2label"),
 }
@@ -364,6 +366,8 @@ def test_open_candidates_of_no_single_form(tmp_path: Path, said: tuple[int | str
         ({"names": "__import__('os').system('true')"}, "names of classes"),
         ({"names": "{1: 'a', 2: 'b'}"}, "names of classes"),
         ({"names": "[" * 10_000}, "names of classes"),
+        ({"names": "{[]: 1}"}, "names of classes"),
+        ({"names": "{0: 'a', 1: 'b'} + 1"}, "names of classes"),
         ({"names": "{0: 'a'}"}, "no known YOLO form"),
         ({"task": "segment"}, "segment"),
     ],
