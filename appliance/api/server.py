@@ -24,6 +24,7 @@ from appliance.api.connections import Door, HttpServer
 from appliance.api.datasets import Datasets
 from appliance.api.files import Files
 from appliance.api.gate import Gate
+from appliance.api.installed_tasks import InstalledTasks
 from appliance.api.keys import KeyManagement
 from appliance.api.labels import Labels
 from appliance.api.management import Management
@@ -239,7 +240,7 @@ def _of_images(parts: Parts, images: Images) -> list[object]:
     return [
         Datasets(datasets),
         Files(images),
-        Tasks(datasets, annotations),
+        Tasks(datasets, annotations, InstalledTasks(parts.bundles)),
         Labels(datasets, annotations),
         TrainingImages(images, showing, parts.outbound),
         Objects(images, showing),
