@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from appliance.accounts.customers import CustomerId
 from appliance.datasets.pages import Cut, Page
-from appliance.datasets.records import Side, Task
+from appliance.datasets.records import LabelKind, Side, Task
+from appliance.datasets.words import checked_color
 from appliance.errors import Conflict
-from appliance.recognition.bundles import Bundle, Bundles
+from appliance.recognition.bundles import Bundle, Bundles, Label
 
 # Positions of installed tasks in a list, behind those that a dataset gives to its own.
 _FIRST = 0xFFFF_0000
@@ -53,6 +54,38 @@ def behind(own: Page[Task], installed: Sequence[Bundle], wanted: Cut) -> Page[Ta
     following = installed[start : start + wanted.size - len(own.rows)]
     end = start + len(following)
     return Page([*own.rows, *following], count, _FIRST + end if end < len(installed) else None)
+
+
+def labels_page(bundle: Bundle, wanted: Cut, kind: LabelKind | None, search: str) -> Page[Label]:
+    """The wanted page of what the model tells apart: of a kind, or with `search` in their names."""
+    labels = bundle.labels if kind in (None, _label_kind(bundle)) else ()
+    found = [label for label in labels if search.casefold() in label.name.casefold()]
+    start = wanted.offset if wanted.after is None else wanted.after
+    end = start + wanted.size
+    return Page(found[start:end], len(found), end if end < len(found) else None)
+
+
+def _label_kind(bundle: Bundle) -> LabelKind:
+    return "tag" if bundle.kind == "tagger" else "detection" if bundle.kind == "detector" else "category"
+
+
+def label_document(bundle: Bundle, label: Label, customer: CustomerId) -> dict[str, object]:
+    """With the id and the name that answers have; no image of the customer carries it."""
+    document: dict[str, object] = {
+        "id": label.id,
+        "name": label.name,
+        "description": None,
+        "output_name": None,
+        "workspace": customer,
+        "created": None,
+        "tasks_count": 1,
+        "images_count": 0,
+        "objects_count": 0,
+        "recognition_tasks": [],
+    }
+    if bundle.kind == "detector":
+        return document | {"color": checked_color(None)}
+    return document | {"type": _label_kind(bundle), "negative_for_task": None}
 
 
 def task_document(bundle: Bundle, customer: CustomerId) -> dict[str, object]:

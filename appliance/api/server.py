@@ -236,12 +236,12 @@ class Server:
 def _of_images(parts: Parts, images: Images) -> list[object]:
     """The families of stored images."""
     datasets, annotations = images.datasets, images.annotations
-    showing = Showing(datasets, images.links, parts.config)
+    showing, installed = Showing(datasets, images.links, parts.config), InstalledTasks(parts.bundles)
     return [
         Datasets(datasets),
         Files(images),
-        Tasks(datasets, annotations, InstalledTasks(parts.bundles)),
-        Labels(datasets, annotations),
+        Tasks(datasets, annotations, installed),
+        Labels(datasets, annotations, installed),
         TrainingImages(images, showing, parts.outbound),
         Objects(images, showing),
         Annotate(datasets, annotations),

@@ -84,6 +84,20 @@ def test_they_are_found_by_name_in_the_default_workspace_alone(served: Served, o
     assert listed(served, owner, TASKS, f"workspace={owner.id}") == ["colours", "fashion"]
 
 
+def test_their_labels_are_those_of_the_model(served: Served, owner: Tenant) -> None:
+    def labels(family: str, name: str, query: str = "") -> list[str]:
+        return listed(served, owner, f"/{family}/v2/label", f"task={task_of(served, name)}&{query}")
+
+    assert labels("recognition", "fashion") == ["red", "green"]
+    assert labels("recognition", "fashion", "type=category") == []
+    assert labels("recognition", "colours", "type=category&search=RE") == ["red", "green"]
+    for size in (1, 2, 3):
+        assert labels("recognition", "colours", f"page_size={size}") == ["red", "green", "blue"]
+    assert labels("detection", "things") == ["cup", "plate"]
+    other = f"/detection/v2/label/?task={task_of(served, 'fashion')}"
+    assert ask(served, owner, "GET", other).document["detail"] == "no such task"
+
+
 def test_nobody_changes_them(served: Served, owner: Tenant) -> None:
     for family, name in (("recognition", "fashion"), ("detection", "things")):
         path = f"/{family}/v2/task/{task_of(served, name)}"

@@ -95,6 +95,8 @@ def test_a_task_is_fetched_and_classifies(models: Models, tmp_path: Path) -> Non
     )
     (record,) = task.classify([picture(tmp_path, "blue")])["records"]
     assert record["best_label"]["name"] == "blue"
+    names = {label.id: label.name for label in task.get_labels()[0]}
+    assert names[record["best_label"]["id"]] == "blue"
     assert {"colours", "fashion"} <= {one.name for one in client.get_all_tasks()[0]}
     (found,), _ = client.get_tasks_by_name("colours")
     assert found.id == task.id
@@ -105,6 +107,7 @@ def test_a_task_is_fetched_and_detects(models: Models, tmp_path: Path) -> None:
     task, _ = client.get_task(models.tasks["detector"])
     (record,) = task.detect([picture(tmp_path, "red")])["records"]
     assert [one["name"] for one in record["_objects"]] == ["plate"]
+    assert [label.name for label in task.get_labels()[0]] == ["cup", "plate"]
     assert {one.name for one in client.get_all_tasks()[0]} == {"cups", "one", "open"}
 
 
