@@ -16,6 +16,8 @@ from appliance.errors import ConfigInvalid
 
 MIB = 1 << 20
 GIB = 1 << 30
+TIB = 1 << 40
+DAY = 86_400
 
 # What a reload (SIGHUP) applies to the running daemon; every other change needs a restart.
 RELOADABLE = frozenset({"api.max_connections_per_address", "log.level"})
@@ -37,9 +39,15 @@ Listener = Annotated[str, AfterValidator(_listener)]
 
 
 class Section(BaseModel):
-    """A frozen table of the file: unknown keys are refused, and no error repeats a value."""
+    """A frozen table of the file: unknown keys are refused, and no error repeats a value.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+    Every number has a lower and an upper bound: far beyond what anybody needs, and within what the parts that
+    get it can hold.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
 
 
 def _public_url(text: str) -> str:
@@ -66,10 +74,10 @@ class Api(Section):
     tls_certificate: FilePath | None = None
     tls_key: FilePath | None = None
     max_body_bytes: int = Field(64 * MIB, ge=1024, le=GIB)
-    max_connections_per_address: int = Field(64, ge=1)
+    max_connections_per_address: int = Field(64, ge=1, le=65_535)
     keep_alive_seconds: float = Field(20, gt=0, le=3600)
     body_seconds: float = Field(10, gt=0, le=3600)
-    body_bytes_per_second: int = Field(50_000, ge=1)
+    body_bytes_per_second: int = Field(50_000, ge=1, le=GIB)
 
 
 class Operator(Section):
@@ -91,18 +99,18 @@ class Recognition(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = Field(0, ge=0, le=64)
-    memory_bytes: int = Field(0, ge=0)
+    memory_bytes: int = Field(0, ge=0, le=TIB)
     pinned: tuple[str, ...] = Field((), strict=False)
     threads: int = Field(1, ge=1, le=256)
     max_batch: int = Field(8, ge=1, le=1024)
-    queue: int = Field(256, ge=1)
-    queue_bytes: int = Field(256 * MIB, ge=MIB)
+    queue: int = Field(256, ge=1, le=1_000_000)
+    queue_bytes: int = Field(256 * MIB, ge=MIB, le=TIB)
     decoders: int = Field(0, ge=0, le=256)
-    max_pixels: int = Field(50_000_000, ge=1)
+    max_pixels: int = Field(50_000_000, ge=1, le=65_535**2)
     max_side: int = Field(16384, ge=1, le=65535)
-    decode_seconds: float = Field(10.0, gt=0)
-    decoder_memory_bytes: int = Field(GIB, ge=256 * MIB)
-    infer_seconds: float = Field(30.0, gt=0)
+    decode_seconds: float = Field(10.0, gt=0, le=3600)
+    decoder_memory_bytes: int = Field(GIB, ge=256 * MIB, le=TIB)
+    infer_seconds: float = Field(30.0, gt=0, le=3600)
 
 
 def _public_key(text: str) -> str:
@@ -125,47 +133,47 @@ class Bundles(Section):
 class Requests(Section):
     """Asynchronous requests: how long results stay, how much may wait."""
 
-    keep_seconds: float = Field(14 * 86400, gt=0)
-    pending: int = Field(1000, ge=1)
-    pending_bytes: int = Field(256 * MIB, ge=MIB)
+    keep_seconds: float = Field(14 * DAY, gt=0, le=3650 * DAY)
+    pending: int = Field(1000, ge=1, le=1_000_000)
+    pending_bytes: int = Field(256 * MIB, ge=MIB, le=TIB)
 
 
 class Search(Section):
     """Collections: limits, and the parameters of the graphs over them."""
 
-    flat_bytes: int = Field(10 * MIB, ge=0)
-    capacity: int = Field(1_000_000, ge=1)
-    max_metadata_bytes: int = Field(64 << 10, ge=2)
-    max_id_bytes: int = Field(1024, ge=1)
+    flat_bytes: int = Field(10 * MIB, ge=0, le=TIB)
+    capacity: int = Field(1_000_000, ge=1, le=1_000_000_000)
+    max_metadata_bytes: int = Field(64 << 10, ge=2, le=64 * MIB)
+    max_id_bytes: int = Field(1024, ge=1, le=MIB)
     m: int = Field(16, ge=2, le=128)
-    ef_construction: int = Field(200, ge=2)
-    ef: int = Field(64, ge=1)
+    ef_construction: int = Field(200, ge=2, le=100_000)
+    ef: int = Field(64, ge=1, le=100_000)
 
 
 class Datasets(Section):
     """Stored images: what their volume keeps free, how often they are proven, how long links live."""
 
     reserve_fraction: float = Field(0.05, ge=0, le=0.9)
-    reserve_bytes: int = Field(20 * GIB, ge=0)
-    ballast_bytes: int = Field(256 * MIB, ge=0)
-    scrub_days: float = Field(30, gt=0)
+    reserve_bytes: int = Field(20 * GIB, ge=0, le=1024 * TIB)
+    ballast_bytes: int = Field(256 * MIB, ge=0, le=TIB)
+    scrub_days: float = Field(30, gt=0, le=3650)
     link_seconds: int = Field(3600, ge=1, le=3600)
 
 
 class Health(Section):
     """What is watched, how often, and what is too little."""
 
-    min_free_bytes: int = Field(GIB, ge=0)
-    interval_seconds: float = Field(10, gt=0)
-    gpus: int | None = Field(None, ge=0)
-    gpu_seconds: float = Field(2.0, gt=0)
+    min_free_bytes: int = Field(GIB, ge=0, le=1024 * TIB)
+    interval_seconds: float = Field(10, gt=0, le=3600)
+    gpus: int | None = Field(None, ge=0, le=64)
+    gpu_seconds: float = Field(2.0, gt=0, le=3600)
 
 
 class Lifecycle(Section):
     """How the daemon stops."""
 
-    lame_duck_seconds: float = Field(5, ge=0)
-    drain_seconds: float = Field(30, gt=0)
+    lame_duck_seconds: float = Field(5, ge=0, le=3600)
+    drain_seconds: float = Field(30, gt=0, le=3600)
 
 
 class Log(Section):

@@ -15,7 +15,7 @@ import resource
 import signal
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -460,6 +460,7 @@ class _Daemon:
         found = [
             health.Finding("degraded", f"bundle.{name}", message) for name, message in self._engine.refused()
         ]
+        found += _pinned_beyond(self._settings.recognition.memory_bytes, self._engine.pinned_bytes())
         if (fault := self._images.folder.fault) is not None:
             message = f"stored images are out of reach: {fault}"
             found.append(health.Finding("degraded", "datasets.volume", message))
@@ -566,6 +567,16 @@ class _Daemon:
                 for bundle in state.bundles.list()
             ],
         ).document()
+
+
+def _pinned_beyond(budget: int, taken: int) -> Iterator[health.Finding]:
+    if 0 < budget < taken:
+        yield health.Finding(
+            "notice",
+            "recognition.memory_bytes",
+            f"backbones and `pinned` take {taken >> 20} of the {budget >> 20} MiB for models: the others have"
+            " room for one at a time, and are loaded anew after another was asked for: allow more, pin fewer",
+        )
 
 
 async def _count(listing: Any) -> int | None:

@@ -11,15 +11,15 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-# What a ResNet's export carries.
-RESNET: dict[str, Any] = {
+# What the export of a BiT or a DINOv2 carries.
+BIT: dict[str, Any] = {
     "crop_pct": None,
     "do_center_crop": True,
     "crop_size": {"height": 64, "width": 64},
     "do_normalize": True,
     "do_rescale": True,
     "do_resize": True,
-    "image_processor_type": "ConvNextImageProcessor",
+    "image_processor_type": "BitImageProcessor",
     "resample": 3,
     "rescale_factor": 1 / 255,
     "size": {"shortest_edge": 72},
@@ -54,14 +54,14 @@ def hugging_face(
     folder: Path,
     *,
     model: ModelProto | None = None,
-    processor: Mapping[str, Any] = RESNET,
+    processor: Mapping[str, Any] = BIT,
     place: str = "model.onnx",
     **config: Any,
 ) -> Path:
     """The folder that an export to ONNX leaves, of a classifier of three colours."""
     (folder / place).parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model or classifier_model(), folder / place)
-    settings = {"model_type": "resnet", "id2label": {str(n): name for n, name in enumerate(COLOURS)}}
+    settings = {"model_type": "bit", "id2label": {str(n): name for n, name in enumerate(COLOURS)}}
     (folder / "config.json").write_text(json.dumps(settings | config))
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder

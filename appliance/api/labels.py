@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from appliance.api import installed_tasks
 from appliance.api.answers import Answer, moment
 from appliance.api.call import Call
+from appliance.api.installed_tasks import InstalledTasks
 from appliance.api.paging import identity, listing, wanted, word, workspace
 from appliance.api.tasks import called, side
 from appliance.datasets.annotations import Annotations
@@ -17,21 +19,22 @@ _KINDS: dict[str, LabelKind] = {"category": "category", "tag": "tag"}
 class Labels:
     """The handlers; those of both families are the same but for the wipe."""
 
-    def __init__(self, datasets: Datasets, annotations: Annotations) -> None:
+    def __init__(self, datasets: Datasets, annotations: Annotations, installed: InstalledTasks) -> None:
         self._datasets = datasets
         self._labels = annotations.labels
+        self._installed = installed
 
     async def list(self, call: Call) -> Answer:
+        """Those of a dataset, or of a task that an installed model answers."""
         cutting, dataset = wanted(call), await workspace(call, self._datasets)
-        kind = word(call, "type")
-        page = await self._labels.page(
-            dataset,
-            side(call),
-            cutting,
-            task=word(call, "task") or None,
-            kind=None if kind is None else _kind(kind),
-            search=word(call, "search") or "",
-        )
+        task, named, search = word(call, "task") or None, word(call, "type"), word(call, "search") or ""
+        kind = None if named is None else _kind(named)
+        bundle = self._installed.find(call.customer, task, side(call)) if task else None
+        if bundle is not None:
+            told = installed_tasks.labels_page(bundle, cutting, kind, search)
+            shown = [installed_tasks.label_document(bundle, label, call.customer) for label in told.rows]
+            return listing(call, cutting, told, shown)
+        page = await self._labels.page(dataset, side(call), cutting, task=task, kind=kind, search=search)
         return listing(call, cutting, page, await self._documents(page.rows))
 
     async def add(self, call: Call) -> Answer:

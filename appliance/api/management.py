@@ -159,9 +159,8 @@ class Management:
         users = [one for one in await self._collections.list(None) if one.backbone == pin]
         if users:
             raise Conflict(f"{len(users)} collections hold vectors of {pin}: remove them first")
-        removed = await self._bundles.remove(call.actor, name, version)
-        if self._engine is not None:
-            await self._engine.unload(removed)
+        unload = None if self._engine is None else self._engine.unload
+        await self._bundles.remove(call.actor, name, version, unload=unload)
         return Answer(status=204)
 
     async def verify_bundles(self, _: Call) -> Answer:

@@ -24,6 +24,7 @@ from appliance.api.connections import Door, HttpServer
 from appliance.api.datasets import Datasets
 from appliance.api.files import Files
 from appliance.api.gate import Gate
+from appliance.api.installed_tasks import InstalledTasks
 from appliance.api.keys import KeyManagement
 from appliance.api.labels import Labels
 from appliance.api.management import Management
@@ -236,12 +237,12 @@ class Server:
 def _of_images(parts: Parts, images: Images) -> list[object]:
     """The families of stored images."""
     datasets, annotations = images.datasets, images.annotations
-    showing = Showing(datasets, images.links, parts.config)
+    showing, installed = Showing(datasets, images.links, parts.config), InstalledTasks(parts.bundles)
     return [
         Datasets(datasets),
         Files(images),
-        Tasks(datasets, annotations),
-        Labels(datasets, annotations),
+        Tasks(datasets, annotations, installed),
+        Labels(datasets, annotations, installed),
         TrainingImages(images, showing, parts.outbound),
         Objects(images, showing),
         Annotate(datasets, annotations),

@@ -2,11 +2,13 @@
 
 from appliance.api.answers import Answer, Refused, moment
 from appliance.api.call import Call
+from appliance.api.installed_tasks import InstalledTasks, behind, task_document
 from appliance.api.paging import identity, listing, wanted, word, workspace
 from appliance.datasets.annotations import Annotations
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.records import Side, Task, TaskKind
 from appliance.errors import InvalidInput, NotFound
+from appliance.recognition.bundles import Bundle
 
 _KINDS: dict[str, TaskKind] = {
     "multi_class": "multi_class",
@@ -18,14 +20,19 @@ _KINDS: dict[str, TaskKind] = {
 class Tasks:
     """The handlers; those of both families are the same."""
 
-    def __init__(self, datasets: Datasets, annotations: Annotations) -> None:
+    def __init__(self, datasets: Datasets, annotations: Annotations, installed: InstalledTasks) -> None:
         self._datasets = datasets
         self._tasks = annotations.tasks
+        self._installed = installed
 
     async def list(self, call: Call) -> Answer:
+        """The dataset's own tasks, in the default one followed by those that installed models answer."""
         cutting, dataset = wanted(call), await workspace(call, self._datasets)
-        page = await self._tasks.page(dataset, side(call), cutting, word(call, "search") or "")
-        return listing(call, cutting, page, [_document(task) for task in page.rows])
+        search = word(call, "search") or ""
+        own = await self._tasks.page(dataset, side(call), cutting, search)
+        installed = self._installed.list(call.customer, side(call), search) if dataset.name is None else ()
+        page = behind(own, installed, cutting)
+        return listing(call, cutting, page, [_shown(call, task) for task in page.rows])
 
     async def add(self, call: Call) -> Answer:
         name, kind = called(call), "detection" if side(call) == "detection" else _kind(call)
@@ -35,29 +42,31 @@ class Tasks:
         return Answer(_document(task), 201)
 
     async def get(self, call: Call) -> Answer:
-        return Answer(_document(await self._named(call)))
+        installed = self._installed.find(call.customer, call.parameters["id"], side(call))
+        return Answer(_shown(call, await self._named(call) if installed is None else installed))
 
     async def delete(self, call: Call) -> Answer:
-        await self._tasks.delete(call.actor, call.customer, call.parameters["id"], side(call))
+        await self._tasks.delete(call.actor, call.customer, self._own(call), side(call))
         return Answer(status=204)
 
     async def train(self, call: Call) -> Answer:
         """The client hands the answer on as it is: whoever reads it finds the reason under `detail`."""
+        self._own(call)
         await self._named(call)
         raise Refused(409, "training is not available on this appliance yet: no model was made")
 
     async def add_label(self, call: Call) -> Answer:
-        task, label = call.parameters["id"], identity(call, "label_id")
+        task, label = self._own(call), identity(call, "label_id")
         changed = await self._tasks.add_label(call.actor, call.customer, task, label, side=side(call))
         return Answer(_document(changed))
 
     async def remove_label(self, call: Call) -> Answer:
-        task, label = call.parameters["id"], identity(call, "label_id")
+        task, label = self._own(call), identity(call, "label_id")
         changed = await self._tasks.remove_label(call.actor, call.customer, task, label, side=side(call))
         return Answer(_document(changed))
 
     async def add_image(self, call: Call) -> Answer:
-        task, image = call.parameters["id"], identity(call, "image_id")
+        task, image = self._own(call), identity(call, "image_id")
         changed = await self._tasks.add_negative_image(call.actor, call.customer, task, image)
         return Answer(_document(changed))
 
@@ -67,6 +76,12 @@ class Tasks:
 
     async def _named(self, call: Call) -> Task:
         return await self._tasks.get(call.customer, call.parameters["id"], side(call))
+
+    def _own(self, call: Call) -> str:
+        """The id of the task that is to change. Raises Conflict for one that an installed model answers."""
+        task = call.parameters["id"]
+        self._installed.check_own(call.customer, task, side(call))
+        return task
 
 
 def side(call: Call) -> Side:
@@ -87,6 +102,10 @@ def _kind(call: Call) -> TaskKind:
     if kind is None:
         raise InvalidInput(f"type: one of {', '.join(_KINDS)} is expected")
     return kind
+
+
+def _shown(call: Call, task: Task | Bundle) -> dict[str, object]:
+    return task_document(task, call.customer) if isinstance(task, Bundle) else _document(task)
 
 
 def _document(task: Task) -> dict[str, object]:

@@ -23,6 +23,7 @@ __all__ = ["Bundle", "Bundles", "Catalogue", "Label", "Preprocessing", "TaskId",
 
 Inspect = Callable[[Path], Awaitable[None]]  # of a model file, before anything loads it
 Try = Callable[[Bundle], Awaitable[None]]  # of a bundle before it is listed: it raises InvalidInput
+Unload = Callable[[Bundle], Awaitable[None]]  # of a bundle that is no longer listed, before its files go
 
 
 def read(folder: Path) -> Manifest:
@@ -144,8 +145,8 @@ class Bundles:
             await self._ledger.write(act, then=then)
             return self._installed[bundle.pin]
 
-    async def remove(self, actor: Actor, name: str, version: str) -> Bundle:
-        """Take a version away, its files included, durably and audited; returns what it was.
+    async def remove(self, actor: Actor, name: str, version: str, *, unload: Unload | None = None) -> Bundle:
+        """Take a version away, durably and audited, `unload` it, then its files go; returns what it was.
 
         Raises NotFound, StorageFailed, and Conflict for the active one of several versions.
         """
@@ -168,6 +169,8 @@ class Bundles:
                 del self._installed[bundle.pin], self._digests[bundle.pin]
 
             await self._ledger.write(act, then=then)
+            if unload is not None:  # who is being answered may need the model to be loaded once more
+                await unload(bundle)
             # A crash before this leaves a folder without a row, which the next start clears away.
             await asyncio.to_thread(remove_tree, bundle.folder)
             return bundle

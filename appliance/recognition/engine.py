@@ -131,6 +131,10 @@ class Engine:
             if model in device.refused
         ]
 
+    def pinned_bytes(self) -> int:
+        """What the models that stay take of a device; beyond the budget there is room for one other."""
+        return sum(model.bytes for model in self._resident() if model.pinned)
+
     async def load(self, bundle: Bundle) -> None:
         """Load the bundle's model into every device and run it once; a second time does nothing, unless a
         device has refused it since (`refused`): there it is tried again.

@@ -12,79 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from appliance.errors import InvalidInput, StorageFailed
-from appliance.recognition import graphs, manifest
+from appliance.recognition import graphs, manifest, processors
 from appliance.recognition.graphs import Scaling
 from appliance.recognition.manifest import LABELS, LICENCES, MANIFEST, MODEL, Manifest, Source
-from appliance.recognition.preprocessing import Preprocessing
+from appliance.recognition.preprocessing import checked
 
-CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG = "config.json"
 _MODELS = ("model.onnx", "onnx/model.onnx")
 _LARGEST_SETTINGS = 16 * 1024 * 1024
-_RESAMPLE = {
-    0: "nearest",
-    1: "lanczos",
-    2: "bilinear",
-    3: "bicubic",
-}  # Pillow's numbers, as the files have them
 _OVERLAP = 0.7  # of boxes of one class: the default of YOLO's own tools
-# Steps of Hugging Face's processors that no bundle has.
-_UNKNOWN_STEPS = (
-    *("do_pad", "do_reduce_labels", "do_thumbnail"),
-    "rescale_offset",
-)
 _NO_LICENCE = "The folder that this model came in names no licence: ask its maker.\n"
-
-
-class _Processor(msgspec.Struct, frozen=True):
-    """preprocessor_config.json; the defaults are those of Hugging Face's image processors."""
-
-    size: int | dict[str, int] = msgspec.field(default_factory=lambda: {"height": 224, "width": 224})
-    crop_size: int | dict[str, int] | None = None
-    crop_pct: float | None = None
-    resample: int = 2
-    rescale_factor: float = 1 / 255
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    do_resize: bool = True
-    do_center_crop: bool = False
-    do_rescale: bool = True
-    do_normalize: bool | None = None
-    do_flip_channel_order: bool | None = None
-    include_top: bool | None = None
-    image_processor_type: str = ""
-    feature_extractor_type: str = ""
-
-    @property
-    def kind(self) -> str:
-        return self.image_processor_type or self.feature_extractor_type
-
-    @property
-    def square(self) -> bool:
-        """Whether it takes a whole number as `size` for both sides, and not for the shorter one."""
-        return self.kind.startswith(_SQUARE)
-
-    @property
-    def normalised(self) -> bool:
-        """Whether mean and deviation are applied; MobileViT's has neither, whatever its settings say."""
-        return self.do_normalize is not False and not self.kind.startswith(_BLUE_FIRST)
-
-    @property
-    def blue_first(self) -> bool:
-        default = self.kind.startswith(_BLUE_FIRST)
-        return default if self.do_flip_channel_order is None else self.do_flip_channel_order
-
-    @property
-    def divided_again(self) -> bool:
-        """Whether it divides by the deviation once more, after all else: EfficientNet's `include_top`."""
-        return self.kind.startswith(_DIVIDED_AGAIN) and self.include_top is not False
-
-
-# Hugging Face's processors whose integer `size` is a height and a width.
-_SQUARE = ("BeiT", "Beit", "Data2Vec", "DeiT", "EfficientFormer", "EfficientNet", "ViT")
-_BLUE_FIRST, _DIVIDED_AGAIN = "MobileViT", "EfficientNet"
 
 
 def convert(path: Path, name: str | None = None) -> dict[str, bytes]:
@@ -117,21 +55,24 @@ def _bundle_name(given: str) -> str:
 
 def _classifier(folder: Path, name: str) -> dict[str, bytes]:
     config = _settings(folder / CONFIG)
-    processor = _processor(_settings(folder / PROCESSOR))
+    settings = _settings(folder / processors.SETTINGS)
+    preprocessing, scaling = processors.understand(settings, str(config.get("model_type", "")))
     place = next((folder / model for model in _MODELS if (folder / model).is_file()), None)
     if place is None:
         raise InvalidInput(f"{_MODELS[0]} is missing")
     original = _content(place, manifest.limit(MODEL))
     model = graphs.parse(original)
     labels = _labels(config)
-    preprocessing = _preprocessing(processor)
+    exclusive = config.get("problem_type") != "multi_label_classification"
+    if config.get("problem_type") == "regression" or (exclusive and len(labels) == 1):
+        raise InvalidInput(f"{CONFIG}: a model that estimates a value instead of a label is not served")
     fixed = graphs.image_shape(model)
     for side, wanted, dimension in zip(
         fixed, (preprocessing.height, preprocessing.width), ("high", "wide"), strict=True
     ):
         if side not in (None, wanted):
             raise InvalidInput(
-                f"{PROCESSOR} makes images {wanted} pixels {dimension}, the model takes {side}"
+                f"{processors.SETTINGS} makes images {wanted} pixels {dimension}, the model takes {side}"
             )
     source = (
         "logits" if any(one.name == "logits" for one in model.graph.output) else model.graph.output[0].name
@@ -139,9 +80,8 @@ def _classifier(folder: Path, name: str) -> dict[str, bytes]:
     shape = graphs.output_shape(model, source)
     if len(shape) != 2 or shape[1] not in (None, len(labels)):
         raise InvalidInput(f"{len(labels)} labels in {CONFIG} for an output of {shape}")
-    graphs.take_pixels(model, preprocessing.height, preprocessing.width, _scaling(processor))
+    graphs.take_pixels(model, preprocessing.height, preprocessing.width, scaling)
     graphs.answer(model, source, "logits", (len(labels),))
-    exclusive = config.get("problem_type") != "multi_label_classification"
     return _bundle(
         name,
         model.SerializeToString(),
@@ -152,81 +92,6 @@ def _classifier(folder: Path, name: str) -> dict[str, bytes]:
         origin=_origin(name, original),
         licences=_licences(folder),
     )
-
-
-def _processor(settings: Mapping[str, Any]) -> _Processor:
-    for step in _UNKNOWN_STEPS:
-        if settings.get(step):
-            raise InvalidInput(f"{PROCESSOR}: {step} is not understood")
-    try:
-        processor = msgspec.convert({k: v for k, v in settings.items() if v is not None}, _Processor)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"{PROCESSOR}: {error}") from error
-    if processor.blue_first and not processor.kind.startswith(_BLUE_FIRST):
-        raise InvalidInput(f"{PROCESSOR}: do_flip_channel_order is not understood but of {_BLUE_FIRST}")
-    if processor.include_top and not processor.divided_again:
-        raise InvalidInput(f"{PROCESSOR}: include_top is not understood but of {_DIVIDED_AGAIN}")
-    if not all(deviation > 0 for deviation in processor.image_std):
-        raise InvalidInput(f"{PROCESSOR}: image_std: positive numbers are expected")
-    return processor
-
-
-def _preprocessing(processor: _Processor) -> Preprocessing:
-    """Whole sides are stretched, a shorter side is scaled to; a central crop may follow both."""
-    if not processor.do_resize:
-        raise InvalidInput(f"{PROCESSOR}: do_resize: images of every size must become the model's")
-    resample = _RESAMPLE.get(processor.resample)
-    if resample is None:
-        raise InvalidInput(f"{PROCESSOR}: resample: {processor.resample} is not understood")
-    if isinstance(processor.size, int):
-        shorter = None if processor.square else processor.size
-    else:
-        shorter = processor.size.get("shortest_edge")
-    crop = _sides(processor.crop_size) if processor.do_center_crop else None
-    size = (0, 0) if shorter else _sides(processor.size)
-    fields: dict[str, Any] = {"resample": resample}
-    if processor.crop_pct is not None and shorter and crop is None:
-        # ConvNeXT's: large images are not cropped.
-        fields |= {"size": shorter} | (
-            {"fit": "stretch"} if shorter >= 384 else {"fit": "crop", "share": processor.crop_pct}
-        )
-    elif shorter and crop is None and isinstance(processor.size, int):
-        fields |= {"size": shorter, "fit": "stretch"}
-    elif shorter and crop is not None and crop[0] == crop[1] <= shorter:
-        fields |= {"size": crop[0], "fit": "crop", "share": crop[0] / shorter}
-    elif not shorter and crop in (None, size):
-        fields |= {"size": list(size), "fit": "stretch"}
-    elif not shorter and crop is not None and _is_central(crop, size):
-        fields |= {"size": list(crop), "fit": "stretch", "share": crop[0] / size[0]}
-    else:
-        raise InvalidInput(f"{PROCESSOR}: size and crop_size together give no input of one size")
-    return _checked(fields)
-
-
-def _is_central(crop: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether one share of both sides is this crop, to the pixel: an odd margin is cut off unevenly."""
-    within = all(part <= whole and (whole - part) % 2 == 0 for part, whole in zip(crop, size, strict=True))
-    return within and crop[0] * size[1] == crop[1] * size[0]
-
-
-def _sides(size: int | Mapping[str, int] | None) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    if size is None or not size.keys() >= {"height", "width"}:
-        raise InvalidInput(f"{PROCESSOR}: a height and a width are expected")
-    return size["height"], size["width"]
-
-
-def _scaling(processor: _Processor) -> Scaling:
-    factor = processor.rescale_factor if processor.do_rescale else 1.0
-    mean = processor.image_mean if processor.normalised else (0.0, 0.0, 0.0)
-    deviation = processor.image_std if processor.normalised else (1.0, 1.0, 1.0)
-    again = processor.image_std if processor.divided_again else (1.0, 1.0, 1.0)
-    red, green, blue = (
-        (factor / one / more, -middle / one / more)
-        for middle, one, more in zip(mean, deviation, again, strict=True)
-    )
-    return Scaling((red[0], green[0], blue[0]), (red[1], green[1], blue[1]), processor.blue_first)
 
 
 def _labels(config: Mapping[str, Any]) -> list[str]:
@@ -255,7 +120,7 @@ def _detector(path: Path, name: str) -> dict[str, bytes]:
     if height is None or width is None:
         height, width = _image_size(told.get("imgsz", ""))
     source = model.graph.output[0].name
-    preprocessing = _checked({"size": [height, width], "fit": "letterbox", "resample": "bilinear"})
+    preprocessing = checked({"size": [height, width], "fit": "letterbox", "resample": "bilinear"})
     graphs.take_pixels(model, height, width, Scaling((1 / 255, 1 / 255, 1 / 255), (0.0, 0.0, 0.0)))
     kept = graphs.answer_boxes(model, source, len(labels))
     return _bundle(
@@ -271,18 +136,11 @@ def _detector(path: Path, name: str) -> dict[str, bytes]:
     )
 
 
-def _checked(fields: Mapping[str, object]) -> Preprocessing:
-    try:
-        return msgspec.convert(fields, Preprocessing)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"its images: {error}") from error
-
-
 def _class_names(text: str) -> list[str]:
     """`{0: 'person', 1: 'bicycle'}`: a Python literal, which is how YOLO's exporter writes it."""
     try:
         names = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         names = None
     if isinstance(names, list):
         names = dict(enumerate(names))

@@ -3,10 +3,13 @@
 Imported by decoder processes, which start in half the time without numpy and TOML.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
+
+from appliance.errors import InvalidInput
 
 CHANNELS = 3
 
@@ -50,6 +53,14 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def nbytes(self) -> int:
         """Of the input for one image."""
         return self.height * self.width * CHANNELS
+
+
+def checked(fields: Mapping[str, object]) -> Preprocessing:
+    """The preprocessing with these fields. Raises InvalidInput where it is none that a bundle has."""
+    try:
+        return msgspec.convert(fields, Preprocessing)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"its images: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from appliance.recognition.bundles import Bundle
 from tests import bundles, images
 from tests.serving import Reply, Served, Tenant, colour_bundle
 
@@ -66,6 +67,25 @@ def test_an_activated_version_answers_and_the_old_one_can_go(served: Served, ten
     assert served.site.operate("DELETE", f"{BUNDLES}/fashion/2.0").status == 204
     answer = tags(served, tenant)
     assert answer.status == answer.code == 404
+
+
+def test_a_removed_model_is_forgotten_before_its_files_go(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that made room is loaded again for those who asked in time: its file must be there."""
+    engine = served.parts.engine
+    assert engine is not None
+    unload, there = engine.unload, list[bool]()
+
+    async def watched(bundle: Bundle) -> None:
+        await unload(bundle)
+        there.append(bundle.model.exists())
+
+    monkeypatch.setattr(engine, "unload", watched)
+    model = next(one.model for one in served.parts.bundles.list() if one.version == "2.0")
+    assert served.site.operate("DELETE", f"{BUNDLES}/fashion/2.0").status == 204
+    assert there == [True]
+    assert not model.exists()
 
 
 def test_what_is_under_way_is_answered_before_its_model_is_forgotten(served: Served, tenant: Tenant) -> None:

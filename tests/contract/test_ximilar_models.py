@@ -83,6 +83,43 @@ def test_a_tagger_behind_its_route_tags(models: Models) -> None:
     assert {tag["name"] for tag in record["_tags"]} == {"red", "green"}
 
 
+def test_a_task_is_fetched_and_classifies(models: Models, tmp_path: Path) -> None:
+    """The way of the client's own README."""
+    client = RecognitionClient(models.running.token, endpoint=models.endpoint)
+    task, told = client.get_task(models.tasks["classifier"])
+    assert (told["status"], task.name, task.type, task.production_version) == (
+        "OK",
+        "colours",
+        "multi_class",
+        1,
+    )
+    (record,) = task.classify([picture(tmp_path, "blue")])["records"]
+    assert record["best_label"]["name"] == "blue"
+    names = {label.id: label.name for label in task.get_labels()[0]}
+    assert names[record["best_label"]["id"]] == "blue"
+    assert {"colours", "fashion"} <= {one.name for one in client.get_all_tasks()[0]}
+    (found,), _ = client.get_tasks_by_name("colours")
+    assert found.id == task.id
+
+
+def test_a_task_is_fetched_and_detects(models: Models, tmp_path: Path) -> None:
+    client = DetectionClient(models.running.token, endpoint=models.endpoint)
+    task, _ = client.get_task(models.tasks["detector"])
+    (record,) = task.detect([picture(tmp_path, "red")])["records"]
+    assert [one["name"] for one in record["_objects"]] == ["plate"]
+    assert [label.name for label in task.get_labels()[0]] == ["cup", "plate"]
+    assert {one.name for one in client.get_all_tasks()[0]} == {"cups", "one", "open"}
+
+
+def test_an_installed_task_is_changed_by_nobody(models: Models) -> None:
+    client = RecognitionClient(models.running.token, endpoint=models.endpoint)
+    task, _ = client.get_task(models.tasks["classifier"])
+    for answer in (task.train(), task.add_label("3")):
+        assert answer["detail"].startswith("an installed model answers this task")
+    client.remove_task(task.id)
+    assert client.get_task(task.id)[0].name == "colours"
+
+
 def test_what_an_export_becomes_is_named(models: Models) -> None:
     listed = models.running.state.ask("bundle", "list")["bundles"]
     kinds = {bundle["name"]: bundle["kind"] for bundle in listed}

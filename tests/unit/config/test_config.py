@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.config import Config, is_loopback, listen_address, load, locate, restart_needed
+from appliance.config import Config, Section, is_loopback, listen_address, load, locate, restart_needed
 from appliance.errors import ConfigInvalid
 
 PUBLIC = """
@@ -90,6 +90,36 @@ def test_a_path_that_cannot_be_looked_at_is_a_finding(tmp_path: Path) -> None:
     for key in ("residency", "vault.root_key"):
         (finding,) = findings(tmp_path, f'profile = "demo"\n{key} = "{name}"\n')
         assert finding == f"{key}: cannot be looked at: File name too long"
+
+
+NUMBERS = [
+    (name, key)
+    for name, section in Config()
+    if isinstance(section, Section)
+    for key, field in type(section).model_fields.items()
+    if field.annotation in {int, float, int | None}
+]
+
+
+def test_every_section_with_numbers_is_walked() -> None:
+    assert {name for name, _ in NUMBERS} == {
+        "api",
+        "recognition",
+        "requests",
+        "search",
+        "datasets",
+        "health",
+        "lifecycle",
+    }
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan", "-1", f"{10**30}", "1e30"])
+@pytest.mark.parametrize(("name", "key"), NUMBERS)
+def test_a_number_that_nothing_could_hold_is_a_finding(
+    tmp_path: Path, name: str, key: str, number: str
+) -> None:
+    found = findings(tmp_path, f'profile = "demo"\n[{name}]\n{key} = {number}')
+    assert [finding.split(": ")[0] for finding in found] == [f"{name}.{key}"]
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,8 @@ async def test_models_make_room_for_each_other(folder: Path) -> None:
         assert [engine.loaded(model) for model in models] == [False, False, True]
         assert engine.loaded(backbone)
         assert engine.loaded(pinned)
+        stay = [engine._models[one.name, "1"].bytes for one in (backbone, pinned)]
+        assert engine.pinned_bytes() == sum(stay) > 0
         before = {}
         for photo in photos(3):
             for model in models:

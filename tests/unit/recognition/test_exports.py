@@ -11,13 +11,18 @@ import pytest
 from onnx import helper
 
 from appliance.errors import InvalidInput
-from appliance.recognition import exports, manifest
-from tests.exports import IMAGENET, RESNET, WEIGHTS, classifier_model, hugging_face, yolo
+from appliance.recognition import exports, manifest, processors
+from tests.exports import BIT, IMAGENET, WEIGHTS, classifier_model, hugging_face, yolo
 
 Outputs = dict[str, npt.NDArray[np.float32]]
 WIDE = {"height": 64, "width": 96}
-DEIT = RESNET | {"size": 72, "image_processor_type": "DeiTImageProcessor"}
-UNCROPPED = RESNET | {"do_center_crop": False}
+DEIT = BIT | {"size": 72, "image_processor_type": "DeiTImageProcessor"}
+UNCROPPED = BIT | {"do_center_crop": False}
+VIT = UNCROPPED | {"image_processor_type": "ViTImageProcessor"}
+CONVNEXT = UNCROPPED | {"image_processor_type": "ConvNextImageProcessor"}
+# As facebook/levit-128S and sail/poolformer_s12 have them.
+LEVIT = BIT | {"image_processor_type": "LevitImageProcessor", "size": 224, "crop_size": 224}
+POOLFORMER = LEVIT | {"image_processor_type": "PoolFormerFeatureExtractor", "crop_pct": 0.9}
 
 
 def made(path: Path, target: Path, **options: Any) -> manifest.Verified:
@@ -65,26 +70,21 @@ def test_half_precision_answers_in_full(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("processor", "expected"),
     [
-        (RESNET, (64, 64, "crop", 64 / 72, "bicubic")),
+        (BIT, (64, 64, "crop", 64 / 72, "bicubic")),
         (UNCROPPED | {"size": WIDE}, (64, 96, "stretch", 1.0, "bicubic")),
-        (RESNET | {"size": WIDE, "crop_size": WIDE}, (64, 96, "stretch", 1.0, "bicubic")),
-        (RESNET | {"size": 72, "crop_size": 64, "resample": 2}, (64, 64, "crop", 64 / 72, "bilinear")),
+        (BIT | {"size": WIDE, "crop_size": WIDE}, (64, 96, "stretch", 1.0, "bicubic")),
+        (BIT | {"size": 72, "crop_size": 64, "resample": 2}, (64, 64, "crop", 64 / 72, "bilinear")),
         (DEIT, (64, 64, "stretch", 64 / 72, "bicubic")),
         (DEIT | {"size": {"height": 72, "width": 72}}, (64, 64, "stretch", 64 / 72, "bicubic")),
-        (
-            RESNET | {"size": 64, "image_processor_type": "DeiTImageProcessor"},
-            (64, 64, "stretch", 1.0, "bicubic"),
-        ),
-        (UNCROPPED | {"size": 64, "resample": 0}, (64, 64, "stretch", 1.0, "nearest")),
-        (
-            UNCROPPED | {"size": {"shortest_edge": 64}, "crop_pct": 0.875},
-            (64, 64, "crop", 0.875, "bicubic"),
-        ),
-        (
-            UNCROPPED | {"size": {"shortest_edge": 384}, "crop_pct": 0.875},
-            (384, 384, "stretch", 1.0, "bicubic"),
-        ),
-        ({}, (224, 224, "stretch", 1.0, "bilinear")),
+        (DEIT | {"size": 64}, (64, 64, "stretch", 1.0, "bicubic")),
+        (VIT | {"size": 64, "resample": 0}, (64, 64, "stretch", 1.0, "nearest")),
+        (CONVNEXT | {"size": {"shortest_edge": 224}}, (224, 224, "crop", 224 / 256, "bicubic")),
+        (CONVNEXT | {"size": 224, "crop_pct": 0.9}, (224, 224, "crop", 224 / 248, "bicubic")),
+        (CONVNEXT | {"size": 384, "crop_pct": 0.9}, (384, 384, "stretch", 1.0, "bicubic")),
+        (POOLFORMER | {"size": 224}, (224, 224, "crop", 224 / 248, "bicubic")),
+        (POOLFORMER | {"crop_pct": 0.95}, (224, 224, "crop", 224 / 235, "bicubic")),
+        (LEVIT, (224, 224, "crop", 224 / 256, "bicubic")),
+        (LEVIT | {"size": 256}, (224, 224, "crop", 224 / 292, "bicubic")),
     ],
 )
 def test_processors(tmp_path: Path, processor: dict[str, Any], expected: tuple[object, ...]) -> None:
@@ -93,8 +93,53 @@ def test_processors(tmp_path: Path, processor: dict[str, Any], expected: tuple[o
     assert (seen.height, seen.width, seen.fit, pytest.approx(seen.share), seen.resample) == expected
 
 
+# What a processor does without a word of its settings: the defaults of transformers.
+DEFAULTS: dict[str, tuple[object, ...]] = {
+    "CLIP": (224, "crop", 1.0, "bicubic"),
+    "ConvNext": (384, "stretch", 1.0, "bilinear"),
+    "DeiT": (224, "stretch", 224 / 256, "bicubic"),
+    "EfficientFormer": (224, "stretch", 1.0, "bicubic"),
+    "EfficientNet": (346, "stretch", 1.0, "nearest"),
+    "Levit": (224, "crop", 224 / 256, "bicubic"),
+    "MobileNetV1": (224, "crop", 224 / 256, "bilinear"),
+    "MobileNetV2": (224, "crop", 224 / 256, "bilinear"),
+    "PoolFormer": (224, "crop", 224 / 248, "bicubic"),
+    "Pvt": (224, "stretch", 1.0, "bilinear"),
+    "Segformer": (512, "stretch", 1.0, "bilinear"),
+    "Siglip": (224, "stretch", 1.0, "bicubic"),
+    "ViT": (224, "stretch", 1.0, "bilinear"),
+    "ViTHybrid": (224, "crop", 1.0, "bicubic"),
+}
+
+
+@pytest.mark.parametrize("suffix", ["ImageProcessor", "ImageProcessorFast", "FeatureExtractor"])
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_what_settings_leave_out_is_the_default_of_their_kind(kind: str, suffix: str) -> None:
+    seen, _ = processors.understand({"image_processor_type": kind + suffix}, "")
+    assert (seen.height, seen.fit, pytest.approx(seen.share), seen.resample) == DEFAULTS[kind]
+
+
+@pytest.mark.parametrize(("model", "side"), [("swin", 224), ("resnet", 384), ("pvt_v2", 224)])
+def test_a_processor_without_a_name_is_that_of_the_model(model: str, side: int) -> None:
+    seen, _ = processors.understand({}, model)
+    assert (seen.height, seen.fit) == (side, "stretch")
+
+
+@pytest.mark.parametrize("kind", ["FooImageProcessor", "DPTImageProcessor", "ImageProcessor", 7])
+def test_a_kind_that_is_not_known_is_named(tmp_path: Path, kind: object) -> None:
+    folder = hugging_face(tmp_path / "model", processor=BIT | {"image_processor_type": kind})
+    with pytest.raises(InvalidInput, match=rf"'{kind}' resizes is not known.*bundle\.toml"):
+        exports.convert(folder)
+
+
+def test_a_model_of_no_known_processor_is_named(tmp_path: Path) -> None:
+    folder = hugging_face(tmp_path / "model", processor={"size": 64}, model_type="imagegpt")
+    with pytest.raises(InvalidInput, match="a model of type 'imagegpt' resizes is not known"):
+        exports.convert(folder)
+
+
 def test_steps_that_are_off_are_left_out(tmp_path: Path) -> None:
-    plain = RESNET | {"do_rescale": False, "do_normalize": False}
+    plain = BIT | {"do_rescale": False, "do_normalize": False}
     made(hugging_face(tmp_path / "model", processor=plain), tmp_path / "bundle")
     pixels = noise(1, 64, 64, 3)
     logits = run(tmp_path / "bundle/model.onnx", pixels)["logits"]
@@ -152,24 +197,52 @@ def test_labels_and_licence_come_along(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no proportions": ({"processor": UNCROPPED}, "no input of one size"),
-    "crop larger than the image": ({"processor": RESNET | {"crop_size": 100}}, "no input of one size"),
+    "crop larger than the image": ({"processor": BIT | {"crop_size": 100}}, "no input of one size"),
     "stretched, then cropped in other proportions": (
         {"processor": DEIT | {"size": {"height": 72, "width": 96}}},
         "no input of one size",
     ),
     "stretched, then cropped by an odd margin": ({"processor": DEIT | {"size": 71}}, "no input of one size"),
     "stretched to less than the crop": ({"processor": DEIT | {"size": 60}}, "no input of one size"),
-    "divided again by nobody knows whom": ({"processor": RESNET | {"include_top": True}}, "include_top"),
-    "padding": ({"processor": RESNET | {"do_pad": True}}, "do_pad is not understood"),
-    "another scale": ({"processor": RESNET | {"rescale_offset": True}}, "rescale_offset is not"),
-    "blue first": ({"processor": RESNET | {"do_flip_channel_order": True}}, "do_flip_channel_order"),
-    "no resizing": ({"processor": RESNET | {"do_resize": False}}, "do_resize"),
-    "unknown filter": ({"processor": RESNET | {"resample": 4}}, "resample: 4"),
-    "a deviation of zero": ({"processor": RESNET | {"image_std": [0, 1, 1]}}, "image_std"),
-    "two means": ({"processor": RESNET | {"image_mean": [0.5, 0.5]}}, "image_mean"),
-    "a huge input": ({"processor": RESNET | {"size": 9000, "crop_size": 8000}}, "2048"),
+    "divided again by nobody knows whom": ({"processor": BIT | {"include_top": True}}, "include_top"),
+    "a crop of a kind that crops not": ({"processor": VIT | {"do_center_crop": True}}, "do_center_crop"),
+    "a share of a kind that has none": ({"processor": BIT | {"crop_pct": 0.9}}, "crop_pct"),
+    "a share of nothing": ({"processor": CONVNEXT | {"crop_pct": 0}}, "crop_pct"),
+    "a share without end": ({"processor": CONVNEXT | {"crop_pct": float("nan")}}, "crop_pct"),
+    "both sides of a kind that takes the shorter": ({"processor": CONVNEXT | {"size": WIDE}}, "size"),
+    "a longest edge": (
+        {"processor": BIT | {"size": {"shortest_edge": 72, "longest_edge": 90}}},
+        "a height and a width",
+    ),
+    "a side without end": ({"processor": LEVIT | {"size": 10**400}}, "size"),
+    "a crop that nobody said": (
+        {"processor": {"image_processor_type": "BeitImageProcessor", "size": 224}},
+        "do_center_crop",
+    ),
+    "padding": ({"processor": BIT | {"do_pad": True}}, "do_pad is not understood"),
+    "another scale": ({"processor": BIT | {"rescale_offset": True}}, "rescale_offset is not"),
+    "blue first": ({"processor": BIT | {"do_flip_channel_order": True}}, "do_flip_channel_order"),
+    "no resizing": ({"processor": BIT | {"do_resize": False}}, "do_resize"),
+    "unknown filter": ({"processor": BIT | {"resample": 4}}, "resample: 4"),
+    **{
+        f"{setting} of {value}": ({"processor": BIT | {setting: value}}, setting)
+        for setting in ("image_std", "image_mean")
+        for value in ([float("inf")] * 3, [1, float("nan"), 1], [1, 1, 10**400], [1e300, 1, 1])
+    },
+    **{
+        f"a deviation of {value}": ({"processor": BIT | {"image_std": [value, 1, 1]}}, "image_std")
+        for value in (0, -1, 1e-300)
+    },
+    **{
+        f"a factor of {value}": ({"processor": BIT | {"rescale_factor": value}}, "rescale_factor")
+        for value in (0, -1, float("inf"), float("nan"), 1e-300)
+    },
+    "two means": ({"processor": BIT | {"image_mean": [0.5, 0.5]}}, "image_mean"),
+    "a huge input": ({"processor": BIT | {"size": 9000, "crop_size": 8000}}, "2048"),
     "another input": ({"model": classifier_model(sides=(32, 32))}, "64 pixels high, the model takes 32"),
-    "fewer labels": ({"id2label": {"0": "one"}}, "1 labels"),
+    "fewer labels": ({"id2label": {"0": "one", "1": "two"}}, "2 labels"),
+    "a regression": ({"problem_type": "regression"}, "estimates a value"),
+    "a single label": ({"id2label": {"0": "age"}}, "estimates a value"),
     "a hole in the labels": ({"id2label": {"0": "a", "2": "b", "3": "c"}}, "id2label"),
     "no labels": ({"id2label": None}, "id2label"),
 }
@@ -293,6 +366,8 @@ def test_open_candidates_of_no_single_form(tmp_path: Path, said: tuple[int | str
         ({"names": "__import__('os').system('true')"}, "names of classes"),
         ({"names": "{1: 'a', 2: 'b'}"}, "names of classes"),
         ({"names": "[" * 10_000}, "names of classes"),
+        ({"names": "{[]: 1}"}, "names of classes"),
+        ({"names": "{0: 'a', 1: 'b'} + 1"}, "names of classes"),
         ({"names": "{0: 'a'}"}, "no known YOLO form"),
         ({"task": "segment"}, "segment"),
     ],
