@@ -17,7 +17,7 @@ import msgspec
 
 from appliance.accounts.customers import CustomerId
 from appliance.asynchronous.requests import Due, Request, Requests, Webhook
-from appliance.errors import InvalidInput, SealBroken, StorageFailed
+from appliance.errors import InvalidInput, SealBroken, StorageFailed, VolumeFull
 from appliance.outbound import Outbound
 from appliance.vault import Keys
 
@@ -90,7 +90,7 @@ class Webhooks:
             self._woken.clear()
             try:
                 pause = await self._deliver_due()
-            except (StorageFailed, SealBroken):  # the ledger's failure is a finding of its own
+            except* (StorageFailed, VolumeFull, SealBroken):  # the ledger's failure is a finding of its own
                 pause = _FAULT_SECONDS
             try:
                 async with asyncio.timeout(pause):
