@@ -195,7 +195,8 @@ class Objects:
             self._record(connection, actor, Event.OBJECT_DELETE, found, now)
 
         await self._ledger.write(act)
-        await self._ledger.empty_log()
+        while not await self._ledger.empty_log():  # somebody reads: a moment only
+            pass
 
     async def add_label(
         self, actor: Actor, customer: CustomerId, identity: str, label: str, value: float | None = None

@@ -11,18 +11,19 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from appliance.errors import VolumeFull, VolumeOffline
+from appliance.errors import NotFound, StorageFailed, VolumeFull, VolumeOffline
 from appliance.ledger import Ledger
 from appliance.metrics import Registry
 from appliance.volume import DataFolder, Space, Watch
 from appliance.volume.anchor import SENTINEL
 from tests.faults.ledger_writer import insert
 from tests.faults.test_ledger_kill import inserted
+from tests.storing import ACTOR, stand
 
 OWN = {".volume", ".probe", ".ballast"}
 MIB = 1 << 20
@@ -224,6 +225,39 @@ def full_below_the_ledger(machine: Machine) -> None:
     assert asyncio.run(write_on()) == asyncio.run(read()) == {"0", "1", "2"}
 
 
+def full_below_the_store(machine: Machine) -> None:
+    """What is kept for deletions is enough to erase a dataset; without it there is no room for that."""
+    state = machine.elsewhere
+    tmpfs(state, "24m")
+    filler = state / "filler"
+
+    async def erase_on_a_full_volume() -> None:
+        async with stand(state) as one:
+            dataset = await one.datasets.add(ACTOR, await one.customer(), "doomed")
+            image = await one.store.put(ACTOR, dataset, b"an image" * 1000)
+            label = await one.annotations.labels.add(ACTOR, dataset, "category", "label")
+            deletions: list[Callable[[], Awaitable[None]]] = [
+                lambda: one.annotations.labels.delete(ACTOR, dataset.customer, label.id, "recognition"),
+                lambda: one.datasets.erase(ACTOR, dataset),
+            ]
+            for delete in deletions:
+                fill(filler)
+                with pytest.raises((VolumeFull, StorageFailed)):
+                    await delete()
+                filler.unlink()
+                assert Space(one.folder, least_bytes=0, ballast_bytes=MIB).restore_ballast()
+                fill(filler)
+                await delete()
+                filler.unlink()
+            with pytest.raises(NotFound):
+                await one.store.get(dataset.customer, image.id)
+        async with stand(state) as one:
+            assert await one.datasets.list(dataset.customer) == []
+            assert one.upkeep.findings == []
+
+    asyncio.run(erase_on_a_full_volume())
+
+
 def fill(file: Path) -> None:
     with file.open("wb", buffering=0) as opened, contextlib.suppress(OSError):
         while True:
@@ -304,6 +338,7 @@ SCENARIOS: dict[str, Callable[[Machine], None]] = {
         read_only,
         full,
         full_below_the_ledger,
+        full_below_the_store,
         watched,
         watched_by_its_thread,
         dying_disk,

@@ -185,6 +185,21 @@ async def test_a_first_start_that_cannot_be_durable_is_none(
     assert await survivors(folder) == set()
 
 
+def test_the_check_finds_a_ledger_that_breaks_its_word() -> None:
+    """The control: one that loses what it acknowledged, goes on after a failure, or gives no reason."""
+    lines = [["acknowledged", "a"], ["refused", "b", "disk I/O error"], ["refused", "c", NO_MORE]]
+    kept_its_word(Outcome(lines, met=True), {"before", "a"})
+    for said, met, found in (
+        (lines, True, {"before"}),
+        (lines, True, {"a"}),
+        (lines, False, {"before", "a"}),
+        ([*lines, ["acknowledged", "d"]], True, {"before", "a", "d"}),
+        ([*lines, ["refused", "d", "disk I/O error"]], True, {"before", "a"}),
+    ):
+        with pytest.raises(AssertionError):
+            kept_its_word(Outcome(said, met), found)
+
+
 @pytest.mark.full
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
