@@ -101,7 +101,7 @@ async def stand(
         folder = await enter(data_folder(state / "images", ledger, encrypted=False))
         space = Space(folder, fraction=0, least_bytes=reserve, ballast_bytes=1 << 20)
         files = await enter(SealedFiles(folder, registry))
-        datasets = await enter(Datasets(ledger, keyring, files, clock))
+        datasets = await enter(Datasets(ledger, keyring, files, space=space, clock=clock))
         upkeep = await enter(
             Upkeep(ledger, datasets, files, space, scrub_days=30, clock=clock, registry=registry)
         )

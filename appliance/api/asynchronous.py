@@ -25,7 +25,15 @@ from appliance.api.vision import images
 from appliance.asynchronous.requests import PAGE, Request, RequestId, Requests, State
 from appliance.asynchronous.webhooks import Webhooks
 from appliance.config import Requests as Limits
-from appliance.errors import ApplianceError, InvalidInput, NotInstalled, Overloaded, StorageFailed, WorkerLost
+from appliance.errors import (
+    ApplianceError,
+    InvalidInput,
+    NotInstalled,
+    Overloaded,
+    StorageFailed,
+    VolumeFull,
+    WorkerLost,
+)
 from appliance.recognition.bundles import Bundles
 
 PATH = "/account/v2/request"
@@ -181,7 +189,7 @@ class Asynchronous:
                 if not seen.cancelled():
                     await self._requests.finish(pending.request.id, *seen.result())
                     self._webhooks.wake()
-            except StorageFailed:
+            except (StorageFailed, VolumeFull):
                 pass  # the next start says that it has failed
             except Exception as error:  # noqa: BLE001 - the next request must find this task at work
                 # Frames only: an exception's message may quote what the caller sent.
@@ -194,7 +202,7 @@ class Asynchronous:
 
     async def _fail(self, pending: _Pending) -> None:
         answer = _refused(Refused(500, INTERNAL), pending.call)
-        with contextlib.suppress(StorageFailed):
+        with contextlib.suppress(StorageFailed, VolumeFull):
             await self._requests.finish(pending.request.id, State.FAILED, answer)
             self._webhooks.wake()
 

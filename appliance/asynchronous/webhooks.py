@@ -19,7 +19,7 @@ import msgspec
 
 from appliance.accounts.customers import CustomerId
 from appliance.asynchronous.requests import Due, Request, RequestId, Requests, Webhook
-from appliance.errors import InvalidInput, SealBroken, StorageFailed
+from appliance.errors import InvalidInput, SealBroken, StorageFailed, VolumeFull
 from appliance.outbound import Outbound
 from appliance.vault import Keys
 
@@ -96,7 +96,7 @@ class Webhooks:
             self._woken.clear()
             try:
                 pause = await self._call_due()
-            except (StorageFailed, SealBroken):  # the ledger's failure is a finding of its own
+            except (StorageFailed, VolumeFull, SealBroken):  # a finding of its own
                 pause = _FAULT_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -119,7 +119,7 @@ class Webhooks:
     async def _call(self, due: Due) -> None:
         try:
             await self._tell(due)
-        except StorageFailed:  # that it was told is not known: it is told again, though not at once
+        except (StorageFailed, VolumeFull):  # the ledger knows of no call: again, though not at once
             await asyncio.sleep(_FAULT_SECONDS)
         finally:
             del self._calls[due.request.id]

@@ -14,9 +14,10 @@ from appliance.accounts.customers import CustomerId
 from appliance.datasets import rows
 from appliance.datasets.files import SealedFiles
 from appliance.datasets.records import MAX_NAME, Dataset, DatasetId, Image, Place, Visibility
-from appliance.errors import ApplianceError, Conflict, InvalidInput, NotFound, StorageFailed
+from appliance.errors import ApplianceError, Conflict, InvalidInput, NotFound, StorageFailed, VolumeOffline
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Container, Keyring
+from appliance.volume import Space
 
 _COLUMNS = (
     "number, id, customer, name, visibility, keep_metadata, retention_days, epoch, created_at, images, bytes"
@@ -41,11 +42,18 @@ class Datasets:
     """The catalogue of datasets. Entering goes on with erasures that a stop interrupted."""
 
     def __init__(
-        self, ledger: Ledger, keyring: Keyring, files: SealedFiles, clock: Callable[[], float]
+        self,
+        ledger: Ledger,
+        keyring: Keyring,
+        files: SealedFiles,
+        *,
+        space: Space,
+        clock: Callable[[], float],
     ) -> None:
         self._ledger = ledger
         self._keyring = keyring
         self._files = files
+        self._space = space
         self._clock = clock
         self._making = asyncio.Lock()
         self._erasing: set[asyncio.Task[None]] = set()
@@ -166,6 +174,7 @@ class Datasets:
 
         The files and rows, which nothing opens any more, go soon after, also when a stop comes between.
         """
+        await self.make_room()
         now = self._now()
 
         def act(connection: Connection) -> None:
@@ -180,6 +189,11 @@ class Datasets:
         await self._ledger.write(act)
         await asyncio.to_thread(self._keyring.destroy, UUID(dataset.customer), UUID(dataset.id))
         self._start_erasing((dataset.number, dataset.id, dataset.customer))
+
+    async def make_room(self) -> None:
+        """Before anything is deleted: a full volume gives back what it keeps for that."""
+        with contextlib.suppress(VolumeOffline):  # a key is destroyed without the volume too
+            await asyncio.to_thread(self._space.before_deletion)
 
     async def _make(  # noqa: PLR0917 - the columns of the row, in their order
         self,

@@ -74,7 +74,7 @@ async def open_images(
             ballast_bytes=settings.ballast_bytes,
         )
         files = await enter(SealedFiles(folder, registry))
-        datasets = await enter(Datasets(ledger, keyring, files, clocks.wall))
+        datasets = await enter(Datasets(ledger, keyring, files, space=space, clock=clocks.wall))
         upkeep = await enter(
             Upkeep(
                 ledger,

@@ -201,6 +201,7 @@ class Labels:
     async def _delete(
         self, event: Event, actor: Actor, customer: CustomerId, label: str, *, side: Side
     ) -> None:
+        await self._datasets.make_room()
         now, wipes = self._now(), event is Event.LABEL_WIPE
 
         def act(connection: Connection) -> int:
@@ -229,7 +230,8 @@ class Labels:
             await self._store.delete_all(actor, images)
         while await self._ledger.write(lambda connection: _take_off(connection, label)):
             pass
-        await self._ledger.empty_log()
+        while not await self._ledger.empty_log():  # somebody reads: a moment only
+            pass
 
     async def _finish_later(self, label: int, *, wipes: bool) -> None:
         try:

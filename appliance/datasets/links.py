@@ -16,7 +16,7 @@ from appliance.accounts.customers import CustomerId
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.records import Dataset, Image, ReadPermit, Variant
-from appliance.errors import Forbidden, InvalidInput, NotFound, StorageFailed
+from appliance.errors import Forbidden, InvalidInput, NotFound, StorageFailed, VolumeFull
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Keys
 
@@ -61,8 +61,7 @@ class Links:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        with contextlib.suppress(StorageFailed):  # the ledger's failure, which is told elsewhere
-            await self._save()
+        await self._save()
 
     def now(self) -> float:
         """Unix seconds, never less than before."""
@@ -137,19 +136,23 @@ class Links:
         return base64.urlsafe_b64encode(self._keys.mac(_LABEL, signed.encode())).decode().rstrip("=")
 
     async def _save(self) -> None:
-        """Keep the latest time for the next start; an earlier one never replaces it."""
+        """Keep the latest time for the next start; an earlier one never replaces it.
+
+        A ledger that takes no write says so itself, and what is stored is served on: it is tried again.
+        """
         now = self.now()
         milliseconds = int(now * 1000)
-        await self._ledger.write(
-            lambda connection: (
-                connection.execute(
-                    "INSERT INTO latest_time (id, time) VALUES (1, ?1)"
-                    " ON CONFLICT (id) DO UPDATE SET time = max(time, ?1)",
-                    (milliseconds,),
-                ).get
+        with contextlib.suppress(StorageFailed, VolumeFull):
+            await self._ledger.write(
+                lambda connection: (
+                    connection.execute(
+                        "INSERT INTO latest_time (id, time) VALUES (1, ?1)"
+                        " ON CONFLICT (id) DO UPDATE SET time = max(time, ?1)",
+                        (milliseconds,),
+                    ).get
+                )
             )
-        )
-        self._saved = now
+            self._saved = now
 
 
 def _latest(connection: Connection) -> float:

@@ -106,6 +106,8 @@ class Notes:
             record(connection, now, actor, Event.VERIFICATION_DELETE, customer, verification, details)
 
         await self._ledger.write(act)
+        while not await self._ledger.empty_log():  # somebody reads: a moment only
+            pass
 
     async def add_point(
         self, actor: Actor, dataset: Dataset, image: str | None, name: str | None, data: object
@@ -172,7 +174,8 @@ class Notes:
             record(connection, now, actor, Event.POINT_DELETE, customer, point, details)
 
         await self._ledger.write(act)
-        await self._ledger.empty_log()
+        while not await self._ledger.empty_log():  # somebody reads: a moment only
+            pass
 
     def _verification(self, row: tuple[Any, ...]) -> Verification:
         identity, image, blob, created_at, *rest = row

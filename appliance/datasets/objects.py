@@ -13,14 +13,14 @@ from appliance.datasets.gallery import Gallery
 from appliance.datasets.labels import Labels
 from appliance.datasets.pages import Cut, Page, Query, cut
 from appliance.datasets.records import Box, Dataset, Described, Given, Object
-from appliance.datasets.words import checked_meta_data, opened_meta_data
+from appliance.datasets.words import ObjectWords, checked_meta_data, opened, sealed
 from appliance.errors import CapacityExceeded, InvalidInput, NotFound
 from appliance.ledger import Connection, Ledger
 
 MAX_OBJECTS = 1000  # of an image
 MAX_LABELS = 100  # of an object
 
-_COLUMNS = "key, id, image, label, xmin, ymin, xmax, ymax, words, created_at"
+_COLUMNS = "key, id, image, label, words, created_at"
 
 
 class Objects:
@@ -60,7 +60,7 @@ class Objects:
         more than 1,000 objects on an image.
         """
         identity, now = str(uuid.uuid4()), self._now()
-        encoded = None if meta_data is None else checked_meta_data(meta_data)
+        words = _words(box, meta_data or {})
 
         def act(connection: Connection) -> Object:
             image_key = ids.image(connection, customer, image)
@@ -74,16 +74,15 @@ class Objects:
             place = described.place
             key = rows.next_key(connection, place.number)
             connection.execute(
-                "INSERT INTO objects (key, id, dataset, image, label, xmin, ymin, xmax, ymax, words,"
-                " created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO objects (key, id, dataset, image, label, words, created_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
                     key,
                     identity,
                     place.number,
                     image_key,
                     label_key,
-                    *(box.xmin, box.ymin, box.xmax, box.ymax),
-                    None if encoded is None else self._sealed(described, identity, encoded),
+                    self._sealed(described, identity, words),
                     now,
                 ),
             )
@@ -160,7 +159,7 @@ class Objects:
 
         Raises NotFound, and InvalidInput as `add`.
         """
-        encoded, now = None if meta_data is None else checked_meta_data(meta_data), self._now()
+        now = self._now()
 
         def act(connection: Connection) -> Object:
             found = self._one(connection, customer, identity)
@@ -173,12 +172,9 @@ class Objects:
                 connection.execute("UPDATE objects SET label = ? WHERE key = ?", (key, found.key))
             if box is not None:
                 _check_within(box, found.image)
-                connection.execute(
-                    "UPDATE objects SET xmin = ?, ymin = ?, xmax = ?, ymax = ? WHERE key = ?",
-                    (box.xmin, box.ymin, box.xmax, box.ymax, found.key),
-                )
-            if encoded is not None:
-                blob = self._sealed(found.image, identity, encoded)
+            if box is not None or meta_data is not None:
+                words = _words(box or found.box, found.meta_data if meta_data is None else meta_data)
+                blob = self._sealed(found.image, identity, words)
                 connection.execute("UPDATE objects SET words = ? WHERE key = ?", (blob, found.key))
             self._record(connection, actor, Event.OBJECT_CHANGE, found, now)
             return self._one(connection, customer, identity)
@@ -195,7 +191,8 @@ class Objects:
             self._record(connection, actor, Event.OBJECT_DELETE, found, now)
 
         await self._ledger.write(act)
-        await self._ledger.empty_log()
+        while not await self._ledger.empty_log():  # somebody reads: a moment only
+            pass
 
     async def add_label(
         self, actor: Actor, customer: CustomerId, identity: str, label: str, value: float | None = None
@@ -287,22 +284,22 @@ class Objects:
     def _object(
         self, row: tuple[Any, ...], image: Described, labels: dict[int, Any], given: list[Given]
     ) -> Object:
-        key, identity, _, label, xmin, ymin, xmax, ymax, blob, created_at = row
-        keys = self._datasets.keys_at(image.place)
+        key, identity, _, label, blob, created_at = row
+        words = opened(self._datasets.keys_at(image.place), "object", identity, blob, ObjectWords)
         return Object(
             key,
             identity,
             image.place,
             image,
             labels[label],
-            Box(xmin, ymin, xmax, ymax),
+            Box(*words.box),
             created_at,
             tuple(given),
-            opened_meta_data(keys, "object", identity, blob),
+            words.meta_data,
         )
 
-    def _sealed(self, image: Described, identity: str, encoded: bytes) -> bytes:
-        return self._datasets.keys_at(image.place).seal("object", encoded, identity.encode())
+    def _sealed(self, image: Described, identity: str, words: ObjectWords) -> bytes:
+        return sealed(self._datasets.keys_at(image.place), "object", identity, words)
 
     def _record(
         self, connection: Connection, actor: Actor, event: Event, subject: Object, now: int, **more: object
@@ -313,6 +310,12 @@ class Objects:
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
+
+
+def _words(box: Box, meta_data: dict[str, object]) -> ObjectWords:
+    """Raises TooLarge for more than 64 KiB of metadata."""
+    checked_meta_data(meta_data)
+    return ObjectWords((box.xmin, box.ymin, box.xmax, box.ymax), meta_data)
 
 
 def _check_within(box: Box, described: Described) -> None:

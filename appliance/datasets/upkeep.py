@@ -19,8 +19,8 @@ from appliance.datasets.store import Store, finish_deleting
 from appliance.errors import NotFound, SealBroken, StorageFailed, VolumeFull, VolumeOffline
 from appliance.ledger import Ledger
 from appliance.metrics import Registry
-from appliance.vault import Name
-from appliance.volume import Space
+from appliance.vault import Container, Name
+from appliance.volume import Space, is_lack
 
 _AT_ONCE = 500
 _READ_AT_ONCE = 1 << 20
@@ -54,6 +54,8 @@ class Upkeep:
         self._space = space
         self._scrub_ms = int(scrub_days * 86_400_000)
         self._clock = clock
+        self._refused: set[int] = set()  # keys of images that the disk has refused at this scrub
+        self._refused_before: set[int] = set()
         self.findings: list[str] = []
         self.damaged = 0
         """How many stored images are known not to be what was sealed, as of the last look."""
@@ -104,9 +106,12 @@ class Upkeep:
     async def scrub(self, seconds: float) -> float:
         """Prove images whose time has come, for about so long; how many seconds until it is worth a call.
 
-        A damaged one is marked and written to the audit log, once, and counts as `damaged`.
+        A damaged one is marked and written to the audit log, once, and counts as `damaged`. One that the disk
+        refuses is damaged when it refuses it at the next call as well. Raises StorageFailed, also when this
+        process lacks what it takes to read; VolumeOffline.
         """
         end = self._clock() + seconds
+        self._refused_before, self._refused = self._refused, set()
         while self._clock() < end:
             before = self._now() - self._scrub_ms
             due = await self._ledger.read(partial(rows.to_scrub, before=before, most=_AT_ONCE))
@@ -121,21 +126,33 @@ class Upkeep:
                     sound.append(image)
             now = self._now()
             await self._ledger.write(partial(rows.scrubbed, images=sound, now=now))
+            if self._refused:
+                break
         return 0.0
 
     async def _is_sound(self, image: Image) -> bool:
         try:
-            await asyncio.to_thread(self._prove, image)
+            keys = self._datasets.keys_at(image)
+        except NotFound:  # erased meanwhile, or a finding of the start: its file may be whole
+            return True
+        try:
+            await asyncio.to_thread(self._prove, image, keys)
         except VolumeOffline:
             raise
         except (SealBroken, NotFound, StorageFailed) as error:
+            if is_lack(error.__cause__):
+                raise
+            if isinstance(error, StorageFailed) and image.key not in self._refused_before:
+                self._refused.add(image.key)
+                _log.warning("image %s cannot be read, and is tried once more: %s", image.id, error)
+                return False
             if await self._ledger.write(partial(rows.note_damage, image=image, now=self._now())):
                 _log.error("damaged: image %s of dataset %s: %s", image.id, image.dataset, error)
             return False
         return True
 
-    def _prove(self, image: Image) -> None:
-        file = self._files.open(image.name, self._datasets.keys_at(image))
+    def _prove(self, image: Image, keys: Container) -> None:
+        file = self._files.open(image.name, keys)
         try:
             for start in range(0, file.length, _READ_AT_ONCE):
                 file.read(start, min(start + _READ_AT_ONCE, file.length))

@@ -1,4 +1,4 @@
-"""What a customer wrote (names, descriptions, metadata, points): checked, and sealed one blob a row.
+"""What a customer wrote (names, descriptions, boxes, metadata, points): checked, and sealed one blob a row.
 
 A blob is bound to its row's id, so that none can be put in another one's place.
 """
@@ -30,6 +30,11 @@ class LabelWords(msgspec.Struct, omit_defaults=True):
     description: str | None = None
     output_name: str | None = None
     color: str | None = None
+
+
+class ObjectWords(msgspec.Struct, omit_defaults=True):
+    box: tuple[int | float, int | float, int | float, int | float]
+    meta_data: dict[str, object] = {}
 
 
 class PointWords(msgspec.Struct, omit_defaults=True):

@@ -25,7 +25,8 @@ class Ledger:
     """The file FOLDER/ledger.db, open between `async with`; the folder must exist and be ours (StateLock).
 
     After the first storage error the ledger refuses every further write: the kernel may have dropped dirty
-    pages, so only a restart, which reads the disk again, can tell what is there. Reads go on.
+    pages, so only a restart, which reads the disk again, can tell what is there. A full volume is none: it
+    refuses what finds no room, as VolumeFull, and writes go on when there is room again. Reads always go on.
     """
 
     def __init__(self, folder: Path, registry: Registry) -> None:
@@ -56,8 +57,8 @@ class Ledger:
         Acts queued at the same time share one commit, each in a savepoint of its own: an exception of `act`
         undoes only its own changes and is raised here. `act` must neither begin nor end a transaction.
         `then` runs on the event loop with the result right after the commit, even when the caller has been
-        cancelled meanwhile, so that memory follows the disk. StorageFailed: nothing of the act was kept, or
-        (after a failed sync) nobody can say before the next start.
+        cancelled meanwhile, so that memory follows the disk. VolumeFull: nothing of the act was kept.
+        StorageFailed: neither, or (after a failed sync) nobody can say before the next start.
         """
         return await self._writer.submit(act, then)
 
@@ -109,7 +110,7 @@ class Ledger:
     async def empty_log(self) -> bool:
         """Cut the write-ahead log to nothing, so that what was deleted before is in no file any more.
 
-        False when a reader was in the way for too long: try again. Raises StorageFailed.
+        False when a reader was in the way for too long: try again. Raises VolumeFull, StorageFailed.
         """
         return await self._writer.empty_log()
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import apsw
 from prometheus_client import Counter, Gauge, Histogram
 
-from appliance.errors import StorageFailed
+from appliance.errors import ApplianceError, StorageFailed, VolumeFull
 from appliance.ledger.database import BUSY_MILLISECONDS, STORAGE_ERRORS, Connection
 from appliance.metrics import Registry
 
@@ -55,6 +55,7 @@ class Writer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wal_pages = 0
         self._close_error: StorageFailed | None = None
+        self._full = False
         self.closed = True
         self.failure: str | None = None
         self.size_bytes = 0
@@ -139,7 +140,7 @@ class Writer:
     def _commit(self, batch: list[_Entry]) -> None:
         """Run the acts and commit; every entry then has its result or its error."""
         if self.failure is not None:
-            _fail(batch, self.failure)
+            _fail(batch, StorageFailed(self.failure))
             return
         connection = self._connection
         assert connection is not None
@@ -150,12 +151,14 @@ class Writer:
                 _run_act(connection, entry)
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - a dead thread would leave every later caller waiting
-            with contextlib.suppress(apsw.Error):
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-            self._poison(error)
-            _fail(batch, f"{self._path}: {error}")
+            undone = _roll_back(connection)
+            if isinstance(error, apsw.FullError) and undone:
+                self._refuse_full(batch)
+            else:
+                self._poison(error)
+                _fail(batch, StorageFailed(f"{self._path}: {error}"))
             return
+        self._full = False
         self._seconds.observe(time.perf_counter() - started)
         self._acts.inc(sum(entry.error is None for entry in batch))
         self._measure()
@@ -169,6 +172,8 @@ class Writer:
         assert self._connection is not None
         try:
             self._connection.wal_checkpoint(mode=mode)
+        except apsw.FullError:
+            return False  # the log holds all of it, and is read on; the next commit that fits tries again
         except apsw.Error as error:
             # The kernel reports a failed write-back once; a later checkpoint would seem to succeed and
             # reset the only good copy, the WAL.
@@ -182,16 +187,19 @@ class Writer:
         """Empty the log, unless a reader still looks at what is in it: then nothing is changed."""
         assert self._connection is not None
         if self.failure is not None:
-            _fail(batch, self.failure)
+            _fail(batch, StorageFailed(self.failure))
             return
         self._connection.set_busy_timeout(_READER_MILLISECONDS)
         try:
             self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         except apsw.BusyError:
             emptied = False
+        except apsw.FullError:
+            self._refuse_full(batch)
+            return
         except apsw.Error as error:
             self._poison(error)
-            _fail(batch, f"{self._path}: {error}")
+            _fail(batch, StorageFailed(f"{self._path}: {error}"))
             return
         else:
             emptied, self._wal_pages = True, 0
@@ -205,7 +213,7 @@ class Writer:
         assert self._connection is not None
         if self.failure is None and not self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE):
             self._close_error = StorageFailed(f"{self._path}: the last checkpoint failed; the log was kept")
-        if self.failure is not None:
+        if self.failure is not None or self._close_error is not None:
             # Closing would checkpoint again and remove the WAL: after an error that waits for the next start.
             self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         with contextlib.suppress(apsw.Error):
@@ -215,6 +223,14 @@ class Writer:
         self.failure = f"{self._path}: {error}; no further write is accepted until a restart"
         self._failed.set(1)
         _log.critical("ledger failed: %s", self.failure)
+
+    def _refuse_full(self, batch: list[_Entry]) -> None:
+        """SQLite has undone the acts: a write that found no room has lost nothing, unlike a failed sync."""
+        reason = f"{self._path}: its volume is full; nothing is written until there is room"
+        if not self._full:
+            _log.error("%s", reason)
+        self._full = True
+        _fail(batch, VolumeFull(reason))
 
     def _note_wal(self, _connection: Connection, _schema: str, pages: int) -> int:
         self._wal_pages = pages
@@ -247,9 +263,17 @@ def _run_act(connection: Connection, entry: _Entry) -> None:
     connection.execute("RELEASE act")
 
 
-def _fail(batch: list[_Entry], reason: str) -> None:
+def _roll_back(connection: Connection) -> bool:
+    """Whether nothing of the transaction is left."""
+    with contextlib.suppress(apsw.Error):
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    return not connection.in_transaction
+
+
+def _fail(batch: list[_Entry], error: ApplianceError) -> None:
     for entry in batch:
-        entry.error = StorageFailed(reason)
+        entry.error = type(error)(str(error))  # one for each: it is raised with a traceback of its own
 
 
 def _resolve(batch: list[_Entry]) -> None:

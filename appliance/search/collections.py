@@ -13,7 +13,7 @@ from prometheus_client import Counter, Gauge
 from appliance import config
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
-from appliance.errors import InvalidInput, NotFound, StorageFailed
+from appliance.errors import InvalidInput, NotFound, StorageFailed, VolumeFull
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
 from appliance.search import rows
@@ -222,6 +222,6 @@ class Collections:
         try:
             while not await self._ledger.write(partial(rows.erase_some, number=number, limit=_ERASE_ROWS)):
                 pass
-        except StorageFailed:
+        except (StorageFailed, VolumeFull):
             _log.exception("a removed collection is not erased yet; the next start goes on with it")
             raise

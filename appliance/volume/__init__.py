@@ -10,7 +10,7 @@ from appliance.volume.durable import (
     write_atomically,
 )
 from appliance.volume.facts import Encryption, SwapFacts, VolumeFacts, facts, swaps
-from appliance.volume.guard import DataFolder
+from appliance.volume.guard import DataFolder, is_lack
 from appliance.volume.space import Space
 from appliance.volume.watch import Watch
 
@@ -23,6 +23,7 @@ __all__ = [
     "VolumeFacts",
     "Watch",
     "facts",
+    "is_lack",
     "publish_tree",
     "remove_drafts",
     "remove_tree",

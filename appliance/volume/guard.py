@@ -30,6 +30,11 @@ _ANOTHER = "leads to another folder or filesystem than the one that was opened"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+def is_lack(error: BaseException | None) -> bool:
+    """Whether this process lacked descriptors or memory, which says nothing of what it wanted to read."""
+    return isinstance(error, OSError) and error.errno in _OURS
+
+
 class DataFolder:
     """The folder of stored images, reached by one descriptor from `open` to `close`; usable from any thread.
 

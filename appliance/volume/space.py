@@ -18,8 +18,7 @@ class Space:
 
     Uploads leave `fraction` of the volume free, and at least `least_bytes`. A volume that others have filled
     all the same can take no deletion, because a deletion is itself a few durable writes: the ballast, a file
-    of `ballast_bytes`, is given back for them, and before them, since a ledger that met a full volume accepts
-    nothing more.
+    of `ballast_bytes`, is given back for them, and before them, since a ledger refuses what finds no room.
     """
 
     def __init__(

@@ -171,6 +171,26 @@ def test_without_an_agreement_nothing_is_stored(served: Served) -> None:
     assert "agreement" in answer.document["status"]["text"]
 
 
+def test_a_full_volume_takes_nothing_more_and_gives_what_it_has(
+    served: Served, owner: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = upload(served, owner)
+    monkeypatch.setattr(served.images.store._space, "_least_bytes", 1 << 60)
+    for kind, body in (
+        (
+            "application/json",
+            json.dumps({"base64": base64.b64encode(images.plain("more")).decode()}).encode(),
+        ),
+        ("image/png", images.plain("more")),
+    ):
+        answer = served.site.call("POST", IMAGES, body, owner.headers(content_type=kind))
+        assert answer.status == 507
+        assert "are free on the volume of images" in answer.document["status"]["text"]
+    assert served.site.call("GET", path_of(kept["img_path"])).status == 200
+    assert listed(served, owner, "")["count"] == 1
+    assert ask(served, owner, "DELETE", f"{IMAGES}/{kept['id']}").status == 204
+
+
 def test_the_same_bytes_twice_are_told_with_the_id(served: Served, owner: Tenant) -> None:
     image = upload(served, owner, images.plain("twins"))
     answer = ask(served, owner, "POST", IMAGES, {"base64": base64.b64encode(images.plain("twins")).decode()})

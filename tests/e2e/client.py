@@ -103,8 +103,8 @@ def _answer(connection: http.client.HTTPConnection) -> Answer:
 class Load:
     """Clients that insert photo after photo while the block lasts, each on a connection that it keeps.
 
-    A request may be acknowledged, refused with 503, or lose its connection, and is not sent again; anything
-    else is in `wrong`.
+    A request may be acknowledged, refused with 503 or 507, or lose its connection, and is not sent again;
+    anything else is in `wrong`.
     """
 
     client: Client
@@ -158,8 +158,8 @@ class Load:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             return type(error).__name__
-        if answer.status == 503:
-            return "503"
+        if answer.status in {503, 507}:
+            return str(answer.status)
         if answer.status != 200 or len(answer.document.get("answer_records", ())) != 1:
             self.wrong.append(f"{answer.status} {answer.body[:500]!r}")
             return "wrong"

@@ -7,17 +7,23 @@ that nothing but the mount tells them apart. A scenario that fails ends with a t
 """
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from appliance.errors import VolumeFull, VolumeOffline
+from appliance.errors import NotFound, StorageFailed, VolumeFull, VolumeOffline
+from appliance.ledger import Ledger
+from appliance.metrics import Registry
 from appliance.volume import DataFolder, Space, Watch
 from appliance.volume.anchor import SENTINEL
+from tests.faults.ledger_writer import insert
+from tests.faults.test_ledger_kill import inserted
+from tests.storing import ACTOR, stand
 
 OWN = {".volume", ".probe", ".ballast"}
 MIB = 1 << 20
@@ -194,6 +200,70 @@ def full(machine: Machine) -> None:
     machine.ready()
 
 
+def full_below_the_ledger(machine: Machine) -> None:
+    """It refuses what finds no room, and no more than that: neither for good, nor what came before."""
+
+    async def write_on() -> set[str]:
+        acknowledged = set()
+        async with Ledger(machine.state, Registry()) as ledger:
+            for turn in range(3):
+                fill(machine.state / "filler")
+                for number in range(50):
+                    with pytest.raises(VolumeFull, match="its volume is full"):
+                        await insert(ledger, f"{turn}-refused-{number}", "padding" * 20_000)
+                (machine.state / "filler").unlink()
+                await insert(ledger, f"{turn}", "padding" * 2000)
+                acknowledged.add(f"{turn}")
+                while not await ledger.empty_log():
+                    pass
+        return acknowledged
+
+    async def read() -> set[str]:
+        async with Ledger(machine.state, Registry()) as ledger:
+            return await ledger.read(inserted)
+
+    assert asyncio.run(write_on()) == asyncio.run(read()) == {"0", "1", "2"}
+
+
+def full_below_the_store(machine: Machine) -> None:
+    """What is kept for deletions is enough to erase a dataset; without it there is no room for that."""
+    state = machine.elsewhere
+    tmpfs(state, "24m")
+    filler = state / "filler"
+
+    async def erase_on_a_full_volume() -> None:
+        async with stand(state) as one:
+            dataset = await one.datasets.add(ACTOR, await one.customer(), "doomed")
+            image = await one.store.put(ACTOR, dataset, b"an image" * 1000)
+            label = await one.annotations.labels.add(ACTOR, dataset, "category", "label")
+            deletions: list[Callable[[], Awaitable[None]]] = [
+                lambda: one.annotations.labels.delete(ACTOR, dataset.customer, label.id, "recognition"),
+                lambda: one.datasets.erase(ACTOR, dataset),
+            ]
+            for delete in deletions:
+                fill(filler)
+                with pytest.raises((VolumeFull, StorageFailed)):
+                    await delete()
+                filler.unlink()
+                assert Space(one.folder, least_bytes=0, ballast_bytes=MIB).restore_ballast()
+                fill(filler)
+                await delete()
+                filler.unlink()
+            with pytest.raises(NotFound):
+                await one.store.get(dataset.customer, image.id)
+        async with stand(state) as one:
+            assert await one.datasets.list(dataset.customer) == []
+            assert one.upkeep.findings == []
+
+    asyncio.run(erase_on_a_full_volume())
+
+
+def fill(file: Path) -> None:
+    with file.open("wb", buffering=0) as opened, contextlib.suppress(OSError):
+        while True:
+            opened.write(bytes(4096))
+
+
 def watched(machine: Machine) -> None:
     """A change of mounts ends the watch's wait, which would else take an hour."""
     watch = Watch(machine.folder, seconds=3600)
@@ -267,6 +337,8 @@ SCENARIOS: dict[str, Callable[[Machine], None]] = {
         mounted_over_a_subfolder,
         read_only,
         full,
+        full_below_the_ledger,
+        full_below_the_store,
         watched,
         watched_by_its_thread,
         dying_disk,

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from appliance.accounts.audit import Actor, Event, record
-from appliance.errors import StorageFailed
+from appliance.errors import StorageFailed, VolumeFull
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
 
@@ -61,7 +61,7 @@ async def sequential(ledger: Ledger, count: int, padding: str) -> None:
         name = f"{os.getpid()}-{number}"
         try:
             await insert(ledger, name, padding)
-        except StorageFailed as error:
+        except (StorageFailed, VolumeFull) as error:
             say("refused", name, str(error))
         else:
             say("acknowledged", name)

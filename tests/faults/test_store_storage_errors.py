@@ -100,6 +100,31 @@ async def test_any_call_may_fail(writers: Writers, each: int, error: str) -> Non
     assert refused > len(met) / 2
 
 
+def test_the_check_finds_a_store_that_goes_on_after_a_failed_sync() -> None:
+    """The control: it syncs once more and takes that for good, stores on, or ends in a crash."""
+    point = Point("sealed-files_0", "fsync", 1)
+
+    def heard(*words: list[str], trace: list[str] | None = None, code: int = 0) -> Heard:
+        said = Heard(end="closed", code=code, trace=["fsync(7</images>) = -1 EIO (INJECTED)", *(trace or [])])
+        for one in words:
+            said.take(one)
+        return said
+
+    began, refused = ["begin", "put", "a"], ["refused", "put", "a", "VolumeOffline"]
+    told = [["begin", "put", "b"], ["refused", "put", "b", "VolumeOffline"]]
+    offline = [["offline", ""], ["offline", ""]]
+    kept_its_word(heard(began, refused, *told, *offline), point, "EIO")
+    for other in (
+        heard(began, refused, *told, *offline, trace=["syncfs(7</images>) = 0"]),
+        heard(began, refused, ["begin", "put", "b"], ["done", "put", "b"], offline[0]),
+        heard(began, refused, *told),
+        heard(began, ["done", "put", "a"]),
+        heard(began, refused, *told, *offline, code=1),
+    ):
+        with pytest.raises(AssertionError):
+            kept_its_word(other, point, "EIO")
+
+
 @pytest.mark.parametrize("call", ["fallocate", "write", "linkat"])
 async def test_a_volume_that_stays_full_refuses_every_upload_and_keeps_the_rest(
     writers: Writers, call: str

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -509,15 +510,18 @@ async def test_nobody_reads_at_rest_what_was_written(tmp_path: Path) -> None:
         )
         image = await photo(one, dataset)
         await part.gallery.set_meta_data(ACTOR, owner, image.id, {"x": SECRETS[5]})
-        await part.objects.add(ACTOR, owner, image.id, label=car.id, box=BOX, meta_data={"x": SECRETS[6]})
+        box = Box(1.0625, 2.125, 333.4375, 444.9375)
+        await part.objects.add(ACTOR, owner, image.id, label=car.id, box=box, meta_data={"x": SECRETS[6]})
         await part.notes.verify(ACTOR, owner, image.id, SECRETS[7])
         await part.notes.add_point(ACTOR, dataset, image.id, SECRETS[8], SECRETS[9])
         kept = everything(tmp_path)
         assert image.id.encode() in kept
-        for secret in SECRETS:
-            assert secret.encode() not in kept, secret
+        sides = [struct.pack(">d", side) for side in (box.xmin, box.ymin, box.xmax, box.ymax)]
+        secrets = [*(secret.encode() for secret in SECRETS), *sides, b"333.4375", b"444.9375"]
+        for secret in secrets:
+            assert secret not in kept, secret
     kept = everything(tmp_path)
-    assert not any(secret.encode() in kept for secret in SECRETS)
+    assert not any(secret in kept for secret in secrets)
 
 
 async def test_a_sealed_word_opens_in_its_own_row_alone(tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ class Rows:
 
     def draw(self, image: int, box: int) -> None:
         self.connection.execute(
-            "INSERT INTO objects (key, id, dataset, image, label, xmin, ymin, xmax, ymax, created_at)"
-            " VALUES (?, hex(randomblob(9)), 1, ?, ?, 0, 0, 1, 1, 0)",
+            "INSERT INTO objects (key, id, dataset, image, label, words, created_at)"
+            " VALUES (?, hex(randomblob(9)), 1, ?, ?, x'', 0)",
             (rows.next_key(self.connection, 1), image, self.boxes[box]),
         )
         self.model[image].boxes.append(box)

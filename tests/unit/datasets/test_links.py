@@ -1,6 +1,8 @@
 """Links: exactly what was made opens, for as long as it lives, and nothing else ever does."""
 
+import base64
 import os
+import string
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -219,6 +221,21 @@ async def test_any_change_of_any_character_is_refused(tmp_path: Path) -> None:
         ):
             assert not await one.opens(changed)
         assert await one.opens(link)
+
+
+async def test_a_signature_is_spelled_in_one_way(tmp_path: Path) -> None:
+    """Its last character has two bits to spare, so that decoders take four of them for the same."""
+    async with linked(tmp_path) as one:
+        link = one.links.address(one.dataset, one.image)
+        start, signature = link[:-43], link[-43:]
+        spelled = [signature[:-1] + last for last in string.ascii_letters + string.digits + "-_"]
+        same = [other for other in spelled if decoded(other) == decoded(signature)]
+        assert len(same) == 4
+        assert [await one.opens(start + other) for other in same] == [other == signature for other in same]
+
+
+def decoded(signature: str) -> bytes:
+    return base64.urlsafe_b64decode(signature + "=")
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,0 +1,53 @@
+"""What is wrong with stored images stands in the status, where an operator looks."""
+
+import pytest
+
+from demo.state import DemoState
+from tests import images
+from tests.running import CopyState, RunningAppliance
+from tests.storing import damage, files, restore
+
+IMAGES = "/recognition/v2/training-image"
+
+
+@pytest.fixture
+def state(copy_state: CopyState) -> DemoState:
+    state = copy_state()
+    (customer,) = state.ask("customer", "list")["customers"]
+    state.ask("agreement", "sign", customer["id"], "training-data")
+    return state
+
+
+def upload(appliance: RunningAppliance) -> str:
+    headers = appliance.headers(content_type="image/jpeg")
+    answer = appliance.call("POST", IMAGES, images.jpeg(256), headers=headers)
+    assert answer.status == 201, answer.body
+    return str(answer.document["id"])
+
+
+def findings(state: DemoState) -> dict[str, str]:
+    found = state.ask("status")["findings"]
+    return {finding["key"]: finding["message"] for finding in found if finding["key"].startswith("datasets.")}
+
+
+def test_a_damaged_image(state: DemoState) -> None:
+    with RunningAppliance(state, state.port) as appliance:
+        image = upload(appliance)
+        assert findings(state) == {}
+        (sealed,) = files(state.folder)
+        damage(sealed)
+        assert appliance.call("GET", f"/files/{image}.jpg").status == 503
+    with RunningAppliance(state, state.port) as appliance:
+        assert findings(state).keys() == {"datasets.damaged"}
+        assert "1 stored images are damaged" in findings(state)["datasets.damaged"]
+        assert appliance.call("GET", "/readyz", headers={}).status == 200
+
+
+def test_a_ledger_of_yesterday(state: DemoState) -> None:
+    yesterday = (state.folder / "ledger.db").read_bytes()
+    with RunningAppliance(state, state.port) as appliance:
+        upload(appliance)
+    restore(state.folder, yesterday)
+    with RunningAppliance(state, state.port):
+        assert any("older than the sealed files" in message for message in findings(state).values())
+    assert len(files(state.folder)) == 1
