@@ -7,16 +7,18 @@ the disk, and whoever waits is told when the name is as well.
 import asyncio
 import contextlib
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 from uuid import UUID
 
 from prometheus_client import Counter, Histogram
 
+from appliance.datasets.threads import Outcome, Threads, tell
 from appliance.errors import NotFound, StorageFailed
 from appliance.metrics import Registry
 from appliance.vault import Container, Name, SealedFile, Sealer, sealed_size
@@ -28,6 +30,7 @@ _PIECE = 1 << 20
 _FILES_AT_ONCE = 256
 _SYNCED_SINGLY = 2  # above, one sync of the whole filesystem costs less than one of each file
 _SEALING_THREADS = 2
+_READING_THREADS = 4
 WITNESS = "witness"
 """Beside the containers: the newest audit entry that was acknowledged, 8 bytes, big-endian; then a doubt."""
 _A_FILE, _THE_FOLDER = "a sealed file", "the folder of sealed files"
@@ -36,23 +39,26 @@ _REMOVED = "its dataset was erased while it was written"
 
 @dataclass(slots=True, eq=False)
 class _Draft:
-    """A file whose bytes were handed to the kernel, and that has no name yet."""
+    """A file on its way: sealed into one without a name, `fd`, then made durable together with others."""
 
-    fd: int
     name: Name
+    keys: Container
+    content: Sequence[Buffer]
     witnessed: int
     durable: asyncio.Future[None]
+    fd: int = -1
 
 
 class OpenFile:
     """A sealed file that is open until `close`; of one reader at a time, on any thread."""
 
-    __slots__ = ("_fd", "_folder", "_sealed")
+    __slots__ = ("_fd", "_folder", "_reading", "_sealed")
 
-    def __init__(self, fd: int, sealed: SealedFile, folder: DataFolder) -> None:
+    def __init__(self, fd: int, sealed: SealedFile, folder: DataFolder, reading: Threads) -> None:
         self._fd = fd
         self._sealed = sealed
         self._folder = folder
+        self._reading = reading
 
     @property
     def length(self) -> int:
@@ -82,6 +88,16 @@ class OpenFile:
         with _through(self._folder.reading(), _A_FILE):
             return self._sealed.read(start, stop)
 
+    async def fetch(self, start: int, stop: int) -> memoryview:
+        """As `read`, for the event loop."""
+        if self._sealed.at_hand:
+            return self._sealed.read(start, stop)
+        return await self._reading.run(self.read, start, stop)
+
+    async def fetch_sealed(self, start: int, stop: int) -> memoryview:
+        """As `read_sealed`, for the event loop."""
+        return await self._reading.run(self.read_sealed, start, stop)
+
     def read_sealed(self, start: int, stop: int) -> memoryview:
         """Bytes of the sealed file as it lies there. Blocks on the disk. Raises as `read`."""
         with _through(self._folder.reading(), _A_FILE):
@@ -104,10 +120,10 @@ class SealedFiles:
 
     def __init__(self, folder: DataFolder, registry: Registry) -> None:
         self._folder = folder
-        self._sealing = ThreadPoolExecutor(_SEALING_THREADS, thread_name_prefix="sealing")
-        self._changing = ThreadPoolExecutor(1, thread_name_prefix="sealed-files")
-        self._drafts: list[_Draft] = []
-        self._committing: asyncio.Task[None] | None = None
+        self._sealing = Threads(_SEALING_THREADS, "sealing")
+        self._changing = Threads(1, "sealed-files")
+        self._reading = Threads(_READING_THREADS, "reading")
+        self._sealed: deque[_Draft] = deque()
         self._witnessed = 0
         self._written = Counter("appliance_store_sealed_bytes", "Sealed bytes written", registry=registry)
         self._together = Histogram(
@@ -118,13 +134,13 @@ class SealedFiles:
         )
 
     async def __aenter__(self) -> Self:
+        for threads in (self._sealing, self._changing, self._reading):
+            threads.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        while self._committing is not None:
-            await asyncio.wait({self._committing})
-        self._sealing.shutdown()
-        self._changing.shutdown()
+        for threads in (self._sealing, self._changing, self._reading):
+            threads.close()
 
     async def write(
         self, name: Name, keys: Container, content: Sequence[Buffer], acknowledged: int = 0
@@ -135,25 +151,22 @@ class SealedFiles:
         `acknowledged` before. Raises VolumeFull when the volume cannot hold it, StorageFailed,
         VolumeOffline: nothing of it is there then.
         """
-        loop = asyncio.get_running_loop()
-        fd = await loop.run_in_executor(self._sealing, self._seal, name, keys, content)
-        draft = _Draft(fd, name, acknowledged, loop.create_future())
-        self._drafts.append(draft)
-        if self._committing is None:
-            self._committing = loop.create_task(self._commit())
-        await draft.durable
+        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        draft = _Draft(name, keys, content, acknowledged, durable)
+        self._sealing.submit(partial(self._prepare, draft))
+        await durable
 
     async def remove(self, names: Iterable[Name]) -> None:
         """Remove files, durably; what is not there is no error. Raises StorageFailed, VolumeOffline."""
-        await asyncio.get_running_loop().run_in_executor(self._changing, self._unlink, list(names))
+        await self._changing.run(self._unlink, list(names))
 
     async def remove_container(self, container: UUID) -> None:
         """Remove a container's folder with all that is in it. Raises StorageFailed, VolumeOffline."""
-        await asyncio.get_running_loop().run_in_executor(self._changing, self._unlink_all, container)
+        await self._changing.run(self._unlink_all, container)
 
     async def witness(self, acknowledged: int) -> None:
         """Remember, apart from the ledger, how far it had come: see `witnessed`. It never goes back."""
-        await asyncio.get_running_loop().run_in_executor(self._changing, self._witness, acknowledged)
+        await self._changing.run(self._witness, acknowledged)
 
     def witnessed(self) -> int:
         """The highest number that was acknowledged as the volume knows it; 0 on a new one. Blocks.
@@ -169,12 +182,17 @@ class SealedFiles:
 
     async def doubt(self, doubted: bool) -> None:
         """Remember that files without a row may be images of another ledger, or that there are none left."""
-        await asyncio.get_running_loop().run_in_executor(self._changing, self._doubt, doubted)
+        await self._changing.run(self._doubt, doubted)
 
-    def open(self, name: Name, keys: Container) -> OpenFile:
+    async def load(self, name: Name, keys: Container, ahead: int = 0) -> OpenFile:
+        """As `open`, for the event loop."""
+        return await self._reading.run(self.open, name, keys, ahead)
+
+    def open(self, name: Name, keys: Container, ahead: int = 0) -> OpenFile:
         """The file of `name`, proven to be what was sealed under this name. Blocks on the disk.
 
-        Raises NotFound, SealBroken, StorageFailed, VolumeOffline.
+        One of up to `ahead` sealed bytes is read whole, so that `fetch` needs no thread. Raises NotFound,
+        SealBroken, StorageFailed, VolumeOffline.
         """
         path = f"{name.container.hex}/{name.object.hex}"
         with _through(self._folder.reading(), path) as top:
@@ -183,7 +201,8 @@ class SealedFiles:
             except FileNotFoundError:
                 raise NotFound(f"object {name.object} has no file") from None
             try:
-                return OpenFile(fd, SealedFile(fd, name, keys.object_key), self._folder)
+                sealed = SealedFile(fd, name, keys.object_key, ahead)
+                return OpenFile(fd, sealed, self._folder, self._reading)
             except BaseException:
                 os.close(fd)
                 raise
@@ -203,9 +222,20 @@ class SealedFiles:
             return _ids(folder)
         return []
 
-    def _seal(self, name: Name, keys: Container, content: Sequence[Buffer]) -> int:
+    def _prepare(self, draft: _Draft) -> None:
+        try:
+            draft.fd = self._seal(draft)
+        except BaseException as error:  # noqa: BLE001 - it belongs to the one who waits on the loop
+            tell([(draft.durable, None, error)])
+            return
+        draft.content = ()
+        self._sealed.append(draft)
+        self._changing.submit(self._commit)
+
+    def _seal(self, draft: _Draft) -> int:
         """A file without a name that holds all of it, not yet durable; its descriptor."""
-        size = sealed_size(sum(len(part) for part in content))
+        name, keys = draft.name, draft.keys
+        size = sealed_size(sum(len(part) for part in draft.content))
         sealer = Sealer(name, keys.generation, keys.object_key(keys.generation))
         with ExitStack() as unless_sealed:
             with (
@@ -219,13 +249,13 @@ class SealedFiles:
                         raise NotFound(_REMOVED) from None
                     raise
                 unless_sealed.callback(os.close, fd)
-                os.posix_fallocate(fd, 0, size)
-                _write(fd, sealer.header)
-                for part in content:
-                    view = memoryview(part)
-                    for start in range(0, len(view), _PIECE):
-                        _write(fd, sealer.update(view[start : start + _PIECE]))
-                _write(fd, sealer.finish())
+                pieces = _sealed(sealer, draft.content)
+                if size <= _PIECE:
+                    _write(fd, list(pieces))  # which finds room for all of it, or fails
+                else:
+                    os.posix_fallocate(fd, 0, size)
+                    for piece in pieces:
+                        _write(fd, [piece])
             unless_sealed.pop_all()
         self._written.inc(size)
         return fd
@@ -239,25 +269,22 @@ class SealedFiles:
         except FileNotFoundError:
             raise NotFound(_REMOVED) from None
 
-    async def _commit(self) -> None:
-        """Make drafts durable for as long as there are any, all that wait together."""
-        loop = asyncio.get_running_loop()
+    def _commit(self) -> None:
+        """Make durable what has been sealed so far, all together; nothing is left where others came first."""
+        batch = [self._sealed.popleft() for _ in range(min(len(self._sealed), _FILES_AT_ONCE))]
+        if not batch:
+            return
+        outcomes: list[Outcome]
         try:
-            while self._drafts:
-                batch, self._drafts = self._drafts[:_FILES_AT_ONCE], self._drafts[_FILES_AT_ONCE:]
-                try:
-                    gone = await loop.run_in_executor(self._changing, self._make_durable, batch)
-                except Exception as error:  # noqa: BLE001 - it belongs to those who would wait for ever
-                    for draft in batch:
-                        draft.durable.set_exception(error)
-                else:
-                    for draft in batch:
-                        if draft.name.container in gone:
-                            draft.durable.set_exception(NotFound(_REMOVED))
-                        else:
-                            draft.durable.set_result(None)
-        finally:
-            self._committing = None
+            gone = self._make_durable(batch)
+        except BaseException as error:  # noqa: BLE001 - it belongs to those who would wait for ever
+            outcomes = [(draft.durable, None, error) for draft in batch]
+        else:
+            outcomes = [
+                (draft.durable, None, NotFound(_REMOVED) if draft.name.container in gone else None)
+                for draft in batch
+            ]
+        tell(outcomes)
 
     def _make_durable(self, batch: list[_Draft]) -> set[UUID]:
         """Sync the files of a batch, give them their names, sync these. All of it, or none has a name.
@@ -399,7 +426,20 @@ def _ids(folder: int) -> list[UUID]:
     return found
 
 
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+def _sealed(sealer: Sealer, content: Sequence[Buffer]) -> Iterator[bytes]:
+    """The bytes of a sealed file, in pieces."""
+    yield sealer.header
+    for part in content:
+        view = memoryview(part)
+        for start in range(0, len(view), _PIECE):
+            yield sealer.update(view[start : start + _PIECE])
+    yield sealer.finish()
+
+
+def _write(fd: int, pieces: list[bytes]) -> None:
+    """All of them, in one call unless the kernel takes less."""
+    written = os.writev(fd, pieces)
+    if written < sum(map(len, pieces)):
+        rest = memoryview(b"".join(pieces))[written:]
+        while rest:
+            rest = rest[os.write(fd, rest) :]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CALLS = (
-    "openat,write,pwrite64,fallocate,ftruncate,fsync,fdatasync,syncfs,link,linkat,rename,renameat,renameat2,"
+    "openat,write,writev,pwrite64,fallocate,ftruncate,fsync,fdatasync,syncfs,link,linkat,rename,renameat,renameat2,"
     "mkdir,mkdirat,unlink,unlinkat,rmdir"
 )
 _LINE = re.compile(r"^(\d+) +(.*)$")
@@ -125,7 +125,7 @@ class Model:
         if call.result < 0:
             return
         match call.name:
-            case "write" | "pwrite64" | "fallocate" | "ftruncate":
+            case "write" | "writev" | "pwrite64" | "fallocate" | "ftruncate":
                 self._written(call)
             case "fsync" | "fdatasync":
                 fd = _FD.match(call.arguments)

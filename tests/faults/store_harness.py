@@ -21,7 +21,7 @@ from tests.storing import ACTOR, ROOT, Stand, stand
 
 ROOT_FOLDER = Path(__file__).parents[2]
 SYNCS = ("fsync", "fdatasync", "syncfs")
-WRITES = ("write", "pwrite64", "fallocate", "ftruncate")
+WRITES = ("write", "writev", "pwrite64", "fallocate", "ftruncate")
 NAMES = ("linkat", "rename", "renameat", "mkdirat", "mkdir", "unlinkat", "unlink", "rmdir")
 CALLS = ("openat", "close", "pread64", *WRITES, *SYNCS, *NAMES)
 # The threads that change anything; the others read, or run the event loop.

@@ -45,8 +45,12 @@ PR_SET_PDEATHSIG = 1
 
 
 def content(label: str) -> bytes:
-    """The image of a label: of less than a chunk, or of several, up to another border with each label."""
-    return label.encode().ljust(25, b".") * (20 + sum(label.encode()) % 7 * 300)
+    """The image of a label: of less than a chunk, or of several, up to another border with each label.
+
+    A large one is written piece by piece, into room that was made for it before.
+    """
+    times = 43_000 if label.startswith("large") else 20 + sum(label.encode()) % 7 * 300
+    return label.encode().ljust(25, b".") * times
 
 
 def label_of(image: bytes) -> str:
@@ -118,13 +122,13 @@ class Work:
     async def _put_together(self) -> None:
         """All of a group wait for each other, so that one sync is for all of them."""
         filed = self._one.files
-        assert filed._committing is None
-        filed._committing = asyncio.current_task()
+        gate = threading.Event()
+        held = asyncio.ensure_future(filed._changing.run(gate.wait))
         puts = [asyncio.ensure_future(self.put(self._default, label)) for label in GROUP]
-        while len(filed._drafts) + sum(put.done() for put in puts) < len(puts):
+        while len(filed._sealed) + sum(put.done() for put in puts) < len(puts):
             await asyncio.wait(puts, timeout=0.001)
-        filed._committing = asyncio.ensure_future(filed._commit())
-        await asyncio.gather(*puts)
+        gate.set()
+        await asyncio.gather(held, *puts)
 
     async def _finish(self) -> None:
         """What an erasure leaves for later is done, or was said to be left for the next start."""
@@ -165,7 +169,7 @@ class Work:
         await self.attempt("erase", "doomed", lambda: one.datasets.erase(ACTOR, doomed))
         await self.attempt("finish", "doomed", self._finish)
         await self.change_keys("rotate_root", NEW_ROOT)
-        await self.put(default, "last-0")
+        await self.put(default, "large-0")
 
 
 async def child(state: Path, mode: str) -> None:
