@@ -195,6 +195,7 @@ class Gate:
                     async for piece in stream.pieces:
                         async with asyncio.timeout(piecewise):
                             await response.write(piece)
+                        del piece  # before the next one is made
                 await response.write_eof()
         except Exception as error:  # noqa: BLE001 - whatever it is, no second answer may follow this head
             if isinstance(error, ApplianceError):

@@ -48,6 +48,7 @@ from appliance.recognition.engine import Priority
 __all__ = ["Parts", "Server", "check_parser"]
 
 _BACKLOG = 1024
+_UNSENT_BYTES = 128 << 10  # what the kernel takes of an answer ahead: for a slow reader it is megabytes else
 _SOCKET_MODE = 0o660
 _SOCKET_PATH_BYTES = 107  # sun_path of unix(7), with its closing zero
 
@@ -221,6 +222,8 @@ class Server:
             )
         except OSError as error:
             raise ApplianceError(f"{key}: cannot listen on {address}: {error.strerror or error}") from None
+        for listening in site.sockets:
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         self._sites[surface].append(site)
 
     async def _open_socket(self, path: Path) -> None:

@@ -52,14 +52,11 @@ class _Draft:
 class OpenFile:
     """A sealed file that is open until `close`; of one reader at a time, on any thread."""
 
-    __slots__ = ("_content", "_fd", "_folder", "_reading", "_sealed")
+    __slots__ = ("_fd", "_folder", "_reading", "_sealed")
 
-    def __init__(
-        self, fd: int, sealed: SealedFile, content: memoryview | None, folder: DataFolder, reading: Threads
-    ) -> None:
+    def __init__(self, fd: int, sealed: SealedFile, folder: DataFolder, reading: Threads) -> None:
         self._fd = fd
         self._sealed = sealed
-        self._content = content  # all of it, where it was read when it was opened
         self._folder = folder
         self._reading = reading
 
@@ -93,8 +90,8 @@ class OpenFile:
 
     async def fetch(self, start: int, stop: int) -> memoryview:
         """As `read`, for the event loop."""
-        if self._content is not None:
-            return self._content[start:stop]
+        if self._sealed.at_hand:
+            return self._sealed.read(start, stop)
         return await self._reading.run(self.read, start, stop)
 
     async def fetch_sealed(self, start: int, stop: int) -> memoryview:
@@ -194,8 +191,8 @@ class SealedFiles:
     def open(self, name: Name, keys: Container, ahead: int = 0) -> OpenFile:
         """The file of `name`, proven to be what was sealed under this name. Blocks on the disk.
 
-        One of up to `ahead` bytes is read at the same time. Raises NotFound, SealBroken, StorageFailed,
-        VolumeOffline.
+        One of up to `ahead` sealed bytes is read whole, so that `fetch` needs no thread. Raises NotFound,
+        SealBroken, StorageFailed, VolumeOffline.
         """
         path = f"{name.container.hex}/{name.object.hex}"
         with _through(self._folder.reading(), path) as top:
@@ -204,9 +201,8 @@ class SealedFiles:
             except FileNotFoundError:
                 raise NotFound(f"object {name.object} has no file") from None
             try:
-                sealed = SealedFile(fd, name, keys.object_key)
-                content = sealed.read(0, sealed.length) if sealed.length <= ahead else None
-                return OpenFile(fd, sealed, content, self._folder, self._reading)
+                sealed = SealedFile(fd, name, keys.object_key, ahead)
+                return OpenFile(fd, sealed, self._folder, self._reading)
             except BaseException:
                 os.close(fd)
                 raise
@@ -255,7 +251,7 @@ class SealedFiles:
                 unless_sealed.callback(os.close, fd)
                 pieces = _sealed(sealer, draft.content)
                 if size <= _PIECE:
-                    _write(fd, list(pieces))
+                    _write(fd, list(pieces))  # which finds room for all of it, or fails
                 else:
                     os.posix_fallocate(fd, 0, size)
                     for piece in pieces:

@@ -104,15 +104,16 @@ class Links:
             await self._save()
         if expiry is not None and not now < int(expiry) <= now + LONGEST_SECONDS:
             raise Forbidden(_ENDED)
-        image = await self._ledger.read(lambda connection: rows.image(connection, None, identity))
-        if image is None:
+        linked = await self._ledger.read(lambda connection: rows.linked(connection, identity))
+        if linked is None:
             raise Forbidden(_ENDED)
+        image, visibility, epoch = linked
         try:
-            dataset = await self._datasets.get(image.customer, image.dataset)
+            self._datasets.keys_at(image)
         except NotFound:
             raise Forbidden(_ENDED) from None
-        allowed = dataset.visibility == ("link" if expiry is not None else "public")
-        expected = self._signature(image, variant, dataset.epoch, expiry or "public")
+        allowed = visibility == ("link" if expiry is not None else "public")
+        expected = self._signature(image, variant, epoch, expiry or "public")
         if not hmac.compare_digest(expected, given[2]) or not allowed:
             raise Forbidden(_ENDED)
         permit = ReadPermit(image.customer, image.dataset, image.id, "public" if expiry is None else "link")

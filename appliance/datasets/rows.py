@@ -5,7 +5,7 @@ from typing import Any
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
-from appliance.datasets.records import Dataset, DatasetId, Image, ImageId, Place
+from appliance.datasets.records import Dataset, DatasetId, Image, ImageId, Place, Visibility
 from appliance.errors import NotFound
 from appliance.ledger import Connection
 
@@ -28,6 +28,17 @@ def image(connection: Connection, customer: CustomerId | None, image_id: str) ->
         f"{_LIVING} AND images.id = ?1 AND (?2 IS NULL OR datasets.customer = ?2)", (image_id, customer)
     ).fetchone()
     return None if found is None else _image(found)
+
+
+def linked(connection: Connection, image_id: str) -> tuple[Image, Visibility, int] | None:
+    """The image of this id, whosever it is, with the visibility and the epoch of its dataset."""
+    found = connection.execute(
+        f"SELECT {_IMAGE}, datasets.visibility, datasets.epoch FROM images"  # noqa: S608
+        " JOIN datasets ON datasets.number = images.dataset"
+        " WHERE images.id = ? AND images.deleted_at IS NULL AND datasets.erased_at IS NULL",
+        (image_id,),
+    ).fetchone()
+    return None if found is None else (_image(found[:12]), found[12], found[13])
 
 
 def images(connection: Connection, dataset: int, after: int, most: int) -> list[Image]:

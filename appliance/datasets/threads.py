@@ -25,32 +25,41 @@ class Threads:
             threading.Thread(target=self._run, name=f"{name}_{number}", daemon=True)
             for number in range(count)
         ]
+        self._open = False
 
     def start(self) -> None:
         """Work is done from now on."""
+        self._open = True
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
         """Finish what was given, and end. Blocks."""
+        self._open = False
         for _ in self._threads:
             self._work.put(None)
         for thread in self._threads:
             thread.join()
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
-        """What `work` returns or raises. When the caller is cancelled it runs all the same."""
+        """What `work` returns or raises. When the caller is cancelled it runs all the same.
+
+        Raises RuntimeError before `start` and after `close`.
+        """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._work.put(partial(_carry_out, future, work, arguments))
+        self.submit(partial(_carry_out, future, work, arguments))
         return await future
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Have `work` done, which raises nothing. From any thread."""
+        """Have `work` done, which raises nothing. From any thread. Raises as `run`."""
+        if not self._open:
+            raise RuntimeError("nobody is there to do the work")
         self._work.put(work)
 
     def _run(self) -> None:
         for work in iter(self._work.get, None):
             work()
+            del work  # what it gave is the caller's alone while this waits
 
 
 def tell(outcomes: Iterable[Outcome]) -> None:

@@ -79,6 +79,9 @@ class Sealer:
 class SealedFile:
     """An open sealed file, read at any place in constant memory. For one thread at a time.
 
+    A file of up to `ahead` bytes is read and proven as it is opened; `at_hand` says so, and reading it then
+    touches no disk.
+
     What cannot be what was sealed raises SealBroken, which names the object and the place; the header, the
     key and the length are proven when it is opened, each chunk before a byte of it is given out.
 
@@ -86,21 +89,33 @@ class SealedFile:
     nothing of its content; `key` opens this file and no other: the AES-256 key, then the base nonce.
     """
 
-    __slots__ = ("_cipher", "_fd", "_name", "_nonce", "etag", "generation", "key", "length", "size")
+    __slots__ = (
+        "_cipher",
+        "_content",
+        "_fd",
+        "_name",
+        "_nonce",
+        "etag",
+        "generation",
+        "key",
+        "length",
+        "size",
+    )
 
-    def __init__(self, fd: int, name: Name, key_of: Callable[[int], bytes]) -> None:
+    def __init__(self, fd: int, name: Name, key_of: Callable[[int], bytes], ahead: int = 0) -> None:
         """`key_of` gives the container's key of a generation, and raises SealBroken where there is none."""
         self._fd = fd
         self._name = name
         self.size = os.fstat(fd).st_size
         body = self.size - _FIRST_CHUNK
-        start = os.pread(fd, _FIRST_CHUNK, 0)
-        if body < _TAG or body % _SEALED_CHUNK < _TAG or len(start) < _FIRST_CHUNK:
+        wanted = self.size if self.size <= ahead else _FIRST_CHUNK
+        start = os.pread(fd, wanted, 0)
+        if body < _TAG or body % _SEALED_CHUNK < _TAG or len(start) < wanted:
             self._broken("its length is none that a sealed file can have: it was cut or extended")
         header, salt, commitment = (
             start[:HEADER_BYTES],
-            start[HEADER_BYTES:-_COMMITMENT],
-            start[-_COMMITMENT:],
+            start[HEADER_BYTES : HEADER_BYTES + _SALT],
+            start[HEADER_BYTES + _SALT : _FIRST_CHUNK],
         )
         self.generation = self._check_header(header)
         info = _INFO + salt + header
@@ -116,15 +131,26 @@ class SealedFile:
         full, rest = divmod(body, _SEALED_CHUNK)
         self.length = full * CHUNK + rest - _TAG
         self.etag = commitment[:16].hex()
-        self._opened(full, full + 1)  # a file of another length would need another last chunk
+        self._content: memoryview | None = None
+        if self.size <= ahead:
+            self._content = self._proven(memoryview(start)[_FIRST_CHUNK:], 0)
+        else:
+            self._opened(full, full + 1)  # a file of another length would need another last chunk
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether all of it was read as it was opened."""
+        return self._content is not None
 
     def read(self, start: int, stop: int) -> memoryview:
-        """The bytes from `start` up to `stop`, in memory of their own.
+        """The bytes from `start` up to `stop`.
 
         Raises ValueError for a range that is not within 0 to `length`.
         """
         if not 0 <= start <= stop <= self.length:
             raise ValueError(f"bytes {start} to {stop} of {self.length}")
+        if self._content is not None:
+            return self._content[start:stop]
         first = start // CHUNK
         if start == stop:
             return memoryview(b"")
@@ -147,11 +173,17 @@ class SealedFile:
     def _opened(self, first: int, last: int) -> memoryview:
         """What the chunks `first` to `last` - 1 hold, each proven."""
         offset = _FIRST_CHUNK + first * _SEALED_CHUNK
-        sealed = memoryview(bytearray(min((last - first) * _SEALED_CHUNK, self.size - offset)))
-        if os.preadv(self._fd, [sealed], offset) < len(sealed):
+        size = min((last - first) * _SEALED_CHUNK, self.size - offset)
+        sealed = os.pread(self._fd, size, offset)
+        if len(sealed) < size:
             self._broken("it was cut while it was read")
-        plain = memoryview(bytearray(len(sealed) - (last - first) * _TAG))
-        for number in range(first, last):
+        return self._proven(memoryview(sealed), first)
+
+    def _proven(self, sealed: memoryview, first: int) -> memoryview:
+        """What sealed chunks hold of which the first is number `first`, in memory of their own."""
+        count = -(-len(sealed) // _SEALED_CHUNK)
+        plain = memoryview(bytearray(len(sealed) - count * _TAG))
+        for number in range(first, first + count):
             at, to = (number - first) * _SEALED_CHUNK, (number - first) * CHUNK
             nonce = (self._nonce ^ number).to_bytes(_NONCE)
             try:

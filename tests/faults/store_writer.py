@@ -45,8 +45,12 @@ PR_SET_PDEATHSIG = 1
 
 
 def content(label: str) -> bytes:
-    """The image of a label: of less than a chunk, or of several, up to another border with each label."""
-    return label.encode().ljust(25, b".") * (20 + sum(label.encode()) % 7 * 300)
+    """The image of a label: of less than a chunk, or of several, up to another border with each label.
+
+    A large one is written piece by piece, into room that was made for it before.
+    """
+    times = 43_000 if label.startswith("large") else 20 + sum(label.encode()) % 7 * 300
+    return label.encode().ljust(25, b".") * times
 
 
 def label_of(image: bytes) -> str:
@@ -165,7 +169,7 @@ class Work:
         await self.attempt("erase", "doomed", lambda: one.datasets.erase(ACTOR, doomed))
         await self.attempt("finish", "doomed", self._finish)
         await self.change_keys("rotate_root", NEW_ROOT)
-        await self.put(default, "last-0")
+        await self.put(default, "large-0")
 
 
 async def child(state: Path, mode: str) -> None:

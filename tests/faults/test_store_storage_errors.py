@@ -125,7 +125,7 @@ def test_the_check_finds_a_store_that_goes_on_after_a_failed_sync() -> None:
             kept_its_word(other, point, "EIO")
 
 
-@pytest.mark.parametrize("call", ["fallocate", "write", "linkat"])
+@pytest.mark.parametrize("call", ["writev", "linkat"])
 async def test_a_volume_that_stays_full_refuses_every_upload_and_keeps_the_rest(
     writers: Writers, call: str
 ) -> None:
@@ -137,4 +137,12 @@ async def test_a_volume_that_stays_full_refuses_every_upload_and_keeps_the_rest(
     assert set(heard.refused.values()) == {"VolumeFull"}
     assert ("delete", "old-0") in heard.done
     assert ("erase", "doomed") in heard.done
+    await check(state, heard, certainly_absent(heard, point))
+
+
+async def test_a_large_image_is_refused_before_it_is_written_where_there_is_no_room(writers: Writers) -> None:
+    state = writers.copy()
+    point = Point("sealing_0", "fallocate", 1)
+    heard = writers.failing_at(state, point, "ENOSPC", ever_after=True)
+    assert heard.refused == {("put", "large-0"): "VolumeFull"}
     await check(state, heard, certainly_absent(heard, point))

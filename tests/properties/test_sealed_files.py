@@ -41,11 +41,24 @@ def at_rest(file: bytes) -> Iterator[int]:
 
 
 def whole(file: bytes, name: Name = NAME, key: bytes = KEY) -> bytes:
+    """Read piece by piece and, as small files are, when it is opened: both give the same, or both refuse."""
+    read: list[bytes] = []
+    broken: list[SealBroken] = []
     with at_rest(file) as fd:
-        opened = SealedFile(fd, name, lambda _: key)
-        data = b"".join(bytes(piece) for piece in opened.pieces())
-        assert opened.length == len(data)
-        return data
+        for ahead in (0, len(file)):
+            try:
+                opened = SealedFile(fd, name, lambda _: key, ahead)
+                assert opened.at_hand == bool(ahead)
+                read.append(b"".join(bytes(piece) for piece in opened.pieces()))
+            except SealBroken as error:
+                broken.append(error)
+            else:
+                assert opened.length == len(read[-1])
+    assert not (read and broken)
+    if broken:
+        raise broken[0]
+    assert read[0] == read[1]
+    return read[0]
 
 
 def plain(length: int) -> bytes:
@@ -66,8 +79,9 @@ def test_any_range_is_the_slice(length: int, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, length))
     stop = data.draw(st.integers(start, length))
     with at_rest(sealed(content)) as fd:
-        pieces = SealedFile(fd, NAME, lambda _: KEY).pieces(start, stop)
-        assert b"".join(bytes(piece) for piece in pieces) == content[start:stop]
+        for ahead in (0, sealed_size(length)):
+            pieces = SealedFile(fd, NAME, lambda _: KEY, ahead).pieces(start, stop)
+            assert b"".join(bytes(piece) for piece in pieces) == content[start:stop]
 
 
 @given(lengths, st.integers(1, 2**32 - 1))
@@ -156,10 +170,11 @@ def test_what_is_no_sealed_file_is_said() -> None:
 
 def test_a_range_outside_is_refused() -> None:
     with at_rest(sealed(plain(10))) as fd:
-        opened = SealedFile(fd, NAME, lambda _: KEY)
-        for start, stop in ((-1, 5), (5, 11), (6, 5)):
-            with pytest.raises(ValueError, match="of 10"):
-                next(opened.pieces(start, stop))
+        for ahead in (0, sealed_size(10)):
+            opened = SealedFile(fd, NAME, lambda _: KEY, ahead)
+            for start, stop in ((-1, 5), (5, 11), (6, 5)):
+                with pytest.raises(ValueError, match="of 10"):
+                    next(opened.pieces(start, stop))
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_caught() -> None:

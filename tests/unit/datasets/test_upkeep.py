@@ -58,14 +58,14 @@ async def test_a_scrub_goes_on_past_a_file_that_the_disk_cannot_read(
         images = [await one.store.put(ACTOR, dataset, b"%d" % n + PHOTO) for n in range(4)]
         place = tmp_path / "images" / uuid.UUID(dataset.id).hex / uuid.UUID(images[1].id).hex
         unreadable = place.stat().st_ino
-        preadv = os.preadv
+        pread = os.pread
 
-        def bad_sector(fd: int, buffers: Any, offset: int) -> int:
+        def bad_sector(fd: int, size: int, offset: int) -> bytes:
             if os.fstat(fd).st_ino == unreadable:
                 raise OSError(5, "Input/output error")
-            return preadv(fd, buffers, offset)
+            return pread(fd, size, offset)
 
-        monkeypatch.setattr(os, "preadv", bad_sector)
+        monkeypatch.setattr(os, "pread", bad_sector)
         with pytest.raises(StorageFailed, match="a read failed"):
             await read(one, images[1])
         one.clock.now += 31 * 86400
