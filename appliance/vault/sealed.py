@@ -120,7 +120,11 @@ class SealedFile:
         self.generation = self._check_header(header)
         info = _INFO + salt + header
         expand = HKDFExpand(SHA512(), _KEY + _NONCE + _COMMITMENT, info)
-        derived = expand.derive(key_of(self.generation))
+        try:
+            key = key_of(self.generation)
+        except SealBroken as error:
+            raise SealBroken(f"object {name.object}: {error}") from error
+        derived = expand.derive(key)
         if not hmac.compare_digest(derived[_KEY + _NONCE :], commitment):
             self._broken(
                 "its key does not fit: the start of the file was changed, or sealed with another key"

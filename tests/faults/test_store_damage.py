@@ -71,6 +71,11 @@ def flipped_in_the_start(sealed: bytes, rng: np.random.RandomState) -> bytes:
     return flipped(sealed[:START], rng) + sealed[START:]
 
 
+def flipped_in_the_generation(sealed: bytes, rng: np.random.RandomState) -> bytes:
+    place = int(rng.randint(56, 60))
+    return sealed[:place] + bytes([sealed[place] ^ 64]) + sealed[place + 1 :]
+
+
 def flipped_in_the_last_tag(sealed: bytes, rng: np.random.RandomState) -> bytes:
     return sealed[:-TAG] + flipped(sealed[-TAG:], rng)
 
@@ -121,7 +126,16 @@ def a_chunk_left_out(sealed: bytes, rng: np.random.RandomState) -> bytes:
 
 
 OF_ANY: list[Change] = [
-    *(flipped, flipped_in_the_start, flipped_in_the_last_tag, cut, cut_by_a_byte, empty, longer),
+    *(
+        flipped,
+        flipped_in_the_start,
+        flipped_in_the_generation,
+        flipped_in_the_last_tag,
+        cut,
+        cut_by_a_byte,
+        empty,
+        longer,
+    ),
     *(longer_by_its_own_end, zeros_for_a_page),
 ]
 OF_SEVERAL_CHUNKS: list[Change] = [cut_by_a_chunk, chunks_changed_places, a_chunk_twice, a_chunk_left_out]

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,18 @@ def test_a_root_key_that_others_may_read(state: DemoState) -> None:
     served = run(state.config, "serve")
     assert served.returncode == 78
     assert f"chmod 600 {key}" in served.stderr
+
+
+def test_a_cipher_that_gives_another_answer(state: DemoState) -> None:
+    """With nothing but that broken neither the daemon nor a verb without one touches the state."""
+    broken = "import hmac; hmac.digest = lambda *_: bytes(32); from appliance.cli import main; exit(main())"
+    before = {path: path.read_bytes() for path in state.folder.glob("*") if path.is_file()}
+    for words in (["serve"], ["customer", "list"]):
+        command = [sys.executable, "-c", broken, "--config", str(state.config), *words]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+        assert ended.returncode == 1
+        assert "gives a wrong answer for known case 1" in ended.stderr
+    assert {path: path.read_bytes() for path in state.folder.glob("*") if path.is_file()} == before
 
 
 def test_telemetry_that_was_switched_on(state: DemoState) -> None:
