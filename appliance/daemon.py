@@ -461,8 +461,10 @@ class _Daemon:
             health.Finding("degraded", f"bundle.{name}", message) for name, message in self._engine.refused()
         ]
         found += _pinned_beyond(self._settings.recognition.memory_bytes, self._engine.pinned_bytes())
-        if (fault := self._images.folder.fault) is not None:
-            message = f"stored images are out of reach: {fault}"
+        if (condition := self._images.folder.condition).reason is not None:
+            message = f"stored images are out of reach: {condition.reason}"
+            if condition.state == "offline":
+                message += "; mount its volume there again, or restart"
             found.append(health.Finding("degraded", "datasets.volume", message))
         if damaged := self._images.upkeep.damaged:
             message = f"{damaged} stored images are damaged: the log and the audit log name them"

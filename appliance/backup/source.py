@@ -45,6 +45,7 @@ from appliance.datasets.records import DatasetId, Image
 from appliance.errors import ApplianceError, Conflict, NotFound, SealBroken
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Container, Keyring, Sealer
+from appliance.volume import HeldFolder
 
 ImagesAtHand = Callable[[], AbstractContextManager[SealedFiles]]
 """The stored images, open within the block; entering and leaving it blocks on the disk."""
@@ -100,20 +101,23 @@ class Backups:
         self._under_way = False
 
     async def __aenter__(self) -> Self:
+        self._held = await asyncio.to_thread(HeldFolder, self._state)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self._thread.shutdown)
+        self._held.close()
 
     async def begin(self, actor: Actor) -> "Making":
         """A backup, audited before a byte of it leaves; it must be closed.
 
-        Raises Conflict while another one is being made, StorageFailed.
+        Raises Conflict while another one is being made, StorageFailed, VolumeOffline.
         """
         if self._under_way:
             raise Conflict("a backup is being made already: wait for its end")
         self._under_way = True
         try:
+            await asyncio.to_thread(self._held.check)
             backup, now = uuid4(), int(self._clock() * 1000)
             keys = await asyncio.get_running_loop().run_in_executor(self._thread, make_keys, self._keyring)
 

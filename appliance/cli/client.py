@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import os
 import re
+import socket as sockets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ async def _operator(config_path: Path, *, only_running: bool) -> AsyncIterator[O
 
     state, socket = config.locate(config_path)
     async with contextlib.AsyncExitStack() as stack:
-        if not _held(state):
+        if not (_held(state) or _answers(socket)):
             if only_running:
                 config.load(config_path)
                 raise Refused("unavailable", f"no daemon runs on {state}", UNAVAILABLE)
@@ -130,6 +131,16 @@ def _held(state: Path) -> bool:
         return ledger.holder(state) is not None
     except PermissionError:
         # A member of the operators' group may not look into the state folder, and needs the daemon anyhow.
+        return True
+
+
+def _answers(socket: Path) -> bool:
+    """Whether a daemon listens, also one whose state another filesystem covers: it can tell of that."""
+    with sockets.socket(sockets.AF_UNIX) as probe:
+        try:
+            probe.connect(str(socket))
+        except OSError:
+            return False
         return True
 
 

@@ -5,6 +5,7 @@ the process however it dies; unlike flock(2) it can be queried without being tak
 the folder never makes somebody else's start fail.
 """
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -42,7 +43,8 @@ class StateLock:
     def release(self) -> None:
         """Empty the file and give the folder free."""
         if self._fd is not None:
-            os.ftruncate(self._fd, 0)
+            with contextlib.suppress(OSError):  # the disk may be gone; the lock goes with the descriptor
+                os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = None
 

@@ -17,7 +17,7 @@ from appliance.recognition.bundle import Bundle, TaskId
 from appliance.recognition.catalogue import Catalogue
 from appliance.recognition.manifest import Label, Manifest
 from appliance.recognition.preprocessing import Preprocessing
-from appliance.volume import publish_tree, remove_tree
+from appliance.volume import HeldFolder, publish_tree, remove_tree
 
 __all__ = ["Bundle", "Bundles", "Catalogue", "Label", "Preprocessing", "TaskId", "read"]
 
@@ -82,9 +82,11 @@ class Bundles:
         for row, bundle in zip(rows, await asyncio.to_thread(self._open, rows), strict=True):
             self._installed[bundle.pin] = bundle
             self._digests[bundle.pin] = row.digest
+        self._held = await asyncio.to_thread(HeldFolder, self._folder)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._held.close()
         self._installed.clear()
         self._digests.clear()
 
@@ -102,9 +104,10 @@ class Bundles:
         The first version of a name is active at once unless told otherwise, a later one never; it also says
         which `customers` may use the task, all when None. The same bundle once more gives the same answer.
         Raises InvalidInput with the reason of a refusal, Conflict when another content has this name and
-        version, StorageFailed, and whatever `files` raises; nothing is installed then, and nothing left
-        behind.
+        version, StorageFailed, VolumeOffline, and whatever `files` raises; nothing is installed then, and
+        nothing left behind.
         """
+        await asyncio.to_thread(self._held.check)
         chosen = None if customers is None else frozenset(customers)
         staged = self._folder / f".{uuid.uuid4()}.staged"
         try:
@@ -148,8 +151,9 @@ class Bundles:
     async def remove(self, actor: Actor, name: str, version: str, *, unload: Unload | None = None) -> Bundle:
         """Take a version away, durably and audited, `unload` it, then its files go; returns what it was.
 
-        Raises NotFound, StorageFailed, and Conflict for the active one of several versions.
+        Raises NotFound, StorageFailed, VolumeOffline, and Conflict for the active one of several versions.
         """
+        await asyncio.to_thread(self._held.check)
         async with self._changing:
             bundle = self._named(name, version)
             others = [one for one in self._installed.values() if one.name == name and one != bundle]

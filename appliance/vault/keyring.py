@@ -23,7 +23,7 @@ import msgspec
 
 from appliance.errors import Conflict, KeyringInvalid, NotFound, SealBroken
 from appliance.vault.keys import KEY_BYTES, Keys
-from appliance.volume import write_atomically
+from appliance.volume import HeldFolder, write_atomically
 
 Kind = Literal["dataset", "collection", "model", "document"]
 
@@ -125,6 +125,7 @@ class Keyring:
 
     def __init__(self, path: Path, root: Keys, content: _Content, own: Keys) -> None:
         self._path = path
+        self._folder = HeldFolder(path.parent)
         self._root = root
         self._now = (
             content,
@@ -368,6 +369,7 @@ class Keyring:
         self._opened.clear()
         for keys in (self.service, self._now[1], self._root):
             keys.wipe()
+        self._folder.close()
 
     def _rekey(self, *roots: Keys) -> None:
         """Everything under a new key of the keyring itself, which these roots open. Under `_changing`."""
@@ -382,7 +384,7 @@ class Keyring:
         service = new.seal(_SERVICE, old.unseal(_SERVICE, content.service, content.id), content.id)
         slots = tuple(_slot(root, own, content.id) for root in roots)
         changed = _Content(content.id, content.number + 1, slots, service, customers)
-        write_atomically(self._path, _encoded(changed, new))
+        self._write(_encoded(changed, new))
         self._now = changed, new
 
     def _change(self, act: Callable[[Keys, dict[bytes, _Customer]], object]) -> None:
@@ -391,8 +393,12 @@ class Keyring:
             customers = dict(content.customers)
             act(own, customers)
             changed = _Content(content.id, content.number + 1, content.slots, content.service, customers)
-            write_atomically(self._path, _encoded(changed, own))
+            self._write(_encoded(changed, own))
             self._now = changed, own
+
+    def _write(self, data: bytes) -> None:
+        # By the descriptor: what is mounted on the path by now may be gone tomorrow, and this key with it.
+        write_atomically(self._path, data, dir_fd=self._folder.fd)
 
     def _forget(self, customer: UUID, container: UUID) -> None:
         opened = self._opened.pop((customer, container), None)

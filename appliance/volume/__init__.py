@@ -11,6 +11,7 @@ from appliance.volume.durable import (
 )
 from appliance.volume.facts import Encryption, SwapFacts, VolumeFacts, facts, swaps
 from appliance.volume.guard import DataFolder, is_lack
+from appliance.volume.held import HeldFolder
 from appliance.volume.space import Space
 from appliance.volume.watch import Watch
 
@@ -18,6 +19,7 @@ __all__ = [
     "Condition",
     "DataFolder",
     "Encryption",
+    "HeldFolder",
     "Space",
     "SwapFacts",
     "VolumeFacts",

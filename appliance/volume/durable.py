@@ -9,15 +9,17 @@ from pathlib import Path
 from appliance.errors import StorageFailed
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+def write_atomically(path: Path, data: bytes, mode: int = 0o600, *, dir_fd: int | None = None) -> None:
     """Replace the content of `path`: after a crash there is the old content or the new, never a mixture.
 
-    Durable on return. Raises StorageFailed, which leaves the old content.
+    With `dir_fd` the file is in the folder of that descriptor, wherever its path leads by now. Durable on
+    return. Raises StorageFailed, which leaves the old content.
     """
-    draft = path.with_name(f".{path.name}.{os.urandom(6).hex()}.draft")
-    with _failing_as_storage(path):
+    draft = f".{path.name}.{os.urandom(6).hex()}.draft"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _failing_as_storage(path), _folder(path.parent, dir_fd) as folder:
         try:
-            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+            fd = os.open(draft, flags, mode, dir_fd=folder)
             try:
                 os.fchmod(fd, mode)  # whatever the umask is
                 rest = memoryview(data)
@@ -26,12 +28,24 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            draft.replace(path)
+            os.replace(draft, path.name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with suppress(OSError):
-                draft.unlink()
+                os.unlink(draft, dir_fd=folder)
             raise
-        sync_folder(path.parent)
+        os.fsync(folder)
+
+
+@contextmanager
+def _folder(path: Path, dir_fd: int | None) -> Iterator[int]:
+    if dir_fd is not None:
+        yield dir_fd
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def remove_drafts(path: Path) -> None:

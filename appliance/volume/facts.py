@@ -133,7 +133,7 @@ class _Walk:
     def file(self, path: str, depth: int) -> Encryption:
         """Of the volume that holds a loop file, a swap file or an overlay's upper folder."""
         # A relative or vanished path belongs to another mount namespace or was deleted.
-        if depth > _MAX_DEPTH or not path.startswith("/") or not Path(path).exists():
+        if depth > _MAX_DEPTH or not path.startswith("/") or not _seen(path):
             return "unknown"
         real = os.path.realpath(path)
         return self.mount(_mount_of(real, _mounts(self._proc)), real, depth)
@@ -260,6 +260,14 @@ def _mount_of(path: str, mounts: list[_Mount]) -> _Mount:
 
 def _covers(folder: str, path: str) -> bool:
     return folder in {"/", path} or path.startswith(folder + "/")
+
+
+def _seen(path: str) -> bool:
+    """Whether there is such a file, and this process may know it."""
+    try:
+        return Path(path).exists()
+    except PermissionError:
+        return False
 
 
 def _text(path: Path) -> str:

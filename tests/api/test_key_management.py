@@ -118,7 +118,7 @@ def test_a_new_root_is_in_nothing_that_is_said(
     said.append(served.site.operate("GET", f"{V1}/keys"))
     said.append(rotate_root(served, PRESENT))
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError(new)
 
     monkeypatch.setattr("appliance.vault.keyring.write_atomically", fail)

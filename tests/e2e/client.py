@@ -17,6 +17,7 @@ from tests import images
 from tests.running import Answer
 
 PHOTOS = "/similarity/photos/v2"
+TRAINING = "/recognition/v2/training-image"
 SECONDS = 120.0
 IDS_PER_CALL = 500
 Record = dict[str, Any]
@@ -55,6 +56,17 @@ class Client:
     def post(self, path: str, document: object) -> Answer:
         """POST JSON."""
         return self.call("POST", path, json.dumps(document).encode())
+
+    def fetch(self, link: str) -> bytes:
+        """What a link to an image gives, which needs no token."""
+        connection = self.connection()
+        try:
+            connection.request("GET", "/" + link.split("/", 3)[3])  # what comes before is the public URL
+            answer = _answer(connection)
+        finally:
+            connection.close()
+        assert answer.status == 200, answer.body[:500]
+        return answer.body
 
     def ready(self) -> bool:
         """Whether /readyz says so; False also while nothing answers."""
@@ -165,3 +177,41 @@ class Load:
             return "wrong"
         self.acknowledged[record["_id"]] = record
         return "acknowledged"
+
+
+class Uploads(Load):
+    """Clients that upload training images instead; `acknowledged` has the picture of each, by its id."""
+
+    def _insert(self, connection: http.client.HTTPSConnection, record: Record) -> str:
+        picture = images.encoded(images.noise(48, seed=zlib.crc32(record["_id"].encode())), "PNG")
+        body = {"base64": base64.b64encode(picture).decode()}
+        try:
+            connection.request("POST", TRAINING, json.dumps(body), self.client.headers())
+            answer = _answer(connection)
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            return type(error).__name__
+        if answer.status == 503:
+            return "503"
+        if answer.status != 201:
+            self.wrong.append(f"{answer.status} {answer.body[:500]!r}")
+            return "wrong"
+        self.acknowledged[answer.document["id"]] = {"picture": picture}
+        return "acknowledged"
+
+    def wait_refused(self, seconds: float = SECONDS) -> None:
+        """Until each client was refused with 503 for one upload that it began after this call."""
+        began = len(self.outcomes)
+        deadline = time.monotonic() + seconds
+        while self.outcomes[began + self.writers :].count("503") < self.writers:
+            assert time.monotonic() < deadline, f"uploads are not refused: {Counter(self.outcomes[began:])}"
+            time.sleep(0.02)
+
+    def assert_whole(self) -> None:
+        """Every acknowledged image is served by its link, as it was uploaded."""
+        assert self.acknowledged, "nothing was acknowledged, so nothing would be proved"
+        assert not self.wrong, self.wrong[:3]
+        for image, kept in self.acknowledged.items():
+            shown = self.client.call("GET", f"{TRAINING}/{image}")
+            assert shown.status == 200, shown.body[:500]
+            assert self.client.fetch(shown.document["img_path"]) == kept["picture"]

@@ -120,6 +120,8 @@ def variables(archive: Path, certificates: Path, device: str) -> Variables:
             "clients": [f"{GATEWAY}/32"],
             "destinations": [],
         },
+        # A disk of 4 GiB is less than what a server keeps free of images.
+        "appliance_settings": {"datasets": {"reserve_bytes": 64 << 20, "ballast_bytes": 64 << 20}},
         "appliance_operators": [OPERATOR],
         "luks_volume_device": device,
     }

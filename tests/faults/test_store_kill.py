@@ -30,8 +30,7 @@ FIRST = {
     "fsync": 20,
     "fdatasync": 14,
     "pwrite64": 70,
-    "rename": 3,
-    "renameat": 1,
+    "renameat": 4,
     "mkdir": 1,
     "mkdirat": 1,
     "linkat": 3,
@@ -87,7 +86,7 @@ async def test_the_sweep_finds_a_store_that_acknowledges_too_early(writers: Writ
 async def test_the_check_finds_what_is_lost_left_over_or_came_back(writers: Writers) -> None:
     """The control of each part of the check, on a state that it takes for sound."""
     state = writers.copy()
-    heard = writers.killed_at(state, Point("blocking_0", "rename", 6))
+    heard = writers.killed_at(state, Point("blocking_0", "renameat", 6))
     assert ("erase", "doomed") in heard.done
     await check(state, heard, set())
     async with stand(state) as one:

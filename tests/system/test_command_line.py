@@ -295,3 +295,12 @@ def test_output_into_a_closed_pipe_is_no_crash(appliance: RunningAppliance) -> N
     assert "Traceback" not in listing.stderr.read()
     listing.stderr.close()
     assert listing.wait(60) == 1
+
+
+def test_a_daemon_whose_state_is_covered_is_asked_all_the_same(copy_state: CopyState) -> None:
+    """What covers the folder has no lock in it; that a daemon runs, its socket tells."""
+    state = copy_state()
+    with RunningAppliance(state, state.port):
+        aside = (state.folder / "lock").rename(state.folder / "aside")
+        assert state.ask("status")["state"] == "ready"
+        aside.rename(state.folder / "lock")

@@ -97,7 +97,7 @@ async def test_what_is_no_root_key(rotations: Rotations, accounts: Accounts, siz
 async def test_a_keyring_that_cannot_be_written_leaves_no_row(
     accounts: Accounts, rotations: Rotations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise StorageFailed("no space left")
 
     monkeypatch.setattr("appliance.vault.keyring.write_atomically", refuse)

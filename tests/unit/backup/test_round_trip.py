@@ -16,7 +16,15 @@ from appliance.accounts.tokens import Tokens
 from appliance.backup.contents import APPLIANCE, BACKUPS
 from appliance.backup.receiving import BackupFailed, receive
 from appliance.datasets.records import Dataset, Image, ReadPermit
-from appliance.errors import BackupInvalid, Conflict, Forbidden, KeyringInvalid, NotFound, Unauthenticated
+from appliance.errors import (
+    BackupInvalid,
+    Conflict,
+    Forbidden,
+    KeyringInvalid,
+    NotFound,
+    Unauthenticated,
+    VolumeOffline,
+)
 from appliance.ledger import Connection
 from appliance.search.collections import Collections
 from appliance.search.records import CollectionId
@@ -432,3 +440,14 @@ async def test_a_damaged_image_costs_the_others_nothing(
     async with stand(tmp_path / "again") as again:
         assert await content(again, images[0]) == b"Summer 0 " * 3000
         assert await content(again, images[4]) == b"Summer 4 " * 3000
+
+
+async def test_no_backup_begins_while_something_covers_the_state(open_stand: Stand, tmp_path: Path) -> None:
+    async with source(open_stand) as backups:
+        aside = await asyncio.to_thread(open_stand.state.rename, tmp_path / "aside")
+        await asyncio.to_thread(open_stand.state.mkdir)
+        with pytest.raises(VolumeOffline, match="mount its volume there again"):
+            await backups.begin(ACTOR)
+        await asyncio.to_thread(open_stand.state.rmdir)
+        await asyncio.to_thread(aside.rename, open_stand.state)
+        (await backups.begin(ACTOR)).close()

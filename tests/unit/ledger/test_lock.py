@@ -80,3 +80,15 @@ def test_a_holder_that_has_not_written_its_pid(tmp_path: Path) -> None:
     with pytest.raises(StateInUse, match="just starting"):
         StateLock(tmp_path).acquire()
     lock.release()
+
+
+def test_a_disk_that_is_gone_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(fd: int, length: int) -> None:
+        raise OSError(30, "Read-only file system")
+
+    lock = StateLock(tmp_path)
+    lock.acquire()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", failing)
+        lock.release()
+    assert holder(tmp_path) is None

@@ -13,7 +13,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from appliance.accounts import audit
-from appliance.errors import Conflict, InvalidInput, NotFound, NotInstalled, StorageFailed
+from appliance.errors import Conflict, InvalidInput, NotFound, NotInstalled, StorageFailed, VolumeOffline
 from appliance.ledger import Ledger
 from appliance.metrics import Registry
 from appliance.recognition import bundles
@@ -135,6 +135,28 @@ async def test_the_act_is_audited_with_the_row(tmp_path: Path, state: Path) -> N
     assert entry.subject == bundle.task
     digest = hashlib.sha256((bundle.folder / "bundle.toml").read_bytes()).hexdigest()
     assert entry.details == {"bundle": "tiny@1", "manifest": digest}
+
+
+async def test_nothing_is_installed_in_or_removed_from_what_covers_the_folder(
+    tmp_path: Path, state: Path
+) -> None:
+    folder, source = state / "bundles", make(tmp_path / "new")
+    async with opened(state) as (installed, _):
+        bundle = await installed.install(OPERATOR, from_folder(make(tmp_path / "old", name="old")))
+        aside = await asyncio.to_thread(folder.rename, state / "aside")
+        for absent in (True, False):
+            if not absent:
+                await asyncio.to_thread(folder.mkdir)
+            with pytest.raises(VolumeOffline, match="mount its volume there again"):
+                await installed.install(OPERATOR, from_folder(source))
+            with pytest.raises(VolumeOffline, match="mount its volume there again"):
+                await installed.remove(OPERATOR, "old", "1")
+        assert [*installed.list()] == [bundle]
+        assert names(folder) == []
+        await asyncio.to_thread(folder.rmdir)
+        await asyncio.to_thread(aside.rename, folder)
+        await installed.install(OPERATOR, from_folder(source))
+        await installed.remove(OPERATOR, "old", "1")
 
 
 async def test_the_same_bundle_again_is_the_same_answer(tmp_path: Path, state: Path) -> None:

@@ -329,7 +329,7 @@ def test_ten_thousand_containers_are_rotated_in_two_seconds(path: Path, root: by
     keyring = Keyring.create(path, root)
     with pytest.MonkeyPatch.context() as patch:  # ten thousand files are not what is measured
         patch.setattr("appliance.vault.keyring._encoded", lambda *_: b"")
-        patch.setattr("appliance.vault.keyring.write_atomically", lambda *_: None)
+        patch.setattr("appliance.vault.keyring.write_atomically", lambda *_, **__: None)
         for number in range(10_000):
             keyring.add(ALICE if number % 2 else uuid.uuid4(), uuid.uuid4(), "dataset")
     rotations: list[Callable[[], object]] = [
@@ -368,11 +368,23 @@ def test_a_keyring_is_never_made_over_another(keyring: Keyring, path: Path) -> N
     assert path.read_bytes() == before
 
 
+def test_a_key_goes_to_the_folder_that_was_opened(tmp_path: Path, root: bytes) -> None:
+    """What covers the folder by then may be gone at the next start, and what the key seals is not."""
+    state = tmp_path / "state"
+    state.mkdir()
+    keyring = Keyring.create(state / "keyring", root)
+    aside = state.rename(tmp_path / "aside")
+    state.mkdir()
+    sealed = seal(keyring.add(ALICE, CATS, "dataset"))
+    assert list(state.iterdir()) == []
+    assert opens(Keyring.open(aside / "keyring", root).container(ALICE, CATS), sealed)
+
+
 def test_a_change_that_cannot_be_written_is_none(keyring: Keyring, path: Path) -> None:
     sealed = seal(keyring.add(ALICE, CATS, "dataset"))
     before, number = path.read_bytes(), keyring.number
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise StorageFailed("no space left")
 
     with pytest.MonkeyPatch.context() as patch:

@@ -21,9 +21,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         made.append(("sync", Path(f"/proc/self/fd/{fd}").readlink()))
         fsync(fd)
 
-    def renamed(source: Path, target: Path) -> None:
-        made.append(("rename", Path(target)))
-        rename(source, target)
+    def renamed(source: Path, target: Path, **folders: int) -> None:
+        folder = folders.get("dst_dir_fd")
+        within = Path() if folder is None else Path(f"/proc/self/fd/{folder}").readlink()
+        made.append(("rename", within / target))
+        rename(source, target, **folders)
 
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "rename", renamed)

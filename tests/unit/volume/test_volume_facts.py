@@ -204,6 +204,21 @@ def test_a_deleted_loop_file_is_unknown(machine: Machine) -> None:
     assert machine.encryption(machine.volume(loop)) == "unknown"
 
 
+def test_a_loop_file_that_this_process_may_not_see_is_unknown(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, exists = Path("/root/disk.img"), Path.exists
+
+    def refusing(path: Path) -> bool:
+        if path == hidden:
+            raise PermissionError(13, "Permission denied")
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refusing)
+    loop = machine.device("loop0", backing=str(hidden))
+    assert machine.encryption(machine.volume(loop)) == "unknown"
+
+
 def test_a_loop_that_holds_itself_ends(machine: Machine) -> None:
     folder = machine.root / "knot"
     folder.mkdir()

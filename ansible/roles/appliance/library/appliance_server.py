@@ -35,6 +35,7 @@ TOOLS = {
     "lsblk": "util-linux",
     "tar": "tar",
     "systemd-creds": "systemd",
+    "systemd-escape": "systemd",
     "systemd-sysusers": "systemd",
 }
 SYSTEMD_FLOOR = 252
@@ -81,14 +82,26 @@ def devices(device: str) -> list[str]:
     return [f"{', '.join(missing)}: no such device; {how}, or set appliance_device: cpu"]
 
 
-def volume(state: Path) -> list[str]:
+def mounted(state: Path) -> dict[str, str]:
+    """Source, target and fstype of the mount that the state lies on."""
     place = state
     while not place.exists():
         place = place.parent
     where = json.loads(
         output("findmnt", "--json", "--output", "SOURCE,TARGET,FSTYPE", "--target", str(place)) or "{}"
     )
-    mount = where.get("filesystems", [{}])[0]
+    found: dict[str, str] = where.get("filesystems", [{}])[0]
+    return found
+
+
+def mount_unit(state: Path, volume_is_made: bool) -> str:
+    """What systemd calls the mount that the state is going to lie on."""
+    target = str(state) if volume_is_made else mounted(state).get("target", "/")
+    return output("systemd-escape", "--path", "--suffix=mount", target)
+
+
+def volume(state: Path) -> list[str]:
+    mount = mounted(state)
     if on_luks(str(mount.get("source", "")).split("[")[0]):
         return []
     lies = f"{state} lies on {mount.get('source')} ({mount.get('fstype')}, mounted at {mount.get('target')})"
@@ -182,6 +195,7 @@ def main() -> None:
         changed=False,
         installed=UNIT.exists(),
         release_is_whole=whole.exists(),
+        mount_unit=mount_unit(state, wanted["volume_is_made"]),
         stale=UNIT.exists() and is_stale(),
     )
 

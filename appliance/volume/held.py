@@ -1,0 +1,39 @@
+"""A folder that is held open: another filesystem on its path is not mistaken for it."""
+
+import os
+from pathlib import Path
+
+from appliance.errors import StorageFailed, VolumeOffline
+from appliance.volume.anchor import identity_of
+
+
+class HeldFolder:
+    """The folder that `path` leads to now, by its descriptor, until `close`; usable from any thread.
+
+    A filesystem may be mounted over the path later, or be taken away from it: what goes relative to `fd`
+    still goes to this folder. Whatever cannot go that way asks `check` before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises StorageFailed."""
+        self._path = path
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StorageFailed(f"{path}: {error.strerror}") from error
+
+    def check(self) -> None:
+        """That the path still leads here. Blocks on the disk. Raises VolumeOffline."""
+        try:
+            if identity_of(self._path.stat()) == identity_of(os.fstat(self.fd)):
+                return
+            found = "it leads to another folder or filesystem than at the start"
+        except OSError as error:
+            found = str(error.strerror)
+        raise VolumeOffline(f"{self._path}: {found}; mount its volume there again, or restart")
+
+    def close(self) -> None:
+        """Gives the volume free; twice is as good as once."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
