@@ -24,6 +24,7 @@ from appliance.api.connections import Door, HttpServer
 from appliance.api.datasets import Datasets
 from appliance.api.files import Files
 from appliance.api.gate import Gate
+from appliance.api.interchange import Interchange
 from appliance.api.keys import KeyManagement
 from appliance.api.labels import Labels
 from appliance.api.management import Management
@@ -107,6 +108,8 @@ class Server:
             KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),
             Backups(parts.backups),
+            Datasets(None if parts.images is None else parts.images.datasets, parts.customers),
+            Interchange(parts.images),
         ]
         if parts.images is not None:
             families += _of_images(parts, parts.images)
@@ -237,7 +240,6 @@ def _of_images(parts: Parts, images: Images) -> list[object]:
     datasets, annotations = images.datasets, images.annotations
     showing = Showing(datasets, images.links, parts.config)
     return [
-        Datasets(datasets),
         Files(images),
         Tasks(datasets, annotations),
         Labels(datasets, annotations),

@@ -11,8 +11,12 @@ from appliance.datasets.annotations import Annotations
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import SealedFiles
 from appliance.datasets.folder import data_folder
+from appliance.datasets.interchange.annotating import Annotating
+from appliance.datasets.interchange.exporting import Exporting
+from appliance.datasets.interchange.importing import Importing
 from appliance.datasets.links import Links
 from appliance.datasets.ports import ImageCodec
+from appliance.datasets.sources import Sources
 from appliance.datasets.store import Store
 from appliance.datasets.upkeep import Upkeep
 from appliance.ledger import Ledger
@@ -34,6 +38,9 @@ class Images:
     folder: DataFolder
     files: SealedFiles
     upkeep: Upkeep
+    sources: Sources
+    importing: Importing
+    exporting: Exporting
 
 
 @dataclass(frozen=True)
@@ -101,4 +108,18 @@ async def open_images(
         )
         annotations = await enter(Annotations(ledger, datasets, store, clock=clocks.wall))
         await enter(upkeep.at_leisure(store))
-        yield Images(datasets, store, links, annotations, folder, files, upkeep)
+        sources = Sources(ledger, datasets, clocks.wall)
+        yield Images(
+            datasets,
+            store,
+            links,
+            annotations,
+            folder,
+            files,
+            upkeep,
+            sources,
+            Importing(
+                ledger, store, sources, Annotating(ledger, datasets, annotations, clocks.wall), clocks.wall
+            ),
+            Exporting(ledger, datasets, store, sources, annotations, clocks.wall),
+        )

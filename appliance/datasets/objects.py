@@ -12,7 +12,7 @@ from appliance.datasets.catalogue import Datasets
 from appliance.datasets.gallery import Gallery
 from appliance.datasets.labels import Labels
 from appliance.datasets.pages import Cut, Page, Query, cut
-from appliance.datasets.records import Box, Dataset, Described, Given, Object
+from appliance.datasets.records import Box, Dataset, Described, Given, Image, Object
 from appliance.datasets.words import checked_meta_data, opened_meta_data
 from appliance.errors import CapacityExceeded, InvalidInput, NotFound
 from appliance.ledger import Connection, Ledger
@@ -67,27 +67,9 @@ class Objects:
             label_key = ids.label(connection, customer, label, "detection")
             ids.check_together(image_key >> 32, label_key, "label", "image")
             described = self._gallery.described(connection, [image_key])[image_key]
-            _check_within(box, described)
-            count = connection.execute("SELECT count(*) FROM objects WHERE image = ?", (image_key,)).get
-            if count >= MAX_OBJECTS:
-                raise CapacityExceeded(f"an image has at most {MAX_OBJECTS} objects")
-            place = described.place
-            key = rows.next_key(connection, place.number)
-            connection.execute(
-                "INSERT INTO objects (key, id, dataset, image, label, xmin, ymin, xmax, ymax, words,"
-                " created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    key,
-                    identity,
-                    place.number,
-                    image_key,
-                    label_key,
-                    *(box.xmin, box.ymin, box.xmax, box.ymax),
-                    None if encoded is None else self._sealed(described, identity, encoded),
-                    now,
-                ),
-            )
-            details: dict[str, object] = {"dataset": place.dataset, "image": image, "label": label}
+            words = None if encoded is None else self._sealed(described, identity, encoded)
+            key = insert(connection, described.image, label_key, box, identity, words, now)
+            details: dict[str, object] = {"dataset": described.place.dataset, "image": image, "label": label}
             record(connection, now, actor, Event.OBJECT_ADD, customer, identity, details)
             return self._of_keys(connection, [key])[0]
 
@@ -172,7 +154,7 @@ class Objects:
                 ids.check_together(found.place.number, key, "label", "image")
                 connection.execute("UPDATE objects SET label = ? WHERE key = ?", (key, found.key))
             if box is not None:
-                _check_within(box, found.image)
+                _check_within(box, found.image.image)
                 connection.execute(
                     "UPDATE objects SET xmin = ?, ymin = ?, xmax = ?, ymax = ? WHERE key = ?",
                     (box.xmin, box.ymin, box.xmax, box.ymax, found.key),
@@ -206,13 +188,7 @@ class Objects:
         """
 
         def act(connection: Connection, found: Object, key: int) -> None:
-            if len(found.labels) >= MAX_LABELS:
-                raise CapacityExceeded(f"an object has at most {MAX_LABELS} labels")
-            connection.execute(
-                "INSERT INTO object_labels (label, object, value) VALUES (?, ?, ?)"
-                " ON CONFLICT (label, object) DO UPDATE SET value = coalesce(excluded.value, value)",
-                (key, found.key, value),
-            )
+            put_on(connection, found.key, key, value)
 
         return await self._with_label(actor, customer, identity, label, act)
 
@@ -315,8 +291,44 @@ class Objects:
         return int(self._clock() * 1000)
 
 
-def _check_within(box: Box, described: Described) -> None:
-    image = described.image
+def insert(  # noqa: PLR0917 - the columns of the row
+    connection: Connection, image: Image, label: int, box: Box, identity: str, words: bytes | None, now: int
+) -> int:
+    """The key of a new object on an image, under a detection label; `words` is its sealed metadata.
+
+    Raises InvalidInput for a box that is empty or not within the image, CapacityExceeded for more than 1,000
+    objects on an image.
+    """
+    _check_within(box, image)
+    count = connection.execute("SELECT count(*) FROM objects WHERE image = ?", (image.key,)).get
+    if count >= MAX_OBJECTS:
+        raise CapacityExceeded(f"an image has at most {MAX_OBJECTS} objects")
+    dataset = image.key >> 32
+    key = rows.next_key(connection, dataset)
+    connection.execute(
+        "INSERT INTO objects (key, id, dataset, image, label, xmin, ymin, xmax, ymax, words, created_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (key, identity, dataset, image.key, label, box.xmin, box.ymin, box.xmax, box.ymax, words, now),
+    )
+    return key
+
+
+def put_on(connection: Connection, subject: int, label: int, value: float | None) -> None:
+    """Put a recognition label on an object: one that is there keeps its value unless there is a new one.
+
+    Raises CapacityExceeded for more than 100 labels of an object.
+    """
+    connection.execute(
+        "INSERT INTO object_labels (label, object, value) VALUES (?, ?, ?)"
+        " ON CONFLICT (label, object) DO UPDATE SET value = coalesce(excluded.value, value)",
+        (label, subject, value),
+    )
+    count = connection.execute("SELECT count(*) FROM object_labels WHERE object = ?", (subject,)).get
+    if count > MAX_LABELS:
+        raise CapacityExceeded(f"an object has at most {MAX_LABELS} labels")
+
+
+def _check_within(box: Box, image: Image) -> None:
     sides = (box.xmin, box.ymin, box.xmax, box.ymax)
     if not (
         all(math.isfinite(side) for side in sides)
