@@ -74,7 +74,7 @@ class Interchange:
 
     async def _digests(self, dataset: Dataset) -> AsyncIterator[bytes]:
         async for digests in self._images.sources.digests(dataset):
-            yield "".join(f"{digest}\n" for digest in digests).encode()
+            yield "".join(f"{digest.hex()}\n" for digest in digests).encode()
 
     async def _named(self, call: Call) -> Dataset:
         """The dataset of this id: a customer's own, for an operator anybody's. Raises NotFound."""

@@ -26,9 +26,9 @@ class Source:
     size: int
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of `size name` in hex: tells whoever has the file that it is held, and others nothing."""
-        return hashlib.sha256(f"{self.size} {self.name}".encode()).hexdigest()
+    def digest(self) -> bytes:
+        """SHA-256 of `size name`: tells whoever has the file that it is held, and nobody else a name."""
+        return hashlib.sha256(f"{self.size} {self.name}".encode()).digest()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -86,7 +86,7 @@ class Sources:
 
         return await self._ledger.write(act)
 
-    async def digests(self, dataset: Dataset) -> AsyncIterator[list[str]]:
+    async def digests(self, dataset: Dataset) -> AsyncIterator[list[bytes]]:
         """Those of all sources, some thousands at a time. Raises SealBroken."""
         after = 0
         while page := await self._ledger.read(

@@ -1,7 +1,8 @@
-"""Reads a tar (POSIX.1-2017: ustar and pax; GNU's long names) strictly and as it comes; nothing is unpacked.
+"""Tars (POSIX.1-2017: ustar and pax; GNU's long names): read strictly and as they come, and written.
 
-Plain files and folders alone, under relative names that lead nowhere else. What is held is a header, or the
-one file that is asked for: every length is judged before a byte of what it announces is read.
+Nothing is unpacked. Plain files and folders alone are read, under relative names that lead nowhere else. What
+is held is a header, or the one file that is asked for: every length is judged before a byte of what it
+announces is read.
 """
 
 import tarfile
@@ -15,6 +16,9 @@ MOST_MEMBERS = 2_000_000
 MOST_NAME = 1024  # bytes of UTF-8
 MOST_DEPTH = 32
 MOST_EXTENSION = 64 << 10  # of a header that tells what does not fit into the next one
+
+END = bytes(2 * tarfile.BLOCKSIZE)
+"""What goes after all files."""
 
 _BLOCK = tarfile.BLOCKSIZE
 _MOST_BEHIND = 1 << 20  # zeros after the end: writers fill up to a multiple of their own
@@ -56,6 +60,18 @@ def shown(name: str) -> str:
     return ascii(name if len(name) <= 200 else f"{name[:200]}...")
 
 
+def header(name: str, size: int) -> bytes:
+    """What goes before a file of this size (ustar, or pax where that is not enough): no time, no owner."""
+    member = tarfile.TarInfo(name)
+    member.size = size
+    return member.tobuf(tarfile.PAX_FORMAT)
+
+
+def padding(size: int) -> bytes:
+    """What goes after a file of this size."""
+    return bytes(-size % _BLOCK)
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A file of an archive; `size` is how many bytes it announces."""
@@ -67,6 +83,12 @@ class Member:
     async def read(self) -> bytearray:
         """All of it, once. Raises InvalidInput when the archive ends before."""
         return await self._source.take(self.size)
+
+    async def pieces(self) -> AsyncIterator[memoryview]:
+        """As `read`, as it comes."""
+        end = self._source.position + self.size
+        while self._source.position < end:
+            yield await self._source.next(end - self._source.position)
 
 
 class Archive:
@@ -198,8 +220,13 @@ class _Source:
         """Passes so many bytes over. Raises InvalidInput when there are fewer."""
         end = self.position + size
         while self.position < end:
-            if not await self.some(end - self.position):
-                raise InvalidInput(self._cut())
+            await self.next(end - self.position)
+
+    async def next(self, most: int) -> memoryview:
+        """At most so many bytes, and at least one. Raises InvalidInput at the end."""
+        if piece := await self.some(most):
+            return piece
+        raise InvalidInput(self._cut())
 
     def _cut(self) -> str:
         return f"the archive breaks off at byte {self.position}: send it again from the start"

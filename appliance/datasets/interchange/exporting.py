@@ -19,6 +19,7 @@ from appliance.datasets import rows
 from appliance.datasets.annotations import Annotations
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.interchange.annotated import Annotated, Format
+from appliance.datasets.interchange.archive import header, padding
 from appliance.datasets.interchange.reading import Reading
 from appliance.datasets.interchange.text import Spool
 from appliance.datasets.records import Dataset, Image, ReadPermit
@@ -167,10 +168,10 @@ class Export:
         cannot be read: what came then is no whole tar.
         """
         for file in self._files:
-            yield _header(file.path, file.size)
+            yield header(file.path, file.size)
             for piece in file.content.pieces():
                 yield piece
-            yield _padding(file.size)
+            yield padding(file.size)
         for start in range(0, len(self._images), _IMAGES_AT_ONCE):
             some = self._images[start : start + _IMAGES_AT_ONCE]
             found = await self._ledger.read(
@@ -190,17 +191,17 @@ class Export:
             self._opened = None
 
     async def _image(self, placed: _Placed, image: Image) -> AsyncIterator[bytes]:
-        header, padding = _header(placed.path, placed.size), _padding(placed.size)
+        before, after = header(placed.path, placed.size), padding(placed.size)
         self._opened = await self._store.open(self._permit(image))
         try:
             pieces = self._opened.read(0, placed.size)
             if placed.size <= _SMALL:
-                yield b"".join([header, *[piece async for piece in pieces], padding])
+                yield b"".join([before, *[piece async for piece in pieces], after])
                 return
-            yield header
+            yield before
             async for piece in pieces:
                 yield bytes(piece)
-            yield padding
+            yield after
         finally:
             self.close()
 
@@ -255,19 +256,8 @@ def _named(names: Iterable[str]) -> Iterator[bytes]:
     yield written.getvalue().encode()
 
 
-def _header(path: str, size: int) -> bytes:
-    """What goes before a file of this size (ustar, or pax where that is not enough): no time, no owner."""
-    member = tarfile.TarInfo(path)
-    member.size = size
-    return member.tobuf(tarfile.PAX_FORMAT)
-
-
 def _length(path: str, size: int) -> int:
     """Bytes of a file with its header and its padding."""
     plain = path.isascii() and len(path) <= tarfile.LENGTH_NAME
-    header = tarfile.BLOCKSIZE if plain else len(_header(path, size))
-    return header + size + len(_padding(size))
-
-
-def _padding(size: int) -> bytes:
-    return bytes(-size % tarfile.BLOCKSIZE)
+    before = tarfile.BLOCKSIZE if plain else len(header(path, size))
+    return before + size + len(padding(size))

@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import posixpath
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
@@ -110,7 +110,7 @@ class Importing:
         self._store.check_agreed(dataset)
         with self._only_one(dataset.customer):
             arrived = _Arrived(self._store, self._sources, actor, dataset)
-            await arrived.receive(pieces, [chosen] if chosen is not None else [*FORMATS.values()])
+            await arrived.receive(pieces, FORMATS.values() if chosen is None else [chosen])
             report = arrived.report
             if not arrived.seen:
                 await self._ledger.read(lambda connection: self._held(connection, dataset, arrived))
@@ -173,25 +173,27 @@ class _Arrived:
         """How many images the archive has, refused ones as well."""
         self.report = Report()
 
-    async def receive(self, pieces: AsyncIterator[bytes], formats: list[Format]) -> None:
+    async def receive(self, pieces: AsyncIterator[bytes], formats: Collection[Format]) -> None:
         """Read the archive to its end and store its images."""
         async with AtOnce(_PUTS, MOST_IMAGE) as puts:
             async for member in Archive(pieces):
-                if _is_left_behind(member.name):
-                    self.report.ignored += 1
-                elif posixpath.splitext(member.name)[1].lower() in _IMAGES:
-                    self.seen += 1
-                    await self._take_image(member, puts)
-                elif any(one.describes(member.name) for one in formats):
-                    self._size += member.size
-                    if self._size > MOST_ANNOTATIONS:
-                        raise TooLarge(
-                            f"{shown(member.name)}: the files that describe images have more than"
-                            f" {MOST_ANNOTATIONS >> 20} MiB together: import in several parts"
-                        )
-                    self.files[member.name] = bytes(await member.read())
-                else:
-                    self.report.ignored += 1
+                match kind_of(member.name, formats):
+                    case "image":
+                        self.seen += 1
+                        await self._take_image(member, puts)
+                    case "annotation":
+                        await self._take_annotation(member)
+                    case "other":
+                        self.report.ignored += 1
+
+    async def _take_annotation(self, member: Member) -> None:
+        self._size += member.size
+        if self._size > MOST_ANNOTATIONS:
+            raise TooLarge(
+                f"{shown(member.name)}: the files that describe images have more than"
+                f" {MOST_ANNOTATIONS >> 20} MiB together: import in several parts"
+            )
+        self.files[member.name] = bytes(await member.read())
 
     async def _take_image(self, member: Member, puts: AtOnce) -> None:
         if member.size > _MOST_FOR_AN_IMAGE:
@@ -250,10 +252,16 @@ def _known(image: Image) -> _Known:
     return _Known(image.key, Size(image.width, image.height))
 
 
-def _is_left_behind(name: str) -> bool:
-    """What systems and tools leave in folders, and what an export says of itself."""
+def kind_of(
+    name: str, formats: Collection[Format] = FORMATS.values()
+) -> Literal["image", "annotation", "other"]:
+    """What a file is by its name; what systems leave in folders, and exports beside images, is "other"."""
     parts = name.split("/")
-    return name == LEFT_OUT or "__MACOSX" in parts or any(part.startswith(".") for part in parts)
+    if name == LEFT_OUT or "__MACOSX" in parts or any(part.startswith(".") for part in parts):
+        return "other"
+    if posixpath.splitext(name)[1].lower() in _IMAGES:
+        return "image"
+    return "annotation" if any(one.describes(name) for one in formats) else "other"
 
 
 def _read(chosen: Format, arrived: _Arrived, left_out: Counter[str]) -> tuple[Declared, list[Annotated]]:
