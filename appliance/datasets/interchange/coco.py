@@ -47,7 +47,7 @@ class _AllLabels(msgspec.Struct):
     labels: list[str] = []
 
 
-class _Image(msgspec.Struct, omit_defaults=True):
+class _Image(msgspec.Struct, omit_defaults=True, gc=False):
     id: _Id
     file_name: str
     width: float | None = None
@@ -61,7 +61,7 @@ class _Category(msgspec.Struct):
     supercategory: str | None = ""
 
 
-class _Annotation(msgspec.Struct, omit_defaults=True):
+class _Annotation(msgspec.Struct, omit_defaults=True, gc=False):
     id: _Id
     image_id: _Id
     category_id: _Id | None = None
@@ -94,11 +94,20 @@ class Coco(Format):
         return path.lower().endswith(".json")
 
     def declared(self, files: Mapping[str, bytes]) -> Declared:
-        """All categories in the order of the files, and the recognition labels of an own export."""
+        """All categories in the order of the files, and the recognition labels of an own export; a category
+        that only annotations without a box have is a recognition label.
+        """
         labels, regions = dict[str, None](), dict[str, None]()
         for _, document in _documents(files, Counter()):
             labels |= dict.fromkeys(document.appliance.labels)
-            regions |= dict.fromkeys(one.name for one in _real(document))
+            boxed = {one.category_id for one in document.annotations if one.bbox}
+            used = {one.category_id for one in document.annotations}
+            above = {one.supercategory for one in document.categories}
+            for category in document.categories:
+                if category.id in used and category.id not in boxed:
+                    labels[category.name] = None
+                elif category.id in used or category.name not in above:
+                    regions[category.name] = None
         return Declared(tuple(labels), tuple(regions))
 
     def read(
@@ -338,10 +347,3 @@ def _more(said: Annotated | Region) -> _More | None:
         return None
     labels = {name: value if value is None else number(value) for name, value in said.labels.items()}
     return _More(labels, dict(said.meta_data))
-
-
-def _real(document: _Document) -> Iterator[_Category]:
-    """The categories without one that merely is above others."""
-    used = {one.category_id for one in document.annotations}
-    above = {one.supercategory for one in document.categories}
-    return (one for one in document.categories if one.id in used or one.name not in above)

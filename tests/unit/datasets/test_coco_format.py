@@ -129,6 +129,11 @@ def test_a_name_of_no_image_fails_to_match(written: str) -> None:
     assert "no file_name of a COCO file is the path of an image that is here" in said
 
 
+def test_a_name_that_is_costly_to_compare_is_not_compared() -> None:
+    costly = "\u0300\u0316" * 500_000  # composing it takes the square of its length
+    assert "no file_name" in refusal(document(images=[{"id": 1, "file_name": f"é{costly}"}]), "é.jpg")
+
+
 def test_the_part_that_a_file_names_tells_images_of_one_name_apart() -> None:
     images = ("images/train/1.jpg", "images/test/1.jpg")
     content = document(images=[{"id": 1, "file_name": "1.jpg"}])
@@ -172,6 +177,7 @@ def test_what_is_left_out_is_counted() -> None:
 def test_a_category_without_box_and_mask_is_a_label() -> None:
     content = document(annotations=[{"id": 1, "image_id": 1, "category_id": 7}])
     assert read(content) == [Annotated("a.jpg", SIZE, {"cat": None})]
+    assert Coco().declared({"x.json": content}) == Declared(("cat",), ())
 
 
 def test_scripts_number_images_by_name() -> None:
