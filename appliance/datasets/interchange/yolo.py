@@ -104,7 +104,9 @@ class Yolo(Format):
         """Where it is in `images/SPLIT` or `SPLIT/images` of the right split, else `images/SPLIT`."""
         if _home(annotated.name, test=annotated.test) is not None:
             return annotated.name
-        return f"images/{'test' if annotated.test else 'train'}/{flat(annotated.name)}"
+        name = flat(annotated.name)
+        own = "_" if _is_list(_beside(name)) else ""  # its label file would be taken for the names of classes
+        return f"images/{'test' if annotated.test else 'train'}/{own}{name}"
 
     def write(
         self,
@@ -168,7 +170,7 @@ def _beside(image: str) -> str:
 def _home(path: str, *, test: bool) -> str | None:
     """The folder of all images like this one: `images/SPLIT` or `SPLIT/images`, None if it lies in none."""
     split = splits.of_folders(path)
-    if split is None or (split == "test") != test:
+    if split is None or (split == "test") != test or _is_list(_beside(path)):
         return None
     folders = path.split("/")[:-1]
     for end in range(len(folders), 1, -1):

@@ -96,6 +96,7 @@ def test_what_is_left_out_is_counted() -> None:
         ("image,meta_data\na.jpg,[1]\n", "line 2: meta_data: a JSON object is expected"),
         ('image,meta_data\na.jpg,{}\na.jpg,"{""a"":1}"\n', "line 3: the image has other meta data too"),
         ("image,filename\na.jpg,a.jpg\n", "labels.csv, line 1: two columns say the same (image)"),
+        ("filename, cat, dog\na.jpg, 1, 0\n", "labels.csv, line 1: a column label is expected"),
         ("picture,label\na.jpg,cat\n", "no CSV file is here whose first line names a column image"),
         ("", "no CSV file is here whose first line names a column image"),
         ("image,label\n../a.jpg/../../x.jpg,cat\n", "no image of a CSV file is here"),

@@ -226,6 +226,14 @@ def test_pyyaml_reads_what_is_written(names: list[str]) -> None:
     }
 
 
+def test_an_image_called_classes_is_not_taken_for_their_names() -> None:
+    image = Annotated("images/train/classes.jpg", SIZE, regions=(Region("a", Box(1, 2, 3, 4)),))
+    place = Yolo().place(image)
+    files = {path: b"".join(content) for path, content in Yolo().write([image], [], ["a"])}
+    [one] = read(files, place)
+    assert one.regions == image.regions
+
+
 def test_whole_pixels_stay_whole() -> None:
     image = Annotated("images/train/a.jpg", Size(997, 991), regions=(Region("a", Box(1, 2, 600, 700)),))
     files = {path: b"".join(content) for path, content in Yolo().write([image], [], ["a"])}
