@@ -3,14 +3,14 @@
 Written are `instances_train.json` and, for the images that are kept from training, `instances_test.json`,
 with each image's path from the file's folder as its `file_name`. What COCO has no field for lies under the
 key `appliance`, which other readers pass over: `{"labels": {name: value or null}, "meta_data": {...}}` in an
-image or an annotation, and the names of all recognition labels, `{"labels": [...]}`, in the document.
+image or an annotation, and the names of all recognition labels, `{"labels": [...]}`, in the document. Boxes
+are exact to a millionth of a pixel.
 
 Read is any `*.json` with `images`. Masks and crowds cannot be kept: of these, the boxes are. An annotation of
 a category without `bbox` and mask is a recognition label, as Datumaro writes them. A category that merely is
 the supercategory of others, as Roboflow adds one, is none.
 """
 
-import math
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from typing import Any
@@ -27,7 +27,7 @@ from appliance.datasets.interchange.annotated import (
     Region,
     Size,
 )
-from appliance.datasets.interchange.gathering import Gathering, check_size
+from appliance.datasets.interchange.gathering import Gathering, check_boxes, check_size, on_grid
 from appliance.datasets.interchange.names import Names
 from appliance.datasets.interchange.text import Spool, number
 from appliance.datasets.records import Box
@@ -133,7 +133,9 @@ class Coco(Format):
         return gathering.annotated()
 
     def check(self, annotated: Iterable[Annotated]) -> None:
-        """Nothing is refused."""
+        """Raises InvalidInput for a box of less than a millionth of a pixel, and for nothing else."""
+        for one in annotated:
+            check_boxes(one)
 
     def place(self, annotated: Annotated) -> str:
         """Where it is."""
@@ -173,13 +175,14 @@ class _Part:
         images.write(_SEPARATOR[: 2 * bool(self.images)] + msgspec.json.encode(image))
         self.images += 1
         for region in annotated.regions:
-            box = region.box
-            width, height = _extent(box.xmin, box.xmax), _extent(box.ymin, box.ymax)
+            box = on_grid(region.box)
+            extent = on_grid(Box(0, 0, box.xmax - box.xmin, box.ymax - box.ymin))
+            width, height = extent.xmax, extent.ymax
             annotation = _Annotation(
                 id=self._annotations + 1,
                 image_id=self.images,
                 category_id=self._categories[region.label],
-                bbox=[number(box.xmin), number(box.ymin), width, height],
+                bbox=[number(side) for side in (box.xmin, box.ymin, width, height)],
                 area=number(width * height),
                 iscrowd=0,
                 appliance=_more(region),
@@ -329,17 +332,8 @@ def _region(where: str, label: str, bbox: list[float], more: _More | None) -> Re
     x, y, width, height = bbox
     if not (width > 0 and height > 0):
         raise InvalidInput(f"{where}: the box has no area: correct or remove it")
-    box = Box(x, y, x + width, y + height)
+    box = on_grid(Box(x, y, x + width, y + height))
     return Region(label, box) if more is None else Region(label, box, more.labels, more.meta_data)
-
-
-def _extent(start: float, end: float) -> float:
-    """The width from which a reader makes the very same end again, which the difference may miss by a bit."""
-    extent = end - start
-    for near in (extent, math.nextafter(extent, math.inf), math.nextafter(extent, 0)):
-        if start + near == end:
-            return number(near)
-    return number(extent)
 
 
 def _more(said: Annotated | Region) -> _More | None:

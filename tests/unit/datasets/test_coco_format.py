@@ -277,6 +277,16 @@ def test_no_word_of_a_label_is_in_a_refusal() -> None:
     assert "secret" not in refusal(content)
 
 
+def test_a_box_of_no_pixel_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"^a.jpg: a box is smaller than a millionth of a pixel"):
+        Coco().check([Annotated("a.jpg", SIZE, regions=(Region("a", Box(1, 1, 1 + 1e-8, 2)),))])
+
+
+def test_sums_of_fractions_are_read_as_they_were_meant() -> None:
+    [one] = read(document(annotations=[annotation(bbox=[10.1, 20.2, 20.2, 0.1])]))
+    assert one.regions[0].box == Box(10.1, 20.2, 30.3, 20.3)
+
+
 def test_other_readers_find_standard_fields() -> None:
     images = [
         Annotated(

@@ -248,7 +248,7 @@ def test_whole_pixels_stay_whole() -> None:
         [Annotated("a.jpg", SIZE, {"cat": None})],
         [Annotated("a.jpg", SIZE, meta_data={"a": 1})],
         [Annotated("a.jpg", SIZE, regions=(Region("a", Box(1, 1, 2, 2), {"b": None}),))],
-        [Annotated("a.jpg", SIZE, regions=(Region("a", Box(1, 1, 1 + 1e-8, 2)),))],
+        [Annotated("a.jpg", SIZE, meta_data={"a": 1}), Annotated("b.jpg", SIZE)],
         [Annotated("a.jpg", SIZE), Annotated("a.png", SIZE)],
     ],
 )
