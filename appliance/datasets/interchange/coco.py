@@ -3,14 +3,14 @@
 Written are `instances_train.json` and, for the images that are kept from training, `instances_test.json`,
 with each image's path from the file's folder as its `file_name`. What COCO has no field for lies under the
 key `appliance`, which other readers pass over: `{"labels": {name: value or null}, "meta_data": {...}}` in an
-image or an annotation, and the names of all recognition labels, `{"labels": [...]}`, in the document.
+image or an annotation, and the names of all recognition labels, `{"labels": [...]}`, in the document. Boxes
+are exact to a millionth of a pixel.
 
 Read is any `*.json` with `images`. Masks and crowds cannot be kept: of these, the boxes are. An annotation of
 a category without `bbox` and mask is a recognition label, as Datumaro writes them. A category that merely is
 the supercategory of others, as Roboflow adds one, is none.
 """
 
-import math
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from typing import Any
@@ -27,7 +27,7 @@ from appliance.datasets.interchange.annotated import (
     Region,
     Size,
 )
-from appliance.datasets.interchange.gathering import Gathering, check_size
+from appliance.datasets.interchange.gathering import Gathering, check_boxes, check_size, on_grid
 from appliance.datasets.interchange.names import Names
 from appliance.datasets.interchange.text import Spool, number
 from appliance.datasets.records import Box
@@ -47,7 +47,7 @@ class _AllLabels(msgspec.Struct):
     labels: list[str] = []
 
 
-class _Image(msgspec.Struct, omit_defaults=True):
+class _Image(msgspec.Struct, omit_defaults=True, gc=False):
     id: _Id
     file_name: str
     width: float | None = None
@@ -61,7 +61,7 @@ class _Category(msgspec.Struct):
     supercategory: str | None = ""
 
 
-class _Annotation(msgspec.Struct, omit_defaults=True):
+class _Annotation(msgspec.Struct, omit_defaults=True, gc=False):
     id: _Id
     image_id: _Id
     category_id: _Id | None = None
@@ -94,11 +94,20 @@ class Coco(Format):
         return path.lower().endswith(".json")
 
     def declared(self, files: Mapping[str, bytes]) -> Declared:
-        """All categories in the order of the files, and the recognition labels of an own export."""
+        """All categories in the order of the files, and the recognition labels of an own export; a category
+        that only annotations without a box have is a recognition label.
+        """
         labels, regions = dict[str, None](), dict[str, None]()
         for _, document in _documents(files, Counter()):
             labels |= dict.fromkeys(document.appliance.labels)
-            regions |= dict.fromkeys(one.name for one in _real(document))
+            boxed = {one.category_id for one in document.annotations if one.bbox}
+            used = {one.category_id for one in document.annotations}
+            above = {one.supercategory for one in document.categories}
+            for category in document.categories:
+                if category.id in used and category.id not in boxed:
+                    labels[category.name] = None
+                elif category.id in used or category.name not in above:
+                    regions[category.name] = None
         return Declared(tuple(labels), tuple(regions))
 
     def read(
@@ -124,7 +133,9 @@ class Coco(Format):
         return gathering.annotated()
 
     def check(self, annotated: Iterable[Annotated]) -> None:
-        """Nothing is refused."""
+        """Raises InvalidInput for a box of less than a millionth of a pixel, and for nothing else."""
+        for one in annotated:
+            check_boxes(one)
 
     def place(self, annotated: Annotated) -> str:
         """Where it is."""
@@ -164,13 +175,14 @@ class _Part:
         images.write(_SEPARATOR[: 2 * bool(self.images)] + msgspec.json.encode(image))
         self.images += 1
         for region in annotated.regions:
-            box = region.box
-            width, height = _extent(box.xmin, box.xmax), _extent(box.ymin, box.ymax)
+            box = on_grid(region.box)
+            extent = on_grid(Box(0, 0, box.xmax - box.xmin, box.ymax - box.ymin))
+            width, height = extent.xmax, extent.ymax
             annotation = _Annotation(
                 id=self._annotations + 1,
                 image_id=self.images,
                 category_id=self._categories[region.label],
-                bbox=[number(box.xmin), number(box.ymin), width, height],
+                bbox=[number(side) for side in (box.xmin, box.ymin, width, height)],
                 area=number(width * height),
                 iscrowd=0,
                 appliance=_more(region),
@@ -320,17 +332,8 @@ def _region(where: str, label: str, bbox: list[float], more: _More | None) -> Re
     x, y, width, height = bbox
     if not (width > 0 and height > 0):
         raise InvalidInput(f"{where}: the box has no area: correct or remove it")
-    box = Box(x, y, x + width, y + height)
+    box = on_grid(Box(x, y, x + width, y + height))
     return Region(label, box) if more is None else Region(label, box, more.labels, more.meta_data)
-
-
-def _extent(start: float, end: float) -> float:
-    """The width from which a reader makes the very same end again, which the difference may miss by a bit."""
-    extent = end - start
-    for near in (extent, math.nextafter(extent, math.inf), math.nextafter(extent, 0)):
-        if start + near == end:
-            return number(near)
-    return number(extent)
 
 
 def _more(said: Annotated | Region) -> _More | None:
@@ -338,10 +341,3 @@ def _more(said: Annotated | Region) -> _More | None:
         return None
     labels = {name: value if value is None else number(value) for name, value in said.labels.items()}
     return _More(labels, dict(said.meta_data))
-
-
-def _real(document: _Document) -> Iterator[_Category]:
-    """The categories without one that merely is above others."""
-    used = {one.category_id for one in document.annotations}
-    above = {one.supercategory for one in document.categories}
-    return (one for one in document.categories if one.id in used or one.name not in above)

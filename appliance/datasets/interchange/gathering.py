@@ -13,6 +13,7 @@ from appliance.datasets.records import Box
 from appliance.datasets.words import checked_meta_data, checked_name
 from appliance.errors import InvalidInput
 
+_GRID = 6  # digits behind the point of a pixel
 _ROUNDING = 1.0  # px that a box may stick out of its image
 
 
@@ -101,6 +102,21 @@ class Gathering:
         if said is None:
             said = self._said[image] = _Said()
         return said
+
+
+def on_grid(box: Box) -> Box:
+    """The box to a millionth of a pixel, where sums and parts of its sides are read again as they were."""
+    return Box(*(round(side, _GRID) for side in (box.xmin, box.ymin, box.xmax, box.ymax)))
+
+
+def check_boxes(annotated: Annotated) -> None:
+    """Raises InvalidInput for a box that has no area on the grid."""
+    for region in annotated.regions:
+        box = on_grid(region.box)
+        if not (box.xmin < box.xmax and box.ymin < box.ymax):
+            raise InvalidInput(
+                f"{annotated.name}: a box is smaller than a millionth of a pixel: remove it, or take csv"
+            )
 
 
 def check_size(where: str, written: Size, size: Size) -> None:

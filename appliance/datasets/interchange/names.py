@@ -8,6 +8,7 @@ from appliance.datasets.interchange import splits
 from appliance.errors import InvalidInput
 
 _DEEPEST = 8  # parts of a path by which an image is looked for
+_LONGEST = 1024  # characters: no image's path is longer, and to compose a long one takes its square
 _SEVERAL = ""  # is no image's name
 
 # By the part of the dataset that an image lies in ("any": whichever) and the end of its path.
@@ -34,6 +35,8 @@ class Names:
         path names one. Letters may be composed otherwise. Raises InvalidInput, `place` named, where several
         images are meant.
         """
+        if len(written) > _LONGEST:
+            return None
         folder = posixpath.dirname(source)
         direct = posixpath.join(folder, written)
         if direct in self._exact:

@@ -155,6 +155,10 @@ def _rows(path: str, content: bytes, left_out: Counter[str]) -> Iterator[tuple[i
     for name in _ALIASES.values():
         if columns.count(name) > 1:
             raise InvalidInput(f"{path}, line 1: two columns say the same ({name}): keep one of them")
+    if not {"label", "box_label", "test", "meta_data"}.intersection(columns):
+        raise InvalidInput(
+            f"{path}, line 1: a column label is expected, with a row for each label of an image"
+        )
     if unknown := columns.count(None):
         left_out["columns of other names"] += unknown
     return _of_columns(path, text, columns, delimiter, spaced=spaced)

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from appliance.datasets.interchange import class_names, splits
 from appliance.datasets.interchange.annotated import Annotated, Declared, Format, Region, Size
 from appliance.datasets.interchange.class_names import Classes
-from appliance.datasets.interchange.gathering import Gathering
+from appliance.datasets.interchange.gathering import Gathering, check_boxes, on_grid
 from appliance.datasets.interchange.names import flat
 from appliance.datasets.interchange.text import decoded
 from appliance.datasets.records import Box
@@ -29,7 +29,6 @@ _LISTS = {"classes.txt", "obj.names"}
 # Texts that say nothing about one image: lists of files, words for people.
 _OTHER = {"train.txt", "val.txt", "valid.txt", "test.txt", "license.txt", "requirements.txt"}
 
-_GRID = 6  # digits of a pixel that a box keeps
 _DIGITS = 12  # of a part of the image: the grid survives them in images of up to 500,000 px
 
 
@@ -95,16 +94,15 @@ class Yolo(Format):
                     " file for both: take coco"
                 )
             texts.add(text)
-            for region in one.regions:
-                box = _on_grid(region.box)
-                if not (box.xmin < box.xmax and box.ymin < box.ymax):
-                    raise InvalidInput(f"{one.name}: a box is too small for yolo: take coco")
+            check_boxes(one)
 
     def place(self, annotated: Annotated) -> str:
         """Where it is in `images/SPLIT` or `SPLIT/images` of the right split, else `images/SPLIT`."""
         if _home(annotated.name, test=annotated.test) is not None:
             return annotated.name
-        return f"images/{'test' if annotated.test else 'train'}/{flat(annotated.name)}"
+        name = flat(annotated.name)
+        own = "_" if _is_list(_beside(name)) else ""  # its label file would be taken for the names of classes
+        return f"images/{'test' if annotated.test else 'train'}/{own}{name}"
 
     def write(
         self,
@@ -168,7 +166,7 @@ def _beside(image: str) -> str:
 def _home(path: str, *, test: bool) -> str | None:
     """The folder of all images like this one: `images/SPLIT` or `SPLIT/images`, None if it lies in none."""
     split = splits.of_folders(path)
-    if split is None or (split == "test") != test:
+    if split is None or (split == "test") != test or _is_list(_beside(path)):
         return None
     folders = path.split("/")[:-1]
     for end in range(len(folders), 1, -1):
@@ -193,7 +191,7 @@ def _regions(
         if not (all(map(math.isfinite, values)) and number in classes.names):
             raise InvalidInput(f"{where}: the class is none of those that are named, or a value is no number")
         box = _box(where, values, size, left_out, pose=classes.pose)
-        yield where, Region(classes.names[int(number)], _on_grid(box))
+        yield where, Region(classes.names[int(number)], on_grid(box))
 
 
 def _box(where: str, values: list[float], size: Size, left_out: Counter[str], *, pose: bool) -> Box:
@@ -217,12 +215,8 @@ def _box(where: str, values: list[float], size: Size, left_out: Counter[str], *,
     return Box(left * size.width, top * size.height, right * size.width, bottom * size.height)
 
 
-def _on_grid(box: Box) -> Box:
-    return Box(round(box.xmin, _GRID), round(box.ymin, _GRID), round(box.xmax, _GRID), round(box.ymax, _GRID))
-
-
 def _row(number: int, box: Box, size: Size) -> str:
-    box = _on_grid(box)
+    box = on_grid(box)
     x, width = (box.xmin + box.xmax) / 2 / size.width, (box.xmax - box.xmin) / size.width
     y, height = (box.ymin + box.ymax) / 2 / size.height, (box.ymax - box.ymin) / size.height
     return f"{number} {_part(x)} {_part(y)} {_part(width)} {_part(height)}\n"
