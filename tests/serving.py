@@ -145,12 +145,13 @@ class Site:
         *,
         body: bytes | None = None,
         content_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """One request over the operator's Unix socket, with a JSON document or another body."""
         if document is not None:
             body = json.dumps(document).encode()
-        headers = {} if body is None else {"content-type": content_type}
-        return _ask(_UnixConnection(self.socket), method, path, body, headers)
+        typed = {} if body is None else {"content-type": content_type}
+        return _ask(_UnixConnection(self.socket), method, path, body, typed | dict(headers or {}))
 
     def raw(self, sent: bytes) -> bytes:
         """What comes back for these bytes until the server closes the connection."""

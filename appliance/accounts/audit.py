@@ -33,6 +33,8 @@ class Event(StrEnum):
     DATASET_ADD = "dataset.add"
     DATASET_CHANGE = "dataset.change"
     DATASET_ERASE = "dataset.erase"
+    DATASET_IMPORT = "dataset.import"
+    DATASET_EXPORT = "dataset.export"
     IMAGE_ADD = "image.add"
     IMAGE_UPDATE = "image.update"
     IMAGE_DELETE = "image.delete"

@@ -3,8 +3,9 @@
 Three forms: JSON with `_base64`, one raw image (`Content-Type: image/*`, its record in the header `X-Record`,
 the request's fields in the query), or multipart (part `request` is the JSON, parts `image-0` to `image-9` the
 images of its records in order). aiohttp's `Request.post()` writes uploads over 1 MiB to a temporary file and
-is never used. Files that an operator sends (`Form.FILES`) are not held: the handler reads them as they come.
-A body that a family parses itself (`Form.BYTES`) is handed on as it is.
+is never used. Files that an operator sends (`Form.FILES`) and archives (`Form.ARCHIVE`) may be of any length
+and are not held: the handler reads them as they come. A body that a family parses itself (`Form.BYTES`) is
+handed on as it is.
 """
 
 import asyncio
@@ -45,6 +46,7 @@ T = TypeVar("T")
 IN_FLIGHT_BODIES = 16  # bodies of the largest size that may be held at the same time
 
 _CHUNK = 1 << 18
+_TAR = "application/x-tar"
 _IMAGE_PART = re.compile(r"image-([0-9])")
 _PLAIN_ENCODINGS = {"", "binary", "8bit", "7bit"}
 # These would print a part's header to the log: as errors they are refused like all that is malformed.
@@ -90,7 +92,10 @@ class Bodies:
             return Held(Payload())
         if form is Form.FILES:
             files = _Upload(request, self._config).files()
-            return Held(Payload(files=files), files=files)
+            return Held(Payload(files=files), arriving=files)
+        if form is Form.ARCHIVE:
+            pieces = _Upload(request, self._config).pieces()
+            return Held(Payload(pieces=pieces), arriving=pieces)
         transfer = _Transfer(request, self._config, self._room)
         try:
             return Held(await _payload(request, form, transfer, self._parsing), transfer)
@@ -105,14 +110,14 @@ class Held:
 
     payload: Payload
     transfer: "_Transfer | None" = None
-    files: AsyncGenerator[tuple[str, AsyncIterator[bytes]]] | None = None
+    arriving: AsyncGenerator[object] | None = None
 
     async def release(self) -> None:
         """The call has ended: its bytes count no more, and what is still to come is not read."""
         if self.transfer is not None:
             self.transfer.forget()
-        if self.files is not None:
-            await self.files.aclose()
+        if self.arriving is not None:
+            await self.arriving.aclose()
 
 
 @contextmanager
@@ -212,7 +217,7 @@ class _Transfer:
 
 
 class _Upload:
-    """The files of one body, none of them held.
+    """A body that may be of any length, nothing of it held: its files, or its pieces as they come.
 
     Only waiting for the sender counts: it may pause for `body_seconds`, and what arrives buys that time back
     at `body_bytes_per_second`. How long the handler takes over a piece is not the sender's fault.
@@ -233,12 +238,26 @@ class _Upload:
             plain = _plain(part)
             yield plain.name or "", self._content(plain)
 
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        """An archive. Raises Refused for a media type or a slow sender, InvalidInput."""
+        if self._request.content_type != _TAR:
+            raise Refused(415, f"Content-Type: {_TAR} is expected")
+        await _invite(self._request)
+        content = self._request.content
+        content.set_read_chunk_size(_CHUNK)
+        while piece := await self._waited(content.readany()):
+            self._earn(len(piece))
+            yield piece
+
     async def _content(self, part: BodyPartReader) -> AsyncIterator[bytes]:
         while not part.at_eof():
             chunk = await self._waited(part.read_chunk(_CHUNK))
-            earned = len(chunk) / self._config.body_bytes_per_second
-            self._patience = min(self._patience + earned, self._config.body_seconds)
+            self._earn(len(chunk))
             yield chunk
+
+    def _earn(self, arrived: int) -> None:
+        earned = arrived / self._config.body_bytes_per_second
+        self._patience = min(self._patience + earned, self._config.body_seconds)
 
     async def _waited(self, arriving: Awaitable[T]) -> T:
         clock = asyncio.get_running_loop().time
@@ -249,7 +268,7 @@ class _Upload:
         except TimeoutError:
             raise _slow(self._config) from None
         except (*_BROKEN_MULTIPART, web.RequestPayloadError, EOFError):
-            raise InvalidInput("multipart: the body is malformed") from None
+            raise InvalidInput("the body is malformed, or breaks off") from None
         finally:
             self._patience -= clock() - began
 

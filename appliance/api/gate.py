@@ -161,7 +161,9 @@ class Gate:
             connection = request.protocol
             if not isinstance(connection, Connection) or connection.uid is None:
                 raise Forbidden("only root, the daemon's user and the operators' group may use this socket")
-            return operator_principal(connection.uid)
+            if "Authorization" not in request.headers:
+                return operator_principal(connection.uid)
+            # A customer's token that was given to an operator: what it may do, and nothing more.
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() not in _SCHEMES:
             raise Unauthenticated("the token is missing or not valid")
@@ -187,7 +189,9 @@ class Gate:
         if self.closing:
             response.force_close()
         whole = None if stream.length is None else self._bodies.patience(stream.length)
-        piecewise = _STALLED_SECONDS if stream.length is None else None
+        piecewise = None
+        if stream.length is None:
+            piecewise = _STALLED_SECONDS if self._surface is Surface.SOCKET else self._bodies.patience(0)
         try:
             async with asyncio.timeout(whole):
                 await response.prepare(request)

@@ -7,7 +7,7 @@ images stay raw slices of the body until pybase64 decodes them, fields are parse
 import asyncio
 import binascii
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -50,6 +50,7 @@ class Form(Enum):
     )
     UPLOAD = "upload"  # JSON, raw or multipart; the fields and the one image belong to the same record
     FILES = "files"  # multipart, read by the handler as it comes
+    ARCHIVE = "archive"  # a tar of any length, read by the handler as it comes
     BYTES = "bytes"  # of any media type, parsed by the handler
     KEY = "key"  # a few raw bytes, which stand in no field and in no text
 
@@ -124,18 +125,25 @@ async def _no_files() -> Files:
         yield file
 
 
+async def _no_pieces() -> AsyncGenerator[bytes]:
+    none: list[bytes] = []
+    for piece in none:
+        yield piece
+
+
 @dataclass
 class Payload:
     """A parsed body. `fields` are the request's own; `records` is None when the body has none.
 
-    `files` come from the wire while they are read: each content to its end, before the next name. `body` is
-    the bytes of a route that parses them itself.
+    `files` and the `pieces` of an archive come from the wire while they are read: each content to its end,
+    before the next name. `body` is the bytes of a route that parses them itself.
     """
 
     fields: Fields = field(default_factory=dict)
     records: list[Record] | None = None
     query: Record | None = None
     files: Files = field(default_factory=_no_files, compare=False)
+    pieces: AsyncIterator[bytes] = field(default_factory=_no_pieces, compare=False)
     body: Image = field(default=b"", repr=False)
 
     def text(self, name: str) -> str | None:

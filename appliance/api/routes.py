@@ -22,6 +22,7 @@ from appliance.api.call import Call
 from appliance.api.colours import Colours
 from appliance.api.datasets import Datasets
 from appliance.api.files import Files
+from appliance.api.interchange import Interchange
 from appliance.api.keys import KeyManagement
 from appliance.api.labels import Labels
 from appliance.api.management import Management
@@ -347,7 +348,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", f"{_V1}/status", Management.status, _OPERATOR, READ, surfaces=MANAGED),
     Route("POST", f"{_V1}/backup", Backups.make, _OPERATOR, Event.BACKUP_MAKE, surfaces=LOCAL),
     Route("POST", f"{_V1}/datasets", Datasets.add, Scope.DATASETS_WRITE, Event.DATASET_ADD, Form.FIELDS),
-    Route("GET", f"{_V1}/datasets", Datasets.list, Scope.DATASETS_READ, READ),
+    Route("GET", f"{_V1}/datasets", Datasets.list, Scope.DATASETS_READ, READ, surfaces=MANAGED),
     Route("GET", f"{_V1}/datasets/{{id}}", Datasets.get, Scope.DATASETS_READ, READ),
     Route(
         "PATCH",
@@ -358,6 +359,26 @@ ROUTES: tuple[Route, ...] = (
         Form.FIELDS,
     ),
     Route("DELETE", f"{_V1}/datasets/{{id}}", Datasets.erase, Scope.DATASETS_WRITE, Event.DATASET_ERASE),
+    Route(
+        "POST",
+        f"{_V1}/datasets/{{id}}/import",
+        Interchange.receive,
+        Scope.DATASETS_WRITE,
+        Event.DATASET_IMPORT,
+        Form.ARCHIVE,
+        MANAGED,
+    ),
+    Route(
+        "GET",
+        f"{_V1}/datasets/{{id}}/export",
+        Interchange.give,
+        Scope.DATASETS_READ,
+        Event.DATASET_EXPORT,
+        surfaces=MANAGED,
+    ),
+    Route(
+        "GET", f"{_V1}/datasets/{{id}}/held", Interchange.held, Scope.DATASETS_WRITE, READ, surfaces=MANAGED
+    ),
     Route("GET", "/files/{name}", Files.get, Access.LINK, READ),
     Route("GET", f"{_V1}/images/{{id}}/key", Files.key, Scope.DATASETS_READ, READ),
     Route("GET", "/healthz", Probes.healthz, Access.OPEN, READ, surfaces=EVERYWHERE),

@@ -25,6 +25,7 @@ from appliance.api.datasets import Datasets
 from appliance.api.files import Files
 from appliance.api.gate import Gate
 from appliance.api.installed_tasks import InstalledTasks
+from appliance.api.interchange import Interchange
 from appliance.api.keys import KeyManagement
 from appliance.api.labels import Labels
 from appliance.api.management import Management
@@ -110,6 +111,8 @@ class Server:
             KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),
             Backups(parts.backups),
+            Datasets(None if parts.images is None else parts.images.datasets, parts.customers),
+            Interchange(parts.images),
         ]
         if parts.images is not None:
             families += _of_images(parts, parts.images)
@@ -242,7 +245,6 @@ def _of_images(parts: Parts, images: Images) -> list[object]:
     datasets, annotations = images.datasets, images.annotations
     showing, installed = Showing(datasets, images.links, parts.config), InstalledTasks(parts.bundles)
     return [
-        Datasets(datasets),
         Files(images),
         Tasks(datasets, annotations, installed),
         Labels(datasets, annotations, installed),

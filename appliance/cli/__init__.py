@@ -16,7 +16,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from appliance.cli import agreements, backups, bundles, collections, customers, keys, residency, serving
+from appliance.cli import (
+    agreements,
+    backups,
+    bundles,
+    collections,
+    customers,
+    datasets,
+    keys,
+    residency,
+    serving,
+)
 from appliance.cli.output import CONFIG, REFUSED, UNAVAILABLE, USAGE, Output, Refused, UsageInvalid
 from appliance.cli.words import DEFAULT_CONFIG, Parser, Words
 from appliance.errors import ApplianceError, ConfigInvalid, DaemonNeeded, KeyringInvalid
@@ -68,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     root.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"default {DEFAULT_CONFIG}")
     root.add_argument("--json", action="store_true", help="one JSON document on stdout")
     words = Words(root, "COMMAND")
-    for group in (serving, residency, customers, agreements, collections, bundles, keys, backups):
+    nouns = (serving, residency, customers, agreements, collections, datasets, bundles, keys, backups)
+    for group in nouns:
         group.add(words)
     return root

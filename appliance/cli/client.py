@@ -32,31 +32,41 @@ class Operator:
         body: Document | None = None,
         parts: AsyncIterable[bytes] | None = None,
         raw: bytes | bytearray | None = None,
+        tar: AsyncIterable[bytes] | None = None,
     ) -> Document:
         """The answer's document ({} for none); raises Refused with the problem's own title and detail.
 
-        What is sent is the document `body`, the multipart `parts`, or `raw` bytes.
+        What is sent is the document `body`, the multipart `parts`, a `tar`, or `raw` bytes.
         """
         url = f"http://appliance/appliance/v1{path}"
         headers = {}
         if parts is not None:
             headers["Content-Type"] = f"multipart/form-data; boundary={BOUNDARY}"
+        elif tar is not None:
+            headers["Content-Type"] = "application/x-tar"
         elif raw is not None:
             headers["Content-Type"] = "application/octet-stream"
+        data = next((sent for sent in (parts, tar, raw) if sent is not None), None)
         async with self._session.request(
-            method, url, params=query, json=body, data=raw if parts is None else parts, headers=headers
+            method, url, params=query, json=body, data=data, headers=headers
         ) as response:
             document: Document = {} if response.status == 204 else await response.json(content_type=None)
             if response.status >= 400:
                 raise _refused(document)
             return document
 
-    async def stream(self, method: str, path: str) -> AsyncIterator[bytes]:
-        """The answer as it comes; raises Refused as `call`, and when it ends before its end."""
+    async def stream(
+        self, method: str, path: str, *, query: Mapping[str, str] | None = None, token: str | None = None
+    ) -> AsyncIterator[bytes]:
+        """The answer as it comes; raises Refused as `call`, and when it ends before its end.
+
+        With a customer's `token` it is that customer who asks, and no operator.
+        """
         import aiohttp
 
         url = f"http://appliance/appliance/v1{path}"
-        async with self._session.request(method, url) as response:
+        headers = {} if token is None else {"Authorization": f"Token {token}"}
+        async with self._session.request(method, url, params=query, headers=headers) as response:
             if response.status >= 400:
                 raise _refused(await response.json(content_type=None))
             try:

@@ -133,6 +133,13 @@ class Datasets:
             raise NotFound("no such dataset")
         return self._opened(found)
 
+    async def owner(self, identity: str) -> CustomerId:
+        """Whose dataset this id names; a customer's own id names its default one. Raises NotFound."""
+        found = await self._ledger.read(lambda connection: _owner(connection, identity))
+        if found is None:
+            raise NotFound("no such dataset")
+        return found
+
     async def change(
         self,
         actor: Actor,
@@ -293,6 +300,15 @@ def _default(connection: Connection, customer: CustomerId) -> tuple[Any, ...] | 
         f"SELECT {_COLUMNS} FROM datasets WHERE customer = ? AND name IS NULL AND erased_at IS NULL",  # noqa: S608
         (customer,),
     ).fetchone()
+
+
+def _owner(connection: Connection, identity: str) -> CustomerId | None:
+    found: str | None = connection.execute(
+        "SELECT customer FROM datasets WHERE id = ?1 AND erased_at IS NULL"
+        " UNION ALL SELECT id FROM customers WHERE id = ?1",
+        (identity,),
+    ).get
+    return None if found is None else CustomerId(found)
 
 
 def _erased(connection: Connection) -> list[tuple[int, DatasetId, CustomerId]]:

@@ -94,7 +94,7 @@ class Gallery:
         """
 
         def act(connection: Connection, image_key: int, label_key: int) -> None:
-            _put_on(connection, image_key, label_key, value)
+            put_on(connection, image_key, label_key, value)
 
         return await self._with_label(actor, customer, image, label, act)
 
@@ -214,7 +214,7 @@ class Gallery:
             for label in (*add, *remove):
                 ids.check_together(image >> 32, label, "label", "image")
             for label in add:
-                _put_on(connection, image, label, None)
+                put_on(connection, image, label, None)
             for label in remove:
                 _take_off(connection, image, label)
             if clear != -1:
@@ -239,8 +239,11 @@ class Gallery:
         return int(self._clock() * 1000)
 
 
-def _put_on(connection: Connection, image: int, label: int, value: float | None) -> None:
-    """A label that is there already keeps its value unless there is a new one."""
+def put_on(connection: Connection, image: int, label: int, value: float | None) -> None:
+    """Put a recognition label on an image: one that is there keeps its value unless there is a new one.
+
+    Raises CapacityExceeded for more than 1,000 labels of an image.
+    """
     connection.execute(
         "INSERT INTO image_labels (label, facet, image, value) SELECT ?1, facet, key, ?3 FROM images"
         " WHERE key = ?2 ON CONFLICT (image, label) DO UPDATE SET value = coalesce(excluded.value, value)",

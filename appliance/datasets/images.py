@@ -11,9 +11,13 @@ from appliance.datasets.annotations import Annotations
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import SealedFiles
 from appliance.datasets.folder import data_folder
+from appliance.datasets.interchange.annotating import Annotating
+from appliance.datasets.interchange.exporting import Exporting
+from appliance.datasets.interchange.importing import Importing
 from appliance.datasets.links import Links
 from appliance.datasets.ports import ImageCodec
 from appliance.datasets.sink import Sink
+from appliance.datasets.sources import Sources
 from appliance.datasets.store import Store
 from appliance.datasets.upkeep import Upkeep
 from appliance.ledger import Ledger
@@ -36,6 +40,9 @@ class Images:
     folder: DataFolder
     files: SealedFiles
     upkeep: Upkeep
+    sources: Sources
+    importing: Importing
+    exporting: Exporting
 
 
 @dataclass(frozen=True)
@@ -103,5 +110,18 @@ async def open_images(
         )
         annotations = await enter(Annotations(ledger, datasets, store, clock=clocks.wall))
         await enter(upkeep.at_leisure(store))
-        sink = Sink(datasets, store, agreements)
-        yield Images(datasets, store, sink, links, annotations, folder, files, upkeep)
+        sources = Sources(ledger, datasets, clocks.wall)
+        annotating = Annotating(ledger, datasets, annotations, clocks.wall)
+        yield Images(
+            datasets,
+            store,
+            Sink(datasets, store, agreements),
+            links,
+            annotations,
+            folder,
+            files,
+            upkeep,
+            sources,
+            Importing(ledger, store, sources, annotating, clocks.wall),
+            Exporting(ledger, datasets, store, sources, annotations, clocks.wall),
+        )

@@ -129,6 +129,22 @@ class Labels:
 
         return await self._ledger.read(query)
 
+    async def by_name(self, dataset: Dataset, side: Side) -> dict[str, Label]:
+        """All labels of a side in the order in which they were made, by their names.
+
+        Of several with one name the oldest, and one that says of a task that nothing applies only where no
+        other has the name.
+        """
+
+        named: dict[str, Label] = {}
+        for label in await self._ledger.read(lambda connection: self.all(connection, dataset)):
+            if (label.kind == "detection") != (side == "detection"):
+                continue
+            known = named.setdefault(label.name, label)
+            if known.negative_for is not None and label.negative_for is None:
+                named[label.name] = label
+        return named
+
     async def get(self, customer: CustomerId, label: str, side: Side) -> Label:
         """Raises NotFound."""
         return await self._ledger.read(lambda connection: self._one(connection, customer, label, side))
@@ -190,6 +206,11 @@ class Labels:
     async def wipe(self, actor: Actor, customer: CustomerId, label: str) -> None:
         """Delete a recognition label and every image that has it, as `delete` and `Store.delete` do."""
         await self._delete(Event.LABEL_WIPE, actor, customer, label, side="recognition")
+
+    def all(self, connection: Connection, dataset: Dataset) -> list[Label]:
+        """All labels of a dataset in the order in which they were made."""
+        found = connection.execute(f"{_LIVING} AND labels.dataset = ? ORDER BY labels.key", (dataset.number,))
+        return [self._label(row) for row in found]
 
     def of_keys(self, connection: Connection, keys: Sequence[int]) -> list[Label]:
         """Labels by their keys, in the order of these."""

@@ -12,10 +12,11 @@ from appliance.datasets.catalogue import Datasets
 from appliance.datasets.gallery import Gallery
 from appliance.datasets.labels import Labels
 from appliance.datasets.pages import Cut, Page, Query, cut
-from appliance.datasets.records import Box, Dataset, Described, Given, Object
+from appliance.datasets.records import Box, Dataset, Described, Given, Image, Object
 from appliance.datasets.words import ObjectWords, checked_meta_data, opened, sealed
 from appliance.errors import CapacityExceeded, InvalidInput, NotFound
 from appliance.ledger import Connection, Ledger
+from appliance.vault import Container
 
 MAX_OBJECTS = 1000  # of an image
 MAX_LABELS = 100  # of an object
@@ -60,33 +61,16 @@ class Objects:
         more than 1,000 objects on an image.
         """
         identity, now = str(uuid.uuid4()), self._now()
-        words = _words(box, meta_data or {})
+        words = words_of(box, meta_data or {})
 
         def act(connection: Connection) -> Object:
             image_key = ids.image(connection, customer, image)
             label_key = ids.label(connection, customer, label, "detection")
             ids.check_together(image_key >> 32, label_key, "label", "image")
             described = self._gallery.described(connection, [image_key])[image_key]
-            _check_within(box, described)
-            count = connection.execute("SELECT count(*) FROM objects WHERE image = ?", (image_key,)).get
-            if count >= MAX_OBJECTS:
-                raise CapacityExceeded(f"an image has at most {MAX_OBJECTS} objects")
-            place = described.place
-            key = rows.next_key(connection, place.number)
-            connection.execute(
-                "INSERT INTO objects (key, id, dataset, image, label, words, created_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    key,
-                    identity,
-                    place.number,
-                    image_key,
-                    label_key,
-                    self._sealed(described, identity, words),
-                    now,
-                ),
-            )
-            details: dict[str, object] = {"dataset": place.dataset, "image": image, "label": label}
+            keys = self._datasets.keys_at(described.place)
+            key = insert(connection, keys, described.image, label_key, identity, words, now)
+            details: dict[str, object] = {"dataset": described.place.dataset, "image": image, "label": label}
             record(connection, now, actor, Event.OBJECT_ADD, customer, identity, details)
             return self._of_keys(connection, [key])[0]
 
@@ -171,10 +155,10 @@ class Objects:
                 ids.check_together(found.place.number, key, "label", "image")
                 connection.execute("UPDATE objects SET label = ? WHERE key = ?", (key, found.key))
             if box is not None:
-                _check_within(box, found.image)
+                _check_within(box, found.image.image)
             if box is not None or meta_data is not None:
-                words = _words(box or found.box, found.meta_data if meta_data is None else meta_data)
-                blob = self._sealed(found.image, identity, words)
+                words = words_of(box or found.box, found.meta_data if meta_data is None else meta_data)
+                blob = sealed(self._datasets.keys_at(found.place), "object", identity, words)
                 connection.execute("UPDATE objects SET words = ? WHERE key = ?", (blob, found.key))
             self._record(connection, actor, Event.OBJECT_CHANGE, found, now)
             return self._one(connection, customer, identity)
@@ -203,13 +187,7 @@ class Objects:
         """
 
         def act(connection: Connection, found: Object, key: int) -> None:
-            if len(found.labels) >= MAX_LABELS:
-                raise CapacityExceeded(f"an object has at most {MAX_LABELS} labels")
-            connection.execute(
-                "INSERT INTO object_labels (label, object, value) VALUES (?, ?, ?)"
-                " ON CONFLICT (label, object) DO UPDATE SET value = coalesce(excluded.value, value)",
-                (key, found.key, value),
-            )
+            put_on(connection, found.key, key, value)
 
         return await self._with_label(actor, customer, identity, label, act)
 
@@ -298,9 +276,6 @@ class Objects:
             words.meta_data,
         )
 
-    def _sealed(self, image: Described, identity: str, words: ObjectWords) -> bytes:
-        return sealed(self._datasets.keys_at(image.place), "object", identity, words)
-
     def _record(
         self, connection: Connection, actor: Actor, event: Event, subject: Object, now: int, **more: object
     ) -> None:
@@ -312,14 +287,56 @@ class Objects:
         return int(self._clock() * 1000)
 
 
-def _words(box: Box, meta_data: dict[str, object]) -> ObjectWords:
+def words_of(box: Box, meta_data: dict[str, object]) -> ObjectWords:
     """Raises TooLarge for more than 64 KiB of metadata."""
     checked_meta_data(meta_data)
     return ObjectWords((box.xmin, box.ymin, box.xmax, box.ymax), meta_data)
 
 
-def _check_within(box: Box, described: Described) -> None:
-    image = described.image
+def insert(  # noqa: PLR0917 - the columns of the row
+    connection: Connection,
+    keys: Container,
+    image: Image,
+    label: int,
+    identity: str,
+    words: ObjectWords,
+    now: int,
+) -> int:
+    """The key of a new object on an image, under a detection label; `keys` are those of its dataset.
+
+    Raises InvalidInput for a box that is empty or not within the image, CapacityExceeded for more than 1,000
+    objects on an image.
+    """
+    _check_within(Box(*words.box), image)
+    count = connection.execute("SELECT count(*) FROM objects WHERE image = ?", (image.key,)).get
+    if count >= MAX_OBJECTS:
+        raise CapacityExceeded(f"an image has at most {MAX_OBJECTS} objects")
+    dataset = image.key >> 32
+    key = rows.next_key(connection, dataset)
+    connection.execute(
+        "INSERT INTO objects (key, id, dataset, image, label, words, created_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (key, identity, dataset, image.key, label, sealed(keys, "object", identity, words), now),
+    )
+    return key
+
+
+def put_on(connection: Connection, subject: int, label: int, value: float | None) -> None:
+    """Put a recognition label on an object: one that is there keeps its value unless there is a new one.
+
+    Raises CapacityExceeded for more than 100 labels of an object.
+    """
+    connection.execute(
+        "INSERT INTO object_labels (label, object, value) VALUES (?, ?, ?)"
+        " ON CONFLICT (label, object) DO UPDATE SET value = coalesce(excluded.value, value)",
+        (label, subject, value),
+    )
+    count = connection.execute("SELECT count(*) FROM object_labels WHERE object = ?", (subject,)).get
+    if count > MAX_LABELS:
+        raise CapacityExceeded(f"an object has at most {MAX_LABELS} labels")
+
+
+def _check_within(box: Box, image: Image) -> None:
     sides = (box.xmin, box.ymin, box.xmax, box.ymax)
     if not (
         all(math.isfinite(side) for side in sides)

@@ -43,11 +43,38 @@ def linked(connection: Connection, image_id: str) -> tuple[Image, Visibility, in
 
 def images(connection: Connection, dataset: int, after: int, most: int) -> list[Image]:
     """Images of a dataset in order of upload, those with a key above `after`."""
+    return [image for image, _ in images_and_sources(connection, dataset, after, most)]
+
+
+def images_and_sources(
+    connection: Connection, dataset: int, after: int, most: int
+) -> list[tuple[Image, bytes | None]]:
+    """As `images`, each with its sealed source."""
     found = connection.execute(
-        f"{_LIVING} AND images.key > ?1 AND images.key < (?2 + 1) << 32 ORDER BY images.key LIMIT ?3",
+        f"SELECT {_IMAGE}, images.source FROM images JOIN datasets ON datasets.number = images.dataset"  # noqa: S608
+        " WHERE images.deleted_at IS NULL AND datasets.erased_at IS NULL"
+        " AND images.key > ?1 AND images.key < (?2 + 1) << 32 ORDER BY images.key LIMIT ?3",
         (max(after, (dataset << 32) - 1), dataset, most),
     )
-    return [_image(row) for row in found]
+    return [(_image(row[:12]), row[12]) for row in found]
+
+
+def by_name(connection: Connection, dataset: int, named: bytes) -> Image | None:
+    """The image of a dataset that was imported under the name of this hash."""
+    found = connection.execute(
+        f"{_LIVING} AND images.dataset = ? AND images.named = ?", (dataset, named)
+    ).fetchone()
+    return None if found is None else _image(found)
+
+
+def is_nameless(connection: Connection, image: Image) -> bool:
+    """Whether it came by another way than an import."""
+    return bool(connection.execute("SELECT named IS NULL FROM images WHERE key = ?", (image.key,)).get)
+
+
+def set_name(connection: Connection, image: Image, source: bytes, named: bytes) -> None:
+    """Under which name it was imported."""
+    connection.execute("UPDATE images SET source = ?, named = ? WHERE key = ?", (source, named, image.key))
 
 
 def described(connection: Connection, keys: Iterable[int]) -> dict[int, tuple[Image, Place, bytes | None]]:

@@ -22,6 +22,7 @@ from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import OpenFile, SealedFiles
 from appliance.datasets.ports import Encoded, ImageCodec
 from appliance.datasets.records import Dataset, Image, ImageId, ReadPermit, Variant, facet
+from appliance.datasets.sources import Named, Source, check_free
 from appliance.errors import AlreadyStored, ApplianceError, NotFound, SealBroken, StorageFailed, VolumeFull
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
@@ -87,6 +88,7 @@ class _Draft:
     parts: tuple[bytes, bytes]
     content: bytes
     meta_data: bytes | None
+    named: Named | None
 
 
 class Store:
@@ -133,21 +135,25 @@ class Store:
         *,
         test: bool = False,
         real: bool = False,
+        name: str | None = None,
     ) -> Image:
         """Store an uploaded image with its caller's metadata (JSON); durable and audited on return.
 
-        Raises Forbidden without an active agreement, AlreadyStored when the dataset has these bytes already,
+        `name` is the path under which it is imported. Raises Forbidden without an active agreement,
+        AlreadyStored when the dataset has these bytes already, Conflict when another image has the name,
         VolumeFull, StorageFailed, VolumeOffline, and what the codec raises. A caller who goes away meanwhile
         stops nothing: the image is stored or not, as if he had waited.
         """
-        self._agreements.require(dataset.customer, Kind.TRAINING_DATA)
+        self.check_agreed(dataset)
         keys = self._datasets.keys(dataset)
+        identity = ImageId(str(uuid.uuid4()))
+        named = None if name is None else Named.of(keys, identity, Source(name, len(data)))
         content = await asyncio.to_thread(keys.mac, "content", data)
-        await self._ledger.read(lambda connection: _refuse_second(connection, dataset, content))
+        await self._ledger.read(lambda connection: _refuse_second(connection, dataset, content, named))
         ingested = await self._codec.ingest(data, keep_metadata=dataset.keep_metadata)
         image = Image(
             key=0,
-            id=ImageId(str(uuid.uuid4())),
+            id=identity,
             dataset=dataset.id,
             customer=dataset.customer,
             created_at=self._now(),
@@ -159,8 +165,12 @@ class Store:
             damaged=False,
             facet=facet(test=test, real=real),
         )
-        draft = _Draft(dataset, image, (ingested.image, ingested.thumbnail), content, meta_data)
+        draft = _Draft(dataset, image, (ingested.image, ingested.thumbnail), content, meta_data, named)
         return await self._uninterrupted(self._write(actor, draft))
+
+    def check_agreed(self, dataset: Dataset) -> None:
+        """Raises Forbidden unless the customer has agreed that images are stored."""
+        self._agreements.require(dataset.customer, Kind.TRAINING_DATA)
 
     async def get(self, customer: CustomerId, image: str) -> Image:
         """Raises NotFound when there is none of this id, or it is another customer's."""
@@ -219,7 +229,7 @@ class Store:
 
     async def _write(self, actor: Actor, draft: _Draft) -> Image:
         # The ledger's thread holds an act until the next one comes: the image must not be in it.
-        dataset, image, content = draft.dataset, draft.image, draft.content
+        dataset, image, content, named = draft.dataset, draft.image, draft.content, draft.named
         if self._ledger.failure is not None:  # no file either: it would lie there until a restart
             raise StorageFailed(self._ledger.failure)
         keys = self._datasets.keys(dataset)
@@ -232,12 +242,15 @@ class Store:
         def act(connection: Connection) -> tuple[Image, int]:
             required(connection, dataset.customer, Kind.TRAINING_DATA)
             rows.check_living(connection, dataset)
-            _refuse_second(connection, dataset, content)
+            _refuse_second(connection, dataset, content, named)
             key = rows.add_image(connection, dataset.number, image, content, meta_data)
+            added = replace(image, key=key)
+            if named is not None:
+                rows.set_name(connection, added, named.sealed, named.mac)
             details: dict[str, object] = {"dataset": dataset.id}
             now = image.created_at
             record(connection, now, actor, Event.IMAGE_ADD, image.customer, image.id, details)
-            return replace(image, key=key), connection.last_insert_rowid()
+            return added, connection.last_insert_rowid()
 
         try:
             stored, entry = await self._ledger.write(act)
@@ -301,7 +314,8 @@ async def finish_deleting(ledger: Ledger, files: SealedFiles, images: Sequence[I
         pass
 
 
-def _refuse_second(connection: Connection, dataset: Dataset, content: bytes) -> None:
+def _refuse_second(connection: Connection, dataset: Dataset, content: bytes, named: Named | None) -> None:
     image = rows.by_content(connection, dataset.number, content)
     if image is not None:
         raise AlreadyStored(image)
+    check_free(connection, dataset.number, named)

@@ -20,6 +20,7 @@ from appliance.accounts.tokens import Scope
 from appliance.api.payload import Form
 from appliance.api.routes import ROUTES, Access, Route, Surface
 from tests import bundles, images
+from tests.datasets import TAR, tar
 from tests.serving import ACTOR, Reply, Served, Tenant
 
 PHOTOS = "/similarity/photos/v2"
@@ -122,12 +123,15 @@ class Victim:
             "agreements": self.agreement,
             "datasets": self.stored.ids["dataset"],
         }
-        return route.path.replace("{id}", ids[noun(route)])
+        query = "?format=coco" if route.path.endswith("/export") else ""
+        return route.path.replace("{id}", ids[noun(route)]) + query
 
     def body(self, route: Route, task: str) -> bytes | None:
         """What the route needs to act on the victim's things: everything that any route asks for at once."""
         if route.form is Form.NOTHING:
             return None
+        if route.form is Form.ARCHIVE:
+            return tar({"taken/over.png": images.plain(uuid.uuid4().bytes)})
         if route.form is Form.BYTES:
             encoded = {"name": "encoded", "datatype": "BYTES", "shape": [1], "data": [PHOTO]}
             return json.dumps({"id": SECRET, "inputs": [encoded]}).encode()
@@ -281,7 +285,7 @@ def unharmed(
 def attack(
     served: Served, route: Route, victim: Victim, authorization: str | None, form: str = "{}"
 ) -> Reply:
-    headers = victim.tenant.headers()
+    headers = victim.tenant.headers(**({"content_type": TAR} if route.form is Form.ARCHIVE else {}))
     del headers["authorization"]
     if authorization is not None:
         headers["authorization"] = authorization
@@ -312,7 +316,7 @@ def test_the_owner_is_served_so_that_the_attacks_fail_for_the_right_reason(
     served: Served, route: Route
 ) -> None:
     owner = new_victim(served, f"owner {uuid.uuid4()}")
-    if route.form is Form.UPLOAD:
+    if route.form in {Form.UPLOAD, Form.ARCHIVE}:
         accepting = served.parts.agreements.accept(ACTOR, owner.tenant.id, AgreementId(owner.agreement))
         served.run(accepting)
     answer = attack(served, route, owner, f"Token {owner.tenant.token}")

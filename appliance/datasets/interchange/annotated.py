@@ -1,10 +1,24 @@
 """What all formats of datasets have in common: images by their names, and what is said about them."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from appliance.datasets.records import Box
+
+
+def _nothing() -> Mapping[str, Any]:
+    return _NOTHING
+
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})  # one for all boxes
+
+
+# Kinds of what is left out on reading.
+ABSENT = "images that are not there"
+FOREIGN = "files of another kind"
 
 
 class Size(NamedTuple):
@@ -16,10 +30,14 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Something on an image: a box in pixels of the upright image under a detection label's name."""
+    """Something on an image: a box in pixels of the upright image under a detection label's name, and what
+    else is said about it, as about an image.
+    """
 
     label: str
     box: Box
+    labels: Mapping[str, float | None] = field(default_factory=_nothing)
+    meta_data: Mapping[str, object] = field(default_factory=_nothing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +56,46 @@ class Annotated:
     meta_data: Mapping[str, object] = field(default_factory=dict)
 
 
+class Declared(NamedTuple):
+    """Names of labels in the order in which files declare them, those that no image has as well."""
+
+    labels: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+
+
 class Format(Protocol):
-    """A way to lay out a dataset in a tree of files. Paths are relative, with forward slashes."""
+    """A way to lay out a dataset in a tree of files. Paths are relative, with forward slashes.
+
+    Reading takes time in proportion to what is read, and holds it in memory; nothing here waits for anything.
+    """
 
     def describes(self, path: str) -> bool:
         """Whether a file says something about images, and is none itself."""
 
-    def read(self, files: Mapping[str, bytes], sizes: Mapping[str, Size]) -> Iterator[Annotated]:
-        """What `files` say about the images of `sizes`, each at most once; images they are silent about are
-        left out. Raises InvalidInput naming file, place in it and image.
+    def declared(self, files: Mapping[str, bytes]) -> Declared:  # noqa: ARG002 - most formats declare none
+        """The labels to make first, so that they are written in the same order again. Raises InvalidInput."""
+        return Declared()
+
+    def read(
+        self, files: Mapping[str, bytes], sizes: Mapping[str, Size], left_out: Counter[str] | None = None
+    ) -> Iterator[Annotated]:
+        """What `files` say about the images of `sizes`, in their order, each at most once; images they are
+        silent about are left out. Raises InvalidInput naming file, place in it and image.
+
+        What is said of other images, and what a dataset cannot keep, is counted in `left_out` by its kind.
         """
 
     def check(self, annotated: Iterable[Annotated]) -> None:
         """Raises InvalidInput, saying which format to take instead, for what this one cannot express."""
 
     def place(self, annotated: Annotated) -> str:
-        """The path of an image in the tree that is written."""
+        """The path of an image in the tree that is written, where one that has it as its name stays."""
 
     def write(
         self, annotated: Iterable[Annotated], labels: Collection[str], regions: Collection[str]
     ) -> Iterator[tuple[str, Iterator[bytes]]]:
         """The files that describe these images, each with its content in pieces; `labels` and `regions` are
         the names of all labels of the dataset in their order, those of no image as well.
+
+        The images are asked for once, and a content is read to its end before the next file.
         """

@@ -74,7 +74,7 @@ class Rows:
         self.model[key] = Model(test=test, real=real)
 
     def put_on(self, image: int, label: int, value: float | None) -> None:
-        gallery._put_on(self.connection, image, self.labels[label], value)
+        gallery.put_on(self.connection, image, self.labels[label], value)
         had = self.model[image].labels
         had[label] = had.get(label) if value is None else value
 

@@ -1,0 +1,170 @@
+"""`dataset`: whole datasets in and out. Images leave with a token of their customer's alone."""
+
+import argparse
+import sys
+import time
+import zipfile
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from appliance.cli.client import Operator, client, segment
+from appliance.cli.output import Document, Output, Refused, table
+from appliance.cli.words import Words
+
+_FORMATS = ("imagefolder", "coco", "yolo", "csv")
+_TOLD_EVERY = 5.0
+_DRAWN_EVERY = 0.2
+_NAMED = 20  # refused images, for people
+
+
+def add(words: Words) -> None:
+    """The verbs of datasets."""
+    datasets = words.noun("dataset", "stored images, and all that is said about them")
+    listing = datasets.verb("list", client(_list, only_running=True), "datasets with their counts")
+    listing.add_argument("customer", nargs="?", help="id or name; default: of all")
+    taking = datasets.verb("import", _import, "store a dataset as other programs leave it")
+    taking.add_argument("dataset", help="its id, or a customer's id or name for the default one")
+    taking.add_argument("path", type=Path, help="a folder, a .zip or a .tar")
+    taking.add_argument("--format", choices=("auto", *_FORMATS), default="auto", help="default: auto")
+    taking.add_argument("--task", metavar="NAME", help="a task that gathers the labels, found or made")
+    taking.add_argument("--resend", action="store_true", help="also what the dataset holds already")
+    giving = datasets.verb("export", client(_export, only_running=True), "copy a dataset out of the store")
+    giving.add_argument("dataset", help="its id, or Default")
+    giving.add_argument("path", type=Path, help="a new folder, .zip or .tar")
+    giving.add_argument("--format", choices=_FORMATS, required=True)
+    giving.add_argument(
+        "--token-file", required=True, metavar="FILE", help="a token of the customer's; - for stdin"
+    )
+    giving.add_argument("--skip-damaged", action="store_true", help="leave damaged images out, and name them")
+
+
+async def _list(operator: Operator, arguments: argparse.Namespace) -> Output:
+    answer = await operator.call("GET", "/datasets", query=await operator.of_customer(arguments.customer))
+    columns = ("id", "customer", "is_default", "visibility", "images", "bytes", "created_at")
+    return Output(answer, table(answer["datasets"], *columns))
+
+
+def _import(arguments: argparse.Namespace) -> Output:
+    try:
+        return client(_send, only_running=True)(arguments)
+    except KeyboardInterrupt:
+        reason = "interrupted: the images that were sent are stored; run it again to go on"
+        raise Refused("interrupted", reason) from None
+
+
+async def _send(operator: Operator, arguments: argparse.Namespace) -> Output:
+    from aiohttp import ClientError
+
+    from appliance.errors import InvalidInput
+
+    path = arguments.path.absolute()
+    dataset = segment(await operator.customer_id(arguments.dataset), "dataset")
+    query = {"format": arguments.format} | ({"task": arguments.task} if arguments.task else {})
+    held = set() if arguments.resend else await _held(operator, dataset)
+    try:
+        with ExitStack() as stack:
+            tar, ignored = _tar(path, held, stack)
+            report = await operator.call("POST", f"/datasets/{dataset}/import", query=query, tar=tar)
+    except InvalidInput as refusal:
+        raise Refused("bad_request", f"{path}: {refusal}") from refusal
+    except ClientError as error:
+        if isinstance(error.__cause__, InvalidInput):
+            raise Refused("bad_request", f"{path}: {error.__cause__}") from error
+        raise
+    report["ignored"] += ignored
+    return Output(report, _told(report))
+
+
+async def _held(operator: Operator, dataset: str) -> set[bytes]:
+    """What need not be sent: see `Source.digest`."""
+    digests, rest = set[bytes](), b""
+    async for piece in operator.stream("GET", f"/datasets/{dataset}/held"):
+        *lines, rest = (rest + piece).split(b"\n")
+        digests.update(bytes.fromhex(line.decode()) for line in lines)
+    return digests
+
+
+def _tar(path: Path, held: set[bytes], stack: ExitStack) -> tuple[AsyncIterator[bytes], int]:
+    """What is sent, and how many files are not because they are no part of a dataset."""
+    from appliance.datasets.interchange import sending
+
+    try:
+        if path.is_dir():
+            found = sending.of_folder(path)
+        elif path.suffix == ".zip":
+            opened = stack.enter_context(zipfile.ZipFile(path))
+            found = sending.of_zip(opened, path.stat().st_size)
+        else:
+            told = stack.enter_context(_Progress("sent", None, path.stat().st_size))
+            return sending.again_as_tar(sending.of_file(path), held, told), 0
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise Refused("bad_request", f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    told = stack.enter_context(_Progress("sent", len(found.files), found.size))
+    return sending.as_tar(found, held, told), found.ignored
+
+
+def _told(report: Document) -> str:
+    stored = f"{report['images']} images stored, {report['present']} were there"
+    lines = [f"{stored}; {report['labels']} labels and {report['objects']} boxes put on them"]
+    if report["ignored"]:
+        lines.append(f"{report['ignored']} files are neither image nor annotation: ignored")
+    lines += [f"{count} left out: {what}" for what, count in report["left_out"].items()]
+    if report["refused_count"]:
+        lines.append(f"{report['refused_count']} images refused:")
+        lines += [f"  {one['name']}: {one['reason']}" for one in report["refused"][:_NAMED]]
+    return "\n".join(lines)
+
+
+async def _export(operator: Operator, arguments: argparse.Namespace) -> Output:
+    from appliance.datasets.interchange import landing
+
+    target = arguments.path.absolute()
+    query = {"format": arguments.format} | ({"skip_damaged": "true"} if arguments.skip_damaged else {})
+    path = f"/datasets/{segment(arguments.dataset, 'dataset')}/export"
+    pieces = operator.stream("GET", path, query=query, token=_token(arguments.token_file))
+    with _Progress("written", None, None) as told:
+        files = await landing.land(pieces, target, told)
+    document: Document = {"path": str(target), "files": files}
+    return Output(document, f"{target}: {files} files")
+
+
+def _token(file: str) -> str:
+    try:
+        text = sys.stdin.readline() if file == "-" else Path(file).read_text(encoding="ascii")
+    except (OSError, ValueError) as error:
+        raise Refused("failed", f"{file}: {getattr(error, 'strerror', None) or 'is no token'}") from None
+    token = text.strip()
+    if not token or len(token) > 100 or not token.isprintable() or not token.isascii():
+        raise Refused("bad_request", f"{'stdin' if file == '-' else file}: is no token")
+    return token
+
+
+class _Progress:
+    """Tells on stderr how far it has come: in one line of a terminal, else now and then."""
+
+    def __init__(self, done: str, files: int | None, size: int | None) -> None:
+        self._done = done
+        self._of_files = "" if files is None else f" of {files}"
+        self._of_size = "" if size is None else f" of {size / 2**20:.0f}"
+        self._draws = sys.stderr.isatty()
+        self._next = time.monotonic() + (_DRAWN_EVERY if self._draws else _TOLD_EVERY)
+        self._drawn = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._drawn:
+            print(file=sys.stderr)
+
+    def __call__(self, files: int, size: int) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + (_DRAWN_EVERY if self._draws else _TOLD_EVERY)
+        text = f"{files}{self._of_files} files, {size / 2**20:.0f}{self._of_size} MiB {self._done}"
+        self._drawn = self._draws
+        print(f"\r{text}\x1b[K" if self._draws else text, end="" if self._draws else "\n", file=sys.stderr)
+        sys.stderr.flush()

@@ -1,0 +1,232 @@
+"""Puts on images what an import says of them: labels and tasks by their names, made where there are none."""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from appliance.accounts.audit import Actor, Event, record
+from appliance.datasets import gallery, objects, rows
+from appliance.datasets.annotations import Annotations
+from appliance.datasets.catalogue import Datasets
+from appliance.datasets.interchange.annotated import Annotated, Declared, Region
+from appliance.datasets.interchange.archive import shown
+from appliance.datasets.pages import Cut
+from appliance.datasets.records import Box, Dataset, Image, Label, LabelKind, Side, TaskKind
+from appliance.datasets.tasks import MAX_TASKS
+from appliance.datasets.words import ObjectWords, checked_meta_data, opened, opened_meta_data
+from appliance.errors import CapacityExceeded, InvalidInput
+from appliance.ledger import Connection, Ledger
+from appliance.vault import Container
+
+_IMAGES_AT_ONCE = 200  # of one transaction: some hundredths of a second of the writer's time
+_LABELS_AT_ONCE = 500
+
+
+@dataclass(slots=True)
+class Put:
+    """How many labels and objects an import has put on images that did not have them."""
+
+    labels: int = 0
+    objects: int = 0
+
+
+class Annotating:
+    """Applies what imports say; what is there already stays, and nothing is taken off."""
+
+    def __init__(
+        self, ledger: Ledger, datasets: Datasets, annotations: Annotations, clock: Callable[[], float]
+    ) -> None:
+        self._ledger = ledger
+        self._datasets = datasets
+        self._labels = annotations.labels
+        self._tasks = annotations.tasks
+        self._clock = clock
+
+    async def apply(  # noqa: PLR0917 - one call, with all that was read
+        self,
+        actor: Actor,
+        dataset: Dataset,
+        said: Sequence[Annotated],
+        declared: Declared,
+        keys: Mapping[str, int],
+        task: str | None,
+    ) -> Put:
+        """Apply `said`, 200 images in one transaction; `keys` are those of the images by their names.
+
+        Labels that are `declared` come first. New recognition labels are categories where no image has more
+        than one, else tags. `task` gathers all of them: one for each side, found by this name or made. Images
+        that were deleted meanwhile are left out. Raises InvalidInput and CapacityExceeded, naming the image:
+        what was applied before stays.
+        """
+        several = _have_several(said, keys)
+        kind: LabelKind = "tag" if several else "category"
+        wanted = [*declared.labels, *(name for one in said for name in _recognised(one))]
+        classes = await self._named(actor, dataset, "recognition", kind, wanted)
+        wanted = [*declared.regions, *(region.label for one in said for region in one.regions)]
+        things = await self._named(actor, dataset, "detection", "detection", wanted)
+        if task is not None and classes:
+            await self._gather(
+                actor, dataset, task, "recognition", "multi_label" if several else "multi_class", classes
+            )
+        if task is not None and things:
+            await self._gather(actor, dataset, task, "detection", "detection", things)
+        put = Put()
+        for start in range(0, len(said), _IMAGES_AT_ONCE):
+            batch = _Batch(self._datasets.keys(dataset), said[start : start + _IMAGES_AT_ONCE], keys)
+            batch.classes, batch.things = classes, things
+            done = await self._ledger.write(
+                lambda connection, batch=batch: self._apply(connection, actor, dataset, batch)  # type: ignore[misc]
+            )
+            put.labels += done.labels
+            put.objects += done.objects
+        return put
+
+    def _apply(self, connection: Connection, actor: Actor, dataset: Dataset, batch: "_Batch") -> Put:
+        now = int(self._clock() * 1000)
+        put = batch.apply(connection, now)
+        details: dict[str, object] = {
+            "annotated": len(batch.said),
+            "labels": put.labels,
+            "objects": put.objects,
+        }
+        record(connection, now, actor, Event.DATASET_IMPORT, dataset.customer, dataset.id, details)
+        return put
+
+    async def _named(
+        self, actor: Actor, dataset: Dataset, side: Side, kind: LabelKind, wanted: Iterable[str]
+    ) -> dict[str, Label]:
+        """The labels of these names, found or made in their order."""
+        names = dict.fromkeys(wanted)
+        known = await self._labels.by_name(dataset, side)
+        missing = [name for name in names if name not in known]
+        for start in range(0, len(missing), _LABELS_AT_ONCE):
+            made = await asyncio.gather(  # queued in this order, and in one commit
+                *(
+                    self._labels.add(actor, dataset, kind, name)
+                    for name in missing[start : start + _LABELS_AT_ONCE]
+                )
+            )
+            known |= {label.name: label for label in made}
+        return {name: known[name] for name in names}
+
+    async def _gather(  # noqa: PLR0917
+        self,
+        actor: Actor,
+        dataset: Dataset,
+        name: str,
+        side: Side,
+        kind: TaskKind,
+        labels: Mapping[str, Label],
+    ) -> None:
+        """Have a task of this name learn these labels."""
+        found = await self._tasks.page(dataset, side, Cut(size=MAX_TASKS), search=name)
+        task = next((one for one in found.rows if one.name == name), None)
+        if task is None:
+            task = await self._tasks.add(actor, dataset, kind, name)
+        page = await self._labels.page(dataset, side, Cut(size=task.labels + 1), task=task.id)
+        taught = {label.key for label in page.rows}
+        for label in labels.values():
+            if label.key not in taught:
+                await self._tasks.add_label(actor, dataset.customer, task.id, label.id, side=side)
+
+
+class _Batch:
+    """Some images of an import, for one transaction."""
+
+    def __init__(self, seal: Container, said: Sequence[Annotated], keys: Mapping[str, int]) -> None:
+        self._seal = seal
+        self._keys = keys
+        self.said = said
+        self.classes: Mapping[str, Label] = {}
+        self.things: Mapping[str, Label] = {}
+
+    def apply(self, connection: Connection, now: int) -> Put:
+        put = Put()
+        wanted = [self._keys[one.name] for one in self.said]
+        images = {key: image for key, (image, _, _) in rows.described(connection, set(wanted)).items()}
+        for key, one in zip(wanted, self.said, strict=True):
+            if (image := images.get(key)) is None:
+                continue
+            try:
+                self._describe(connection, image, one)
+                put.labels += self._put_labels(connection, image, one.labels)
+                for region, known in self._regions(connection, image, one):
+                    put.objects += known is None
+                    self._put_region(connection, image, region, known, now)
+            except (InvalidInput, CapacityExceeded) as error:
+                raise type(error)(f"{shown(one.name)}: {error}") from None
+        return put
+
+    def _describe(self, connection: Connection, image: Image, one: Annotated) -> None:
+        if one.test and not image.test:
+            connection.execute("UPDATE images SET facet = facet | 1 WHERE key = ?", (image.key,))
+        if one.meta_data:
+            blob = connection.execute("SELECT meta_data FROM images WHERE key = ?", (image.key,)).get
+            present = opened_meta_data(self._seal, "meta_data", image.id, blob)
+            merged = present | msgspec.to_builtins(dict(one.meta_data))
+            if merged != present:
+                blob = self._seal.seal("meta_data", checked_meta_data(merged), image.id.encode())
+                connection.execute("UPDATE images SET meta_data = ? WHERE key = ?", (blob, image.key))
+
+    def _put_labels(self, connection: Connection, image: Image, labels: Mapping[str, float | None]) -> int:
+        """How many the image did not have."""
+        if not labels:
+            return 0
+        present = dict(
+            connection.execute("SELECT label, value FROM image_labels WHERE image = ?", (image.key,))
+        )
+        added = 0
+        for name, value in labels.items():
+            label = self.classes[name].key
+            added += label not in present
+            if label not in present or value not in {None, present[label]}:
+                gallery.put_on(connection, image.key, label, value)
+        return added
+
+    def _regions(
+        self, connection: Connection, image: Image, one: Annotated
+    ) -> list[tuple[Region, int | None]]:
+        """Each region with the object that it is already, None where it is new: as many as there are."""
+        if not one.regions:
+            return []
+        present: dict[tuple[int, Box], list[int]] = {}
+        for key, identity, label, blob in connection.execute(
+            "SELECT key, id, label, words FROM objects WHERE image = ? ORDER BY key DESC", (image.key,)
+        ):
+            words = opened(self._seal, "object", identity, blob, ObjectWords)
+            present.setdefault((label, Box(*words.box)), []).append(key)
+        found = []
+        for region in one.regions:
+            same = present.get((self.things[region.label].key, region.box))
+            found.append((region, same.pop() if same else None))
+        return found
+
+    def _put_region(
+        self, connection: Connection, image: Image, region: Region, known: int | None, now: int
+    ) -> None:
+        if known is None:
+            words = objects.words_of(region.box, dict(region.meta_data))
+            label, identity = self.things[region.label].key, str(uuid.uuid4())
+            known = objects.insert(connection, self._seal, image, label, identity, words, now)
+        for name, value in region.labels.items():
+            objects.put_on(connection, known, self.classes[name].key, value)
+
+
+def _recognised(one: Annotated) -> Iterable[str]:
+    """The names of the recognition labels of an image and of what is on it."""
+    yield from one.labels
+    for region in one.regions:
+        yield from region.labels
+
+
+def _have_several(said: Sequence[Annotated], keys: Mapping[str, int]) -> bool:
+    """Whether an image has more than one label, by one of its names or by several."""
+    of_image: dict[int, str] = {}
+    for one in said:
+        for name in one.labels:
+            if of_image.setdefault(keys[one.name], name) != name:
+                return True
+    return False

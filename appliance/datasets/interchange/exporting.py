@@ -1,0 +1,263 @@
+"""Gives a dataset out as a tar in one of the formats: the same bytes for as long as nothing changes in it.
+
+First the files that describe the images, then these in the order of their paths. Everything but the images is
+known before the first byte goes out, the length of the whole as well; then a piece of one image is held at a
+time. Beside that a path and a few numbers an image are in memory, and the descriptions, compressed.
+"""
+
+import asyncio
+import csv
+import io
+import posixpath
+import tarfile
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from appliance.accounts.audit import Actor, Event, record
+from appliance.datasets import rows
+from appliance.datasets.annotations import Annotations
+from appliance.datasets.catalogue import Datasets
+from appliance.datasets.interchange.annotated import Annotated, Format
+from appliance.datasets.interchange.archive import header, padding
+from appliance.datasets.interchange.reading import Reading
+from appliance.datasets.interchange.text import Spool
+from appliance.datasets.records import Dataset, Image, ReadPermit
+from appliance.datasets.records import Format as Encoding
+from appliance.datasets.sources import Sources
+from appliance.datasets.store import Opened, Store
+from appliance.errors import Conflict, Forbidden, NotFound
+from appliance.ledger import Connection, Ledger
+
+LEFT_OUT = "LEFT_OUT.csv"
+"""The file of an export that names the damaged images which are not in it."""
+
+_IMAGES_AT_ONCE = 500
+_END = 2 * tarfile.BLOCKSIZE
+_SMALL = 256 << 10  # goes out in one piece with its header
+_SUFFIXES: dict[Encoding, tuple[str, ...]] = {
+    "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "png": (".png",),
+    "webp": (".webp",),
+}
+
+Permit = Callable[[Image], ReadPermit]
+"""Mints the right to see an image: whoever exports has to have it for each."""
+
+
+class _Stored(NamedTuple):
+    key: int
+    size: int
+
+
+class _Placed(NamedTuple):
+    path: str
+    name: str  # of which the format makes this path
+    key: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: str
+    size: int
+    content: Spool
+
+
+class Exporting:
+    """Exports of all customers."""
+
+    def __init__(  # noqa: PLR0917 - its neighbours
+        self,
+        ledger: Ledger,
+        datasets: Datasets,
+        store: Store,
+        sources: Sources,
+        annotations: Annotations,
+        clock: Callable[[], float],
+    ) -> None:
+        self._ledger = ledger
+        self._datasets = datasets
+        self._store = store
+        self._sources = sources
+        self._annotations = annotations
+        self._clock = clock
+
+    async def begin(
+        self, actor: Actor, dataset: Dataset, chosen: Format, permit: Permit, *, skip_damaged: bool = False
+    ) -> "Export":
+        """An export of the dataset as it is now, audited; to be closed.
+
+        An image is where it was imported to, as far as the format lets it; one that came by another way is
+        called by its id. Raises Forbidden for a restricted dataset, InvalidInput for what the format cannot
+        express, Conflict when images are damaged unless these are left out.
+        """
+        if dataset.visibility == "restricted":
+            raise Forbidden(
+                "images of a restricted dataset leave sealed alone: fetch each with its key, or set the"
+                " dataset's visibility to link before it is exported"
+            )
+        files, images = await asyncio.to_thread(self._planned, dataset, chosen, skip_damaged=skip_damaged)
+
+        def act(connection: Connection) -> None:
+            details: dict[str, object] = {"images": len(images)}
+            now = int(self._clock() * 1000)
+            record(connection, now, actor, Event.DATASET_EXPORT, dataset.customer, dataset.id, details)
+
+        await self._ledger.write(act)
+        return Export(self._ledger, self._store, permit, files, images)
+
+    def _planned(
+        self, dataset: Dataset, chosen: Format, *, skip_damaged: bool
+    ) -> tuple[list[_File], list[_Placed]]:
+        with self._ledger.reading() as connection:
+            stored, damaged = self._stored(connection, dataset)
+            if damaged and not skip_damaged:
+                raise Conflict(
+                    f"{len(damaged)} images of the dataset are damaged: with skip_damaged=true the others are"
+                    f" exported, and {LEFT_OUT} names these"
+                )
+            reading = Reading(connection, self._datasets, self._annotations, dataset)
+            placed: dict[str, _Placed] = {}
+            said = _placing(
+                reading.annotated([(one.key, name) for name, one in stored.items()]), stored, chosen, placed
+            )
+            chosen.check(said)
+            for _ in said:  # the rest, however far the check went
+                pass
+            images = [placed[path] for path in sorted(placed)]
+            said = reading.annotated([(one.key, one.name) for one in images])
+            files = [_spooled(path, pieces) for path, pieces in chosen.write(said, *reading.declared)]
+            return files + ([_spooled(LEFT_OUT, _named(damaged))] if damaged else []), images
+
+    def _stored(self, connection: Connection, dataset: Dataset) -> tuple[dict[str, _Stored], list[str]]:
+        """The images by their names in order of upload, and the names of those that are damaged."""
+        stored: dict[str, _Stored] = {}
+        damaged, after = list[str](), 0
+        while page := self._sources.page(connection, dataset, after):
+            for image, source in page:
+                name = _fitting(image, image.id if source is None else source.name)
+                if image.damaged:
+                    damaged.append(name)
+                else:
+                    stored[_free(name, stored)] = _Stored(image.key, image.size)
+            after = page[-1][0].key
+        return stored, damaged
+
+
+class Export:
+    """An export that is ready to go: `length` bytes in `pieces`, gone through once; to be closed."""
+
+    def __init__(
+        self, ledger: Ledger, store: Store, permit: Permit, files: Sequence[_File], images: Sequence[_Placed]
+    ) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._permit = permit
+        self._files = files
+        self._images = images
+        self._opened: Opened | None = None
+        used = sum(_length(one.path, one.size) for one in files)
+        used += sum(_length(one.path, one.size) for one in images)
+        self.length = -(-(used + _END) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+        """Bytes of the whole tar."""
+        self._rest = self.length - used
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The tar. Raises NotFound, SealBroken, StorageFailed when an image is gone since it was begun, or
+        cannot be read: what came then is no whole tar.
+        """
+        for file in self._files:
+            yield header(file.path, file.size)
+            for piece in file.content.pieces():
+                yield piece
+            yield padding(file.size)
+        for start in range(0, len(self._images), _IMAGES_AT_ONCE):
+            some = self._images[start : start + _IMAGES_AT_ONCE]
+            found = await self._ledger.read(
+                lambda connection, some=some: rows.described(connection, [one.key for one in some])  # type: ignore[misc]
+            )
+            for placed in some:
+                if placed.key not in found:
+                    raise NotFound("an image was deleted while its dataset was exported")
+                async for piece in self._image(placed, found[placed.key][0]):
+                    yield piece
+        yield bytes(self._rest)
+
+    def close(self) -> None:
+        """Give back what is open."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    async def _image(self, placed: _Placed, image: Image) -> AsyncIterator[bytes]:
+        before, after = header(placed.path, placed.size), padding(placed.size)
+        self._opened = await self._store.open(self._permit(image))
+        try:
+            pieces = self._opened.read(0, placed.size)
+            if placed.size <= _SMALL:
+                yield b"".join([before, *[piece async for piece in pieces], after])
+                return
+            yield before
+            async for piece in pieces:
+                yield bytes(piece)
+            yield after
+        finally:
+            self.close()
+
+
+def _placing(
+    said: Iterable[Annotated], stored: dict[str, _Stored], chosen: Format, placed: dict[str, _Placed]
+) -> Iterator[Annotated]:
+    """Notes where the format puts each image; where another one is, it gets a number."""
+    for one in said:
+        key, size = stored[one.name]
+        name, number = one.name, 1
+        while (path := chosen.place(replace(one, name=name))) in placed:
+            number += 1
+            name = _numbered(one.name, number)
+        placed[path] = _Placed(path, name, key, size)
+        yield one if name == one.name else replace(one, name=name)
+
+
+def _fitting(image: Image, name: str) -> str:
+    """The name with an ending that says what the image was stored as."""
+    suffixes = _SUFFIXES[image.format]
+    return name if name.lower().endswith(suffixes) else f"{name}{suffixes[0]}"
+
+
+def _free(name: str, taken: dict[str, _Stored]) -> str:
+    free, number = name, 1
+    while free in taken:
+        number += 1
+        free = _numbered(name, number)
+    return free
+
+
+def _numbered(name: str, number: int) -> str:
+    stem, suffix = posixpath.splitext(name)
+    return f"{stem}-{number}{suffix}"
+
+
+def _spooled(path: str, pieces: Iterable[bytes]) -> _File:
+    spool, size = Spool(), 0
+    for piece in pieces:
+        spool.write(piece)
+        size += len(piece)
+    return _File(path, size, spool)
+
+
+def _named(names: Iterable[str]) -> Iterator[bytes]:
+    """A table of images that are left out."""
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(["image", "reason"])
+    writer.writerows((name, "damaged") for name in sorted(names))
+    yield written.getvalue().encode()
+
+
+def _length(path: str, size: int) -> int:
+    """Bytes of a file with its header and its padding."""
+    plain = path.isascii() and len(path) <= tarfile.LENGTH_NAME
+    before = tarfile.BLOCKSIZE if plain else len(header(path, size))
+    return before + size + len(padding(size))

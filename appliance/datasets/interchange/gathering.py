@@ -1,0 +1,164 @@
+"""What several files, or several rows of one, say about the same images, put together and held to limits."""
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from appliance.datasets import gallery
+from appliance.datasets.interchange.annotated import Annotated, Region, Size
+from appliance.datasets.interchange.text import number
+from appliance.datasets.labels import MAX_LABELS
+from appliance.datasets.objects import MAX_OBJECTS
+from appliance.datasets.records import Box
+from appliance.datasets.words import checked_meta_data, checked_name
+from appliance.errors import InvalidInput
+
+_GRID = 6  # digits behind the point of a pixel
+_ROUNDING = 1.0  # px that a box may stick out of its image
+
+
+@dataclass(slots=True)
+class _Said:
+    labels: dict[str, float | None] = field(default_factory=dict)
+    regions: list[Region] = field(default_factory=list)
+    test: bool | None = None
+    meta_data: Mapping[str, object] | None = None
+
+
+class Gathering:
+    """What is said about the images of `sizes`.
+
+    Every method takes `where`, file and place in it, and raises InvalidInput with it for what is over a limit
+    of a dataset or contradicts what was said before.
+    """
+
+    def __init__(self, sizes: Mapping[str, Size]) -> None:
+        self.sizes = sizes
+        self._said: dict[str, _Said] = {}
+        self._labels: set[str] = set()
+        self._regions: set[str] = set()
+
+    def label(self, where: str, image: str, name: str, value: float | None = None) -> None:
+        """The image has this recognition label."""
+        _named(where, name, self._labels)
+        labels = self._of(image).labels
+        if value is not None and not math.isfinite(value):
+            raise InvalidInput(f"{where}: the value of a label is no number")
+        if labels.setdefault(name, value) != value:
+            raise InvalidInput(f"{where}: the image has this label with another value: keep one of them")
+        if len(labels) > gallery.MAX_LABELS:
+            raise InvalidInput(f"{where}: an image has at most {gallery.MAX_LABELS} labels")
+
+    def region(
+        self, where: str, image: str, region: Region, but: Collection[tuple[str, Box]] = frozenset()
+    ) -> None:
+        """This is on the image, unless its name and box are among `but`; a box that sticks out by one pixel
+        at most is cut.
+        """
+        _named(where, region.label, self._regions)
+        for label in region.labels:
+            _named(where, label, self._labels)
+        box = _within(where, region.box, self.sizes[image])
+        if (region.label, box) in but:
+            return
+        regions = self._of(image).regions
+        regions.append(Region(region.label, box, region.labels, region.meta_data))
+        if len(regions) > MAX_OBJECTS:
+            raise InvalidInput(f"{where}: an image has at most {MAX_OBJECTS} boxes")
+
+    def boxes(self, image: str) -> Collection[tuple[str, Box]]:
+        """The names and boxes that are said to be on the image so far."""
+        said = self._said.get(image)
+        return frozenset((one.label, one.box) for one in said.regions) if said else frozenset()
+
+    def test(self, where: str, image: str, *, test: bool) -> None:
+        """The image is kept from training, or is not."""
+        said = self._of(image)
+        if said.test not in {None, test}:
+            raise InvalidInput(f"{where}: the image is in a test part and in another: keep it in one")
+        said.test = test
+
+    def meta_data(self, where: str, image: str, meta_data: Mapping[str, object]) -> None:
+        """What the customer notes beside the image."""
+        said = self._of(image)
+        if said.meta_data is not None and said.meta_data != meta_data:
+            raise InvalidInput(f"{where}: the image has other meta data too: keep one of them")
+        try:
+            checked_meta_data(dict(meta_data))
+        except InvalidInput as refusal:
+            raise InvalidInput(f"{where}: {refusal}") from None
+        said.meta_data = meta_data
+
+    def annotated(self) -> Iterator[Annotated]:
+        """All images that something was said about, in the order of `sizes`."""
+        for name, size in self.sizes.items():
+            if (said := self._said.get(name)) is not None:
+                yield Annotated(
+                    name, size, said.labels, tuple(said.regions), said.test or False, said.meta_data or {}
+                )
+
+    def _of(self, image: str) -> _Said:
+        said = self._said.get(image)
+        if said is None:
+            said = self._said[image] = _Said()
+        return said
+
+
+def on_grid(box: Box) -> Box:
+    """The box to a millionth of a pixel, where sums and parts of its sides are read again as they were."""
+    return Box(*(round(side, _GRID) for side in (box.xmin, box.ymin, box.xmax, box.ymax)))
+
+
+def check_boxes(annotated: Annotated) -> None:
+    """Raises InvalidInput for a box that has no area on the grid."""
+    for region in annotated.regions:
+        box = on_grid(region.box)
+        if not (box.xmin < box.xmax and box.ymin < box.ymax):
+            raise InvalidInput(
+                f"{annotated.name}: a box is smaller than a millionth of a pixel: remove it, or take csv"
+            )
+
+
+def check_size(where: str, written: Size, size: Size) -> None:
+    """Raises InvalidInput where boxes were drawn on an image of another size than the stored one."""
+    if written == size:
+        return
+    says = f"{where}: says {written.width} x {written.height} px, the image has {size.width} x {size.height}"
+    if (written.height, written.width) == size:
+        raise InvalidInput(
+            f"{says} when turned upright, as it is stored: whether the boxes are of the turned one cannot be"
+            " told: draw them on the upright image, and write its width and height"
+        )
+    raise InvalidInput(f"{says}: its boxes are of another image, or of a scaled one")
+
+
+def _named(where: str, name: str, known: set[str]) -> None:
+    if name in known:
+        return
+    try:
+        known.add(checked_name(name))
+    except InvalidInput as refusal:
+        raise InvalidInput(f"{where}: a label's {refusal}") from None
+    if len(known) > MAX_LABELS:
+        raise InvalidInput(f"{where}: a dataset has at most {MAX_LABELS} labels")
+
+
+def _within(where: str, box: Box, size: Size) -> Box:
+    """The box cut at the borders of its image, whole numbers without a point."""
+    xmin, ymin, xmax, ymax = box.xmin, box.ymin, box.xmax, box.ymax
+    if not all(map(math.isfinite, (xmin, ymin, xmax, ymax))):
+        raise InvalidInput(f"{where}: the sides of a box are no numbers")
+    if 0 <= xmin < xmax <= size.width and 0 <= ymin < ymax <= size.height:
+        return Box(number(xmin), number(ymin), number(xmax), number(ymax))
+    image = f"the image of {size.width} x {size.height} px"
+    if min(xmin, ymin) < -_ROUNDING or xmax > size.width + _ROUNDING or ymax > size.height + _ROUNDING:
+        raise InvalidInput(f"{where}: the box is not within {image}")
+    cut = Box(
+        number(max(xmin, 0)),
+        number(max(ymin, 0)),
+        number(min(xmax, size.width)),
+        number(min(ymax, size.height)),
+    )
+    if not (cut.xmin < cut.xmax and cut.ymin < cut.ymax):
+        raise InvalidInput(f"{where}: the box has no area within {image}: correct or remove it")
+    return cut

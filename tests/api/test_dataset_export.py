@@ -1,0 +1,193 @@
+"""Datasets as a stream out of the store, in the formats of other programs."""
+
+import contextlib
+import csv
+import http.client
+import socket
+import uuid
+from pathlib import Path
+
+import pytest
+
+from appliance.accounts.tokens import Scope
+from tests import images
+from tests.datasets import agreed, boxes, folders, give, new_dataset, receive, tar, untar
+from tests.serving import SECONDS, Reply, Served, Tenant
+from tests.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def owner(served: Served) -> Tenant:
+    return agreed(served, "a customer who takes its data along")
+
+
+def filled(served: Served, owner: Tenant, archive: bytes) -> str:
+    dataset = new_dataset(served, owner, str(uuid.uuid4()))
+    answer = receive(served, owner, dataset, archive)
+    assert (answer.status, answer.document["refused"]) == (200, []), answer.body
+    return dataset
+
+
+def exported(served: Served, owner: Tenant, dataset: str, format_name: str) -> bytes:
+    answer = give(served, owner, dataset, format_name)
+    assert answer.status == 200, answer.body
+    assert answer.headers["content-type"] == "application/x-tar"
+    assert answer.headers["cache-control"] == "private, no-store"
+    assert answer.headers["content-disposition"] == f'attachment; filename="{dataset}-{format_name}.tar"'
+    assert int(answer.headers["content-length"]) == len(answer.body)
+    return answer.body
+
+
+@pytest.mark.parametrize(
+    ("format_name", "files"),
+    [
+        ("imagefolder", folders()),
+        ("coco", folders()),
+        ("csv", folders()),
+        ("coco", boxes()),
+        ("yolo", boxes()),
+        ("csv", boxes()),
+    ],
+)
+def test_export_equals_import(
+    served: Served, owner: Tenant, format_name: str, files: dict[str, bytes]
+) -> None:
+    first = exported(served, owner, filled(served, owner, tar(files)), format_name)
+    again = exported(served, owner, filled(served, owner, first), format_name)
+    assert again == first
+    pictures = {content for name, content in untar(first).items() if name.endswith(("png", "jpg"))}
+    assert pictures == {content for name, content in files.items() if name.endswith(("png", "jpg"))}
+
+
+def test_twice_the_same_bytes(served: Served, owner: Tenant) -> None:
+    dataset = filled(served, owner, tar(folders()))
+    first = exported(served, owner, dataset, "coco")
+    assert exported(served, owner, dataset, "coco") == first
+
+
+def test_what_came_by_another_way_is_called_by_its_id(served: Served, owner: Tenant) -> None:
+    dataset = new_dataset(served, owner, "uploads")
+    path = f"/recognition/v2/training-image?workspace={dataset}"
+    uploaded = images.plain("by its id")
+    answer = served.site.call("POST", path, uploaded, owner.headers(content_type="image/png"))
+    files = untar(exported(served, owner, dataset, "csv"))
+    assert files[f"{answer.document['id']}.png"] == uploaded
+
+
+def test_a_name_says_as_what_the_image_was_stored(served: Served, owner: Tenant) -> None:
+    picture = images.encoded(images.noise(), "BMP")
+    dataset = filled(served, owner, tar({"a/x.bmp": picture}))
+    first = exported(served, owner, dataset, "imagefolder")
+    [(name, content)] = untar(first).items()
+    assert (name, content[:4]) == ("a/x.bmp.png", b"\x89PNG")
+    assert exported(served, owner, filled(served, owner, first), "imagefolder") == first
+
+
+def test_an_empty_dataset_is_an_empty_archive(served: Served, owner: Tenant) -> None:
+    assert untar(exported(served, owner, new_dataset(served, owner, "nothing"), "imagefolder")) == {}
+
+
+def test_what_a_format_cannot_say_is_refused_before_the_first_byte(served: Served, owner: Tenant) -> None:
+    for files, format_name, instead in ((boxes(), "imagefolder", "coco"), (folders(), "yolo", "coco")):
+        answer = give(served, owner, filled(served, owner, tar(files)), format_name)
+        assert (answer.status, answer.headers["content-type"]) == (400, "application/problem+json")
+        assert instead in answer.document["detail"]
+    for format_name in ("", "auto", "voc"):
+        assert give(served, owner, owner.id, format_name).status == 400
+
+
+def test_images_of_a_restricted_dataset_leave_sealed_alone(served: Served, owner: Tenant) -> None:
+    dataset = new_dataset(served, owner, "restricted", visibility="restricted")
+    assert receive(served, owner, dataset, tar(folders())).status == 200
+    answer = give(served, owner, dataset, "coco")
+    assert answer.status == 403
+    assert "visibility" in answer.document["detail"]
+
+
+def test_an_export_is_the_customers_own_act(served: Served, owner: Tenant) -> None:
+    """Over the operator socket too it takes the customer's token, and that one's scope."""
+    dataset = filled(served, owner, tar(folders()))
+    exported(served, owner, dataset, "coco")
+    acts = [one for one in served.audited(owner) if one.subject == dataset]
+    [entry] = [one for one in acts if one.event == "dataset.export"]
+    assert (entry.actor.kind, entry.details) == ("token", {"images": 5})
+    path = f"/appliance/v1/datasets/{dataset}/export?format=coco"
+    assert operated(served, path).status == 403
+    assert operated(served, path, served.token(owner, Scope.DATASETS_WRITE)).status == 403
+    assert operated(served, path, served.token(owner, Scope.DATASETS_READ)).status == 200
+    assert operated(served, path, "nonsense").status == 401
+    assert operated(served, "/appliance/v1/status", owner.token).status == 403
+    stranger = agreed(served, str(uuid.uuid4()))
+    assert operated(served, path, stranger.token).status == 404
+
+
+def operated(served: Served, path: str, token: str | None = None) -> Reply:
+    headers = {} if token is None else {"authorization": f"Token {token}"}
+    return served.site.operate("GET", path, headers=headers)
+
+
+def harm(served: Served, dataset: str) -> None:
+    """Damage one file of the dataset, and let nobody know."""
+    file = next((served.parts.config.state / "images" / uuid.UUID(dataset).hex).iterdir())
+    with file.open("r+b") as opened:
+        opened.seek(200)
+        opened.write(b"damage")
+
+
+def test_damaged_images_are_told_of_and_left_out_on_demand(served: Served, owner: Tenant) -> None:
+    dataset = filled(served, owner, tar(folders()))
+    whole = exported(served, owner, dataset, "imagefolder")
+    harm(served, dataset)
+    with pytest.raises(http.client.IncompleteRead):  # it was not known: what came is no whole archive
+        give(served, owner, dataset, "imagefolder")
+    answer = give(served, owner, dataset, "imagefolder")
+    assert answer.status == 409
+    assert "1 images" in answer.document["detail"]
+    assert "skip_damaged=true" in answer.document["detail"]
+    answer = give(served, owner, dataset, "imagefolder", "&skip_damaged=true")
+    files = untar(answer.body)
+    [(name, reason)] = csv.reader(files.pop("LEFT_OUT.csv").decode().splitlines()[1:])
+    assert reason == "damaged"
+    assert files.keys() == untar(whole).keys() - {name}
+    report = receive(served, owner, new_dataset(served, owner, str(uuid.uuid4())), answer.body).document
+    assert (report["images"], report["ignored"]) == (4, 1)
+
+
+def test_an_image_that_is_deleted_meanwhile_breaks_the_export_off(served: Served, owner: Tenant) -> None:
+    """The first of many images are on their way to a client that takes nothing when the last one goes."""
+    files = {f"a/{number}.png": images.encoded(images.noise(700, number), "PNG") for number in range(8)}
+    dataset = filled(served, owner, tar(files))
+    with socket.create_connection((served.site.host, served.site.port), timeout=SECONDS) as slow:
+        slow.sendall(
+            f"GET /appliance/v1/datasets/{dataset}/export?format=imagefolder HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Token {owner.token}\r\n\r\n".encode()
+        )
+        head = slow.recv(4096)
+        assert head.startswith(b"HTTP/1.1 200")
+        listing = f"/recognition/v2/training-image?workspace={dataset}&page_size=100"
+        last = served.site.call("GET", listing, headers=owner.headers()).document["results"][-1]["id"]
+        gone = served.site.call("DELETE", f"/recognition/v2/training-image/{last}", headers=owner.headers())
+        assert gone.status == 204
+        received = len(head)
+        with contextlib.suppress(ConnectionResetError):
+            while piece := slow.recv(1 << 20):
+                received += len(piece)
+    length = int(head.partition(b"Content-Length: ")[2].split(b"\r\n")[0])
+    assert received < length
+
+
+def test_a_client_that_leaves_gives_everything_back(served: Served, owner: Tenant) -> None:
+    dataset = filled(served, owner, tar({"a/x.png": images.encoded(images.noise(900), "PNG")}))
+    before = open_files()
+    for _ in range(3):
+        with socket.create_connection((served.site.host, served.site.port), timeout=SECONDS) as leaving:
+            leaving.sendall(
+                f"GET /appliance/v1/datasets/{dataset}/export?format=coco HTTP/1.1\r\nHost: x\r\n"
+                f"Authorization: Token {owner.token}\r\n\r\n".encode()
+            )
+            assert leaving.recv(12) == b"HTTP/1.1 200"
+    eventually(lambda: open_files() <= before, "no file is open any more")
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
