@@ -11,8 +11,9 @@ from appliance.accounts.audit import Actor, Event, record
 from appliance.datasets import gallery, objects, rows
 from appliance.datasets.annotations import Annotations
 from appliance.datasets.catalogue import Datasets
-from appliance.datasets.interchange.annotated import Annotated, Declared, Region
+from appliance.datasets.interchange.annotated import Annotated, Region
 from appliance.datasets.interchange.archive import shown
+from appliance.datasets.interchange.parsing import Held, Parsed
 from appliance.datasets.pages import Cut
 from appliance.datasets.records import Box, Dataset, Image, Label, LabelKind, Side, TaskKind
 from appliance.datasets.tasks import MAX_TASKS
@@ -21,7 +22,6 @@ from appliance.errors import CapacityExceeded, InvalidInput
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Container
 
-_IMAGES_AT_ONCE = 200  # of one transaction: some hundredths of a second of the writer's time
 _LABELS_AT_ONCE = 500
 
 
@@ -45,38 +45,27 @@ class Annotating:
         self._tasks = annotations.tasks
         self._clock = clock
 
-    async def apply(  # noqa: PLR0917 - one call, with all that was read
-        self,
-        actor: Actor,
-        dataset: Dataset,
-        said: Sequence[Annotated],
-        declared: Declared,
-        keys: Mapping[str, int],
-        task: str | None,
+    async def apply(
+        self, actor: Actor, dataset: Dataset, parsed: Parsed, images: Mapping[str, Held], task: str | None
     ) -> Put:
-        """Apply `said`, 200 images in one transaction; `keys` are those of the images by their names.
+        """Apply all that was read of `images`, some hundred in one transaction.
 
-        Labels that are `declared` come first. New recognition labels are categories where no image has more
+        Labels that are declared come first. New recognition labels are categories where no image has more
         than one, else tags. `task` gathers all of them: one for each side, found by this name or made. Images
         that were deleted meanwhile are left out. Raises InvalidInput and CapacityExceeded, naming the image:
         what was applied before stays.
         """
-        several = _have_several(said, keys)
-        kind: LabelKind = "tag" if several else "category"
-        wanted = [*declared.labels, *(name for one in said for name in _recognised(one))]
-        classes = await self._named(actor, dataset, "recognition", kind, wanted)
-        wanted = [*declared.regions, *(region.label for one in said for region in one.regions)]
-        things = await self._named(actor, dataset, "detection", "detection", wanted)
+        kind: LabelKind = "tag" if parsed.several else "category"
+        classes = await self._named(actor, dataset, "recognition", kind, parsed.labels)
+        things = await self._named(actor, dataset, "detection", "detection", parsed.regions)
         if task is not None and classes:
-            await self._gather(
-                actor, dataset, task, "recognition", "multi_label" if several else "multi_class", classes
-            )
+            teaches: TaskKind = "multi_label" if parsed.several else "multi_class"
+            await self._gather(actor, dataset, task, "recognition", teaches, classes)
         if task is not None and things:
             await self._gather(actor, dataset, task, "detection", "detection", things)
         put = Put()
-        for start in range(0, len(said), _IMAGES_AT_ONCE):
-            batch = _Batch(self._datasets.keys(dataset), said[start : start + _IMAGES_AT_ONCE], keys)
-            batch.classes, batch.things = classes, things
+        async for said in parsed.batches():
+            batch = _Batch(self._datasets.keys(dataset), said, images, classes, things)
             done = await self._ledger.write(
                 lambda connection, batch=batch: self._apply(connection, actor, dataset, batch)  # type: ignore[misc]
             )
@@ -136,16 +125,23 @@ class Annotating:
 class _Batch:
     """Some images of an import, for one transaction."""
 
-    def __init__(self, seal: Container, said: Sequence[Annotated], keys: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        seal: Container,
+        said: Sequence[Annotated],
+        images: Mapping[str, Held],
+        classes: Mapping[str, Label],
+        things: Mapping[str, Label],
+    ) -> None:
         self._seal = seal
-        self._keys = keys
+        self._images = images
+        self._classes = classes
+        self._things = things
         self.said = said
-        self.classes: Mapping[str, Label] = {}
-        self.things: Mapping[str, Label] = {}
 
     def apply(self, connection: Connection, now: int) -> Put:
         put = Put()
-        wanted = [self._keys[one.name] for one in self.said]
+        wanted = [self._images[one.name][0] for one in self.said]
         images = {key: image for key, (image, _, _) in rows.described(connection, set(wanted)).items()}
         for key, one in zip(wanted, self.said, strict=True):
             if (image := images.get(key)) is None:
@@ -180,7 +176,7 @@ class _Batch:
         )
         added = 0
         for name, value in labels.items():
-            label = self.classes[name].key
+            label = self._classes[name].key
             added += label not in present
             if label not in present or value not in {None, present[label]}:
                 gallery.put_on(connection, image.key, label, value)
@@ -200,7 +196,7 @@ class _Batch:
             present.setdefault((label, Box(*words.box)), []).append(key)
         found = []
         for region in one.regions:
-            same = present.get((self.things[region.label].key, region.box))
+            same = present.get((self._things[region.label].key, region.box))
             found.append((region, same.pop() if same else None))
         return found
 
@@ -209,24 +205,7 @@ class _Batch:
     ) -> None:
         if known is None:
             words = objects.words_of(region.box, dict(region.meta_data))
-            label, identity = self.things[region.label].key, str(uuid.uuid4())
+            label, identity = self._things[region.label].key, str(uuid.uuid4())
             known = objects.insert(connection, self._seal, image, label, identity, words, now)
         for name, value in region.labels.items():
-            objects.put_on(connection, known, self.classes[name].key, value)
-
-
-def _recognised(one: Annotated) -> Iterable[str]:
-    """The names of the recognition labels of an image and of what is on it."""
-    yield from one.labels
-    for region in one.regions:
-        yield from region.labels
-
-
-def _have_several(said: Sequence[Annotated], keys: Mapping[str, int]) -> bool:
-    """Whether an image has more than one label, by one of its names or by several."""
-    of_image: dict[int, str] = {}
-    for one in said:
-        for name in one.labels:
-            if of_image.setdefault(keys[one.name], name) != name:
-                return True
-    return False
+            objects.put_on(connection, known, self._classes[name].key, value)

@@ -11,16 +11,17 @@ import posixpath
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
-from appliance.datasets.interchange.annotated import Annotated, Declared, Format, Size
+from appliance.datasets.interchange.annotated import Format
 from appliance.datasets.interchange.annotating import Annotating
 from appliance.datasets.interchange.archive import Archive, Member, shown
 from appliance.datasets.interchange.at_once import AtOnce
 from appliance.datasets.interchange.exporting import LEFT_OUT
-from appliance.datasets.interchange.formats import FORMATS, detect
+from appliance.datasets.interchange.formats import FORMATS
+from appliance.datasets.interchange.parsing import Held, parsing
 from appliance.datasets.records import Dataset, Image, ImageId
 from appliance.datasets.sources import Source, Sources
 from appliance.datasets.store import Store
@@ -39,13 +40,6 @@ _IMAGES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
     | {".heic", ".heif", ".avif", ".jp2"}
 )
-
-
-class _Known(NamedTuple):
-    """What annotating needs to know of an image."""
-
-    key: int
-    size: Size
 
 
 @dataclass(slots=True)
@@ -115,14 +109,11 @@ class Importing:
             if not arrived.seen:
                 await self._ledger.read(lambda connection: self._held(connection, dataset, arrived))
             if arrived.images and (arrived.files or arrived.seen):
-                report.format = format_name
-                if chosen is None:
-                    report.format = detect([*arrived.images, *arrived.files])
-                declared, said = await asyncio.to_thread(
-                    _read, FORMATS[report.format], arrived, report.left_out
-                )
-                keys = {name: image.key for name, image in arrived.images.items()}
-                put = await self._annotating.apply(actor, dataset, said, declared, keys, task)
+                images = dict(sorted(arrived.images.items()))
+                async with parsing(None if chosen is None else format_name, arrived.files, images) as parsed:
+                    put = await self._annotating.apply(actor, dataset, parsed, images, task)
+                report.format, report.left_out = parsed.format, parsed.left_out
+                report.ignored += parsed.ignored
                 report.labels, report.objects = put.labels, put.objects
             await self._ledger.write(lambda connection: self._record(connection, actor, dataset, report))
             return report
@@ -143,7 +134,7 @@ class Importing:
         """All images that were imported before, for an archive that has none."""
         after = 0
         while page := self._sources.page(connection, dataset, after):
-            arrived.images |= {source.name: _known(image) for image, source in page if source is not None}
+            arrived.images |= {source.name: _held(image) for image, source in page if source is not None}
             after = page[-1][0].key
 
     def _record(self, connection: Connection, actor: Actor, dataset: Dataset, report: Report) -> None:
@@ -167,7 +158,7 @@ class _Arrived:
         self._actor = actor
         self._dataset = dataset
         self._size = 0
-        self.images: dict[str, _Known] = {}
+        self.images: dict[str, Held] = {}
         self.files: dict[str, bytes] = {}
         self.seen = 0
         """How many images the archive has, refused ones as well."""
@@ -229,7 +220,7 @@ class _Arrived:
                 self.report.refuse(name, str(error))
                 return
             else:
-                self.images[name] = _known(image)
+                self.images[name] = _held(image)
                 self.report.images += 1
                 return
 
@@ -244,12 +235,12 @@ class _Arrived:
         self._note(name, found)
 
     def _note(self, name: str, image: Image) -> None:
-        self.images[name] = _known(image)
+        self.images[name] = _held(image)
         self.report.present += 1
 
 
-def _known(image: Image) -> _Known:
-    return _Known(image.key, Size(image.width, image.height))
+def _held(image: Image) -> Held:
+    return image.key, image.width, image.height
 
 
 def kind_of(
@@ -262,11 +253,3 @@ def kind_of(
     if posixpath.splitext(name)[1].lower() in _IMAGES:
         return "image"
     return "annotation" if any(one.describes(name) for one in formats) else "other"
-
-
-def _read(chosen: Format, arrived: _Arrived, left_out: Counter[str]) -> tuple[Declared, list[Annotated]]:
-    """What is said, with its images in the order of their names, whichever was stored first."""
-    sizes = {name: image.size for name, image in sorted(arrived.images.items())}
-    files = {path: arrived.files[path] for path in sorted(arrived.files) if chosen.describes(path)}
-    arrived.report.ignored += len(arrived.files) - len(files)
-    return chosen.declared(files), list(chosen.read(files, sizes, left_out))

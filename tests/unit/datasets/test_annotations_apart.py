@@ -1,0 +1,87 @@
+"""Annotations are read in a process of their own, as they would be here, whatever they are."""
+
+from collections import Counter
+
+import pytest
+
+from appliance.datasets.interchange.annotated import Annotated, Region, Size
+from appliance.datasets.interchange.formats import FORMATS
+from appliance.datasets.interchange.parsing import Held, Parsed, parsing
+from appliance.datasets.records import Box
+from appliance.errors import InvalidInput
+
+SIZES = {f"images/train/{name}.jpg": Size(640, 480) for name in ("one", "two", "žluť")}
+BOXES = [
+    Annotated(name, size, regions=(Region("worm", Box(1, 2, 3.5, 4)), Region("leaf", Box(0, 0, 640, 480))))
+    for name, size in SIZES.items()
+]
+SAID = [
+    Annotated(name, size, {"red": None, "weight": 1.5}, test=True, meta_data={"shelf": [1, {"a": None}]})
+    for name, size in SIZES.items()
+]
+
+
+HELD: dict[str, Held] = {name: (number, *size) for number, (name, size) in enumerate(SIZES.items())}
+
+
+async def read(format_name: str | None, files: dict[str, bytes]) -> tuple[Parsed, list[Annotated]]:
+    async with parsing(format_name, files, HELD) as parsed:
+        return parsed, [one async for batch in parsed.batches() for one in batch]
+
+
+def written(format_name: str, said: list[Annotated]) -> dict[str, bytes]:
+    files = FORMATS[format_name].write(said, ["red", "weight"], ["worm", "leaf"])
+    return {path: b"".join(pieces) for path, pieces in files}
+
+
+@pytest.mark.parametrize(
+    ("format_name", "said"),
+    [
+        ("coco", BOXES),
+        ("yolo", BOXES),
+        ("csv", BOXES),
+        ("coco", SAID),
+        ("csv", SAID),
+    ],
+)
+async def test_every_format_is_read_as_here(format_name: str, said: list[Annotated]) -> None:
+    files = written(format_name, said)
+    expected = list(FORMATS[format_name].read(files, SIZES, Counter()))
+    assert expected
+    parsed, found = await read(format_name, dict(files))
+    assert found == expected
+    sides = [repr(region.box) for one in found for region in one.regions]
+    assert sides == [repr(region.box) for one in expected for region in one.regions]  # 1 is not 1.0
+    declared = FORMATS[format_name].declared(files)
+    assert parsed.labels[: len(declared.labels)] == [*declared.labels]
+    if said is BOXES:
+        assert parsed.regions == ["worm", "leaf"]
+    assert parsed.several == (len(said[0].labels) > 1)
+
+
+async def test_the_format_is_found_and_the_rest_ignored() -> None:
+    files = written("coco", BOXES) | {"labels.csv": b"image,label\n"}
+    parsed, found = await read(None, files)
+    assert (parsed.format, parsed.ignored, len(found)) == ("coco", 1, 3)
+    assert files == {}
+
+
+async def test_what_cannot_be_kept_is_counted() -> None:
+    table = "image,label\nelsewhere.jpg,red\none.jpg,red\n".encode("utf-16")
+    parsed, found = await read("csv", {"labels.csv": table})
+    assert (sum(parsed.left_out.values()), len(found)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", b"{" * 100_000),
+        ("a.json", b'{"images": ' + b"[" * 100_000),
+        ("labels.csv", b"image,label\n\xff"),
+        ("data.yaml", b"names: &a [*a]"),
+    ],
+)
+async def test_what_cannot_be_read_is_refused_with_its_place(name: str, content: bytes) -> None:
+    format_name = {"json": "coco", "csv": "csv", "yaml": "yolo"}[name.rpartition(".")[2]]
+    with pytest.raises(InvalidInput, match=name):
+        await read(format_name, {name: content})
