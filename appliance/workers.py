@@ -290,8 +290,9 @@ class _Child(asyncio.Protocol):
 
     def _read_stderr(self) -> None:
         text = os.read(self._stderr, 65536)
-        if not text:
+        if not text:  # it has ended, and says nothing by that
             self._loop.remove_reader(self._stderr)
+            return
         if not self._lines_left:
             return
         if self._confined and START_ID not in self._pending:

@@ -73,8 +73,8 @@ class Interchange:
         return Answer(content_type="text/plain", stream=Stream(None, self._digests(dataset), lambda: None))
 
     async def _digests(self, dataset: Dataset) -> AsyncIterator[bytes]:
-        async for digests in self._images.sources.digests(dataset):
-            yield "".join(f"{digest.hex()}\n" for digest in digests).encode()
+        async for some in self._images.sources.all(dataset):
+            yield "".join(f"{source.digest.hex()}\n" for _, source in some).encode()
 
     async def _named(self, call: Call) -> Dataset:
         """The dataset of this id: a customer's own, for an operator anybody's. Raises NotFound."""

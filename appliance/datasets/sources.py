@@ -86,13 +86,13 @@ class Sources:
 
         return await self._ledger.write(act)
 
-    async def digests(self, dataset: Dataset) -> AsyncIterator[list[bytes]]:
-        """Those of all sources, some thousands at a time. Raises SealBroken."""
+    async def all(self, dataset: Dataset) -> AsyncIterator[list[tuple[Image, Source]]]:
+        """The images that have a source, some thousands at a time in order of upload. Raises SealBroken."""
         after = 0
         while page := await self._ledger.read(
             lambda connection, after=after: self.page(connection, dataset, after)  # type: ignore[misc]
         ):
-            yield [source.digest for _, source in page if source is not None]
+            yield [(image, source) for image, source in page if source is not None]
             after = page[-1][0].key
 
     def page(

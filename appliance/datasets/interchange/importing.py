@@ -106,9 +106,10 @@ class Importing:
             arrived = _Arrived(self._store, self._sources, actor, dataset)
             await arrived.receive(pieces, FORMATS.values() if chosen is None else [chosen])
             report = arrived.report
-            if not arrived.seen:
-                await self._ledger.read(lambda connection: self._held(connection, dataset, arrived))
-            if arrived.images and (arrived.files or arrived.seen):
+            if arrived.files and not arrived.seen:
+                async for some in self._sources.all(dataset):
+                    arrived.images |= {source.name: _held(image) for image, source in some}
+            if arrived.images:
                 images = dict(sorted(arrived.images.items()))
                 async with parsing(None if chosen is None else format_name, arrived.files, images) as parsed:
                     put = await self._annotating.apply(actor, dataset, parsed, images, task)
@@ -129,13 +130,6 @@ class Importing:
             yield
         finally:
             self._under_way.remove(customer)
-
-    def _held(self, connection: Connection, dataset: Dataset, arrived: "_Arrived") -> None:
-        """All images that were imported before, for an archive that has none."""
-        after = 0
-        while page := self._sources.page(connection, dataset, after):
-            arrived.images |= {source.name: _held(image) for image, source in page if source is not None}
-            after = page[-1][0].key
 
     def _record(self, connection: Connection, actor: Actor, dataset: Dataset, report: Report) -> None:
         details: dict[str, object] = {

@@ -85,3 +85,8 @@ async def test_what_cannot_be_read_is_refused_with_its_place(name: str, content:
     format_name = {"json": "coco", "csv": "csv", "yaml": "yolo"}[name.rpartition(".")[2]]
     with pytest.raises(InvalidInput, match=name):
         await read(format_name, {name: content})
+
+
+async def test_reading_leaves_no_word_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    await read("csv", {"labels.csv": b"image,label\none.jpg,red\n"})
+    assert caplog.text == ""
