@@ -21,7 +21,7 @@ REFUSED = 78  # the exit code for a finding in the configuration or the machine
 BENEATH = "/mnt"  # the root disk without what is mounted on it
 SERVICE_BENEATH = "/run/appliance-root"  # what the service's own file tree is built on
 START = f"systemctl start --no-block {UNIT}"
-REOPEN = f"systemctl stop {UNIT} && systemctl restart systemd-cryptsetup@appliance.service"
+REOPEN = f"systemctl stop {UNIT} var-lib-appliance.mount && systemctl restart systemd-cryptsetup@appliance"
 # Whatever tells a file that was made, changed or replaced.
 LIST = """
 import os, sys
