@@ -27,6 +27,7 @@ CALLS = {
 # The exceptions, each with what it reaches.
 ALLOWED = {
     ("appliance/cli/client.py", "ClientSession"): "the daemon's operator socket, over a Unix connector",
+    ("appliance/cli/client.py", "connect"): "the same Unix socket, to see whether a daemon answers",
     ("appliance/outbound.py", "ClientSession"): "the gate: declared destinations alone, each address checked",
     ("appliance/outbound.py", "TCPConnector"): "the same",
     ("appliance/systemd.py", "connect"): "the service manager's Unix datagram socket",
