@@ -1,7 +1,7 @@
 """A store on a real folder and ledger, with opaque bytes in place of images where pixels do not matter."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,12 @@ class Stand:
 
 @asynccontextmanager
 async def stand(
-    state: Path, *, clock: Clock | None = None, reserve: int = 0, root: bytes = ROOT
+    state: Path,
+    *,
+    clock: Clock | None = None,
+    monotonic: Callable[[], float] = lambda: 0.0,
+    reserve: int = 0,
+    root: bytes = ROOT,
 ) -> AsyncIterator[Stand]:
     """A store on `state`, which may hold what an earlier one left; uploads leave `reserve` bytes free."""
     clock = clock or Clock()
@@ -115,6 +120,7 @@ async def stand(
                 space=space,
                 clock=clock,
                 registry=registry,
+                on_damage=upkeep.count_one_damaged,
             )
         )
         yield Stand(
@@ -130,7 +136,7 @@ async def stand(
             clock,
             agreements,
             await enter(Annotations(ledger, datasets, store, clock=clock)),
-            await enter(Links(ledger, datasets, keyring.service, clock=clock, monotonic=lambda: 0.0)),
+            await enter(Links(ledger, datasets, keyring.service, clock=clock, monotonic=monotonic)),
         )
 
 
@@ -162,10 +168,13 @@ def everything(state: Path) -> bytes:
     return b"".join(path.read_bytes() for path in state.rglob("*") if path.is_file())
 
 
-def damage(file: Path) -> None:
+def damage(file: Path, at: int = 20_000) -> None:
+    """Another byte at this place."""
     with file.open("r+b") as opened:
-        opened.seek(20_000)
-        opened.write(b"?")
+        opened.seek(at)
+        (byte,) = opened.read(1)
+        opened.seek(at)
+        opened.write(bytes([byte ^ 1]))
 
 
 def restore(state: Path, ledger: bytes) -> None:

@@ -5,6 +5,7 @@ a public one has no `exp`. The signature covers method, image, variant, customer
 epoch, and is compared as text: there is one way to write it.
 """
 
+import asyncio
 import base64
 import contextlib
 import hmac
@@ -23,7 +24,7 @@ from appliance.vault import Keys
 LONGEST_SECONDS = 3600
 
 _LABEL = "links"
-_SAVED_EVERY = 30.0
+_KEPT_EVERY, _AHEAD = 30.0, 60.0
 _NAME = re.compile(
     r"([0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})(-thumb)?\.jpg", re.ASCII
 )
@@ -34,7 +35,9 @@ _ENDED = "the link is not valid, or it has ended: ask for the image again and us
 class Links:
     """Makes links and turns genuine ones into permits.
 
-    Time only goes forward: a clock that is set back, also across a restart, revives no link that had ended.
+    Time only goes forward: a clock that is set back, also across a restart or a crash, revives no link that
+    had ended. The ledger knows a time that is not reached yet; after a crash it goes on from there, so that
+    links may end up to a minute early.
     """
 
     def __init__(
@@ -53,15 +56,19 @@ class Links:
         self._monotonic = monotonic
         self._mark = 0.0  # the latest time that was ever seen, and when by the other clock
         self._marked_at = 0.0
-        self._saved = 0.0
+        self._known = 0.0  # the time that this has last told the ledger
 
     async def __aenter__(self) -> Self:
-        self._mark = self._saved = await self._ledger.read(_latest)
+        self._mark = await self._ledger.read(_latest)
         self._marked_at = self._monotonic()
+        await self.keep()
+        self._keeping = asyncio.get_running_loop().create_task(self._keep_on(), name="links")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._save()
+        self._keeping.cancel()
+        await asyncio.gather(self._keeping, return_exceptions=True)
+        await self._tell(self.now())
 
     def now(self) -> float:
         """Unix seconds, never less than before."""
@@ -100,8 +107,8 @@ class Links:
             raise Forbidden(_ENDED)
         expiry: str | None = given[1]
         now = self.now()
-        if now - self._saved > _SAVED_EVERY:
-            await self._save()
+        if now > self._known:
+            await self.keep()
         if expiry is not None and not now < int(expiry) <= now + LONGEST_SECONDS:
             raise Forbidden(_ENDED)
         linked = await self._ledger.read(lambda connection: rows.linked(connection, identity))
@@ -136,24 +143,32 @@ class Links:
         signed = "\n".join(("GET", image.id, variant, image.customer, expiry, str(epoch)))
         return base64.urlsafe_b64encode(self._keys.mac(_LABEL, signed.encode())).decode().rstrip("=")
 
-    async def _save(self) -> None:
-        """Keep the latest time for the next start; an earlier one never replaces it.
+    async def keep(self) -> None:
+        """Have the ledger know how late it will be in a minute: no crash comes later than that."""
+        await self._tell(self.now() + _AHEAD)
+
+    async def _keep_on(self) -> None:
+        while True:
+            await asyncio.sleep(_KEPT_EVERY)
+            await self.keep()
+
+    async def _tell(self, time: float) -> None:
+        """In the place of what this has told before; what is later than that stays.
 
         A ledger that takes no write says so itself, and what is stored is served on: it is tried again.
         """
-        now = self.now()
-        milliseconds = int(now * 1000)
+        told, before = int(time * 1000), int(self._known * 1000)
         with contextlib.suppress(StorageFailed, VolumeFull):
             await self._ledger.write(
                 lambda connection: (
                     connection.execute(
                         "INSERT INTO latest_time (id, time) VALUES (1, ?1)"
-                        " ON CONFLICT (id) DO UPDATE SET time = max(time, ?1)",
-                        (milliseconds,),
+                        " ON CONFLICT (id) DO UPDATE SET time = iif(time = ?2, ?1, max(time, ?1))",
+                        (told, before),
                     ).get
                 )
             )
-            self._saved = now
+            self._known = time
 
 
 def _latest(connection: Connection) -> float:

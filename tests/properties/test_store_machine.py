@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from appliance.accounts.audit import entries
 from appliance.accounts.customers import CustomerId
-from appliance.datasets.links import LONGEST_SECONDS, Links
+from appliance.datasets.links import LONGEST_SECONDS
 from appliance.datasets.records import Dataset, Image, ReadPermit, Variant, Visibility
 from appliance.errors import AlreadyStored, Conflict, Forbidden, InvalidImage, NotFound, SealBroken
 from tests.storing import ACTOR, Clock, Stand, stand
@@ -90,11 +90,8 @@ class Machine(RuleBasedStateMachine):
 
     async def open(self) -> None:
         enter = self.stack.enter_async_context
-        self.one: Stand = await enter(stand(self.state, clock=self.clock))
-        service = self.one.keyring.service
-        self.links = await enter(
-            Links(self.one.ledger, self.one.datasets, service, clock=self.clock, monotonic=self.monotonic)
-        )
+        self.one: Stand = await enter(stand(self.state, clock=self.clock, monotonic=self.monotonic))
+        self.links = self.one.links
 
     def teardown(self) -> None:
         self.run(self.stack.aclose())
