@@ -28,7 +28,7 @@ class Change(msgspec.Struct, forbid_unknown_fields=True):
     """What is to be different; what is left out stays."""
 
     visibility: Literal["link", "public", "restricted"] | None = None
-    retention_days: int | None = None
+    retention_days: int | msgspec.UnsetType | None = msgspec.UNSET
     end_links: bool = False
 
 
@@ -73,9 +73,14 @@ class Datasets:
         dataset = await self._named(call)
         if wanted.end_links:
             await self._catalogue.end_links(call.actor, dataset)
-        if wanted.visibility is not None or wanted.retention_days is not None:
+        retention = wanted.retention_days
+        if wanted.visibility is not None or retention is not msgspec.UNSET:
             dataset = await self._catalogue.change(
-                call.actor, dataset, visibility=wanted.visibility, retention_days=wanted.retention_days
+                call.actor,
+                dataset,
+                visibility=wanted.visibility,
+                retention_days=None if retention is msgspec.UNSET else retention,
+                forever=retention is None,
             )
         elif not wanted.end_links:
             raise InvalidInput("visibility, retention_days or end_links: one of them is expected")

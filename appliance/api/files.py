@@ -16,7 +16,7 @@ from appliance.errors import Forbidden, Unauthenticated
 
 _TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 _SEALED = "application/octet-stream"
-_RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{1,18})?|-(\d{1,18}))", re.ASCII)
+_RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{1,18})?|-(\d{1,18}))", re.ASCII | re.IGNORECASE)
 # What a browser may do with it is to show it; where it was seen, nobody else is told.
 _HEADERS = {
     "Accept-Ranges": "bytes",
@@ -83,7 +83,7 @@ class Files:
 def _answer(call: Call, opened: Opened) -> Answer:
     tag = f'"{opened.etag}"'
     headers = {**_HEADERS, "ETag": tag}
-    if tag in _tags(call.headers.get("If-None-Match", "")):
+    if {tag, "*"} & _tags(call.headers.get("If-None-Match", "")):
         opened.close()
         return Answer(status=304, headers=headers)
     start, stop, status = 0, opened.length, 200
@@ -116,5 +116,6 @@ def _part(header: str, length: int) -> tuple[int, int] | None:
     return int(found[1]), length if found[2] is None else min(int(found[2]) + 1, length)
 
 
-def _tags(header: str) -> list[str]:
-    return [tag.strip() for tag in header.split(",")]
+def _tags(header: str) -> set[str]:
+    """As they are compared where a weak one is as good (RFC 9110, 13.1.2)."""
+    return {tag.strip().removeprefix("W/") for tag in header.split(",")}

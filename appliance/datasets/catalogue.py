@@ -28,7 +28,8 @@ _INSERT = (
 )
 _CHANGE = (
     "UPDATE datasets SET epoch = epoch + (coalesce(?1, visibility) <> visibility),"  # noqa: S608
-    " visibility = coalesce(?1, visibility), retention_days = coalesce(?2, retention_days)"
+    " visibility = coalesce(?1, visibility),"
+    " retention_days = iif(?4, NULL, coalesce(?2, retention_days))"
     f" WHERE number = ?3 AND erased_at IS NULL RETURNING {_COLUMNS}"
 )
 _ROWS_AT_ONCE = 500
@@ -147,12 +148,18 @@ class Datasets:
         *,
         visibility: Visibility | None = None,
         retention_days: int | None = None,
+        forever: bool = False,
     ) -> Dataset:
-        """Set what is given. Another visibility ends all links that were given out."""
+        """Set what is given; `forever` takes the retention back.
+
+        Another visibility ends all links that were given out.
+        """
         _check_retention(retention_days)
 
         def act(connection: Connection) -> Dataset:
-            row = connection.execute(_CHANGE, (visibility, retention_days, dataset.number)).fetchone()
+            row = connection.execute(
+                _CHANGE, (visibility, retention_days, dataset.number, forever)
+            ).fetchone()
             if row is None:
                 raise NotFound("no such dataset")
             changed = self._opened(row)
