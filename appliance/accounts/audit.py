@@ -39,6 +39,7 @@ class Event(StrEnum):
     IMAGE_UPDATE = "image.update"
     IMAGE_DELETE = "image.delete"
     IMAGE_DAMAGED = "image.damaged"
+    IMAGE_RESTORED = "image.restored"
     KEY_ROTATE = "key.rotate"
     KEY_RETIRE = "key.retire"
     TASK_ADD = "task.add"

@@ -7,6 +7,7 @@ the disk, and whoever waits is told when the name is as well.
 import asyncio
 import contextlib
 import os
+import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -19,7 +20,7 @@ from uuid import UUID
 from prometheus_client import Counter, Histogram
 
 from appliance.datasets.threads import Outcome, Threads, tell
-from appliance.errors import NotFound, StorageFailed
+from appliance.errors import NotFound, SealBroken, StorageFailed
 from appliance.metrics import Registry
 from appliance.vault import Container, Name, SealedFile, Sealer, sealed_size
 from appliance.volume import DataFolder
@@ -197,10 +198,13 @@ class SealedFiles:
         path = f"{name.container.hex}/{name.object.hex}"
         with _through(self._folder.reading(), path) as top:
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=top)
+                # Not blocking: a pipe in its place would wait for a writer, and no file does.
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                fd = os.open(path, flags, dir_fd=top)
             except FileNotFoundError:
                 raise NotFound(f"object {name.object} has no file") from None
             try:
+                _check_plain(fd, name)
                 sealed = SealedFile(fd, name, keys.object_key, ahead)
                 return OpenFile(fd, sealed, self._folder, self._reading)
             except BaseException:
@@ -414,6 +418,11 @@ def _through(way: AbstractContextManager[int], what: str) -> Iterator[int]:
             yield top
     except OSError as error:
         raise StorageFailed(f"{what}: {error.strerror}") from error
+
+
+def _check_plain(fd: int, name: Name) -> None:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise SealBroken(f"object {name.object} is no plain file")
 
 
 def _ids(folder: int) -> list[UUID]:

@@ -103,6 +103,7 @@ async def open_images(
                 space=space,
                 clock=clocks.wall,
                 registry=registry,
+                on_damage=upkeep.count_one_damaged,
             )
         )
         links = await enter(

@@ -241,6 +241,24 @@ def note_damage(connection: Connection, image: Image, now: int) -> bool:
     return noted
 
 
+def note_restored(connection: Connection, image: Image, now: int) -> None:
+    """Every byte of an image that was damaged is what was sealed, with an entry."""
+    connection.execute(
+        "UPDATE images SET damaged = 0, scrubbed_at = ? WHERE key = ? AND damaged", (now, image.key)
+    )
+    if connection.changes():
+        details: dict[str, object] = {"dataset": image.dataset}
+        record(connection, now, _STORE, Event.IMAGE_RESTORED, image.customer, image.id, details)
+
+
+def damaged_images(connection: Connection, after: int, most: int) -> list[Image]:
+    """Images that are known to be damaged, by rising keys."""
+    found = connection.execute(
+        f"{_LIVING} AND images.damaged AND images.key > ? ORDER BY images.key LIMIT ?", (after, most)
+    )
+    return [_image(row) for row in found]
+
+
 def damaged(connection: Connection) -> int:
     """How many images are known to be damaged."""
     return connection.execute("SELECT count(*) FROM images WHERE damaged AND deleted_at IS NULL").get or 0

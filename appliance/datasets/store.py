@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, TypeVar
 
@@ -48,6 +48,7 @@ class Opened:
     image: Image
     variant: Variant | Literal["sealed"]
     _file: OpenFile
+    _note_damage: Callable[[Image, SealBroken], Awaitable[None]]
 
     @property
     def etag(self) -> str:
@@ -72,7 +73,11 @@ class Opened:
         offset = self.image.size if self.variant == "thumbnail" else 0
         for at in range(start, stop, _READ_AT_ONCE):
             end = min(at + _READ_AT_ONCE, stop)
-            yield await fetch(offset + at, offset + end)
+            try:
+                yield await fetch(offset + at, offset + end)
+            except SealBroken as error:
+                await self._note_damage(self.image, error)
+                raise
 
     def close(self) -> None:
         """Give the file back."""
@@ -105,9 +110,11 @@ class Store:
         space: Space,
         clock: Callable[[], float],
         registry: Registry,
+        on_damage: Callable[[], None],
     ) -> None:
         self._ledger = ledger
         self._datasets = datasets
+        self._on_damage = on_damage
         self._files = files
         self._codec = codec
         self._agreements = agreements
@@ -194,15 +201,18 @@ class Store:
         if image.dataset != permit.dataset:
             raise NotFound("no such image")
         ahead = 0 if variant == "sealed" else _READ_AT_ONCE
+        keys = self._datasets.keys_at(image)
         try:
-            file = await self._files.load(image.name, self._datasets.keys_at(image), ahead)
-        except SealBroken as error:
+            file = await self._files.load(image.name, keys, ahead)
+        except (SealBroken, NotFound) as error:
             await self._note_damage(image, error)
             raise
         if file.length != image.size + image.thumbnail:
             file.close()
-            raise SealBroken(f"object {image.id}: its row speaks of another length")
-        return Opened(image, variant, file)
+            other = SealBroken(f"object {image.id}: its row speaks of another length")
+            await self._note_damage(image, other)
+            raise other
+        return Opened(image, variant, file, self._note_damage)
 
     async def delete(self, actor: Actor, image: Image) -> None:
         """Delete an image for good; when this returns its file is gone and its row is in no file any more.
@@ -288,10 +298,13 @@ class Store:
             self._deleted.inc(len(begun))
             await finish_deleting(self._ledger, self._files, begun, now)
 
-    async def _note_damage(self, image: Image, error: SealBroken) -> None:
+    async def _note_damage(self, image: Image, error: SealBroken | NotFound) -> None:
+        """Once for each image. A ledger that takes no write says so itself."""
         now = self._now()
-        if await self._ledger.write(lambda connection: rows.note_damage(connection, image, now)):
-            _log.error("damaged: %s", error)
+        with contextlib.suppress(StorageFailed, VolumeFull):
+            if await self._ledger.write(lambda connection: rows.note_damage(connection, image, now)):
+                _log.error("damaged: %s", error)
+                self._on_damage()
 
     async def _uninterrupted(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.get_running_loop().create_task(work)

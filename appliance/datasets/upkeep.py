@@ -58,7 +58,7 @@ class Upkeep:
         self._refused_before: set[int] = set()
         self.findings: list[str] = []
         self.damaged = 0
-        """How many stored images are known not to be what was sealed, as of the last look."""
+        """How many stored images are known not to be what was sealed."""
         self._proven = Counter("appliance_store_scrubbed_bytes", "Bytes proven by scrubs", registry=registry)
         self._backlog = Gauge("appliance_store_scrub_due", "Images whose scrub is due", registry=registry)
         self._damaged = Gauge(
@@ -91,9 +91,18 @@ class Upkeep:
             scrubbing.cancel()
             await asyncio.gather(scrubbing, return_exceptions=True)
 
+    def count_one_damaged(self) -> None:
+        """Somebody who read an image has found, and noted, that it is not what was sealed."""
+        self.damaged += 1
+        self._damaged.set(self.damaged)
+
     async def _work_forever(self, store: Store) -> None:
+        looked_again = False
         while True:
             try:
+                if not looked_again:
+                    await self.look_again()
+                    looked_again = True
                 while await store.expire():
                     pass
                 pause = await self.scrub(_SCRUB_SECONDS)
@@ -129,6 +138,20 @@ class Upkeep:
             if self._refused:
                 break
         return 0.0
+
+    async def look_again(self) -> None:
+        """Prove the damaged images: one whose right bytes were put back is an image like all others.
+
+        Raises as `scrub`.
+        """
+        after = 0
+        while images := await self._ledger.read(partial(rows.damaged_images, after=after, most=_AT_ONCE)):
+            after = images[-1].key
+            for image in images:
+                if await self._is_sound(image):
+                    await self._ledger.write(partial(rows.note_restored, image=image, now=self._now()))
+                    _log.warning("image %s of dataset %s is whole again", image.id, image.dataset)
+        await self._count_damaged()
 
     async def _is_sound(self, image: Image) -> bool:
         try:

@@ -22,7 +22,8 @@ Change = Callable[[bytes, np.random.RandomState], bytes]
 
 async def filled(one: Stand, sizes: list[int]) -> tuple[Dataset, list[Image]]:
     dataset = await one.datasets.default(await one.customer())
-    return dataset, [await one.store.put(ACTOR, dataset, os.urandom(size)) for size in sizes]
+    contents = [bytes([number]) + os.urandom(size - 1) for number, size in enumerate(sizes)]
+    return dataset, [await one.store.put(ACTOR, dataset, content) for content in contents]
 
 
 def file(one: Stand, image: Image) -> Path:

@@ -50,6 +50,54 @@ async def test_a_damaged_image_is_not_given_out_and_the_others_are(tmp_path: Pat
         assert again.upkeep.damaged == 2
 
 
+async def test_who_meets_damage_has_it_noted(tmp_path: Path) -> None:
+    """Wherever it is met: in the middle of a large file, by its length, or because the file is not there."""
+    large = os.urandom(600_000)
+    async with stand(tmp_path) as one:
+        dataset = await default(one)
+        images = [await one.store.put(ACTOR, dataset, b"%d" % n + large) for n in range(4)]
+        folder = tmp_path / "images" / uuid.UUID(dataset.id).hex
+        broken, lost, piped, good = (folder / uuid.UUID(image.id).hex for image in images)
+        damage(broken, at=300_000)
+        lost.unlink()
+        piped.unlink()
+        os.mkfifo(piped)
+        for number, image in enumerate(images[:3], 1):
+            for _ in range(2):
+                with pytest.raises((SealBroken, NotFound)):
+                    await read(one, image)
+            assert one.upkeep.damaged == number
+        assert await read(one, images[3]) == b"3" + large
+        told = [entry.subject for entry in await one.ledger.read(entries) if entry.event == "image.damaged"]
+        assert told == [image.id for image in images[:3]]
+        assert good.exists()
+
+
+async def test_an_image_whose_bytes_are_put_back_is_whole_again(tmp_path: Path) -> None:
+    async with stand(tmp_path) as one:
+        dataset = await default(one)
+        images = [await one.store.put(ACTOR, dataset, b"%d" % n + PHOTO) for n in range(2)]
+        folder = tmp_path / "images" / uuid.UUID(dataset.id).hex
+        places = [folder / uuid.UUID(image.id).hex for image in images]
+        whole = [place.read_bytes() for place in places]
+        for place, image in zip(places, images, strict=True):
+            damage(place)
+            with pytest.raises(SealBroken):
+                await read(one, image)
+        places[0].write_bytes(whole[0])
+    async with stand(tmp_path) as again:
+        assert again.upkeep.damaged == 2
+        await again.upkeep.look_again()
+        assert again.upkeep.damaged == 1
+        assert [image.damaged for image in await again.store.list(dataset)] == [False, True]
+        told = [
+            entry.subject for entry in await again.ledger.read(entries) if entry.event == "image.restored"
+        ]
+        assert told == [images[0].id]
+        await again.upkeep.look_again()
+        assert again.upkeep.damaged == 1
+
+
 async def test_a_scrub_goes_on_past_a_file_that_the_disk_cannot_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
