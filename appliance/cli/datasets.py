@@ -93,7 +93,7 @@ def _tar(path: Path, held: set[bytes], stack: ExitStack) -> tuple[AsyncIterator[
     try:
         if path.is_dir():
             found = sending.of_folder(path)
-        elif path.suffix == ".zip":
+        elif path.suffix.lower() == ".zip":
             opened = stack.enter_context(zipfile.ZipFile(path))
             found = sending.of_zip(opened, path.stat().st_size)
         else:

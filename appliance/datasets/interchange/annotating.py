@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -23,6 +23,7 @@ from appliance.ledger import Connection, Ledger
 from appliance.vault import Container
 
 _LABELS_AT_ONCE = 500
+_ROWS_AT_ONCE = 500  # in one transaction: others wait for its end
 
 
 @dataclass(slots=True)
@@ -65,12 +66,13 @@ class Annotating:
             await self._gather(actor, dataset, task, "detection", "detection", things)
         put = Put()
         async for said in parsed.batches():
-            batch = _Batch(self._datasets.keys(dataset), said, images, classes, things)
-            done = await self._ledger.write(
-                lambda connection, batch=batch: self._apply(connection, actor, dataset, batch)  # type: ignore[misc]
-            )
-            put.labels += done.labels
-            put.objects += done.objects
+            for some in _cut(said):
+                batch = _Batch(self._datasets.keys(dataset), some, images, classes, things)
+                done = await self._ledger.write(
+                    lambda connection, batch=batch: self._apply(connection, actor, dataset, batch)  # type: ignore[misc]
+                )
+                put.labels += done.labels
+                put.objects += done.objects
         return put
 
     def _apply(self, connection: Connection, actor: Actor, dataset: Dataset, batch: "_Batch") -> Put:
@@ -120,6 +122,16 @@ class Annotating:
         for label in labels.values():
             if label.key not in taught:
                 await self._tasks.add_label(actor, dataset.customer, task.id, label.id, side=side)
+
+
+def _cut(said: Sequence[Annotated]) -> Iterator[Sequence[Annotated]]:
+    """Some images after others, of which not much more than _ROWS_AT_ONCE is said together."""
+    start, count = 0, 0
+    for end, one in enumerate(said, 1):
+        count += len(one.labels) + sum(1 + len(region.labels) for region in one.regions)
+        if count >= _ROWS_AT_ONCE or end == len(said):
+            yield said[start:end]
+            start, count = end, 0
 
 
 class _Batch:

@@ -47,5 +47,6 @@ class AtOnce:
         ended, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in ended:
             del self._tasks[task]
-        for task in ended:
-            task.result()
+        errors = [error for task in ended if (error := task.exception()) is not None]
+        if errors:
+            raise errors[0]

@@ -218,7 +218,8 @@ def _documents(files: Mapping[str, bytes], left_out: Counter[str]) -> Iterator[t
         yield path, document
     if not found:
         raise InvalidInput(
-            "no COCO file is here: a .json file with images, annotations and categories is expected"
+            "no COCO file is here: a .json file with images, annotations and categories is expected; where"
+            " the format is another one, name it"
         )
 
 
@@ -298,7 +299,9 @@ class _Reading:
         name: str,
     ) -> None:
         masked = bytes(one.segmentation) not in _NO_MASK
-        if one.bbox:
+        if one.bbox and 0 in one.bbox[2:]:  # COCO's own train2017 has one
+            self._left_out["boxes without an area"] += 1
+        elif one.bbox:
             if masked:
                 self._left_out["masks, of which the boxes are kept"] += 1
             check_size(where, _written(image, self._gathering.sizes[name]), self._gathering.sizes[name])

@@ -31,9 +31,9 @@ async def land(pieces: AsyncIterator[bytes], target: Path, progress: Progress) -
         if path.exists() or path.is_symlink():
             raise Conflict(f"{path} exists already: remove it, or choose another name")
     try:
-        if target.suffix == ".tar":
+        if target.suffix.lower() == ".tar":
             return await _as_tar(pieces, partial, target, progress)
-        if target.suffix == ".zip":
+        if target.suffix.lower() == ".zip":
             return await _as_zip(pieces, partial, target, progress)
         return await _as_folder(pieces, partial, target, progress)
     except OSError as error:

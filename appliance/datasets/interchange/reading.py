@@ -9,6 +9,7 @@ from appliance.datasets.catalogue import Datasets
 from appliance.datasets.interchange.annotated import Annotated, Declared, Region, Size
 from appliance.datasets.records import Box, Dataset
 from appliance.datasets.words import ObjectWords, opened, opened_meta_data
+from appliance.errors import Conflict
 from appliance.ledger import Connection
 
 _AT_ONCE = 500
@@ -90,13 +91,21 @@ class Reading:
         return said
 
     def _named(self, given: Iterator[tuple[int, int, float | None]]) -> dict[int, dict[str, float | None]]:
-        """Labels by their names; of several with one name the first, or the first that has a value."""
+        """Labels by their names; several with one name become one.
+
+        Raises Conflict where their values differ: one of them would be lost.
+        """
         named: dict[int, dict[str, float | None]] = {}
         for subject, label, value in given:
             known = self._labels.get(label)
             if known is None or known.kind == "detection":
                 continue
             values = named.setdefault(subject, {})
-            if values.get(known.name) is None:
+            present = values.get(known.name)
+            if present is None:
                 values[known.name] = value
+            elif value not in {None, present}:
+                raise Conflict(
+                    "an image or an object has two labels of one name with different values: take one off"
+                )
         return named

@@ -190,6 +190,14 @@ def test_a_box_that_sticks_out_by_rounding_is_cut() -> None:
     assert one.regions[0].box == Box(0, 0, 640, 480)
 
 
+def test_a_box_without_an_area_is_left_out_and_counted() -> None:
+    left_out = Counter[str]()
+    content = document(annotations=[annotation(bbox=[10, 20, 30, 0]), annotation(id=4)])
+    [one] = Coco().read({"instances.json": content}, {"a.jpg": SIZE}, left_out)
+    assert len(one.regions) == 1
+    assert left_out == {"boxes without an area": 1}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -198,7 +206,6 @@ def test_a_box_that_sticks_out_by_rounding_is_cut() -> None:
             "annotation 3 of a.jpg: the box is not within the image of 640 x 480 px",
         ),
         ({"bbox": [-2, 20, 30, 40]}, "annotation 3 of a.jpg: the box is not within the image"),
-        ({"bbox": [10, 20, 0, 40]}, "annotation 3 of a.jpg: the box has no area"),
         ({"bbox": [10, 20, -30, 40]}, "annotation 3 of a.jpg: the box has no area"),
         ({"bbox": [640.5, 20, 0.2, 40]}, "annotation 3 of a.jpg: the box has no area within the image"),
         ({"bbox": [1e308, 0, 1e308, 1]}, "annotation 3 of a.jpg: the sides of a box are no numbers"),
