@@ -330,7 +330,8 @@ async def test_an_act_costs_what_it_does_and_not_what_it_has_done(tmp_path: Path
             lambda connection: connection.execute(
                 "CREATE TABLE counts (number INTEGER); INSERT INTO counts VALUES (0);"
                 "CREATE TABLE many (id TEXT UNIQUE, words BLOB);"
-                "CREATE TRIGGER counted AFTER INSERT ON many BEGIN UPDATE counts SET number = number + 1; END;"
+                "CREATE TRIGGER counted AFTER INSERT ON many"
+                " BEGIN UPDATE counts SET number = number + 1; END;"
                 "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)"
                 " INSERT INTO many SELECT hex(randomblob(16)), zeroblob(120) FROM n"
             ).fetchall()
