@@ -39,7 +39,6 @@ from appliance.errors import NotInstalled
 
 PREFIX = "/localhost"  # the official client posts its token to the cloud unless its endpoint holds this word
 MANAGEMENT = "/appliance/"
-LINKS = "/files/"
 
 # Nothing for the audit log: the route changes nothing. The store itself logs what `store_images` has it keep.
 READ: Literal["read"] = "read"
@@ -420,11 +419,10 @@ class Table:
     def find(self, method: str, path: str) -> Match:
         """The row for a request, with or without the prefix and one trailing slash; never a redirect.
 
-        Links to images are spelled in one way: no slash behind these.
         Raises NotInstalled for a path that is not in the table, Refused (405) for another method.
         """
         path = strip_prefix(path)
-        bare = path[:-1] if len(path) > 1 and path.endswith("/") and not path.startswith(LINKS) else path
+        bare = path[:-1] if len(path) > 1 and path.endswith("/") else path
         methods, parameters = self._exact.get(bare), dict[str, str]()
         if methods is None:
             for pattern, rows in self._patterns.items():
