@@ -47,8 +47,9 @@ class Operator:
         elif raw is not None:
             headers["Content-Type"] = "application/octet-stream"
         data = next((sent for sent in (parts, tar, raw) if sent is not None), None)
+        # Of a tar that is refused nothing is sent: who still sends would not hear why.
         async with self._session.request(
-            method, url, params=query, json=body, data=data, headers=headers
+            method, url, params=query, json=body, data=data, headers=headers, expect100=tar is not None
         ) as response:
             document: Document = {} if response.status == 204 else await response.json(content_type=None)
             if response.status >= 400:

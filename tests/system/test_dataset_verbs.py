@@ -178,12 +178,12 @@ def test_an_export_needs_the_customers_token(
     assert not target.exists()
 
 
-def test_refusals_of_the_daemon_are_told(state: DemoState, tmp_path: Path) -> None:
+def test_refusals_of_the_daemon_are_told(state: DemoState, customer: str, tmp_path: Path) -> None:
     nobody = state.ask("customer", "add", f"agreed to nothing {tmp_path.name}")["id"]
     source = unpacked(tmp_path / "source", {"a/1.bmp": os.urandom(30 << 20)})
     assert "agreement" in refused(state, "import", nobody, str(source))
     assert "no such dataset" in refused(state, "import", "nobody", str(source))
     broken = tmp_path / "broken.tar"
     broken.write_bytes(tar(IMAGES)[:3000])
-    assert "breaks off" in refused(state, "import", nobody, str(broken))
+    assert "breaks off" in refused(state, "import", customer, str(broken))
     assert "No such file" in refused(state, "import", nobody, str(tmp_path / "nowhere"))
