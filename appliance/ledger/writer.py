@@ -147,11 +147,8 @@ class Writer:
         started = time.perf_counter()
         try:
             connection.execute("BEGIN IMMEDIATE")
-            if len(batch) == 1:
-                _run_alone(connection, batch[0])
-            else:
-                for entry in batch:
-                    _run_act(connection, entry)
+            for entry in batch:
+                _run_act(connection, entry, alone=len(batch) == 1)
             if connection.in_transaction:
                 connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - a dead thread would leave every later caller waiting
@@ -252,23 +249,13 @@ class _TransactionLost(Exception):
     """SQLite, or a misbehaving act, ended the transaction that the whole batch shares."""
 
 
-def _run_act(connection: Connection, entry: _Entry) -> None:
-    connection.execute("SAVEPOINT act")
-    try:
-        entry.result = entry.act(connection) if entry.act is not None else None
-    except STORAGE_ERRORS:
-        raise
-    except BaseException as error:  # noqa: BLE001 - it belongs to the caller, who waits on the loop
-        entry.error = error
-        if connection.in_transaction:
-            connection.execute("ROLLBACK TO act")
-    if not connection.in_transaction:
-        raise _TransactionLost("the transaction ended within an act")
-    connection.execute("RELEASE act")
+def _run_act(connection: Connection, entry: _Entry, *, alone: bool) -> None:
+    """One that raises undoes what it did; `alone` that is the whole transaction, and needs no savepoint.
 
-
-def _run_alone(connection: Connection, entry: _Entry) -> None:
-    """As `_run_act`, without a savepoint: under one, every statement costs with all that came before it."""
+    Under one, every statement costs with all that came before it.
+    """
+    if not alone:
+        connection.execute("SAVEPOINT act")
     try:
         entry.result = entry.act(connection) if entry.act is not None else None
     except STORAGE_ERRORS:
@@ -278,7 +265,9 @@ def _run_alone(connection: Connection, entry: _Entry) -> None:
     if not connection.in_transaction:
         raise _TransactionLost("the transaction ended within an act")
     if entry.error is not None:
-        connection.execute("ROLLBACK")
+        connection.execute("ROLLBACK" if alone else "ROLLBACK TO act")
+    if not alone:
+        connection.execute("RELEASE act")
 
 
 def _roll_back(connection: Connection) -> bool:
