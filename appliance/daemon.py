@@ -6,12 +6,9 @@ of the CLI, `examine` reads a configuration as both would.
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
 import os
-import pwd
-import resource
 import signal
 import time
 import traceback
@@ -24,7 +21,7 @@ from typing import Any, Literal, Self
 
 import uvloop
 
-from appliance import config, health, metrics, residency, systemd, vault
+from appliance import config, health, metrics, process, residency, systemd, vault
 from appliance.accounts import audit
 from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import AuditLog
@@ -63,8 +60,6 @@ from appliance.search.collections import Collections
 _log = logging.getLogger(__name__)
 
 VERSION = version("appliance")
-PR_SET_DUMPABLE = 4
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # <malloc.h>
 # While parts start or stop, each beat asks the service manager for so much more time; three beats fit in.
 EXTENSION_SECONDS = 15.0
 STOP_SECONDS = 300.0  # for the parts to stop, when the last request is answered
@@ -79,8 +74,8 @@ def serve(config_path: Path) -> None:
     Raises ConfigInvalid (nothing is started then) for findings in the files or against the rules of the
     profile, StateInUse when another process holds the state folder, and what a part says that cannot start.
     """
-    _harden()
-    _give_memory_back()
+    process.harden()
+    process.give_memory_back()
     logging.basicConfig(level=logging.INFO, handlers=[systemd.log_handler()])
     # No line tells its thread, its process or its place in the source, so none of them is looked for.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
@@ -100,7 +95,7 @@ def examine(
 
     As `residency.judge`. Raises ConfigInvalid with every finding.
     """
-    _harden()
+    process.harden()
     settings, _, warnings = residency.judge(config_path, machine=machine, state=state)
     return settings, warnings
 
@@ -111,7 +106,7 @@ async def operating(config_path: Path) -> AsyncIterator[None]:
 
     Raises what `serve` raises, and DaemonNeeded when the root key comes with the daemon's unit.
     """
-    _harden()
+    process.harden()
     vault.self_test()
     settings, declared, _ = residency.judge(config_path)
     if not vault.at_hand(settings.vault):
@@ -129,48 +124,6 @@ async def operating(config_path: Path) -> AsyncIterator[None]:
         parts = state.parts(settings, declared, status=status, readiness=ready, backups=backups)
         await stack.enter_async_context(Server(parts))
         yield
-
-
-def _harden() -> None:
-    """Keep keys and pixels out of core dumps and from debuggers of the same user, and new files private."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        raise ApplianceError("prctl(PR_SET_DUMPABLE) is refused: the memory cannot be protected")
-    os.umask(0o077)
-
-
-def _become_owner(state: Path) -> None:
-    """Have root go on as the user whom the state folder belongs to.
-
-    What root made there would not be the daemon's: it could not start again. Raises ApplianceError.
-    """
-    if os.geteuid() != 0 or not state.exists():
-        return
-    owner = state.stat()
-    if owner.st_uid == 0:
-        return
-    try:
-        try:
-            os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
-        except KeyError:
-            os.setgroups([])
-        os.setgid(owner.st_gid)
-        os.setuid(owner.st_uid)
-    except PermissionError:
-        reason = f"{state} belongs to uid {owner.st_uid}, whom this process may not become"
-        raise ApplianceError(f"{reason}: run it as that user") from None
-    _harden()  # a change of users makes the kernel forget it
-
-
-def _give_memory_back() -> None:
-    """Have what a large request held go back to the system when it is freed.
-
-    Left alone, glibc takes the first large block it sees freed as a sign to keep such blocks from then on
-    (mallopt(3), M_MMAP_THRESHOLD), and every thread keeps an arena of its own.
-    """
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(M_MMAP_THRESHOLD, 1 << 20)
-    mallopt(M_ARENA_MAX, 2)
 
 
 def _apply_log_level(settings: Config) -> None:
@@ -244,7 +197,7 @@ async def _open(
     declared: Residency | None,
     registry: metrics.Registry,
 ) -> _State:
-    _become_owner(settings.state)
+    process.become_owner(settings.state)
     root = vault.read_root(settings.vault)  # first: where there is none nothing is made
     lock = StateLock(settings.state)
     try:
