@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,7 +31,15 @@ from appliance.backup.contents import (
 from appliance.backup.integrity import compare
 from appliance.errors import BackupInvalid, Conflict, StorageFailed
 from appliance.vault import identity_of
-from appliance.volume import remove_tree, sync_filesystem, sync_folder, write_atomically
+from appliance.volume import (
+    create,
+    failing_as_storage,
+    remove_tree,
+    sync_filesystem,
+    sync_folder,
+    write_atomically,
+    write_whole,
+)
 
 _PATH = re.compile(
     rf"{LEDGER}|{TOMBSTONES}|{BUNDLES}/[0-9a-f]{{32}}|{IMAGES}/[0-9a-f]{{32}}/[0-9a-f]{{32}}", re.ASCII
@@ -75,7 +83,7 @@ class Destination:
         self._made: set[str] = set()
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack, _failing(self._folder):
+        with ExitStack() as stack, failing_as_storage(self._folder):
             if self.target.exists():
                 raise Conflict(f"{self.target} exists already")
             if not _claimed(stack, self._keyrings):
@@ -87,9 +95,9 @@ class Destination:
                     draft.unlink()
             self._draft.mkdir(mode=0o700)
             _claimed(stack, self._draft)
-            self._manifest = _create(self._draft / MANIFEST)
+            self._manifest = create(self._draft / MANIFEST)
             stack.callback(os.close, self._manifest)
-            _write(self._manifest, self._listing.start)
+            write_whole(self._manifest, self._listing.start)
             self._stack = stack.pop_all()
         return self
 
@@ -106,15 +114,15 @@ class Destination:
         self._end_file()
         if not _PATH.fullmatch(path):
             raise BackupInvalid([f"the daemon sends a file of a name that backups do not have: {path!r}"])
-        with _failing(self._draft / path):
+        with failing_as_storage(self._draft / path):
             folder = path.rpartition("/")[0]
             if folder not in self._made:
                 (self._draft / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._made.add(folder)
-            fds = [_create(self._draft / path)]
+            fds = [create(self._draft / path)]
             if path == TOMBSTONES:
                 self._partial.unlink(missing_ok=True)
-                fds.append(_create(self._partial))
+                fds.append(create(self._partial))
         self._open = _Writing(path, fds, 0, hashlib.sha256())
 
     def apart(self, name: str) -> None:
@@ -134,9 +142,9 @@ class Destination:
         writing = self._open
         if writing is None:
             raise BackupInvalid(["the daemon sends bytes of no file"])
-        with _failing(self._draft / writing.path):
+        with failing_as_storage(self._draft / writing.path):
             for fd in writing.fds:
-                _write(fd, content)
+                write_whole(fd, content)
         writing.running.update(content)
         writing.size += len(content)
         self.bytes += len(content)
@@ -145,16 +153,16 @@ class Destination:
         """An image that the appliance could not give. Raises StorageFailed."""
         self._end_file()
         self.absent.append(f"{entry.reason}: {entry.path}")
-        with _failing(self._draft):
-            _write(self._manifest, self._listing.line(entry))
+        with failing_as_storage(self._draft):
+            write_whole(self._manifest, self._listing.line(entry))
 
     def end(self, digest: bytes, mac: bytes) -> None:
         """All has come. Raises BackupInvalid unless it is what was sent, StorageFailed."""
         self._end_file()
         if digest != self._listing.digest:
             raise BackupInvalid(["what arrived is not what the daemon sent: make the backup again"])
-        with _failing(self._draft):
-            _write(self._manifest, last_line(mac))
+        with failing_as_storage(self._draft):
+            write_whole(self._manifest, last_line(mac))
 
     def publish(self, keep_days: float, progress: Callable[[str], None]) -> list[Path]:
         """Read everything again, then give keyring, tombstones and backup their names, durably.
@@ -163,7 +171,7 @@ class Destination:
         Raises BackupInvalid for what did not reach the disk as it was sent, StorageFailed.
         """
         progress("reading it again")
-        with _failing(self._draft):
+        with failing_as_storage(self._draft):
             sync_filesystem(self._draft)
         if problems := compare(self._draft, self.header.name):
             raise BackupInvalid(problems)
@@ -171,10 +179,10 @@ class Destination:
             raise BackupInvalid(["the daemon sent no keyring"])
         progress("making it durable")
         write_atomically(self.keyring, bytes(self._keyring))
-        with _failing(self.tombstones):
+        with failing_as_storage(self.tombstones):
             self._partial.replace(self.tombstones)
             sync_folder(self._keyrings)
-        with _failing(self.target):
+        with failing_as_storage(self.target):
             self._draft.rename(self.target)
             sync_folder(self._folder)
         return self._remove_old(keep_days)
@@ -187,20 +195,20 @@ class Destination:
         writing, self._open, self._keyring_open = self._open, None, False
         if writing is None:
             return
-        with _failing(self._draft / writing.path):
+        with failing_as_storage(self._draft / writing.path):
             for fd in writing.fds[1:]:
                 os.fsync(fd)
             for fd in writing.fds:
                 os.close(fd)
             entry = File(writing.path, writing.size, writing.running.digest())
-            _write(self._manifest, self._listing.line(entry))
+            write_whole(self._manifest, self._listing.line(entry))
         self.files += 1
 
     def _remove_old(self, keep_days: float) -> list[Path]:
         """Old keyrings of this appliance with their tombstones; those of others are not ours to remove."""
         made = datetime.fromtimestamp(self.header.made_at / 1000, UTC)
         removed = []
-        with _failing(self._keyrings):
+        with failing_as_storage(self._keyrings):
             for path in sorted(self._keyrings.iterdir()):
                 found = _KEYRING.fullmatch(path.name)
                 if found is None or path == self.keyring:
@@ -253,21 +261,3 @@ def _abandoned(folder: Path) -> Iterator[Path]:
             with ExitStack() as stack:
                 if _claimed(stack, path):
                     yield path
-
-
-def _write(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
-
-
-def _create(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-
-
-@contextmanager
-def _failing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageFailed(f"{error.filename or path}: {error.strerror}") from error

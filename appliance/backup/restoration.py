@@ -8,7 +8,7 @@ one; the next restore takes away what it left.
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -23,7 +23,15 @@ from appliance.errors import BackupInvalid, Conflict, NotFound, StorageFailed
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
 from appliance.vault import Keyring, SealedFile
-from appliance.volume import remove_tree, sync_filesystem, sync_folder, write_atomically
+from appliance.volume import (
+    create,
+    failing_as_storage,
+    remove_tree,
+    sync_filesystem,
+    sync_folder,
+    write_atomically,
+    write_whole,
+)
 
 STAGED = ".restore"
 
@@ -79,7 +87,7 @@ async def restore(
     try:
         staged = _stage(state, keyring)
         done = await _put_together(folder, staged, root, newer, actor, int(clock() * 1000), progress)
-        with _failing(state):
+        with failing_as_storage(state):
             progress("making it durable", 0, 0)
             write_atomically(staged / IMAGES / WITNESS, done.entry.to_bytes(8))
             _publish(staged, state)
@@ -102,7 +110,7 @@ async def _put_together(  # noqa: PLR0917 - as `restore` has them
 ) -> Restored:
     keys = Keyring.open(staged / KEYRING, root)
     try:
-        with opened(folder, keys, newer) as backup, _failing(staged):
+        with opened(folder, keys, newer) as backup, failing_as_storage(staged):
             verified = verify(backup, keys, progress, _Copier(backup, staged).copy)
             progress("erasing what has ended", 0, 0)
             entry = await _replayed(staged, backup, actor, now)
@@ -169,7 +177,7 @@ class _Copier:
 def _stage(state: Path, keyring: Path) -> Path:
     """The folder in which the state is put together, with its keyring."""
     staged = state / STAGED
-    with _failing(state):
+    with failing_as_storage(state):
         _clear(state)
         staged.mkdir(mode=0o700)
         sync_folder(state)
@@ -245,19 +253,9 @@ def _hand_over(state: Path) -> None:
 
 def _write(path: Path, pieces: Iterator[bytes]) -> None:
     """Made durable in the end, all files together."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = create(path)
     try:
         for piece in pieces:
-            rest = memoryview(piece)
-            while rest:
-                rest = rest[os.write(fd, rest) :]
+            write_whole(fd, piece)
     finally:
         os.close(fd)
-
-
-@contextmanager
-def _failing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageFailed(f"{error.filename or path}: {error.strerror}") from error

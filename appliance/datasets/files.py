@@ -23,7 +23,7 @@ from appliance.datasets.threads import Outcome, Threads, tell
 from appliance.errors import NotFound, SealBroken, StorageFailed
 from appliance.metrics import Registry
 from appliance.vault import Container, Name, SealedFile, Sealer, sealed_size
-from appliance.volume import DataFolder
+from appliance.volume import DataFolder, write_whole
 
 Buffer = bytes | bytearray | memoryview
 
@@ -449,6 +449,4 @@ def _write(fd: int, pieces: list[bytes]) -> None:
     """All of them, in one call unless the kernel takes less."""
     written = os.writev(fd, pieces)
     if written < sum(map(len, pieces)):
-        rest = memoryview(b"".join(pieces))[written:]
-        while rest:
-            rest = rest[os.write(fd, rest) :]
+        write_whole(fd, memoryview(b"".join(pieces))[written:])

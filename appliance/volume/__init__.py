@@ -2,12 +2,15 @@
 
 from appliance.volume.condition import Condition
 from appliance.volume.durable import (
+    create,
+    failing_as_storage,
     publish_tree,
     remove_drafts,
     remove_tree,
     sync_filesystem,
     sync_folder,
     write_atomically,
+    write_whole,
 )
 from appliance.volume.facts import Encryption, SwapFacts, VolumeFacts, facts, swaps
 from appliance.volume.guard import DataFolder, is_lack
@@ -24,7 +27,9 @@ __all__ = [
     "SwapFacts",
     "VolumeFacts",
     "Watch",
+    "create",
     "facts",
+    "failing_as_storage",
     "is_lack",
     "publish_tree",
     "remove_drafts",
@@ -33,4 +38,5 @@ __all__ = [
     "sync_filesystem",
     "sync_folder",
     "write_atomically",
+    "write_whole",
 ]

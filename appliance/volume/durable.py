@@ -16,15 +16,12 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600, *, dir_fd: int 
     return. Raises StorageFailed, which leaves the old content.
     """
     draft = f".{path.name}.{os.urandom(6).hex()}.draft"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _failing_as_storage(path), _folder(path.parent, dir_fd) as folder:
+    with failing_as_storage(path), _folder(path.parent, dir_fd) as folder:
         try:
-            fd = os.open(draft, flags, mode, dir_fd=folder)
+            fd = create(draft, dir_fd=folder)
             try:
-                os.fchmod(fd, mode)  # whatever the umask is
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[os.write(fd, rest) :]
+                os.fchmod(fd, mode)
+                write_whole(fd, data)
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -34,6 +31,29 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600, *, dir_fd: int 
                 os.unlink(draft, dir_fd=folder)
             raise
         os.fsync(folder)
+
+
+def create(path: Path | str, *, dir_fd: int | None = None) -> int:
+    """A descriptor to write a new file by, for this user alone. Raises OSError, also when one is there."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, 0o600, dir_fd=dir_fd)
+
+
+def write_whole(fd: int, data: bytes | memoryview) -> None:
+    """Write all of it, however little the kernel takes at once. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+@contextmanager
+def failing_as_storage(path: Path) -> Iterator[None]:
+    """Within the block an OSError is a StorageFailed that names its file, or `path` where that says more."""
+    try:
+        yield
+    except OSError as error:
+        absolute = isinstance(error.filename, str) and Path(error.filename).is_absolute()
+        raise StorageFailed(f"{error.filename if absolute else path}: {error.strerror}") from error
 
 
 @contextmanager
@@ -50,7 +70,7 @@ def _folder(path: Path, dir_fd: int | None) -> Iterator[int]:
 
 def remove_drafts(path: Path) -> None:
     """Remove what crashes left of `write_atomically`, durably. Raises StorageFailed."""
-    with _failing_as_storage(path):
+    with failing_as_storage(path):
         left = list(path.parent.glob(f".{path.name}.*.draft"))
         for draft in left:
             draft.unlink(missing_ok=True)
@@ -64,7 +84,7 @@ def publish_tree(staged: Path, target: Path) -> None:
     After a crash `target` is either absent or whole. Raises StorageFailed when `target` exists, when the
     tree holds anything but files and folders, and for I/O errors; `staged` then stays where it is.
     """
-    with _failing_as_storage(target):
+    with failing_as_storage(target):
         if target.exists() or target.is_symlink():
             raise StorageFailed(f"{target} exists already")
         for folder, _, _ in os.walk(staged, topdown=False, onerror=_raise):
@@ -88,7 +108,7 @@ def remove_tree(path: Path) -> None:
     crash leaves is called `.NAME.<random>.removed`. Raises StorageFailed.
     """
     doomed = path.with_name(f".{path.name}.{os.urandom(6).hex()}.removed")
-    with _failing_as_storage(path):
+    with failing_as_storage(path):
         try:
             path.rename(doomed)
         except FileNotFoundError:
@@ -136,11 +156,3 @@ def _sync(path: Path) -> None:
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-@contextmanager
-def _failing_as_storage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageFailed(f"{path}: {error.strerror}") from error

@@ -10,10 +10,9 @@ from typing import IO
 
 from appliance.datasets.interchange.archive import Archive, Member
 from appliance.errors import Conflict, StorageFailed
-from appliance.volume import publish_tree, sync_folder
+from appliance.volume import create, publish_tree, sync_folder
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Progress = Callable[[int, int], None]
 """Called with the count of files and bytes that are there."""
@@ -44,7 +43,7 @@ async def land(pieces: AsyncIterator[bytes], target: Path, progress: Progress) -
 
 async def _as_tar(pieces: AsyncIterator[bytes], partial: Path, target: Path, progress: Progress) -> int:
     count = size = 0
-    with os.fdopen(os.open(partial, _NEW, 0o600), "wb") as file:
+    with os.fdopen(create(partial), "wb") as file:
 
         async def copied() -> AsyncIterator[bytes]:
             async for piece in pieces:
@@ -60,7 +59,7 @@ async def _as_tar(pieces: AsyncIterator[bytes], partial: Path, target: Path, pro
 
 async def _as_zip(pieces: AsyncIterator[bytes], partial: Path, target: Path, progress: Progress) -> int:
     count = size = 0
-    with os.fdopen(os.open(partial, _NEW, 0o600), "wb") as file:
+    with os.fdopen(create(partial), "wb") as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # images do not shrink
             async for member in Archive(pieces):
                 info = zipfile.ZipInfo(member.name)
@@ -103,7 +102,7 @@ async def _write(root: int, member: Member) -> None:
                 os.mkdir(part, 0o700, dir_fd=folder)
             folder = os.open(part, _FOLDER, dir_fd=folder)
             stack.callback(os.close, folder)
-        file = stack.enter_context(os.fdopen(os.open(name, _NEW, 0o600, dir_fd=folder), "wb"))
+        file = stack.enter_context(os.fdopen(create(name, dir_fd=folder), "wb"))
         async for piece in member.pieces():
             file.write(piece)
 

@@ -143,7 +143,7 @@ async def test_a_full_disk_leaves_nothing(
     def full(fd: int, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("appliance.backup.destination._write", full)
+    monkeypatch.setattr("appliance.backup.destination.write_whole", full)
     with pytest.raises(StorageFailed, match="No space left"):
         await arrive(pieces, shelf)
     monkeypatch.undo()
