@@ -1,4 +1,4 @@
-"""What recognition needs of the store, which it cannot import: handed in by the composition root."""
+"""What recognition needs of the store, which it cannot import: handed in by the server."""
 
 from collections.abc import Awaitable, Callable
 from typing import Protocol

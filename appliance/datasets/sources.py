@@ -27,7 +27,7 @@ class Source:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of `size name`: tells whoever has the file that it is held, and nobody else a name."""
+        """SHA-256 of `size name`: tells whoever has the file that it is held; others could only guess."""
         return hashlib.sha256(f"{self.size} {self.name}".encode()).digest()
 
 

@@ -299,7 +299,7 @@ class _Reading:
         name: str,
     ) -> None:
         masked = bytes(one.segmentation) not in _NO_MASK
-        if one.bbox and 0 in one.bbox[2:]:  # COCO's own train2017 has one
+        if one.bbox and len(one.bbox) == 4 and 0 in one.bbox[2:]:  # COCO's own train2017 has one
             self._left_out["boxes without an area"] += 1
         elif one.bbox:
             if masked:

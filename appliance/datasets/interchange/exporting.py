@@ -20,6 +20,7 @@ from appliance.datasets.annotations import Annotations
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.interchange.annotated import Annotated, Format
 from appliance.datasets.interchange.archive import header, padding
+from appliance.datasets.interchange.formats import LEFT_OUT
 from appliance.datasets.interchange.reading import Reading
 from appliance.datasets.interchange.text import Spool
 from appliance.datasets.records import Dataset, Image, ReadPermit
@@ -28,9 +29,6 @@ from appliance.datasets.sources import Sources
 from appliance.datasets.store import Opened, Store
 from appliance.errors import Conflict, Forbidden, NotFound
 from appliance.ledger import Connection, Ledger
-
-LEFT_OUT = "LEFT_OUT.csv"
-"""The file of an export that names the damaged images which are not in it."""
 
 _IMAGES_AT_ONCE = 500
 _END = 2 * tarfile.BLOCKSIZE

@@ -1,7 +1,9 @@
-"""The formats of datasets by their names, and which of them a tree of files has."""
+"""The formats of datasets by their names, and what the names of files tell of them."""
 
-from collections.abc import Iterable, Mapping
+import posixpath
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
+from typing import Literal
 
 from appliance.datasets.interchange.annotated import Format
 from appliance.datasets.interchange.coco import Coco
@@ -14,7 +16,25 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
     {"imagefolder": ImageFolder(), "coco": Coco(), "yolo": Yolo(), "csv": Csv()}
 )
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".heic", ".heif", ".jfif")
+LEFT_OUT = "LEFT_OUT.csv"
+"""The file of an export that names the damaged images which are not in it."""
+
+_IMAGES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
+    | {".heic", ".heif", ".avif", ".jp2"}
+)
+
+
+def kind_of(
+    name: str, formats: Collection[Format] = FORMATS.values()
+) -> Literal["image", "annotation", "other"]:
+    """What a file is by its name; what systems leave in folders, and exports beside images, is "other"."""
+    parts = name.split("/")
+    if name == LEFT_OUT or "__MACOSX" in parts or any(part.startswith(".") for part in parts):
+        return "other"
+    if posixpath.splitext(name)[1].lower() in _IMAGES:
+        return "image"
+    return "annotation" if any(one.describes(name) for one in formats) else "other"
 
 
 def detect(paths: Iterable[str]) -> str:
@@ -25,11 +45,9 @@ def detect(paths: Iterable[str]) -> str:
     images = False
     found = dict[str, str]()  # by format, a file that speaks for it
     for path in paths:
-        parts = path.lower().split("/")
-        if any(part.startswith(".") or part == "__macosx" for part in parts):
-            continue
-        images = images or path.lower().endswith(_IMAGES)
-        if (name := _spoken_for(parts)) is not None:
+        kind = kind_of(path)
+        images = images or kind == "image"
+        if kind == "annotation" and (name := _spoken_for(path.lower().split("/"))) is not None:
             found.setdefault(name, path)
     if {"coco", "yolo"} <= found.keys():
         raise InvalidInput(f"{found['coco']} is of coco, {found['yolo']} of yolo: say which format is meant")

@@ -7,11 +7,9 @@ that the dataset holds under its name; an archive without images speaks of all o
 
 import asyncio
 import contextlib
-import posixpath
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
@@ -19,8 +17,7 @@ from appliance.datasets.interchange.annotated import Format
 from appliance.datasets.interchange.annotating import Annotating
 from appliance.datasets.interchange.archive import Archive, Member, shown
 from appliance.datasets.interchange.at_once import AtOnce
-from appliance.datasets.interchange.exporting import LEFT_OUT
-from appliance.datasets.interchange.formats import FORMATS
+from appliance.datasets.interchange.formats import FORMATS, kind_of
 from appliance.datasets.interchange.parsing import Held, parsing
 from appliance.datasets.records import Dataset, Image, ImageId
 from appliance.datasets.sources import Source, Sources
@@ -36,10 +33,6 @@ _MOST_FOR_AN_IMAGE = 1 << 30  # what is larger is no image, and its bytes are no
 _PUTS = 16  # at once: small files share the syncs of their volume
 _IMPORTS = 4  # at once, of different customers
 _TRIES = 120  # a second or so apart, while the decoders have better things to do
-_IMAGES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
-    | {".heic", ".heif", ".avif", ".jp2"}
-)
 
 
 @dataclass(slots=True)
@@ -235,15 +228,3 @@ class _Arrived:
 
 def _held(image: Image) -> Held:
     return image.key, image.width, image.height
-
-
-def kind_of(
-    name: str, formats: Collection[Format] = FORMATS.values()
-) -> Literal["image", "annotation", "other"]:
-    """What a file is by its name; what systems leave in folders, and exports beside images, is "other"."""
-    parts = name.split("/")
-    if name == LEFT_OUT or "__MACOSX" in parts or any(part.startswith(".") for part in parts):
-        return "other"
-    if posixpath.splitext(name)[1].lower() in _IMAGES:
-        return "image"
-    return "annotation" if any(one.describes(name) for one in formats) else "other"

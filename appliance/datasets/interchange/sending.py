@@ -24,7 +24,8 @@ from appliance.datasets.interchange.archive import (
     padding,
     shown,
 )
-from appliance.datasets.interchange.importing import MOST_ANNOTATIONS, MOST_IMAGE, kind_of
+from appliance.datasets.interchange.formats import kind_of
+from appliance.datasets.interchange.importing import MOST_ANNOTATIONS, MOST_IMAGE
 from appliance.datasets.sources import Source
 from appliance.errors import InvalidInput, TooLarge
 

@@ -1,6 +1,5 @@
 """Tars as they come from anybody: every kind that is refused has a case of its own."""
 
-import io
 import tarfile
 from collections.abc import AsyncIterator, Callable
 
@@ -8,18 +7,13 @@ import pytest
 
 from appliance.datasets.interchange.archive import MOST_EXTENSION, Archive
 from appliance.errors import InvalidInput, TooLarge
+from tests import datasets
 
 BLOCK = 512
 
 
 def tar(*members: tuple[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
-    written = io.BytesIO()
-    with tarfile.open(fileobj=written, mode="w", format=form) as archive:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return written.getvalue()
+    return datasets.tar(members, form)
 
 
 def header(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, link: str = "") -> bytes:
