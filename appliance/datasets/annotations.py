@@ -32,6 +32,7 @@ class Annotations:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            await self.objects.seal_boxes()
             await stack.enter_async_context(self.labels)
             self._stack = stack.pop_all()
         return self

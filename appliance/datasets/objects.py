@@ -3,6 +3,7 @@
 import math
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from appliance.accounts.audit import Actor, Event, record
@@ -13,13 +14,15 @@ from appliance.datasets.gallery import Gallery
 from appliance.datasets.labels import Labels
 from appliance.datasets.pages import Cut, Page, Query, cut
 from appliance.datasets.records import Box, Dataset, Described, Given, Image, Object
-from appliance.datasets.words import ObjectWords, checked_meta_data, opened, sealed
+from appliance.datasets.words import ObjectWords, checked_meta_data, opened, opened_meta_data, sealed
 from appliance.errors import CapacityExceeded, InvalidInput, NotFound
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Container
 
 MAX_OBJECTS = 1000  # of an image
 MAX_LABELS = 100  # of an object
+
+_SEALED_AT_ONCE = 200
 
 _COLUMNS = "key, id, image, label, words, created_at"
 
@@ -44,6 +47,36 @@ class Objects:
         self._labels = labels
         self._gallery = gallery
         self._clock = clock
+
+    async def seal_boxes(self) -> None:
+        """Seal the boxes that an older version had in clear; after that they are in no file any more."""
+        if not await self._ledger.read(_boxes_in_clear):
+            return
+        after = -1
+        while (last := await self._ledger.write(partial(self._seal_boxes, after=after))) is not None:
+            after = last
+        while not await self._ledger.empty_log():
+            pass
+
+    def _seal_boxes(self, connection: Connection, after: int) -> int | None:
+        """Some of them, the last one's key; None when there are none."""
+        found: list[tuple[Any, ...]] = connection.execute(
+            "SELECT key, id, image, words, xmin, ymin, xmax, ymax FROM clear_boxes"
+            " JOIN objects ON objects.key = clear_boxes.object WHERE object > ? ORDER BY object LIMIT ?",
+            (after, _SEALED_AT_ONCE),
+        ).fetchall()
+        images = rows.described(connection, {row[2] for row in found})
+        for key, identity, image, blob, *sides in found:
+            try:
+                keys = self._datasets.keys_at(images[image][1])
+            except (KeyError, NotFound):  # it is being deleted, or nothing of it can be opened any more
+                continue
+            words = words_of(Box(*sides), opened_meta_data(keys, "object", identity, blob))
+            connection.execute(
+                "UPDATE objects SET words = ? WHERE key = ?", (sealed(keys, "object", identity, words), key)
+            )
+            connection.execute("DELETE FROM clear_boxes WHERE object = ?", (key,))
+        return found[-1][0] if found else None
 
     async def add(
         self,
@@ -285,6 +318,10 @@ class Objects:
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
+
+
+def _boxes_in_clear(connection: Connection) -> bool:
+    return bool(connection.execute("SELECT EXISTS (SELECT 1 FROM clear_boxes)").get)
 
 
 def words_of(box: Box, meta_data: dict[str, object]) -> ObjectWords:

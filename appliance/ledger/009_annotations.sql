@@ -1,5 +1,5 @@
--- What customers write about their images. Names, descriptions, colours, boxes, metadata and points are sealed, one
--- blob a row (`words`); in clear are ids, kinds, values of labels and times. Times are unix milliseconds. Keys are
+-- What customers write about their images. Names, descriptions, colours, metadata and points are sealed, one blob
+-- a row (`words`); in clear are ids, kinds, numbers, boxes and times. Times are unix milliseconds. Keys are
 -- number of the dataset * 2^32 + position, as those of images: lists are ranges of them, and a place in a list
 -- tells nothing of other customers.
 
@@ -104,7 +104,12 @@ CREATE TABLE objects (
     dataset    INTEGER NOT NULL REFERENCES datasets (number) ON DELETE CASCADE,
     image      INTEGER NOT NULL REFERENCES images (key) ON DELETE CASCADE,
     label      INTEGER NOT NULL REFERENCES labels (key) ON DELETE CASCADE,
-    words      BLOB NOT NULL, -- the box and the metadata
+    -- px of the upright image; ANY keeps whole numbers whole
+    xmin       ANY NOT NULL,
+    ymin       ANY NOT NULL,
+    xmax       ANY NOT NULL CHECK (xmax > xmin),
+    ymax       ANY NOT NULL CHECK (ymax > ymin),
+    words      BLOB,
     created_at INTEGER NOT NULL,
     CHECK (key >> 32 = dataset)
 ) STRICT;

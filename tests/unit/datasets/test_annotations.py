@@ -14,7 +14,9 @@ from appliance.datasets.filters import Filter
 from appliance.datasets.gallery import Change
 from appliance.datasets.pages import Cut
 from appliance.datasets.records import Box, Dataset, Image, Label
+from appliance.datasets.words import sealed
 from appliance.errors import ApplianceError, CapacityExceeded, InvalidInput, NotFound, StorageFailed, TooLarge
+from appliance.ledger import Connection
 from tests.storing import ACTOR, Stand, stand
 
 BOX = Box(10, 20, 110, 220)
@@ -179,6 +181,34 @@ async def test_metadata_of_images(tmp_path: Path) -> None:
         assert described.meta_data == {"b": [None]}
         with pytest.raises(TooLarge):
             await put(ACTOR, dataset.customer, image.id, {"b": "x" * 70_000})
+
+
+async def test_boxes_that_were_in_clear_are_sealed_by_the_next_start(tmp_path: Path) -> None:
+    async with stand(tmp_path) as one:
+        dataset = await default(one)
+        image, car = await photo(one, dataset), await box_label(one, dataset)
+        described: list[dict[str, object]] = [{}, {"plate": "secret"}]
+        made = [
+            await one.annotations.objects.add(
+                ACTOR, dataset.customer, image.id, label=car.id, box=BOX, meta_data=meta_data
+            )
+            for meta_data in described
+        ]
+        keys = one.datasets.keys(dataset)
+        as_before = [None, sealed(keys, "object", made[1].id, made[1].meta_data)]
+
+        def unseal(connection: Connection) -> None:
+            for found, words in zip(made, as_before, strict=True):
+                connection.execute("UPDATE objects SET words = ? WHERE key = ?", (words, found.key))
+                connection.execute("INSERT INTO clear_boxes VALUES (?, 10, 20, 110.5, 220)", (found.key,))
+
+        await one.ledger.write(unseal)
+    async with stand(tmp_path) as again:
+        for found in made:
+            now = await again.annotations.objects.get(dataset.customer, found.id)
+            assert now.box == Box(10, 20, 110.5, 220)
+            assert now.meta_data == found.meta_data
+        assert await again.ledger.read(lambda c: c.execute("SELECT count(*) FROM clear_boxes").get) == 0
 
 
 async def test_objects_and_their_boxes(tmp_path: Path) -> None:

@@ -80,3 +80,16 @@ def test_every_shipped_table_is_strict(connection: apsw.Connection) -> None:
     rows = connection.execute("SELECT name, strict FROM pragma_table_list WHERE type = 'table'").fetchall()
     assert [name for name, strict in rows if not strict and not str(name).startswith("sqlite_")] == []
     assert {"audit", "customers", "tokens"} <= {name for name, _ in rows}
+
+
+def test_boxes_leave_the_rows_of_their_objects(connection: apsw.Connection) -> None:
+    steps = shipped()
+    migrate(connection, steps[:10])
+    connection.execute(
+        "INSERT INTO objects (key, id, dataset, image, label, xmin, ymin, xmax, ymax, words, created_at)"
+        " VALUES ((7 << 32) + 1, 'an id', 7, 1, 2, 10, 20, 110.5, 220, x'00', 3)"
+    )
+    migrate(connection, steps)
+    key = (7 << 32) + 1
+    assert connection.execute("SELECT * FROM clear_boxes").fetchall() == [(key, 10, 20, 110.5, 220)]
+    assert connection.execute("SELECT * FROM objects").fetchall() == [(key, "an id", 7, 1, 2, b"\0", 3)]
