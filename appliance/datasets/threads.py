@@ -4,23 +4,29 @@ import asyncio
 import contextlib
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+Work = Callable[[], None]
 Outcome = tuple[asyncio.Future[Any], object, BaseException | None]
 
 
 class Threads:
     """`count` threads called NAME_0 and so on, which take work in the order in which it was given.
 
-    An executor does the same; the locks of its futures cost as much as sealing 100 KB does.
+    Of those that rest the one that worked last goes on, whose memory and caches are warm: work that comes
+    piece by piece stays on one thread. An executor wakes another one each time, and the locks of its futures
+    cost as much as sealing 100 KB does.
     """
 
     def __init__(self, count: int, name: str) -> None:
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._waiting: deque[Work] = deque()
+        self._resting: list[queue.SimpleQueue[Work | None]] = []
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}_{number}", daemon=True)
             for number in range(count)
@@ -35,9 +41,11 @@ class Threads:
 
     def close(self) -> None:
         """Finish what was given, and end. Blocks."""
-        self._open = False
-        for _ in self._threads:
-            self._work.put(None)
+        with self._lock:
+            self._open = False
+            resting, self._resting = self._resting, []
+        for one in resting:
+            one.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -50,16 +58,31 @@ class Threads:
         self.submit(partial(_carry_out, future, work, arguments))
         return await future
 
-    def submit(self, work: Callable[[], None]) -> None:
+    def submit(self, work: Work) -> None:
         """Have `work` done, which raises nothing. From any thread. Raises as `run`."""
-        if not self._open:
-            raise RuntimeError("nobody is there to do the work")
-        self._work.put(work)
+        with self._lock:
+            if not self._open:
+                raise RuntimeError("nobody is there to do the work")
+            if not self._resting:
+                self._waiting.append(work)
+                return
+            one = self._resting.pop()
+        one.put(work)
 
     def _run(self) -> None:
-        for work in iter(self._work.get, None):
+        given: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        while (work := self._next(given)) is not None:
             work()
             del work  # what it gave is the caller's alone while this waits
+
+    def _next(self, given: queue.SimpleQueue[Work | None]) -> Work | None:
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            if not self._open:
+                return None
+            self._resting.append(given)
+        return given.get()
 
 
 def tell(outcomes: Iterable[Outcome]) -> None:

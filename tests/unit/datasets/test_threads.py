@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from appliance.datasets.threads import Threads, tell
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -59,6 +60,17 @@ async def test_several_at_once_do_not_wait_for_each_other() -> None:
     threads.start()
     met = threading.Barrier(2)
     assert sorted(await asyncio.gather(threads.run(met.wait, 10), threads.run(met.wait, 10))) == [0, 1]
+    threads.close()
+
+
+async def test_work_that_comes_piece_by_piece_stays_on_one_thread() -> None:
+    threads = Threads(4, "worker")
+    threads.start()
+    names = set[str]()
+    for _ in range(20):
+        eventually(lambda: len(threads._resting) == 4, "all of them rest")
+        names.add(await threads.run(lambda: threading.current_thread().name))
+    assert len(names) == 1
     threads.close()
 
 
