@@ -9,18 +9,20 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from appliance.datasets.interchange.annotated import Annotated, Declared, Region, Size
+from appliance.datasets.interchange.archive import MOST_PART
 from appliance.datasets.interchange.formats import FORMATS, detect
 from appliance.datasets.records import Box
 from appliance.errors import InvalidInput
 
 NAMES = sorted(FORMATS)
 SIZE = Size(100, 50)
+LONG = "é" * 120
 
 letters = st.characters(exclude_categories=["Cs"])
 # What archives let through as a part of a path.
 part = st.one_of(
     st.sampled_from(
-        ["train", "test", "val", "images", "labels", "a", "x.jpg", "x.png", "classes.jpg", "é", "e\u0301"]
+        ["train", "test", "val", "images", "labels", "a", "x.jpg", "x.png", "classes.jpg", "é", "e\u0301", LONG]
     ),
     st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1, max_size=8),
 ).filter(lambda one: one not in {".", ".."})
@@ -118,6 +120,7 @@ def near(one: Annotated) -> Annotated:
 @given(dataset=datasets())
 def test_what_is_written_is_read_again_and_written_alike(name: str, dataset: list[Annotated]) -> None:
     dataset = placed(name, dataset)
+    assert all(len(part.encode()) <= MOST_PART for one in dataset for part in one.name.split("/"))
     assert all(FORMATS[name].place(one) == one.name for one in dataset)
     names = declared(dataset)
     files = written(name, dataset, names)

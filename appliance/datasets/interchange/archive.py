@@ -9,11 +9,13 @@ import tarfile
 import unicodedata
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 from appliance.errors import InvalidInput, TooLarge
 
 MOST_MEMBERS = 2_000_000
 MOST_NAME = 1024  # bytes of UTF-8
+MOST_PART = 255  # as in filesystems
 MOST_DEPTH = 32
 MOST_EXTENSION = 64 << 10  # of a header that tells what does not fit into the next one
 
@@ -21,7 +23,7 @@ END = bytes(2 * tarfile.BLOCKSIZE)
 """What goes after all files."""
 
 _BLOCK = tarfile.BLOCKSIZE
-_MOST_BEHIND = 1 << 20  # zeros after the end: writers fill up to a multiple of their own
+_MOST_BEHIND = 16 << 20  # zeros after the end: writers fill up to a multiple of their own
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _KINDS = {
     tarfile.LNKTYPE: "a hard link",
@@ -50,6 +52,8 @@ def checked(name: str) -> str:
         raise InvalidInput(f"{shown(name)}: the name holds a control character or a backslash")
     if len(name.encode()) > MOST_NAME or len(parts) > MOST_DEPTH:
         raise InvalidInput(f"{shown(name)}: a name has at most {MOST_NAME} bytes and {MOST_DEPTH} parts")
+    if any(len(part.encode()) > MOST_PART for part in parts):
+        raise InvalidInput(f"{shown(name)}: between two slashes of a name are at most {MOST_PART} bytes")
     if not parts:
         raise InvalidInput("a file without a name")
     return "/".join(parts)
@@ -101,7 +105,9 @@ class Archive:
     def __init__(self, pieces: AsyncIterator[bytes], most: int = MOST_MEMBERS) -> None:
         self._source = _Source(pieces)
         self._most = most
-        self._seen: set[int] = set()  # hashes: two million names are too much to keep
+        # Hashes: two million names are too much to keep.
+        self._files: set[int] = set()
+        self._folders: set[int] = set()
 
     async def __aiter__(self) -> AsyncIterator[Member]:
         source, count = self._source, 0
@@ -172,10 +178,13 @@ class Archive:
         if header.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or header.name.endswith("/"):
             kind = _KINDS.get(header.type, "something else")
             raise InvalidInput(f"{shown(name)} is {kind}: files and folders alone are taken")
-        known = hash(unicodedata.normalize("NFC", name))
-        if known in self._seen:
+        *folders, known = accumulate(unicodedata.normalize("NFC", name).split("/"), "{}/{}".format)
+        if hash(known) in self._files:
             raise InvalidInput(f"{shown(name)}: two files have this name")
-        self._seen.add(known)
+        if hash(known) in self._folders or any(hash(folder) in self._files for folder in folders):
+            raise InvalidInput(f"{shown(name)}: a file and a folder have one name")
+        self._files.add(hash(known))
+        self._folders.update(map(hash, folders))
         return name
 
     async def _end(self) -> None:

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Collection
 
 from appliance.datasets.interchange import splits
+from appliance.datasets.interchange.archive import MOST_PART
 from appliance.errors import InvalidInput
 
 _DEEPEST = 8  # parts of a path by which an image is looked for
@@ -99,5 +100,10 @@ def _normal(name: str) -> str:
 
 
 def flat(name: str) -> str:
-    """A path as the name of one file, for trees whose folders have a meaning of their own."""
-    return name.replace("/", "_")
+    """A path as the name of one file, for trees whose folders have a meaning of their own; of a path that is
+    too long for one the end, behind an underscore.
+    """
+    whole = name.replace("/", "_").encode()
+    if len(whole) <= MOST_PART:
+        return whole.decode()
+    return "_" + whole[1 - MOST_PART :].decode(errors="ignore")

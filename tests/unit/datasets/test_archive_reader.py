@@ -78,6 +78,10 @@ async def test_a_global_header_of_comments_does_not_matter() -> None:
     assert await read(commented + ONE) == [("a/x.jpg", b"x" * 700)]
 
 
+async def test_zeros_that_fill_up_large_records_are_passed_over() -> None:
+    assert await read(ONE + bytes(8 << 20), 1 << 16) == [("a/x.jpg", b"x" * 700)]
+
+
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "nothing": (lambda: b"", "empty"),
     "text": (lambda: b"hello " * 200, "no tar archive"),
@@ -93,6 +97,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "latin-1": (lambda: raw(b"k\xf9\xf2.jpg") + END, "not UTF-8"),
     "no name": (lambda: header("./.") + END, "without a name"),
     "a long name": (lambda: header("x" * 2000) + END, "at most 1024 bytes"),
+    "a long part of a name": (lambda: header(f"a/{'é' * 128}/b") + END, "at most 255 bytes"),
     "a deep name": (lambda: header("x/" * 40 + "x") + END, "32 parts"),
     "symbolic link": (lambda: header("a", tarfile.SYMTYPE, link="b") + END, "'a' is a symbolic link"),
     "hard link": (lambda: header("a", tarfile.LNKTYPE, link="b") + END, "'a' is a hard link"),
@@ -119,8 +124,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "wrong checksum": (lambda: ONE[: 3 * BLOCK] + b"?" + ONE[1:], "at byte 1536: the header"),
     "two equal names": (lambda: header("a") + header("./a") + END, "two files have this name"),
     "one name in two forms": (lambda: header("\u016f") + header("u\u030a") + END, "two files"),
+    "a file, then a folder": (lambda: header("a/x") + header("a/x/b/c") + END, "one name"),
+    "a folder, then a file": (lambda: header("a/u\u030a/c") + header("a/\u016f") + END, "one name"),
     "another archive behind": (lambda: ONE + ONE, "follows the archive's end"),
-    "zeros without end": (lambda: END + bytes(2 << 20), "follows the archive's end"),
+    "zeros without end": (lambda: END + bytes(17 << 20), "follows the archive's end"),
 }
 
 
