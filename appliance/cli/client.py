@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import os
 import re
+import signal
 import socket as sockets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -111,10 +112,17 @@ def client(verb: Verb, *, only_running: bool = False) -> Callable[[argparse.Name
 
     def run(arguments: argparse.Namespace) -> Output:
         async def session() -> Output:
+            # Ended as by Ctrl-C: what is half made is put away.
+            ended = asyncio.current_task()
+            assert ended is not None
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.cancel)
             async with _operator(arguments.config, only_running=only_running) as operator:
                 return await verb(operator, arguments)
 
-        return asyncio.run(session())
+        try:
+            return asyncio.run(session())
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
 
     return run
 

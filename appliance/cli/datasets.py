@@ -1,6 +1,7 @@
 """`dataset`: whole datasets in and out. Images leave with a token of their customer's alone."""
 
 import argparse
+import asyncio
 import sys
 import time
 import zipfile
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Self
 
 from appliance.cli.client import Operator, client, segment
-from appliance.cli.output import Document, Output, Refused, table
+from appliance.cli.output import UNAVAILABLE, Document, Output, Refused, table
 from appliance.cli.words import Words
 
 _FORMATS = ("imagefolder", "coco", "yolo", "csv")
 _TOLD_EVERY = 5.0
 _DRAWN_EVERY = 0.2
 _NAMED = 20  # refused images, for people
+_BUSY, _BUSY_SECONDS, _PAUSE = "too_many_requests", 60.0, 1.0
 
 
 def add(words: Words) -> None:
@@ -55,26 +57,43 @@ def _import(arguments: argparse.Namespace) -> Output:
 
 
 async def _send(operator: Operator, arguments: argparse.Namespace) -> Output:
+    path = arguments.path.absolute()
+    dataset = segment(await operator.customer_id(arguments.dataset), "dataset")
+    query = {"format": arguments.format} | ({"task": arguments.task} if arguments.task else {})
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        held = set() if arguments.resend else await _held(operator, dataset)
+        try:
+            report = await _sent(operator, f"/datasets/{dataset}/import", query, path, held)
+        except Refused as refusal:
+            # One that was interrupted ends with the images that it has begun.
+            if refusal.error != _BUSY or time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(_PAUSE)
+        else:
+            return Output(report, _told(report))
+
+
+async def _sent(
+    operator: Operator, route: str, query: dict[str, str], path: Path, held: set[bytes]
+) -> Document:
     from aiohttp import ClientError
 
     from appliance.errors import InvalidInput
 
-    path = arguments.path.absolute()
-    dataset = segment(await operator.customer_id(arguments.dataset), "dataset")
-    query = {"format": arguments.format} | ({"task": arguments.task} if arguments.task else {})
-    held = set() if arguments.resend else await _held(operator, dataset)
     try:
         with ExitStack() as stack:
             tar, ignored = _tar(path, held, stack)
-            report = await operator.call("POST", f"/datasets/{dataset}/import", query=query, tar=tar)
+            report = await operator.call("POST", route, query=query, tar=tar)
     except InvalidInput as refusal:
         raise Refused("bad_request", f"{path}: {refusal}") from refusal
     except ClientError as error:
         if isinstance(error.__cause__, InvalidInput):
             raise Refused("bad_request", f"{path}: {error.__cause__}") from error
-        raise
+        reason = "the daemon went away in the middle: what it has stored stays, run it again to go on"
+        raise Refused("unavailable", reason, UNAVAILABLE) from error
     report["ignored"] += ignored
-    return Output(report, _told(report))
+    return report
 
 
 async def _held(operator: Operator, dataset: str) -> set[bytes]:
