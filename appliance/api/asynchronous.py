@@ -41,6 +41,7 @@ MAX_KEY = 255  # characters of an Idempotency-Key
 WORKERS = 2
 # Seconds before a request that found no room is tried again; after the last it has failed.
 AGAIN = (1, 2, 4, 8, 15, 30, 60, 120)
+FULL_SECONDS = 2.0  # before what a full volume refused is written again
 
 Handler = Callable[[Call], Awaitable[Answer]]
 
@@ -187,9 +188,8 @@ class Asynchronous:
                 # Not awaited itself: its end by `cancel` must not look like the end of this task.
                 await asyncio.wait([seen])
                 if not seen.cancelled():
-                    await self._requests.finish(pending.request.id, *seen.result())
-                    self._webhooks.wake()
-            except (StorageFailed, VolumeFull):
+                    await self._finish(pending, *seen.result())
+            except StorageFailed:
                 pass  # the next start says that it has failed
             except Exception as error:  # noqa: BLE001 - the next request must find this task at work
                 # Frames only: an exception's message may quote what the caller sent.
@@ -202,12 +202,18 @@ class Asynchronous:
 
     async def _fail(self, pending: _Pending) -> None:
         answer = _refused(Refused(500, INTERNAL), pending.call)
-        with contextlib.suppress(StorageFailed, VolumeFull):
-            await self._requests.finish(pending.request.id, State.FAILED, answer)
-            self._webhooks.wake()
+        with contextlib.suppress(StorageFailed):
+            await self._finish(pending, State.FAILED, answer)
+
+    async def _finish(self, pending: _Pending, state: State, response: bytes) -> None:
+        await _as_there_is_room(lambda: self._requests.finish(pending.request.id, state, response))
+        self._webhooks.wake()
+
+    async def _move(self, pending: _Pending, state: State) -> None:
+        await _as_there_is_room(lambda: self._requests.move(pending.request.id, state))
 
     async def _seen(self, pending: _Pending) -> tuple[State, bytes]:
-        await self._requests.move(pending.request.id, State.PROCESSING)
+        await self._move(pending, State.PROCESSING)
         for pause in (*AGAIN, None):
             call = replace(pending.call, payload=_copy(pending.call.payload), began=time.perf_counter())
             try:
@@ -218,9 +224,18 @@ class Asynchronous:
                     return State.FAILED, _refused(error, call)
             except ApplianceError as error:
                 return State.FAILED, _refused(error, call)
-            await self._requests.move(pending.request.id, State.RETRY)
+            await self._move(pending, State.RETRY)
             await asyncio.sleep(pause)
         raise AssertionError
+
+
+async def _as_there_is_room(write: Callable[[], Awaitable[None]]) -> None:
+    """Has the ledger note it, on a full volume as soon as that has room again."""
+    while True:
+        try:
+            return await write()
+        except VolumeFull:
+            await asyncio.sleep(FULL_SECONDS)
 
 
 def _key(call: Call) -> str | None:

@@ -15,7 +15,7 @@ import msgspec
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
-from appliance.errors import Conflict, NotFound
+from appliance.errors import Conflict, NotFound, SealBroken
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Keys
 
@@ -72,10 +72,12 @@ class Webhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A webhook to be called now, for the `attempts`-th time, with the request it tells of."""
+    """A webhook to be called now, for the `attempts`-th time, with the request it tells of; None for one
+    that cannot be opened: what rests in the ledger is not what was sealed.
+    """
 
     request: Request
-    webhook: Webhook
+    webhook: Webhook | None
     attempts: int
 
 
@@ -283,7 +285,10 @@ class Requests:
     def _due(self, row: tuple[Any, ...]) -> Due:
         sealed, attempts, *rest = row
         request = _request(tuple(rest))
-        opened = self._keys.unseal(_SEALED, sealed, request.id.encode())
+        try:
+            opened = self._keys.unseal(_SEALED, sealed, request.id.encode())
+        except SealBroken:
+            return Due(request, None, attempts + 1)
         return Due(request, msgspec.json.decode(opened, type=Webhook), attempts + 1)
 
     def _forget(self, connection: Connection, now: int) -> None:

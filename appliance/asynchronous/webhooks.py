@@ -19,7 +19,7 @@ import msgspec
 
 from appliance.accounts.customers import CustomerId
 from appliance.asynchronous.requests import Due, Request, RequestId, Requests, Webhook
-from appliance.errors import InvalidInput, SealBroken, StorageFailed, VolumeFull
+from appliance.errors import InvalidInput, StorageFailed, VolumeFull
 from appliance.outbound import Outbound
 from appliance.vault import Keys
 
@@ -96,7 +96,7 @@ class Webhooks:
             self._woken.clear()
             try:
                 pause = await self._call_due()
-            except (StorageFailed, VolumeFull, SealBroken):  # a finding of its own
+            except (StorageFailed, VolumeFull):  # a finding of its own
                 pause = _FAULT_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -127,6 +127,10 @@ class Webhooks:
 
     async def _tell(self, due: Due) -> None:
         request, body = due.request, body_of(due.request)
+        if due.webhook is None:
+            log.error("webhook of request %s: its address does not open, given up", request.id)
+            await self._requests.told(request.id, None)
+            return
         stamp = str(int(self._clock()))
         signed = hmac.digest(self._key(request.customer), f"{request.id}.{stamp}.".encode() + body, "sha256")
         headers = {

@@ -16,10 +16,10 @@ from PIL import Image
 from appliance.accounts.audit import Event
 from appliance.api import asynchronous
 from appliance.asynchronous import webhooks
-from appliance.asynchronous.requests import RequestId
+from appliance.asynchronous.requests import RequestId, State
 from appliance.asynchronous.webhooks import AT_ONCE, EACH_AT_ONCE
 from appliance.config import Requests
-from appliance.errors import StorageFailed
+from appliance.errors import StorageFailed, VolumeFull
 from appliance.ledger import Connection
 from tests import images
 from tests.hosts import Host
@@ -158,6 +158,53 @@ def test_a_handler_that_breaks_fails_its_request_and_no_other(
     assert secret not in caplog.text
     answer = ask(served.site, tenant, "POST", PATH, classification(served))
     assert ended(served.site, tenant, answer.document["id"])["status"] == "DONE"
+
+
+@pytest.mark.parametrize("full_at", [State.PROCESSING, State.DONE])
+def test_a_full_volume_delays_a_request_and_loses_none(
+    served: Served, tenant: Tenant, receiver: Host, monkeypatch: pytest.MonkeyPatch, full_at: State
+) -> None:
+    monkeypatch.setattr(asynchronous, "FULL_SECONDS", 0.0)
+    name = "finish" if full_at.final else "move"
+    write, refused = getattr(served.parts.requests, name), list[State]()
+
+    async def full_twice(request: RequestId, state: State, *response: bytes) -> None:
+        if len(refused) < 2:
+            refused.append(state)
+            raise VolumeFull("the volume of the ledger is full")
+        await write(request, state, *response)
+
+    monkeypatch.setattr(served.parts.requests, name, full_twice)
+    with served.another(residency=receiver.residency) as (site, _):
+        hook = {"endpoint": f"{receiver.address}/"}
+        request = ask(site, tenant, "POST", PATH, classification(served, webhook=hook)).document["id"]
+        assert receiver.told.get(timeout=30).headers["webhook-id"] == request
+        assert ended(site, tenant, request)["status"] == "DONE"
+    assert refused == [full_at, full_at]
+
+
+def test_a_webhook_whose_address_was_tampered_with_is_given_up(
+    served: Served, tenant: Tenant, receiver: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    with served.another(residency=receiver.residency) as (site, _):
+        hook = {"endpoint": f"{receiver.address}/"}
+        slow = classification(served, {"_url": f"{receiver.address}/held"}, webhook=hook)
+        released = receiver.held["/held"] = threading.Event()
+        request = ask(site, tenant, "POST", PATH, slow).document["id"]
+        receiver.waiting.get(timeout=30)
+        served.run(tampered(served, request))
+        released.set()
+        assert served.run(due_in(served, request, attempts=1)) is None
+        request = ask(site, tenant, "POST", PATH, classification(served, webhook=hook)).document["id"]
+        assert receiver.told.get(timeout=30).headers["webhook-id"] == request
+    assert "does not open, given up" in caplog.text
+
+
+async def tampered(served: Served, request: str) -> None:
+    def act(connection: Connection) -> None:
+        connection.execute("UPDATE requests SET webhook = zeroblob(100) WHERE id = ?", (request,)).fetchall()
+
+    await served.ledger.write(act)
 
 
 def test_lists_have_pages_and_filters(served: Served) -> None:
