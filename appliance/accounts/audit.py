@@ -14,6 +14,8 @@ class Event(StrEnum):
     """What can be recorded. Values are stable: exports and dashboards match on them."""
 
     CUSTOMER_ADD = "customer.add"
+    CUSTOMER_SUSPEND = "customer.suspend"
+    CUSTOMER_RESUME = "customer.resume"
     TOKEN_ADD = "token.add"  # noqa: S105 - the name of an event
     TOKEN_REVOKE = "token.revoke"  # noqa: S105
     TOKEN_ROTATE = "token.rotate"  # noqa: S105

@@ -3,7 +3,7 @@
 import unicodedata
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NewType, Self
 
 from appliance.accounts.audit import Actor, Event, record
@@ -13,15 +13,17 @@ from appliance.ledger import Connection, Ledger
 CustomerId = NewType("CustomerId", str)
 
 _MAX_NAME = 200
+_COLUMNS = "id, name, created_at, suspended_at"
 
 
 @dataclass(frozen=True, slots=True)
 class Customer:
-    """`id` is a random UUID, `name` is unique (NFC), `created_at` is unix milliseconds."""
+    """`id` is a random UUID, `name` is unique (NFC); times are unix milliseconds, None for never."""
 
     id: CustomerId
     name: str
     created_at: int
+    suspended_at: int | None = None
 
 
 class Customers:
@@ -31,13 +33,17 @@ class Customers:
         self._ledger = ledger
         self._clock = clock
         self._known: set[CustomerId] = set()
+        self._suspended: set[CustomerId] = set()
 
     async def __aenter__(self) -> Self:
-        self._known = {customer.id for customer in await self.list()}
+        customers = await self.list()
+        self._known = {customer.id for customer in customers}
+        self._suspended = {customer.id for customer in customers if customer.suspended_at is not None}
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._known.clear()
+        self._suspended.clear()
 
     async def add(self, actor: Actor, name: str) -> Customer:
         """Create a customer, durably and audited. Raises InvalidInput for the name, Conflict when taken."""
@@ -56,20 +62,50 @@ class Customers:
 
         return await self._ledger.write(act, then=lambda added: self._known.add(added.id))
 
+    async def suspend(self, actor: Actor, customer: CustomerId) -> Customer:
+        """Take none of its tokens and none of its links from now on, durably and audited.
+
+        Nothing is lost by it; what an operator does for the customer is done. A second time changes nothing.
+        Raises NotFound.
+        """
+        now = int(self._clock() * 1000)
+        return await self._set_suspended(actor, customer, now, Event.CUSTOMER_SUSPEND)
+
+    async def resume(self, actor: Actor, customer: CustomerId) -> Customer:
+        """Take its tokens and links again, as far as they have not ended meanwhile. Raises NotFound."""
+        return await self._set_suspended(actor, customer, None, Event.CUSTOMER_RESUME)
+
+    async def _set_suspended(
+        self, actor: Actor, customer: CustomerId, suspended_at: int | None, event: Event
+    ) -> Customer:
+        now = int(self._clock() * 1000)
+
+        def act(connection: Connection) -> Customer:
+            found = _existing(connection, customer)
+            if (found.suspended_at is None) == (suspended_at is None):
+                return found
+            connection.execute("UPDATE customers SET suspended_at = ? WHERE id = ?", (suspended_at, customer))
+            record(connection, now, actor, event, customer, customer)
+            return replace(found, suspended_at=suspended_at)
+
+        remember = self._suspended.discard if suspended_at is None else self._suspended.add
+        return await self._ledger.write(act, then=lambda changed: remember(changed.id))
+
     async def list(self) -> list[Customer]:
         """All customers by name."""
         return await self._ledger.read(_all)
 
     async def get(self, customer: CustomerId) -> Customer:
         """Raises NotFound."""
-        found = await self._ledger.read(lambda connection: _one(connection, customer))
-        if found is None:
-            raise NotFound("no such customer")
-        return found
+        return await self._ledger.read(lambda connection: _existing(connection, customer))
 
     def known(self, customer: CustomerId) -> bool:
         """Whether the id exists, from memory."""
         return customer in self._known
+
+    def suspended(self, customer: CustomerId) -> bool:
+        """Whether none of its tokens is taken, from memory."""
+        return customer in self._suspended
 
 
 def _checked_name(name: str) -> str:
@@ -80,15 +116,16 @@ def _checked_name(name: str) -> str:
 
 
 def _all(connection: Connection) -> list[Customer]:
-    rows = connection.execute("SELECT id, name, created_at FROM customers ORDER BY name")
+    rows = connection.execute(f"SELECT {_COLUMNS} FROM customers ORDER BY name")  # noqa: S608
     return [_customer(row) for row in rows]
 
 
-def _one(connection: Connection, customer: CustomerId) -> Customer | None:
-    rows = connection.execute("SELECT id, name, created_at FROM customers WHERE id = ?", (customer,))
-    row = rows.fetchone()
-    return None if row is None else _customer(row)
+def _existing(connection: Connection, customer: CustomerId) -> Customer:
+    row = connection.execute(f"SELECT {_COLUMNS} FROM customers WHERE id = ?", (customer,)).fetchone()  # noqa: S608
+    if row is None:
+        raise NotFound("no such customer")
+    return _customer(row)
 
 
 def _customer(row: tuple[Any, ...]) -> Customer:
-    return Customer(CustomerId(row[0]), row[1], row[2])
+    return Customer(CustomerId(row[0]), *row[1:])

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers
-from appliance.errors import Conflict, InvalidInput, NotFound, Unauthenticated
+from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound, Unauthenticated
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Keys
 
@@ -205,7 +205,7 @@ class Tokens:
         """Whose token this is; from memory, without awaiting, in time that does not depend on the secret.
 
         Raises Unauthenticated with one and the same message for a malformed, unknown, expired or revoked
-        token.
+        token, Forbidden for a genuine one of a suspended customer.
         """
         if not _well_formed(text):
             raise Unauthenticated(_REFUSED)
@@ -213,6 +213,9 @@ class Tokens:
         genuine = hmac.compare_digest(self._keys.mac(_MAC_LABEL, text.encode("ascii")), live.mac)
         if not genuine or self._clock() * 1000 >= live.expires_at:
             raise Unauthenticated(_REFUSED)
+        customer = live.principal.customer
+        if customer is not None and self._customers.suspended(customer):
+            raise Forbidden("the customer is suspended: the operator of the appliance can resume it")
         return live.principal
 
     def _now(self) -> int:

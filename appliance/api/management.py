@@ -80,6 +80,16 @@ class Management:
         asked = CustomerId(call.parameters["id"])
         return Answer(_customer(await self._customers.get(call.owner(asked) or asked)))
 
+    async def suspend_customer(self, call: Call) -> Answer:
+        """None of its tokens and links is taken from now on."""
+        return Answer(_customer(await self._customers.suspend(call.actor, CustomerId(call.parameters["id"]))))
+
+    async def resume_customer(self, call: Call) -> Answer:
+        """Its tokens and links are taken again, and its webhooks called that were due meanwhile."""
+        resumed = await self._customers.resume(call.actor, CustomerId(call.parameters["id"]))
+        self._webhooks.wake()
+        return Answer(_customer(resumed))
+
     async def add_token(self, call: Call) -> Answer:
         asked = call.document(NewToken)
         owner = _named(call.owner(asked.customer))
@@ -196,7 +206,12 @@ def _milliseconds(given: datetime | None) -> int | None:
 
 
 def _customer(customer: Customer) -> dict[str, object]:
-    return {"id": customer.id, "name": customer.name, "created_at": moment(customer.created_at)}
+    return {
+        "id": customer.id,
+        "name": customer.name,
+        "created_at": moment(customer.created_at),
+        "suspended_at": moment(customer.suspended_at),
+    }
 
 
 def _issued(issued: IssuedToken) -> dict[str, object]:

@@ -217,6 +217,22 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", f"{_V1}/customers", Management.list_customers, _ADMIN, READ, surfaces=MANAGED),
     Route("GET", f"{_V1}/customers/{{id}}", Management.get_customer, _ADMIN, READ, surfaces=MANAGED),
+    Route(
+        "POST",
+        f"{_V1}/customers/{{id}}/suspend",
+        Management.suspend_customer,
+        _OPERATOR,
+        Event.CUSTOMER_SUSPEND,
+        surfaces=MANAGED,
+    ),
+    Route(
+        "POST",
+        f"{_V1}/customers/{{id}}/resume",
+        Management.resume_customer,
+        _OPERATOR,
+        Event.CUSTOMER_RESUME,
+        surfaces=MANAGED,
+    ),
     Route("POST", f"{_V1}/tokens", Management.add_token, _ADMIN, Event.TOKEN_ADD, Form.FIELDS, MANAGED),
     Route("GET", f"{_V1}/tokens", Management.list_tokens, _ADMIN, READ, surfaces=MANAGED),
     Route(

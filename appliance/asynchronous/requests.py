@@ -229,7 +229,7 @@ class Requests:
     ) -> Sequence[Due]:
         """The webhooks whose time has come, of each customer the one that is due the longest.
 
-        Neither those of the requests `besides` nor any of these `customers`.
+        Neither those of the requests `besides`, nor any of these `customers` or of suspended ones.
         """
         now, (condition, bound) = self._now(), _others(besides, customers)
 
@@ -304,7 +304,10 @@ def _others(
     def marks(values: Collection[str]) -> str:
         return ", ".join("?" * len(values))
 
-    condition = f"id NOT IN ({marks(requests)}) AND customer NOT IN ({marks(customers)})"
+    condition = (
+        f"id NOT IN ({marks(requests)}) AND customer NOT IN ({marks(customers)})"
+        " AND customer NOT IN (SELECT id FROM customers WHERE suspended_at IS NOT NULL)"
+    )
     return condition, (*requests, *customers)
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from appliance.cli.client import Operator, client
+from appliance.cli.client import Operator, client, segment
 from appliance.cli.output import Document, Output, table
 from appliance.cli.words import Words
 
@@ -12,6 +12,10 @@ def add(words: Words) -> None:
     customers = words.noun("customer", "whose data and tokens everything else belongs to")
     customers.verb("add", client(_add_customer), "create a customer").add_argument("name")
     customers.verb("list", client(_list_customers), "all customers")
+    suspend = customers.verb("suspend", client(_suspend), "refuse its tokens and links from now on")
+    suspend.add_argument("customer", help="id or name")
+    resume = customers.verb("resume", client(_resume), "take its tokens and links again")
+    resume.add_argument("customer", help="id or name")
 
     tokens = words.noun("token", "what clients authenticate with")
     adding = tokens.verb("add", client(_add_token), "issue a token; it is shown once")
@@ -35,7 +39,19 @@ async def _add_customer(operator: Operator, arguments: argparse.Namespace) -> Ou
 
 async def _list_customers(operator: Operator, _: argparse.Namespace) -> Output:
     answer = await operator.call("GET", "/customers")
-    return Output(answer, table(answer["customers"], "id", "name", "created_at"))
+    return Output(answer, table(answer["customers"], "id", "name", "created_at", "suspended_at"))
+
+
+async def _suspend(operator: Operator, arguments: argparse.Namespace) -> Output:
+    customer = segment(await operator.customer_id(arguments.customer), "customer")
+    suspended = await operator.call("POST", f"/customers/{customer}/suspend")
+    return Output(suspended, f"customer {suspended['name']} is suspended: no token and no link of it is taken")
+
+
+async def _resume(operator: Operator, arguments: argparse.Namespace) -> Output:
+    customer = segment(await operator.customer_id(arguments.customer), "customer")
+    resumed = await operator.call("POST", f"/customers/{customer}/resume")
+    return Output(resumed, f"customer {resumed['name']} is resumed")
 
 
 async def _add_token(operator: Operator, arguments: argparse.Namespace) -> Output:

@@ -31,11 +31,15 @@ def image(connection: Connection, customer: CustomerId | None, image_id: str) ->
 
 
 def linked(connection: Connection, image_id: str) -> tuple[Image, Visibility, int] | None:
-    """The image of this id, whosever it is, with the visibility and the epoch of its dataset."""
+    """The image of this id, whosever it is, with the visibility and the epoch of its dataset; None also for
+    a suspended customer's.
+    """
     found = connection.execute(
         f"SELECT {_IMAGE}, datasets.visibility, datasets.epoch FROM images"  # noqa: S608
         " JOIN datasets ON datasets.number = images.dataset"
-        " WHERE images.id = ? AND images.deleted_at IS NULL AND datasets.erased_at IS NULL",
+        " JOIN customers ON customers.id = datasets.customer"
+        " WHERE images.id = ? AND images.deleted_at IS NULL AND datasets.erased_at IS NULL"
+        " AND customers.suspended_at IS NULL",
         (image_id,),
     ).fetchone()
     return None if found is None else (_image(found[:12]), found[12], found[13])

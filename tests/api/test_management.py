@@ -4,11 +4,13 @@ import json
 import uuid
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from appliance.accounts.audit import Event
 from appliance.accounts.tokens import Scope
+from tests import images
 from tests.serving import DIM, Reply, Served, Tenant
 
 V1 = "/appliance/v1"
@@ -31,7 +33,7 @@ def unique(prefix: str = "x") -> str:
 
 def test_an_operator_manages_from_nothing_to_a_search(served: Served) -> None:
     customer = operate(served, "POST", "/customers", {"name": unique("bank")})
-    assert set(customer) == {"id", "name", "created_at"}
+    assert set(customer) == {"id", "name", "created_at", "suspended_at"}
     assert datetime.fromisoformat(customer["created_at"]).timestamp() == served.clock
     issued = operate(served, "POST", "/tokens", {"customer": customer["id"], "scopes": ["search:read"]})
     assert set(issued) == {"id", "token"}
@@ -51,6 +53,32 @@ def test_an_operator_manages_from_nothing_to_a_search(served: Served) -> None:
     assert served.site.call("POST", "/similarity/photos/v2/random", None, headers).status == 401
     assert operate(served, "DELETE", f"/collections/{collection['id']}") is None
     assert operate(served, "GET", f"/collections?customer={customer['id']}") == {"collections": []}
+
+
+def test_a_suspended_customer_gets_nothing_until_it_is_resumed(served: Served) -> None:
+    tenant = served.tenant(unique())
+    other = served.tenant(unique())
+    operate(served, "POST", "/agreements", {"customer": tenant.id, "kind": "training-data"})
+    headers = tenant.headers(content_type="image/png")
+    upload = served.site.call("POST", "/recognition/v2/training-image", images.plain("held"), headers)
+    link = urlsplit(upload.document["img_path"])
+    file = f"{link.path}?{link.query}"
+
+    def seen() -> list[int]:
+        search = served.site.call("POST", "/similarity/photos/v2/random", None, tenant.headers())
+        own = served.site.call("GET", file, None, {"authorization": f"Token {tenant.token}"})
+        status = [search.status, admin(served, tenant, "GET", "/tokens").status, own.status]
+        return [*status, served.site.call("GET", file, None, {}).status]
+
+    path = f"/customers/{tenant.id}"
+    assert seen() == [200, 200, 200, 200]
+    assert operate(served, "POST", f"{path}/suspend")["suspended_at"] is not None
+    assert seen() == [403, 403, 403, 403]
+    assert admin(served, tenant, "POST", f"{path}/resume").status == 403
+    assert "suspended" in admin(served, tenant, "GET", "/tokens").document["detail"]
+    assert served.site.call("POST", "/similarity/photos/v2/random", None, other.headers()).status == 200
+    assert operate(served, "POST", f"{path}/resume")["suspended_at"] is None
+    assert seen() == [200, 200, 200, 200]
 
 
 def test_an_operator_sees_all_and_a_customer_its_own(served: Served, tenant: Tenant) -> None:

@@ -57,6 +57,9 @@ def test_customers_tokens_and_collections(state: DemoState) -> None:
     assert customer["name"] == "Galerie Ž"
     assert rows(state.ask("customer", "list"), "customers")[customer["id"]] == customer
     assert refusal(state, "customer", "add", "Galerie Ž") == (1, "conflict")
+    assert state.ask("customer", "suspend", "Galerie Ž")["suspended_at"]
+    assert state.ask("customer", "resume", customer["id"]) == customer
+    assert refusal(state, "customer", "suspend", "nobody") == (1, "not_found")
 
     first = state.ask("token", "add", customer["id"])
     later = (datetime.now(UTC) + timedelta(days=1)).isoformat()

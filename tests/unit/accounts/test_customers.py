@@ -26,6 +26,26 @@ async def test_nobody_else_is_known(accounts: Accounts) -> None:
         await accounts.customers.get(stranger)
 
 
+async def test_a_suspended_customer_is_known_as_such_also_after_a_restart(accounts: Accounts) -> None:
+    added = await accounts.customers.add(accounts.actor, "Zoo")
+    other = await accounts.customers.add(accounts.actor, "Atelier")
+    for _ in range(2):  # the second time changes nothing
+        suspended = await accounts.customers.suspend(accounts.actor, added.id)
+        assert suspended.suspended_at == 1_800_000_000_000
+    assert await accounts.customers.get(added.id) == suspended
+    async with Customers(accounts.ledger, accounts.clock) as restarted:
+        assert (restarted.suspended(added.id), restarted.suspended(other.id)) == (True, False)
+    for _ in range(2):
+        assert await accounts.customers.resume(accounts.actor, added.id) == added
+    assert not accounts.customers.suspended(added.id)
+    events = [entry.event for entry in await accounts.log()]
+    assert events == [Event.CUSTOMER_ADD] * 2 + [Event.CUSTOMER_SUSPEND, Event.CUSTOMER_RESUME]
+    stranger = CustomerId("00000000-0000-4000-8000-000000000000")
+    for act in (accounts.customers.suspend, accounts.customers.resume):
+        with pytest.raises(NotFound):
+            await act(accounts.actor, stranger)
+
+
 @pytest.mark.parametrize(("first", "second"), [("Zoo", "Zoo"), ("Zoo", " Zoo "), ("Café", "Cafe\u0301")])
 async def test_a_name_is_taken_once(accounts: Accounts, first: str, second: str) -> None:
     added = await accounts.customers.add(accounts.actor, first)

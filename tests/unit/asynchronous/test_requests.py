@@ -115,10 +115,14 @@ async def test_a_webhook_is_sealed_where_it_lies(machine: Machine) -> None:
     requests = await machine.start()
     (first,) = await requests.due(9)
     (second,) = await requests.due(9, besides=[mine.id])
-    assert first.webhook.endpoint == "https://hooks.example/told"
-    assert second.webhook.endpoint == "https://hooks.example/other"
+    assert first.webhook == HOOK
+    assert second.webhook == Webhook("https://hooks.example/other")
     assert await requests.due(9, customers=[customer]) == []
     assert await requests.next_due(customers=[customer]) is None
+    await machine.customers.suspend(ACTOR, customer)
+    assert await requests.due(9) == []
+    assert await requests.next_due() is None
+    await machine.customers.resume(ACTOR, customer)
     # Bound to its request: what lies in another row does not open.
     await machine.ledger.write(
         lambda connection: connection.execute(

@@ -209,6 +209,18 @@ async def test_a_link_dies_with_its_image_and_its_dataset(tmp_path: Path) -> Non
         assert not await one.opens(link)
 
 
+async def test_a_link_dies_while_its_customer_is_suspended(tmp_path: Path) -> None:
+    async with linked(tmp_path) as one:
+        public = await one.stand.datasets.change(ACTOR, one.dataset, visibility="public")
+        links = [one.links.address(dataset, one.image) for dataset in (one.dataset, public)]
+        assert not await one.opens(links[0])
+        assert await one.opens(links[1])
+        await one.stand.customers.suspend(ACTOR, one.dataset.customer)
+        assert not await one.opens(links[1])
+        await one.stand.customers.resume(ACTOR, one.dataset.customer)
+        assert await one.opens(links[1])
+
+
 async def test_another_appliances_link_is_refused(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
