@@ -23,7 +23,7 @@ from appliance.datasets.threads import Outcome, Threads, tell
 from appliance.errors import NotFound, SealBroken, StorageFailed
 from appliance.metrics import Registry
 from appliance.vault import Container, Name, SealedFile, Sealer, sealed_size
-from appliance.volume import DataFolder, write_whole
+from appliance.volume import DataFolder, NotAtHand, open_at_hand, write_whole
 
 Buffer = bytes | bytearray | memoryview
 
@@ -90,10 +90,12 @@ class OpenFile:
             return self._sealed.read(start, stop)
 
     async def fetch(self, start: int, stop: int) -> memoryview:
-        """As `read`, for the event loop."""
-        if self._sealed.at_hand:
-            return self._sealed.read(start, stop)
-        return await self._reading.run(self.read, start, stop)
+        """As `read`, for the event loop: at once where the disk need not be waited for."""
+        # A hop to a thread and back costs more than opening 256 KiB, which no thread does beside the loop.
+        try:
+            return self._sealed.read_at_hand(start, stop)
+        except NotAtHand:
+            return await self._reading.run(self.read, start, stop)
 
     async def fetch_sealed(self, start: int, stop: int) -> memoryview:
         """As `read_sealed`, for the event loop."""
@@ -186,8 +188,11 @@ class SealedFiles:
         await self._changing.run(self._doubt, doubted)
 
     async def load(self, name: Name, keys: Container, ahead: int = 0) -> OpenFile:
-        """As `open`, for the event loop."""
-        return await self._reading.run(self.open, name, keys, ahead)
+        """As `open`, for the event loop: at once where the disk need not be waited for."""
+        try:
+            return self._open(name, keys, ahead, wait=False)
+        except NotAtHand:
+            return await self._reading.run(self.open, name, keys, ahead)
 
     def open(self, name: Name, keys: Container, ahead: int = 0) -> OpenFile:
         """The file of `name`, proven to be what was sealed under this name. Blocks on the disk.
@@ -195,17 +200,20 @@ class SealedFiles:
         One of up to `ahead` sealed bytes is read whole, so that `fetch` needs no thread. Raises NotFound,
         SealBroken, StorageFailed, VolumeOffline.
         """
+        return self._open(name, keys, ahead, wait=True)
+
+    def _open(self, name: Name, keys: Container, ahead: int, *, wait: bool) -> OpenFile:
         path = f"{name.container.hex}/{name.object.hex}"
         with _through(self._folder.reading(), path) as top:
             try:
                 # Not blocking: a pipe in its place would wait for a writer, and no file does.
                 flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-                fd = os.open(path, flags, dir_fd=top)
+                fd = os.open(path, flags, dir_fd=top) if wait else open_at_hand(path, flags, top)
             except FileNotFoundError:
                 raise NotFound(f"object {name.object} has no file") from None
             try:
                 _check_plain(fd, name)
-                sealed = SealedFile(fd, name, keys.object_key, ahead)
+                sealed = SealedFile(fd, name, keys.object_key, ahead, wait=wait)
                 return OpenFile(fd, sealed, self._folder, self._reading)
             except BaseException:
                 os.close(fd)

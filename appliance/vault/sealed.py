@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from appliance.errors import SealBroken
+from appliance.volume import read_at_hand
 
 CHUNK = 16384
 HEADER_BYTES = 64
@@ -38,6 +39,8 @@ _SALT, _COMMITMENT, _KEY, _NONCE, _TAG = 24, 32, 32, 12, 16
 _FIRST_CHUNK = HEADER_BYTES + _SALT + _COMMITMENT
 _SEALED_CHUNK = CHUNK + _TAG
 _PIECE = 64 * CHUNK
+
+_Pread = Callable[[int, int, int], bytes | bytearray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,7 @@ class Sealer:
 class SealedFile:
     """An open sealed file, read at any place in constant memory. For one thread at a time.
 
-    A file of up to `ahead` bytes is read and proven as it is opened; `at_hand` says so, and reading it then
-    touches no disk.
+    A file of up to `ahead` bytes is read and proven as it is opened, and reading it then touches no disk.
 
     What cannot be what was sealed raises SealBroken, which names the object and the place; the header, the
     key and the length are proven when it is opened, each chunk before a byte of it is given out.
@@ -102,19 +104,25 @@ class SealedFile:
         "size",
     )
 
-    def __init__(self, fd: int, name: Name, key_of: Callable[[int], bytes], ahead: int = 0) -> None:
-        """`key_of` gives the container's key of a generation, and raises SealBroken where there is none."""
+    def __init__(
+        self, fd: int, name: Name, key_of: Callable[[int], bytes], ahead: int = 0, *, wait: bool = True
+    ) -> None:
+        """`key_of` gives the container's key of a generation, and raises SealBroken where there is none.
+
+        Without `wait` NotAtHand is raised where the disk would have to be waited for.
+        """
+        read: _Pread = os.pread if wait else read_at_hand
         self._fd = fd
         self._name = name
         self.size = os.fstat(fd).st_size
         body = self.size - _FIRST_CHUNK
         wanted = self.size if self.size <= ahead else _FIRST_CHUNK
-        start = os.pread(fd, wanted, 0)
+        start = read(fd, wanted, 0)
         if body < _TAG or body % _SEALED_CHUNK < _TAG or len(start) < wanted:
             self._broken("its length is none that a sealed file can have: it was cut or extended")
         header, salt, commitment = (
-            start[:HEADER_BYTES],
-            start[HEADER_BYTES : HEADER_BYTES + _SALT],
+            bytes(start[:HEADER_BYTES]),
+            bytes(start[HEADER_BYTES : HEADER_BYTES + _SALT]),
             start[HEADER_BYTES + _SALT : _FIRST_CHUNK],
         )
         self.generation = self._check_header(header)
@@ -139,26 +147,18 @@ class SealedFile:
         if self.size <= ahead:
             self._content = self._proven(memoryview(start)[_FIRST_CHUNK:], 0)
         else:
-            self._opened(full, full + 1)  # a file of another length would need another last chunk
-
-    @property
-    def at_hand(self) -> bool:
-        """Whether all of it was read as it was opened."""
-        return self._content is not None
+            self._opened(full, full + 1, read)  # a file of another length would need another last chunk
 
     def read(self, start: int, stop: int) -> memoryview:
         """The bytes from `start` up to `stop`.
 
         Raises ValueError for a range that is not within 0 to `length`.
         """
-        if not 0 <= start <= stop <= self.length:
-            raise ValueError(f"bytes {start} to {stop} of {self.length}")
-        if self._content is not None:
-            return self._content[start:stop]
-        first = start // CHUNK
-        if start == stop:
-            return memoryview(b"")
-        return self._opened(first, (stop - 1) // CHUNK + 1)[start - first * CHUNK : stop - first * CHUNK]
+        return self._read(start, stop, os.pread)
+
+    def read_at_hand(self, start: int, stop: int) -> memoryview:
+        """As `read`, and never waits for the disk. Raises NotAtHand where it would have to."""
+        return self._read(start, stop, read_at_hand)
 
     def pieces(self, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
         """The bytes from `start` up to `stop`, in order, up to 1 MiB at once. Raises as `read`."""
@@ -174,11 +174,21 @@ class SealedFile:
         for _ in self.pieces():
             pass
 
-    def _opened(self, first: int, last: int) -> memoryview:
+    def _read(self, start: int, stop: int, read: _Pread) -> memoryview:
+        if not 0 <= start <= stop <= self.length:
+            raise ValueError(f"bytes {start} to {stop} of {self.length}")
+        if self._content is not None:
+            return self._content[start:stop]
+        if start == stop:
+            return memoryview(b"")
+        first, last = start // CHUNK, (stop - 1) // CHUNK + 1
+        return self._opened(first, last, read)[start - first * CHUNK : stop - first * CHUNK]
+
+    def _opened(self, first: int, last: int, read: _Pread) -> memoryview:
         """What the chunks `first` to `last` - 1 hold, each proven."""
         offset = _FIRST_CHUNK + first * _SEALED_CHUNK
         size = min((last - first) * _SEALED_CHUNK, self.size - offset)
-        sealed = os.pread(self._fd, size, offset)
+        sealed = read(self._fd, size, offset)
         if len(sealed) < size:
             self._broken("it was cut while it was read")
         return self._proven(memoryview(sealed), first)

@@ -1,5 +1,6 @@
 """The volume that data lies on: its facts, durable changes to it, and the guarded way to stored images."""
 
+from appliance.volume.at_hand import NotAtHand, open_at_hand, read_at_hand
 from appliance.volume.condition import Condition
 from appliance.volume.durable import (
     create,
@@ -23,6 +24,7 @@ __all__ = [
     "DataFolder",
     "Encryption",
     "HeldFolder",
+    "NotAtHand",
     "Space",
     "SwapFacts",
     "VolumeFacts",
@@ -31,7 +33,9 @@ __all__ = [
     "facts",
     "failing_as_storage",
     "is_lack",
+    "open_at_hand",
     "publish_tree",
+    "read_at_hand",
     "remove_drafts",
     "remove_tree",
     "swaps",

@@ -57,6 +57,23 @@ async def test_what_was_put_is_there_also_after_a_restart(tmp_path: Path) -> Non
         assert again.upkeep.findings == []
 
 
+@pytest.mark.parametrize("size", [100, 200_000, 600_000])
+async def test_what_the_kernel_has_dropped_comes_from_the_disk(tmp_path: Path, size: int) -> None:
+    photo = os.urandom(size)
+    async with stand(tmp_path) as one:
+        image = await one.store.put(ACTOR, await default(one), photo)
+        opened = await one.store.open(permit(image))
+        for path in files(tmp_path):
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert b"".join([piece async for piece in opened.read(0, size)]) == photo
+        opened.close()
+        for path in files(tmp_path):
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert await read(one, image) == photo
+
+
 async def test_nothing_is_put_without_an_agreement(tmp_path: Path) -> None:
     async with stand(tmp_path) as one:
         dataset = await default(one)

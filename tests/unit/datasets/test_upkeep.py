@@ -106,14 +106,20 @@ async def test_a_scrub_goes_on_past_a_file_that_the_disk_cannot_read(
         images = [await one.store.put(ACTOR, dataset, b"%d" % n + PHOTO) for n in range(4)]
         place = tmp_path / "images" / uuid.UUID(dataset.id).hex / uuid.UUID(images[1].id).hex
         unreadable = place.stat().st_ino
-        pread = os.pread
+        pread, preadv = os.pread, os.preadv
 
         def bad_sector(fd: int, size: int, offset: int) -> bytes:
             if os.fstat(fd).st_ino == unreadable:
                 raise OSError(5, "Input/output error")
             return pread(fd, size, offset)
 
+        def not_cached(fd: int, data: list[bytearray], offset: int, flags: int = 0) -> int:
+            if os.fstat(fd).st_ino == unreadable:
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            return preadv(fd, data, offset, flags)
+
         monkeypatch.setattr(os, "pread", bad_sector)
+        monkeypatch.setattr(os, "preadv", not_cached)
         with pytest.raises(StorageFailed, match="a read failed"):
             await read(one, images[1])
         one.clock.now += 31 * 86400
@@ -135,14 +141,14 @@ async def test_what_the_disk_refuses_once_is_not_damaged(
         one.clock.now += 31 * 86400
         with monkeypatch.context() as patch:
             failing = iter([OSError(errno.EIO, "Input/output error")])
-            patch.setattr(os, "preadv", raising(os.preadv, failing))
+            patch.setattr(os, "pread", raising(os.pread, failing))
             await one.upkeep.scrub(10)
         await one.upkeep.scrub(10)
         assert not any(image.damaged for image in await one.store.list(dataset))
         assert await one.upkeep.scrub(10) > 0.0, "something is still to be proven"
         one.clock.now += 31 * 86400
         failing = iter([OSError(errno.EIO, "Input/output error")])
-        monkeypatch.setattr(os, "preadv", raising(os.preadv, failing))
+        monkeypatch.setattr(os, "pread", raising(os.pread, failing))
         await one.upkeep.scrub(10)
         await one.upkeep.scrub(10)
         assert "image.damaged" not in {entry.event for entry in await one.ledger.read(entries)}

@@ -1,0 +1,45 @@
+"""What the kernel has in memory: opened and read without waiting for a disk, on the event loop as well."""
+
+import ctypes
+import errno
+import os
+
+_OPENAT2 = 437  # on every architecture
+_RESOLVE_CACHED = 0x20  # Linux 5.12, openat2(2)
+# Keeps the interpreter: it waits for nothing, and to give the interpreter up costs more than the call.
+_libc = ctypes.PyDLL(None, use_errno=True)
+
+
+class NotAtHand(Exception):
+    """It may be on the disk: wait for it on another thread."""
+
+
+class _How(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def open_at_hand(path: str, flags: int, dir_fd: int) -> int:
+    """As os.open. Raises NotAtHand where the way there is not in memory, or cannot be told from there what
+    is wrong with it; FileNotFoundError, OSError.
+    """
+    how = _How(flags=flags, resolve=_RESOLVE_CACHED)
+    fd: int = _libc.syscall(_OPENAT2, dir_fd, path.encode(), ctypes.byref(how), ctypes.sizeof(how))
+    if fd >= 0:
+        return fd
+    number = ctypes.get_errno()
+    # Before Linux 5.12, and where a filter of system calls does not know it, nothing is ever at hand.
+    if number in {errno.EAGAIN, errno.ENOSYS, errno.EINVAL, errno.EPERM}:
+        raise NotAtHand
+    raise OSError(number, os.strerror(number), path)
+
+
+def read_at_hand(fd: int, size: int, offset: int) -> bytearray:
+    """`size` bytes from `offset` on. Raises NotAtHand unless all of them are in the page cache."""
+    data = bytearray(size)
+    try:
+        read = os.preadv(fd, [data], offset, os.RWF_NOWAIT)
+    except OSError:  # also on a filesystem that cannot tell
+        raise NotAtHand from None
+    if read < size:
+        raise NotAtHand
+    return data
