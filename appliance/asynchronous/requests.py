@@ -29,6 +29,7 @@ _END = (
     "UPDATE requests SET status = ?, response = ?, finished_at = ?,"
     " due_at = CASE WHEN webhook IS NULL THEN NULL ELSE ? END"
 )
+_NOT_SUSPENDED = "customer NOT IN (SELECT id FROM customers WHERE suspended_at IS NOT NULL)"
 LOST = "the appliance stopped before this request ended: send it again"
 
 
@@ -304,10 +305,7 @@ def _others(
     def marks(values: Collection[str]) -> str:
         return ", ".join("?" * len(values))
 
-    condition = (
-        f"id NOT IN ({marks(requests)}) AND customer NOT IN ({marks(customers)})"
-        " AND customer NOT IN (SELECT id FROM customers WHERE suspended_at IS NOT NULL)"
-    )
+    condition = f"id NOT IN ({marks(requests)}) AND customer NOT IN ({marks(customers)}) AND {_NOT_SUSPENDED}"
     return condition, (*requests, *customers)
 
 

@@ -45,7 +45,9 @@ async def _list_customers(operator: Operator, _: argparse.Namespace) -> Output:
 async def _suspend(operator: Operator, arguments: argparse.Namespace) -> Output:
     customer = segment(await operator.customer_id(arguments.customer), "customer")
     suspended = await operator.call("POST", f"/customers/{customer}/suspend")
-    return Output(suspended, f"customer {suspended['name']} is suspended: no token and no link of it is taken")
+    return Output(
+        suspended, f"customer {suspended['name']} is suspended: no token and no link of it is taken"
+    )
 
 
 async def _resume(operator: Operator, arguments: argparse.Namespace) -> Output:

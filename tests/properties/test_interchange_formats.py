@@ -21,9 +21,8 @@ LONG = "é" * 120
 letters = st.characters(exclude_categories=["Cs"])
 # What archives let through as a part of a path.
 part = st.one_of(
-    st.sampled_from(
-        ["train", "test", "val", "images", "labels", "a", "x.jpg", "x.png", "classes.jpg", "é", "e\u0301", LONG]
-    ),
+    st.sampled_from(["train", "test", "val", "images", "labels", "a", "é", "e\u0301", LONG]),
+    st.sampled_from(["x.jpg", "x.png", "classes.jpg"]),
     st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1, max_size=8),
 ).filter(lambda one: one not in {".", ".."})
 paths = st.lists(part, min_size=1, max_size=4).map("/".join)
