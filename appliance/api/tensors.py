@@ -173,7 +173,7 @@ async def read(body: Image, header_length: str | None) -> Inference:
     100,000 values in JSON, or 1 MiB of it beside the data.
     """
     end = _json_bytes(header_length, len(body))
-    if too_many_values(body, end):
+    if await too_many_values(body, end):
         raise TooLarge(f"the JSON holds more than {MAX_VALUES} values: send the tensor as binary data")
     text, binary = memoryview(body)[:end], memoryview(body)[end:]
     try:
