@@ -26,11 +26,13 @@ class Threads:
     def __init__(self, count: int, name: str) -> None:
         self._lock = threading.Lock()
         self._waiting: deque[Work] = deque()
-        self._resting: list[queue.SimpleQueue[Work | None]] = []
-        self._threads = [
-            threading.Thread(target=self._run, name=f"{name}_{number}", daemon=True)
-            for number in range(count)
-        ]
+        self._resting: list[queue.SimpleQueue[Work | None]] = []  # the one that is to go on first is the last
+        self._threads = []
+        for number in range(count):
+            given: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+            thread = threading.Thread(target=self._run, args=[given], name=f"{name}_{number}", daemon=True)
+            self._resting.insert(0, given)
+            self._threads.append(thread)
         self._open = False
 
     def start(self) -> None:
@@ -69,11 +71,12 @@ class Threads:
             one = self._resting.pop()
         one.put(work)
 
-    def _run(self) -> None:
-        given: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        while (work := self._next(given)) is not None:
+    def _run(self, given: queue.SimpleQueue[Work | None]) -> None:
+        work = given.get()
+        while work is not None:
             work()
-            del work  # what it gave is the caller's alone while this waits
+            work = None  # what it gave is the caller's alone while this waits
+            work = self._next(given)
 
     def _next(self, given: queue.SimpleQueue[Work | None]) -> Work | None:
         with self._lock:

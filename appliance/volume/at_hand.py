@@ -19,18 +19,18 @@ class _How(ctypes.Structure):
 
 
 def open_at_hand(path: str, flags: int, dir_fd: int) -> int:
-    """As os.open. Raises NotAtHand where the way there is not in memory, or cannot be told from there what
-    is wrong with it; FileNotFoundError, OSError.
+    """As os.open. Raises FileNotFoundError, and NotAtHand where the way there is not in memory.
+
+    Whatever else is wrong, and a kernel or a filter of system calls that does not know the call, is NotAtHand
+    as well: whoever opens it by waiting is told.
     """
     how = _How(flags=flags, resolve=_RESOLVE_CACHED)
     fd: int = _libc.syscall(_OPENAT2, dir_fd, path.encode(), ctypes.byref(how), ctypes.sizeof(how))
     if fd >= 0:
         return fd
-    number = ctypes.get_errno()
-    # Before Linux 5.12, and where a filter of system calls does not know it, nothing is ever at hand.
-    if number in {errno.EAGAIN, errno.ENOSYS, errno.EINVAL, errno.EPERM}:
-        raise NotAtHand
-    raise OSError(number, os.strerror(number), path)
+    if (number := ctypes.get_errno()) == errno.ENOENT:
+        raise FileNotFoundError(number, os.strerror(number), path)
+    raise NotAtHand
 
 
 def read_at_hand(fd: int, size: int, offset: int) -> bytearray:

@@ -41,10 +41,9 @@ def test_what_is_not_there_is_not_at_hand(folder: Path) -> None:
     try:
         with pytest.raises((FileNotFoundError, NotAtHand)):
             open_at_hand("inside/nothing", FLAGS, top)
-        with pytest.raises((NotADirectoryError, NotAtHand)):
-            open_at_hand("inside/file/deeper", FLAGS, top)
-        with pytest.raises((OSError, NotAtHand)):
-            open_at_hand("link", FLAGS, top)
+        for other in ("inside/file/deeper", "link"):
+            with pytest.raises(NotAtHand):
+                open_at_hand(other, FLAGS, top)
         with pytest.raises(NotAtHand):  # fewer than asked for: whoever waits for the disk finds out why
             read_at_hand(fd, 100, 0)
     finally:
