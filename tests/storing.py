@@ -108,7 +108,16 @@ async def stand(
         files = await enter(SealedFiles(folder, registry))
         datasets = await enter(Datasets(ledger, keyring, files, space=space, clock=clock))
         upkeep = await enter(
-            Upkeep(ledger, datasets, files, space, scrub_days=30, clock=clock, registry=registry)
+            Upkeep(
+                ledger,
+                datasets,
+                files,
+                space,
+                scrub_days=30,
+                clock=clock,
+                monotonic=monotonic,
+                registry=registry,
+            )
         )
         store = await enter(
             Store(

@@ -90,6 +90,7 @@ async def open_images(
                 space,
                 scrub_days=settings.scrub_days,
                 clock=clocks.wall,
+                monotonic=clocks.monotonic,
                 registry=registry,
             )
         )

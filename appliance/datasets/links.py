@@ -18,7 +18,7 @@ from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.records import Dataset, Image, ReadPermit, Variant
 from appliance.errors import Forbidden, InvalidInput, NotFound, StorageFailed, VolumeFull
-from appliance.ledger import Connection, Ledger
+from appliance.ledger import Ledger
 from appliance.vault import Keys
 
 LONGEST_SECONDS = 3600
@@ -59,7 +59,7 @@ class Links:
         self._known = 0.0  # the time that this has last told the ledger
 
     async def __aenter__(self) -> Self:
-        self._mark = await self._ledger.read(_latest)
+        self._mark = await self._ledger.read(rows.latest_time)
         self._marked_at = self._monotonic()
         await self.keep()
         self._keeping = asyncio.get_running_loop().create_task(self._keep_on(), name="links")
@@ -169,11 +169,3 @@ class Links:
                 )
             )
             self._known = time
-
-
-def _latest(connection: Connection) -> float:
-    """The latest time that the ledger knows of."""
-    time = connection.execute(
-        "SELECT max(coalesce((SELECT time FROM latest_time), 0), coalesce((SELECT max(time) FROM audit), 0))"
-    ).get
-    return float(time) / 1000

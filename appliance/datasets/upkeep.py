@@ -14,6 +14,7 @@ from appliance.accounts.customers import CustomerId
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import SealedFiles
+from appliance.datasets.leaps import Leaps
 from appliance.datasets.records import Image
 from appliance.datasets.store import Store, finish_deleting
 from appliance.errors import NotFound, SealBroken, StorageFailed, VolumeFull, VolumeOffline
@@ -46,6 +47,7 @@ class Upkeep:
         *,
         scrub_days: float,
         clock: Callable[[], float],
+        monotonic: Callable[[], float],
         registry: Registry,
     ) -> None:
         self._ledger = ledger
@@ -54,6 +56,7 @@ class Upkeep:
         self._space = space
         self._scrub_ms = int(scrub_days * 86_400_000)
         self._clock = clock
+        self._monotonic = monotonic
         self._refused: set[int] = set()  # keys of images that the disk has refused at this scrub
         self._refused_before: set[int] = set()
         self.findings: list[str] = []
@@ -66,6 +69,8 @@ class Upkeep:
         )
 
     async def __aenter__(self) -> Self:
+        # Before anything notes a time: what is asked is how late it was when the appliance last ran.
+        self._leaps = Leaps(await self._ledger.read(rows.latest_time), self._clock, self._monotonic)
         await asyncio.to_thread(self._space.before_deletion)
         while images := await self._ledger.read(partial(rows.being_deleted, most=_AT_ONCE)):
             await finish_deleting(self._ledger, self._files, images, self._now())
@@ -103,7 +108,7 @@ class Upkeep:
                 if not looked_again:
                     await self.look_again()
                     looked_again = True
-                while await store.expire():
+                while not self._leaps.doubted() and await store.expire():
                     pass
                 pause = await self.scrub(_SCRUB_SECONDS)
                 await self._count_damaged()

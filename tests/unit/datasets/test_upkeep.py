@@ -24,7 +24,7 @@ from appliance.errors import (
 )
 from appliance.ledger import Connection, Ledger
 from appliance.volume import DataFolder
-from tests.storing import ACTOR, PHOTO, damage, default, files, permit, read, restore, stand
+from tests.storing import ACTOR, PHOTO, Clock, damage, default, files, permit, read, restore, stand
 
 
 async def test_a_damaged_image_is_not_given_out_and_the_others_are(tmp_path: Path) -> None:
@@ -464,3 +464,22 @@ async def test_images_go_when_their_time_in_the_dataset_is_over(tmp_path: Path) 
         assert len(files(tmp_path)) == 2
         log = await one.ledger.read(lambda connection: entries(connection, kept.customer))
         assert [entry.actor.id for entry in log if entry.event == "image.delete"] == ["retention"]
+
+
+async def test_a_clock_that_leaps_ahead_deletes_nothing_for_a_day(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, passed = Clock(), Clock(0.0)
+    async with stand(tmp_path, clock=clock) as one:
+        short = await one.datasets.add(ACTOR, await one.customer(), "a month", retention_days=30)
+        image = await one.store.put(ACTOR, short, PHOTO)
+    clock.now += 31 * 86400
+    async with stand(tmp_path, clock=clock, monotonic=passed) as again:
+        async with again.upkeep.at_leisure(again.store):
+            while "31 days ahead" not in caplog.text:
+                assert await again.store.list(short) == [image]
+        assert await again.store.list(short) == [image]
+        passed.now += 86400
+        async with again.upkeep.at_leisure(again.store):
+            while await again.store.list(short):
+                pass
