@@ -33,6 +33,7 @@ from appliance.api.payload import Form
 from appliance.api.probes import Probes
 from appliance.api.recognition import Recognition
 from appliance.api.similarity import Similarity
+from appliance.api.similarity_changes import SimilarityChanges
 from appliance.api.tasks import Tasks
 from appliance.api.training_images import TrainingImages
 from appliance.errors import NotInstalled
@@ -87,11 +88,11 @@ class Route:
 
 
 def _search(prefix: str) -> tuple[Route, ...]:
-    read, write = Scope.SEARCH_READ, Scope.SEARCH_WRITE
+    read, write, changes = Scope.SEARCH_READ, Scope.SEARCH_WRITE, SimilarityChanges
     return (
-        Route("POST", f"{prefix}/insert", Similarity.insert, write, Event.SEARCH_INSERT, Form.RECORDS),
-        Route("POST", f"{prefix}/update", Similarity.update, write, Event.SEARCH_UPDATE, Form.IDS),
-        Route("POST", f"{prefix}/delete", Similarity.delete, write, Event.SEARCH_DELETE, Form.IDS),
+        Route("POST", f"{prefix}/insert", changes.insert, write, Event.SEARCH_INSERT, Form.RECORDS),
+        Route("POST", f"{prefix}/update", changes.update, write, Event.SEARCH_UPDATE, Form.IDS),
+        Route("POST", f"{prefix}/delete", changes.delete, write, Event.SEARCH_DELETE, Form.IDS),
         Route("POST", f"{prefix}/get", Similarity.get, read, READ, Form.IDS),
         Route("POST", f"{prefix}/visualKNN", Similarity.visual_knn, read, READ, Form.QUERY),
         Route("POST", f"{prefix}/visualRankRecords", Similarity.visual_rank_records, read, READ, Form.QUERY),

@@ -22,6 +22,7 @@ from appliance.api.call import Measures
 from appliance.api.colours import Colours
 from appliance.api.connections import Door, HttpServer
 from appliance.api.datasets import Datasets
+from appliance.api.descriptors import Descriptors
 from appliance.api.files import Files
 from appliance.api.gate import Gate
 from appliance.api.installed_tasks import InstalledTasks
@@ -38,6 +39,7 @@ from appliance.api.recognition import Recognition
 from appliance.api.routes import ROUTES, Surface
 from appliance.api.showing import Showing
 from appliance.api.similarity import Similarity
+from appliance.api.similarity_changes import SimilarityChanges
 from appliance.api.tasks import Tasks
 from appliance.api.training_images import TrainingImages
 from appliance.api.vision import Vision
@@ -80,6 +82,7 @@ class Server:
         self._config = parts.config
         measures = Measures(parts.registry)
         vision = Vision(parts.bundles, parts.decoders, parts.engine, parts.outbound, measures)
+        descriptors = Descriptors(parts.collections, vision)
         patient = vision.at(Priority.BULK)
         sink = None if parts.images is None else parts.images.sink
         self._asynchronous = Asynchronous(
@@ -95,7 +98,8 @@ class Server:
             Recognition(vision, parts.bundles, parts.heads, sink),
             Colours(vision),
             self._asynchronous,
-            Similarity(parts.collections, vision, parts.config.search),
+            Similarity(descriptors, parts.config.search),
+            SimilarityChanges(descriptors, parts.config.search),
             OpenInference(vision, parts.bundles, parts.readiness),
             Management(
                 customers=parts.customers,

@@ -168,6 +168,34 @@ def test_the_nearest_come_first_with_their_distances(shop: Shop) -> None:
     assert all(one["even"] is True for one in filtered["answer_records"])
 
 
+def test_every_route_returns_the_fields_that_are_asked_for(shop: Shop) -> None:
+    sent = record("a", 10, size={"eu": 42, "us": 9}, note="x")
+    expected = {"_id": "a", "size": {"eu": 42}}
+    inserted = shop.insert(sent, fields_to_return=["size.eu"])["answer_records"][0]
+    assert {
+        name: value for name, value in inserted.items() if name not in {"_width", "_height", "_status"}
+    } == expected
+    named, one = {"fields_to_return": ["size.eu"]}, {"records": [{"_id": "a"}]}
+    rank = {"query_record": {"_id": "a"}, "records": [record("a", 10, size={"eu": 42, "us": 9})]}
+    for action, document in (
+        ("get", one),
+        ("update", one),
+        ("visualKNN", {"query_record": {"_id": "a"}}),
+        ("visualRankRecords", rank),
+        ("random", {}),
+        ("allRecords", {}),
+        ("allRecords?size=5&page=1", {}),
+    ):
+        assert shop.post(action, {**document, **named})["answer_records"] == [expected], action
+        whole = shop.post(action, {**document, "fields_to_return": ["*"]})["answer_records"]
+        assert whole[0]["size"] == {"eu": 42, "us": 9}, action
+
+
+def test_what_cannot_be_returned_is_refused_before_anything_is_stored(shop: Shop) -> None:
+    assert shop.ask("insert", {"records": [record("a")], "fields_to_return": 7}).status == 400
+    assert shop.stored() == []
+
+
 @pytest.mark.parametrize(
     ("document", "status", "why"),
     [
