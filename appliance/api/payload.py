@@ -159,12 +159,16 @@ class Payload:
 
     def fraction(self, name: str, default: float) -> float:
         """A number field within [0, 1], `default` when absent or null. Raises InvalidInput otherwise."""
+        return self.number(name, default, 1)
+
+    def number(self, name: str, default: float, highest: int) -> float:
+        """A number field within [0, highest], `default` when absent or null. Raises InvalidInput."""
         value = self.fields.get(name)
         if value is None:
             return default
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= highest:
             return float(value)
-        raise InvalidInput(f"{name}: a number from 0 to 1 is expected")
+        raise InvalidInput(f"{name}: a number from 0 to {highest} is expected")
 
     def flag(self, name: str) -> bool:
         """A true or false field; null and absent are false, the words of query fields are taken."""

@@ -89,13 +89,16 @@ class Route:
 
 def _search(prefix: str) -> tuple[Route, ...]:
     read, write, changes = Scope.SEARCH_READ, Scope.SEARCH_WRITE, SimilarityChanges
+    erase = Event.SEARCH_DELETE
     return (
         Route("POST", f"{prefix}/insert", changes.insert, write, Event.SEARCH_INSERT, Form.RECORDS),
         Route("POST", f"{prefix}/update", changes.update, write, Event.SEARCH_UPDATE, Form.IDS),
-        Route("POST", f"{prefix}/delete", changes.delete, write, Event.SEARCH_DELETE, Form.IDS),
+        Route("POST", f"{prefix}/delete", changes.delete, write, erase, Form.IDS),
+        Route("POST", f"{prefix}/deleteByFilter", changes.delete_by_filter, write, erase, Form.FIELDS),
         Route("POST", f"{prefix}/get", Similarity.get, read, READ, Form.IDS),
         Route("POST", f"{prefix}/visualKNN", Similarity.visual_knn, read, READ, Form.QUERY),
         Route("POST", f"{prefix}/visualRankRecords", Similarity.visual_rank_records, read, READ, Form.QUERY),
+        Route("POST", f"{prefix}/nearDuplicates", Similarity.near_duplicates, read, READ, Form.QUERY),
         Route("POST", f"{prefix}/random", Similarity.random, read, READ, Form.FIELDS),
         Route("POST", f"{prefix}/allRecords", Similarity.all_records, read, READ, Form.FIELDS),
         Route("POST", f"{prefix}/ping", Similarity.ping, read, READ, Form.FIELDS),

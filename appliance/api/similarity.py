@@ -3,23 +3,37 @@
 All siblings serve the same collections.
 """
 
+import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from appliance.api.answers import Answer, status
 from appliance.api.call import Call
+from appliance.api.cursors import decode_cursor, encode_cursor
 from appliance.api.descriptors import Descriptors, collection_id
-from appliance.api.payload import MAX_IMAGES, Payload, integer
+from appliance.api.payload import MAX_IMAGES, integer
 from appliance.api.projection import ID_ONLY, wanted
-from appliance.api.similarity_answers import answer, found_code, identified, missing, shown, skipped
-from appliance.api.vision import each
+from appliance.api.similarity_answers import (
+    answer,
+    filter_of,
+    found_code,
+    identified,
+    missing,
+    shown,
+    skipped,
+)
+from appliance.api.vision import Vector, each
 from appliance.config import Search
 from appliance.errors import ApplianceError, InvalidInput
-from appliance.search import filters
+from appliance.search.collections import Hit, OpenCollection
 from appliance.search.exact import MAX_K, rank
 from appliance.search.filters import Filter
 from appliance.search.opened import MAX_PAGE
+
+NEAR = 0.05
+"""The largest distance of what counts as a near duplicate, where a caller does not say."""
 
 
 class Similarity:
@@ -46,7 +60,7 @@ class Similarity:
         collection = await self._descriptors.collection(call)
         projection = wanted(call.payload, ID_ONLY)
         k = call.payload.integer("k", 5, 1, MAX_K)
-        condition = _filter(call.payload)
+        condition = filter_of(call.payload)
         query = await self._descriptors.query(collection, call)
         with call.measures.stage("search"):
             hits = await collection.search(query, k, condition, metadata=not projection.id_only)
@@ -79,32 +93,69 @@ class Similarity:
         ]
         return answer(call, found_code(200, answers, left_out), answers, left_out, answer_distances=distances)
 
+    async def near_duplicates(self, call: Call) -> Answer:
+        """What is nearer than `max_distance`: to the `query_record`, or, page by page, to each record."""
+        collection = await self._descriptors.collection(call)
+        projection = wanted(call.payload, ID_ONLY)
+        k = call.payload.integer("k", 10, 1, MAX_K - 1)
+        limit = call.payload.number("max_distance", NEAR, 2)
+        near = _Near(collection, k, limit, filter_of(call.payload))
+        if call.payload.query is not None:
+            query = await self._descriptors.query(collection, call)
+            own = None if call.payload.query.has_image else call.payload.query.fields.get("_id")
+            with call.measures.stage("search"):
+                hits = await near.to(query, own, metadata=not projection.id_only)
+            answers = [projection.of({"_id": hit.id, **hit.metadata}) for hit in hits]
+            return answer(call, 200, answers, answer_distances=[hit.distance for hit in hits])
+        size = integer(call.query.get("size"), "size", 100, 1, 1000)
+        position = decode_cursor(collection, call.query.get("cursor", ""))
+        with call.measures.stage("search"):
+            records, following = await collection.after(position, size, near.condition)
+            vectors = await collection.vectors([record.id for record in records])
+            answers = []
+            for record, vector in zip(records, vectors, strict=True):
+                if vector is not None and (hits := await near.to(vector, record.id, metadata=False)):
+                    found = [{"_id": hit.id, "_distance": hit.distance} for hit in hits]
+                    answers.append(shown(record, projection) | {"_near_duplicates": found})
+                await asyncio.sleep(0)  # a scan of a small collection does not let go of the loop
+        return answer(call, 200, answers, **_following(call, collection, size, following))
+
     async def random(self, call: Call) -> Answer:
         """`count` different records, each with the same chance."""
         collection = await self._descriptors.collection(call)
         projection = wanted(call.payload, ID_ONLY)
         count = call.payload.integer("count", 10, 1, MAX_K)
         with call.measures.stage("search"):
-            records = await collection.sample(count, _filter(call.payload), self._draw)
+            records = await collection.sample(count, filter_of(call.payload), self._draw)
         return answer(call, 200, [shown(record, projection) for record in records])
 
     async def all_records(self, call: Call) -> Answer:
-        """A page (`size`, `page` in the query; `next` only while one follows), or all that match `filter`."""
+        """All that match `filter`, or a page: by `size` and `page` or, stable under writes, by `cursor`.
+
+        `next` is there only while another page follows.
+        """
         collection = await self._descriptors.collection(call)
         projection = wanted(call.payload, ID_ONLY)
-        condition = _filter(call.payload)
+        condition = filter_of(call.payload)
+        if "cursor" in call.query:
+            size = integer(call.query.get("size"), "size", 1000, 1, MAX_PAGE)
+            position = decode_cursor(collection, call.query["cursor"])
+            with call.measures.stage("search"):
+                records, following = await collection.after(position, size, condition)
+            answers = [shown(record, projection) for record in records]
+            return answer(call, 200, answers, **_following(call, collection, size, following))
         if "size" not in call.query and "page" not in call.query:
             with call.measures.stage("search"):
                 everything = await collection.all(condition)
             return answer(call, 200, [shown(record, projection) for record in everything])
         if condition is not None:
-            raise InvalidInput("filter: not together with size and page")
+            raise InvalidInput("filter: not together with page; with cursor it may be")
         size = integer(call.query.get("size"), "size", 1000, 1, MAX_PAGE)
         page = integer(call.query.get("page"), "page", 1, 1, 1 << 31)
         with call.measures.stage("search"):
             records, has_next = await collection.page(page, size)
-        following: dict[str, Any] = {"next": f"{call.path}?size={size}&page={page + 1}"} if has_next else {}
-        return answer(call, 200, [shown(record, projection) for record in records], **following)
+        more: dict[str, Any] = {"next": f"{call.path}?size={size}&page={page + 1}"} if has_next else {}
+        return answer(call, 200, [shown(record, projection) for record in records], **more)
 
     async def ping(self, call: Call) -> Answer:
         """Whether search answers; with a collection named, whether the token may read that one."""
@@ -117,6 +168,23 @@ class Similarity:
         )
 
 
-def _filter(payload: Payload) -> Filter | None:
-    document = payload.fields.get("filter")
-    return None if document in (None, {}) else filters.compile(document)
+@dataclass(frozen=True)
+class _Near:
+    """How near is near: at most `k` records that match, within `limit`."""
+
+    collection: OpenCollection
+    k: int
+    limit: float
+    condition: Filter | None
+
+    async def to(self, query: Vector, own: object, *, metadata: bool) -> list[Hit]:
+        """The near ones but for the record with the id `own`, nearest first."""
+        hits = await self.collection.search(query, self.k + 1, self.condition, metadata=metadata)
+        return [hit for hit in hits if hit.id != own and hit.distance <= self.limit][: self.k]
+
+
+def _following(call: Call, collection: OpenCollection, size: int, label: int | None) -> dict[str, Any]:
+    """`next` while another page follows."""
+    if label is None:
+        return {}
+    return {"next": f"{call.path}?size={size}&cursor={encode_cursor(collection, label)}"}

@@ -1,4 +1,4 @@
-"""What the search family answers: the cloud's codes, records as they are shown, and those left out.
+"""What the search routes have in common: what they read, the cloud's codes, records shown and left out.
 
 The codes are in TEXTS; HTTP has 200 for every 2xx of them, else the code itself.
 """
@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 
 from appliance.api.answers import Answer, Refused, code_of, http_status, status, status_of
 from appliance.api.call import Call
-from appliance.api.payload import Record
+from appliance.api.payload import Payload, Record
 from appliance.api.projection import Projection
 from appliance.config import Search
 from appliance.errors import ApplianceError, CapacityExceeded, InvalidInput, NotFound
+from appliance.search import filters
+from appliance.search.filters import Filter
 from appliance.search.records import Inserted, Metadata, encode_id
 from appliance.search.records import Record as Stored
 
@@ -49,6 +51,12 @@ def enveloped(call: Call, code: int, document: dict[str, object]) -> Answer:
         "statistics": {"OperationTime": call.elapsed},
     }
     return Answer(document, http_status(code))
+
+
+def filter_of(payload: Payload) -> Filter | None:
+    """The `filter` of a request, None where it has none or an empty one. Raises InvalidInput."""
+    document = payload.fields.get("filter")
+    return None if document in (None, {}) else filters.compile(document)
 
 
 def shown(record: Stored, projection: Projection) -> Metadata:

@@ -9,6 +9,8 @@ from appliance.api.payload import MAX_IMAGES, Record
 from appliance.api.projection import EVERYTHING, wanted
 from appliance.api.similarity_answers import (
     answer,
+    enveloped,
+    filter_of,
     found_code,
     identified,
     metadata_of,
@@ -90,6 +92,19 @@ class SimilarityChanges:
         ]
         left_out += missing(call, records, [done or None for done in deleted])
         return answer(call, found_code(220, answers, left_out), answers, left_out)
+
+    async def delete_by_filter(self, call: Call) -> Answer:
+        """Erases every record that matches `filter`, and tells how many went, in `deleted_count`."""
+        collection = await self._descriptors.collection(call)
+        condition = filter_of(call.payload)
+        if condition is None or not condition.conditions:
+            raise InvalidInput(
+                "filter: an empty one matches every record; to empty a collection,"
+                f" POST /appliance/v1/collections/{collection.collection.id}/empty with the scope admin"
+            )
+        with call.measures.stage("search"):
+            deleted = await collection.delete_matching(call.actor, condition)
+        return enveloped(call, 220, {"deleted_count": deleted})
 
     async def _prepared(self, collection: OpenCollection, call: Call) -> list[_Fresh | ApplianceError]:
         """What becomes of each record of the call. Raises InvalidInput for no records, or too many."""

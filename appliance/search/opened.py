@@ -12,7 +12,7 @@ from appliance.accounts.audit import Actor, Event, record
 from appliance.errors import InvalidInput, NotFound
 from appliance.ledger import Connection, Ledger
 from appliance.search import exact, rows
-from appliance.search.columns import Columns
+from appliance.search.columns import ID_FIELD, Columns
 from appliance.search.exact import Positions
 from appliance.search.filters import Filter
 from appliance.search.loading import Page
@@ -37,6 +37,8 @@ T = TypeVar("T")
 MAX_PAGE = 10_000
 _METADATA_PAGE = 1_000
 _RECORDS_PAGE = 1_000
+_DELETED_AT_ONCE = 256
+"""Of a filter's records: erasing so many keeps other writes waiting for a few milliseconds."""
 _RACES = 3
 
 
@@ -156,12 +158,41 @@ class OpenCollection:
             return labels
 
         def apply(committed: list[int | None]) -> None:
-            for label in committed:
-                if label is not None and not self._segments.kill(label):
-                    self._damaged.discard(label)
-            self._segments.tend()
+            self._kill([label for label in committed if label is not None])
 
         return [label is not None for label in await self._write(act, apply)]
+
+    async def delete_matching(self, actor: Actor, wanted: Filter) -> int:
+        """Erase the records that match, as `delete` does, in steps of 256; how many went.
+
+        Each is durable by itself: what interrupts the call leaves those before it erased. A record that is
+        inserted meanwhile stays, and so does one that an update takes out of the filter. Raises InvalidInput
+        for a filter without conditions, which every record matches.
+        """
+        if not wanted.conditions:
+            raise InvalidInput("filter: without a condition it matches every record")
+        labels = await self._matching(wanted)
+        if self._damaged:  # no column has them: whether they match is seen where they are erased
+            labels = np.union1d(labels, np.fromiter(self._damaged, np.int64))
+        gone = 0
+        for low in range(0, len(labels), _DELETED_AT_ONCE):
+            gone += await self._delete_some(actor, wanted, labels[low : low + _DELETED_AT_ONCE].tolist())
+        return gone
+
+    async def _delete_some(self, actor: Actor, wanted: Filter, labels: list[int]) -> int:
+        def act(connection: Connection) -> list[int]:
+            gone = rows.delete_matching(connection, self._number, labels, partial(_matches, wanted))
+            self._audit(connection, actor, Event.SEARCH_DELETE, {"deleted": len(gone)})
+            return gone
+
+        gone = await self._write(act, self._kill)
+        return len(gone)
+
+    def _kill(self, labels: list[int]) -> None:
+        for label in labels:
+            if not self._segments.kill(label):
+                self._damaged.discard(label)
+        self._segments.tend()
 
     async def get(self, ids: Sequence[str]) -> list[Record | None]:
         """The records of these ids, None for one that does not exist."""
@@ -218,13 +249,27 @@ class OpenCollection:
 
     async def page(self, page: int, size: int) -> tuple[list[Record], bool]:
         """Page 1, 2, ... of `size` records in order of insertion, and whether another one follows."""
-        if not 1 <= size <= MAX_PAGE:
-            raise InvalidInput(f"size: an integer from 1 to {MAX_PAGE} is needed")
+        _check_size(size)
         if not 1 <= page <= self._settings.capacity:
             raise InvalidInput("page: an integer from 1 on is needed")
         labels = await self._matching(None)
         first = (page - 1) * size
         return await self._present(labels[first : first + size]), first + size < len(labels)
+
+    async def after(
+        self, label: int, size: int, wanted: Filter | None = None
+    ) -> tuple[list[Record], int | None]:
+        """Up to `size` records that match and came after `label` (-1: all), and the label to go on after.
+
+        None: none follows. Through all pages, each record that is there all the while comes once, whatever is
+        written; one that is replaced meanwhile may come a second time, as it is then.
+        """
+        _check_size(size)
+        labels = await self._matching(wanted)
+        first = int(np.searchsorted(labels, label, side="right"))
+        page = labels[first : first + size]
+        following = int(page[-1]) if first + size < len(labels) else None
+        return await self._present(page), following
 
     async def all(self, wanted: Filter | None = None) -> list[Record]:
         """Every record that matches, in order of insertion."""
@@ -312,6 +357,15 @@ class OpenCollection:
 
     def _moved(self, old_slots: Positions) -> None:
         self._columns.move(old_slots)
+
+
+def _check_size(size: int) -> None:
+    if not 1 <= size <= MAX_PAGE:
+        raise InvalidInput(f"size: an integer from 1 to {MAX_PAGE} is needed")
+
+
+def _matches(wanted: Filter, record: Record) -> bool:
+    return wanted.matches({**record.metadata, ID_FIELD: record.id})
 
 
 def _at(position: int, check: Callable[[A], T], given: A) -> T:

@@ -1,6 +1,6 @@
 """The SQL of collections and records: plain functions on a connection, within the caller's transaction."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,10 +109,7 @@ def insert(
         elif count >= capacity or label >= 1 << _LABEL_BITS:
             outcomes.append("full")
         else:
-            connection.execute(
-                "INSERT INTO records (key, collection, external_id, vector, metadata) VALUES (?, ?, ?, ?, ?)",
-                ((number << _LABEL_BITS) | label, number, row.external_id, row.vector, row.metadata),
-            )
+            _store(connection, number, label, row)
             outcomes.append("inserted")
             labels.append(label)
             label += 1
@@ -156,8 +153,21 @@ def delete(connection: Connection, number: int, external_ids: Iterable[bytes]) -
         if key is not None:
             connection.execute("DELETE FROM records WHERE key = ?", (key,))
             count -= 1
-    connection.execute("UPDATE collections SET count = ? WHERE number = ?", (count, number))
+    _count(connection, number, count)
     return labels
+
+
+def delete_matching(
+    connection: Connection, number: int, labels: Sequence[int], matches: Callable[[Record], bool]
+) -> list[int]:
+    """Erase those of the records with these labels that match as they are stored now; their labels."""
+    _, count = _counters(connection, number)
+    found = zip(labels, records_by_label(connection, number, labels), strict=True)
+    gone = [label for label, record in found if record is not None and matches(record)]
+    for label in gone:
+        connection.execute("DELETE FROM records WHERE key = ?", ((number << _LABEL_BITS) | label,))
+    _count(connection, number, count - len(gone))
+    return gone
 
 
 def labels_of(connection: Connection, number: int, external_ids: Iterable[bytes]) -> list[int | None]:
@@ -217,6 +227,17 @@ def _counters(connection: Connection, number: int) -> tuple[int, int]:
     if row is None:
         raise NotFound("no such collection")
     return row[0], row[1]
+
+
+def _count(connection: Connection, number: int, count: int) -> None:
+    connection.execute("UPDATE collections SET count = ? WHERE number = ?", (count, number))
+
+
+def _store(connection: Connection, number: int, label: int, row: Row) -> None:
+    connection.execute(
+        "INSERT INTO records (key, collection, external_id, vector, metadata) VALUES (?, ?, ?, ?, ?)",
+        ((number << _LABEL_BITS) | label, number, row.external_id, row.vector, row.metadata),
+    )
 
 
 def _key_of(connection: Connection, number: int, external_id: bytes) -> int | None:

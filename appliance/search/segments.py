@@ -191,7 +191,6 @@ class Segments:
         if proposed is None:
             self._lose(sealed)
             return None
-        young, near = await self._tail(query, k, sealed.through)
         view = self.view()
         # In order and each once, whatever the other process says.
         believed = np.array(
@@ -200,14 +199,14 @@ class Segments:
         slots = view.slots(believed)
         if len(slots) < k:
             return None
-        labels = np.concatenate([view.labels[slots], young])
-        measured = np.concatenate([exact.distances(view.rows(slots), query), near])
-        labels, measured = exact.nearest(labels, measured, k)
-        return (labels, measured) if len(view.slots(labels)) == k else None
+        # Of one moment with the tail: what is replaced meanwhile is in one of the two, and is missed below.
+        known, far = view.labels[slots], exact.distances(view.rows(slots), query)
+        young, near = await self._tail(view, query, k, sealed.through)
+        labels, measured = exact.nearest(np.concatenate([known, young]), np.concatenate([far, near]), k)
+        return (labels, measured) if len(self.view().slots(labels)) == k else None
 
-    async def _tail(self, query: Vector, k: int, through: int) -> Found:
+    async def _tail(self, view: View, query: Vector, k: int, through: int) -> Found:
         """The k nearest of the records that no graph knows."""
-        view = self.view()
         first = view.after(through)
         return await self._scans.run(
             (len(view.labels) - first) * self._dim * 4, view.scan, query, k, None, first

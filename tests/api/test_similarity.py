@@ -408,3 +408,89 @@ def test_writes_are_in_the_audit_log_under_the_request_id(shop: Shop, served: Se
     ]
     assert row.actor.kind == "token"
     assert row.actor.request == answer.headers["x-request-id"] == answer.document["status"]["request_id"]
+
+
+def test_a_cursor_pages_through_what_changes(shop: Shop) -> None:
+    for start in (0, 10):
+        shop.insert(*(record(f"{n:02d}", n, part=n % 2) for n in range(start, start + 10)))
+    first = shop.post("allRecords?size=6&cursor=", {})
+    assert ids(first) == [f"{n:02d}" for n in range(6)]
+    shop.post("delete", {"records": [{"_id": "00"}, {"_id": "07"}]})
+    shop.insert(record("20", 20, part=0))
+    seen, answer = ids(first), first
+    while "next" in answer:
+        answer = shop.post(answer["next"].removeprefix(f"{PHOTOS}/"), {})
+        seen += ids(answer)
+    assert seen == [f"{n:02d}" for n in range(21) if n != 7]
+    even = shop.post("allRecords?size=5&cursor=", {"filter": {"part": 0}})
+    assert ids(even) == ["02", "04", "06", "08", "10"]
+    rest = shop.post(even["next"].removeprefix(f"{PHOTOS}/"), {"filter": {"part": 0}})
+    assert ids(rest) == ["12", "14", "16", "18", "20"]
+    assert "next" in rest or len(ids(rest)) == 5
+    for bad in ("x", "AAAA", first["next"].split("cursor=")[1][:-1] + "A"):
+        answered = shop.ask(f"allRecords?cursor={bad}", {})
+        assert answered.status == 400
+        assert "cursor" in answered.document["detail"]
+
+
+def test_a_cursor_is_of_one_collection(shop: Shop, served: Served, tenant: Tenant) -> None:
+    shop.insert(record("a"), record("b"))
+    following = shop.post("allRecords?size=1&cursor=", {})["next"]
+    other = Shop(served, tenant, served.run(served.collection(tenant.id, str(uuid.uuid4()))))
+    assert other.ask(following.removeprefix(f"{PHOTOS}/"), {}).status == 400
+
+
+def test_near_duplicates_of_an_image_and_of_a_record(shop: Shop) -> None:
+    shop.insert(record("a", 0, n=1), record("b", 1, n=2), record("c", 200, n=3))
+    of_image = shop.post("nearDuplicates", {"query_record": record("new", 0), "fields_to_return": ["n"]})
+    assert of_image["answer_records"] == [{"_id": "a", "n": 1}, {"_id": "b", "n": 2}]
+    assert of_image["answer_distances"] == sorted(of_image["answer_distances"])
+    assert of_image["answer_distances"][-1] <= 0.05
+    assert ids(shop.post("nearDuplicates", {"query_record": {"_id": "a"}})) == ["b"]
+    everything = {"query_record": {"_id": "a"}, "max_distance": 2}
+    assert ids(shop.post("nearDuplicates", everything)) == ["b", "c"]
+    assert ids(shop.post("nearDuplicates", {**everything, "k": 1})) == ["b"]
+    assert ids(shop.post("nearDuplicates", {**everything, "filter": {"n": 3}})) == ["c"]
+    assert ids(shop.post("nearDuplicates", {"query_record": {"_id": "c"}})) == []
+    assert shop.ask("nearDuplicates", {"query_record": {"_id": "nobody"}}).status == 404
+    for name, bad in (("max_distance", -1), ("max_distance", "x"), ("k", 0)):
+        answered = shop.ask("nearDuplicates", {"query_record": {"_id": "a"}, name: bad})
+        assert answered.status == 400
+        assert name in answered.document["detail"]
+
+
+def test_near_duplicates_of_a_whole_collection_page_by_page(shop: Shop) -> None:
+    shop.insert(*(record(f"{level}", level) for level in (0, 1, 60, 120, 121, 122, 250)))
+    found: dict[str, list[str]] = {}
+    path, pages = "nearDuplicates?size=3", 0
+    while path:
+        answer = shop.post(path, {"max_distance": 0.001})
+        assert len(ids(answer)) <= 3
+        for one in answer["answer_records"]:
+            found[one["_id"]] = sorted(near["_id"] for near in one["_near_duplicates"])
+        path, pages = answer.get("next", "").removeprefix(f"{PHOTOS}/"), pages + 1
+    assert pages == 3
+    assert found == {
+        "0": ["1"],
+        "1": ["0"],
+        "120": ["121", "122"],
+        "121": ["120", "122"],
+        "122": ["120", "121"],
+    }
+
+
+def test_deletion_by_filter_tells_how_many_went(shop: Shop, served: Served) -> None:
+    shop.insert(*(record(str(n), n, part=n % 2) for n in range(9)))
+    document = shop.post("deleteByFilter", {"filter": {"part": 1}})
+    assert (code(document), document["deleted_count"]) == (220, 4)
+    assert shop.stored() == ["0", "2", "4", "6", "8"]
+    again = shop.post("deleteByFilter", {"filter": {"part": 1}})
+    assert (code(again), again["deleted_count"]) == (220, 0)
+    nothing: tuple[dict[str, Any], ...] = ({}, {"filter": {}}, {"filter": None}, {"filter": {"$and": [{}]}})
+    for empty in nothing:
+        answer = shop.ask("deleteByFilter", empty)
+        assert answer.status == 400
+        assert f"/appliance/v1/collections/{shop.collection}/empty" in answer.document["detail"]
+    assert len(shop.stored()) == 5
+    reading = f"Token {served.token(shop.tenant, Scope.SEARCH_READ)}"
+    assert shop.ask("deleteByFilter", {"filter": {"part": 0}}, authorization=reading).status == 403

@@ -136,6 +136,16 @@ class Machine(RuleBasedStateMachine):
         expected = [self.model.pop(name, None) is not None for name in gone]
         assert self.run(self.opened.delete(ACTOR, gone)) == expected
 
+    @rule(document=documents)
+    def delete_matching(self, document: dict[str, Any]) -> None:
+        wanted = filters.compile(document)
+        if not wanted.conditions:
+            return
+        expected = self.matching(document)
+        for name in expected:
+            del self.model[name]
+        assert self.run(self.opened.delete_matching(ACTOR, wanted)) == len(expected)
+
     @rule(asked=st.lists(names, max_size=5))
     def get(self, asked: list[str]) -> None:
         expected = [Record(name, self.model[name].metadata) if name in self.model else None for name in asked]
@@ -188,6 +198,17 @@ class Machine(RuleBasedStateMachine):
             if not more:
                 break
         assert seen == [Record(name, kept.metadata) for name, kept in self.model.items()]
+
+    @rule(size=st.integers(1, 20), document=st.none() | documents)
+    def pages_by_position(self, size: int, document: dict[str, Any] | None) -> None:
+        wanted = None if document is None else filters.compile(document)
+        seen: list[Record] = []
+        label: int | None = -1
+        while label is not None:
+            records, label = self.run(self.opened.after(label, size, wanted))
+            assert label is None or len(records) == size
+            seen += records
+        assert seen == [Record(name, self.model[name].metadata) for name in self.matching(document)]
 
     @precondition(lambda self: self.model)
     @rule()
