@@ -56,6 +56,7 @@ from appliance.recognition.engine import Engine
 from appliance.recognition.trust import Trust
 from appliance.residency import Residency
 from appliance.search.collections import Collections
+from appliance.search.replies import Replies
 
 _log = logging.getLogger(__name__)
 
@@ -169,6 +170,7 @@ class _State:
             audit=AuditLog(self.ledger),
             rotations=self.rotations,
             collections=self.collections,
+            replies=Replies(self.ledger, self.keyring.service, _clock),
             bundles=self.bundles,
             decoders=decoders,
             engine=engine,

@@ -42,6 +42,7 @@ from appliance.recognition.engine import Engine
 from appliance.recognition.staging import from_folder, from_path
 from appliance.residency import Residency
 from appliance.search.collections import Collections
+from appliance.search.replies import Replies
 from tests import bundles
 
 T = TypeVar("T")
@@ -290,6 +291,7 @@ class Served:
             audit=AuditLog(ledger),
             rotations=Rotations(ledger, keyring, customers, lambda: self.clock),
             collections=collections,
+            replies=Replies(ledger, keys, lambda: self.clock),
             bundles=installed,
             decoders=decoders,
             engine=engine,

@@ -25,6 +25,7 @@ class Event(StrEnum):
     COLLECTION_ADD = "collection.add"
     COLLECTION_REMOVE = "collection.remove"
     SEARCH_INSERT = "search.insert"
+    SEARCH_UPSERT = "search.upsert"
     SEARCH_UPDATE = "search.update"
     SEARCH_DELETE = "search.delete"
     BUNDLE_INSTALL = "bundle.install"

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Self
 from urllib.parse import urlencode
@@ -19,6 +19,7 @@ from appliance.api.account import tagging_route
 from appliance.api.answers import INTERNAL, Answer, Refused, encode, moment, refusal
 from appliance.api.call import Call
 from appliance.api.colours import Colours
+from appliance.api.idempotency import content, key_of
 from appliance.api.payload import Payload, Record, integer
 from appliance.api.recognition import Recognition
 from appliance.api.vision import images
@@ -37,7 +38,6 @@ from appliance.errors import (
 from appliance.recognition.bundles import Bundles
 
 PATH = "/account/v2/request"
-MAX_KEY = 255  # characters of an Idempotency-Key
 WORKERS = 2
 # Seconds before a request that found no room is tried again; after the last it has failed.
 AGAIN = (1, 2, 4, 8, 15, 30, 60, 120)
@@ -108,10 +108,10 @@ class Asynchronous:
             raise InvalidInput("type: the name of a service is expected, such as custom-recognition")
         path, handler = self._service(call, kind)
         webhook = self._webhooks.checked(fields.get("webhook"))
-        key = _key(call)
+        key = key_of(call)
         digest = None
         if key is not None:
-            digest = await asyncio.to_thread(self._requests.digest, _content(call.payload))
+            digest = await asyncio.to_thread(self._requests.digest, content(call.payload))
         records = images(call)
         size = sum(len(record.image or b"") for record in records)
         self._check_room(size)
@@ -236,21 +236,6 @@ async def _as_there_is_room(write: Callable[[], Awaitable[None]]) -> None:
             return await write()
         except VolumeFull:
             await asyncio.sleep(FULL_SECONDS)
-
-
-def _key(call: Call) -> str | None:
-    key = call.headers.get("Idempotency-Key")
-    if key is not None and not (1 <= len(key) <= MAX_KEY and key.isascii() and key.isprintable()):
-        raise InvalidInput(f"Idempotency-Key: 1 to {MAX_KEY} printable ASCII characters are expected")
-    return key
-
-
-def _content(payload: Payload) -> Iterable[bytes]:
-    """What makes two requests the same: every field and every image."""
-    yield msgspec.json.encode(payload.fields)
-    for record in payload.records or []:
-        yield msgspec.json.encode(record.fields)
-        yield bytes(record.image or b"")
 
 
 def _copy(payload: Payload) -> Payload:

@@ -34,12 +34,6 @@ class Descriptors:
         """The vector of a record's image, which the record gives away. Raises as `check` and `Vision`."""
         return await self._vision.embed(self._backbone(collection), record)
 
-    async def query(self, collection: OpenCollection, call: Call) -> Vector:
-        """The vector of the `query_record`: of its image, or of the stored record with its `_id`."""
-        if call.payload.query is None:
-            raise InvalidInput("query_record: a record with an image or an _id is expected")
-        return await self.vector(collection, call.payload.query)
-
     async def vector(self, collection: OpenCollection, record: Record) -> Vector:
         """Of a record's image, or of the stored record with its `_id`. Raises NotFound, and as `embed`."""
         if record.has_image or "_id" not in record.fields:

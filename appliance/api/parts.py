@@ -22,6 +22,7 @@ from appliance.recognition.engine import Engine
 from appliance.recognition.heads import Heads, NoHeads
 from appliance.residency import Residency
 from appliance.search.collections import Collections
+from appliance.search.replies import Replies
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Parts:
     audit: AuditLog
     rotations: Rotations
     collections: Collections
+    replies: Replies
     bundles: Bundles
     decoders: Decoders | None
     engine: Engine | None

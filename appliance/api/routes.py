@@ -92,6 +92,7 @@ def _search(prefix: str) -> tuple[Route, ...]:
     erase = Event.SEARCH_DELETE
     return (
         Route("POST", f"{prefix}/insert", changes.insert, write, Event.SEARCH_INSERT, Form.RECORDS),
+        Route("POST", f"{prefix}/upsert", changes.upsert, write, Event.SEARCH_UPSERT, Form.RECORDS),
         Route("POST", f"{prefix}/update", changes.update, write, Event.SEARCH_UPDATE, Form.IDS),
         Route("POST", f"{prefix}/delete", changes.delete, write, erase, Form.IDS),
         Route("POST", f"{prefix}/deleteByFilter", changes.delete_by_filter, write, erase, Form.FIELDS),

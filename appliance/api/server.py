@@ -99,7 +99,7 @@ class Server:
             Colours(vision),
             self._asynchronous,
             Similarity(descriptors, parts.config.search),
-            SimilarityChanges(descriptors, parts.config.search),
+            SimilarityChanges(descriptors, parts.replies, parts.config.search),
             OpenInference(vision, parts.bundles, parts.readiness),
             Management(
                 customers=parts.customers,

@@ -13,14 +13,17 @@ from appliance.api.answers import Answer, status
 from appliance.api.call import Call
 from appliance.api.cursors import decode_cursor, encode_cursor
 from appliance.api.descriptors import Descriptors, collection_id
-from appliance.api.payload import MAX_IMAGES, integer
+from appliance.api.payload import MAX_IMAGES, Record, integer
 from appliance.api.projection import ID_ONLY, wanted
 from appliance.api.similarity_answers import (
+    TEXTS,
     answer,
+    enveloped,
     filter_of,
     found_code,
     identified,
     missing,
+    query_of,
     shown,
     skipped,
 )
@@ -31,7 +34,10 @@ from appliance.search.collections import Hit, OpenCollection
 from appliance.search.exact import MAX_K, rank
 from appliance.search.filters import Filter
 from appliance.search.opened import MAX_PAGE
+from appliance.search.records import Metadata
 
+MAX_QUERIES = 100
+"""Of one call."""
 NEAR = 0.05
 """The largest distance of what counts as a near duplicate, where a caller does not say."""
 
@@ -56,16 +62,40 @@ class Similarity:
         return answer(call, found_code(205, answers, left_out), answers, left_out)
 
     async def visual_knn(self, call: Call) -> Answer:
-        """The `k` records nearest to an image, or to a stored record, which comes back itself."""
+        """The `k` records nearest to an image, or to a stored record, which comes back itself.
+
+        Without `query_record` those nearest to each of the `records`, in `answers`, in their order.
+        """
         collection = await self._descriptors.collection(call)
         projection = wanted(call.payload, ID_ONLY)
         k = call.payload.integer("k", 5, 1, MAX_K)
         condition = filter_of(call.payload)
-        query = await self._descriptors.query(collection, call)
-        with call.measures.stage("search"):
-            hits = await collection.search(query, k, condition, metadata=not projection.id_only)
-        answers = [projection.of({"_id": hit.id, **hit.metadata}) for hit in hits]
-        return answer(call, 200, answers, answer_distances=[hit.distance for hit in hits])
+
+        async def found(query: Record) -> Metadata:
+            vector = await self._descriptors.vector(collection, query)
+            with call.measures.stage("search"):
+                hits = await collection.search(vector, k, condition, metadata=not projection.id_only)
+            return {
+                "answer_records": [projection.of({"_id": hit.id, **hit.metadata}) for hit in hits],
+                "answer_count": len(hits),
+                "answer_distances": [hit.distance for hit in hits],
+            }
+
+        if call.payload.query is not None or not call.payload.records:
+            return enveloped(call, 200, await found(query_of(call)))
+        queries = call.payload.records
+        if len(queries) > MAX_QUERIES or len(queries) * k > MAX_K:
+            raise InvalidInput(f"records: at most {MAX_QUERIES} queries in one call, their k {MAX_K} in all")
+        outcomes = await each(queries, found)
+        refused = [one for one in outcomes if isinstance(one, ApplianceError)]
+        answers = [
+            skipped(call, query, one)
+            if isinstance(one, ApplianceError)
+            else query.fields | one | {"_status": status(200, TEXTS[200], call.id)}
+            for query, one in zip(queries, outcomes, strict=True)
+        ]
+        found_some = range(len(outcomes) - len(refused))
+        return enveloped(call, found_code(200, found_some, refused), {"answers": answers})
 
     async def visual_rank_records(self, call: Call) -> Answer:
         """The given records (images, or stored ones by `_id`) in order of their distance to the query."""
@@ -76,7 +106,7 @@ class Similarity:
             raise InvalidInput("records: at least one is expected")
         if sum(record.has_image or "_id" not in record.fields for record in records) > MAX_IMAGES:
             raise InvalidInput(f"records: at most {MAX_IMAGES} with images in one call")
-        query = await self._descriptors.query(collection, call)
+        query = await self._descriptors.vector(collection, query_of(call))
         outcomes = await each(records, lambda record: self._descriptors.vector(collection, record))
         usable = [
             (record, vector)
@@ -101,7 +131,7 @@ class Similarity:
         limit = call.payload.number("max_distance", NEAR, 2)
         near = _Near(collection, k, limit, filter_of(call.payload))
         if call.payload.query is not None:
-            query = await self._descriptors.query(collection, call)
+            query = await self._descriptors.vector(collection, call.payload.query)
             own = None if call.payload.query.has_image else call.payload.query.fields.get("_id")
             with call.measures.stage("search"):
                 hits = await near.to(query, own, metadata=not projection.id_only)

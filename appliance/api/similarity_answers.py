@@ -13,7 +13,7 @@ from appliance.config import Search
 from appliance.errors import ApplianceError, CapacityExceeded, InvalidInput, NotFound
 from appliance.search import filters
 from appliance.search.filters import Filter
-from appliance.search.records import Inserted, Metadata, encode_id
+from appliance.search.records import Inserted, Metadata, Upserted, encode_id
 from appliance.search.records import Record as Stored
 
 TEXTS = {
@@ -69,9 +69,9 @@ def metadata_of(record: Record) -> Metadata:
     return {name: value for name, value in record.fields.items() if name != "_id"}
 
 
-def refusal(outcome: Inserted) -> ApplianceError | None:
-    """Why a record was not inserted, None when it was."""
-    if outcome == "inserted":
+def refusal(outcome: Inserted | Upserted) -> ApplianceError | None:
+    """Why a record was not stored, None when it was."""
+    if outcome in {"inserted", "replaced"}:
         return None
     return Refused(411, TEXTS[411]) if outcome == "duplicate" else CapacityExceeded(TEXTS[412])
 
@@ -80,6 +80,13 @@ def skipped(call: Call, record: Record, why: ApplianceError) -> Metadata:
     """A record that was left out, and the reason where the clients look for it."""
     reason = status_of(why, call.id)
     return record.fields | {"_status": reason, "_reason": {"status": reason}}
+
+
+def query_of(call: Call) -> Record:
+    """The `query_record` of a call. Raises InvalidInput when there is none."""
+    if call.payload.query is None:
+        raise InvalidInput("query_record: a record with an image or an _id is expected")
+    return call.payload.query
 
 
 def identified(call: Call, limits: Search) -> tuple[list[Record], list[Metadata]]:

@@ -1,12 +1,16 @@
 """What changes a collection: the writing routes under similarity/photos/v2 and their siblings."""
 
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from appliance.accounts.audit import Actor
 from appliance.api.answers import Answer, status
 from appliance.api.call import Call
 from appliance.api.descriptors import Descriptors
+from appliance.api.idempotency import Idempotency, Once
 from appliance.api.payload import MAX_IMAGES, Record
-from appliance.api.projection import EVERYTHING, wanted
+from appliance.api.projection import EVERYTHING, Projection, wanted
 from appliance.api.similarity_answers import (
     answer,
     enveloped,
@@ -24,7 +28,13 @@ from appliance.api.vision import each
 from appliance.config import Search
 from appliance.errors import ApplianceError, InvalidInput
 from appliance.search.collections import OpenCollection
-from appliance.search.records import Metadata, NewRecord, encode_id
+from appliance.search.opened import Also
+from appliance.search.records import Inserted, Metadata, NewRecord, Upserted, encode_id
+from appliance.search.records import Record as Stored
+from appliance.search.replies import Replies
+
+S = TypeVar("S", Inserted, Upserted)
+Store = Callable[[OpenCollection, Actor, Sequence[NewRecord], Also[list[S]]], Awaitable[list[S]]]
 
 
 @dataclass(frozen=True)
@@ -39,8 +49,9 @@ class _Fresh:
 class SimilarityChanges:
     """The writing handlers of the search family."""
 
-    def __init__(self, descriptors: Descriptors, limits: Search) -> None:
+    def __init__(self, descriptors: Descriptors, replies: Replies, limits: Search) -> None:
         self._descriptors = descriptors
+        self._idempotency = Idempotency(replies)
         self._limits = limits
 
     async def insert(self, call: Call) -> Answer:
@@ -48,50 +59,48 @@ class SimilarityChanges:
 
         Runs to its end even when the caller hangs up.
         """
-        collection = await self._descriptors.collection(call)
-        projection = wanted(call.payload, EVERYTHING)
-        prepared = await self._prepared(collection, call)
-        fresh = [outcome.record for outcome in prepared if isinstance(outcome, _Fresh)]
-        with call.measures.stage("search"):
-            inserted = iter(await collection.insert(call.actor, fresh) if fresh else [])
-        answers: list[Metadata] = []
-        left_out: list[Metadata] = []
-        refusals: list[ApplianceError] = []
-        for record, outcome in zip(call.payload.records or [], prepared, strict=True):
-            why = refusal(next(inserted)) if isinstance(outcome, _Fresh) else outcome
-            if isinstance(outcome, _Fresh) and why is None:
-                seen: Metadata = {"_width": outcome.width, "_height": outcome.height}
-                seen["_status"] = status(210, "record inserted", call.id)
-                answers.append(projection.of(record.fields) | seen)
-            elif why is not None:
-                refusals.append(why)
-                left_out.append(skipped(call, record, why))
-        return answer(call, stored_code(len(answers), refusals), answers, left_out)
+        return await self._store(call, OpenCollection.insert)
+
+    async def upsert(self, call: Call) -> Answer:
+        """As `insert`, but a record takes the place of the one with its `_id`: vector and metadata."""
+        return await self._store(call, OpenCollection.upsert)
 
     async def update(self, call: Call) -> Answer:
-        """Sets metadata fields; vectors stay as they are (delete and insert to change one)."""
+        """Sets metadata fields; vectors stay as they are (`upsert` changes them)."""
         collection = await self._descriptors.collection(call)
-        records, left_out = identified(call, self._limits)
         projection = wanted(call.payload, EVERYTHING)
-        with call.measures.stage("search"):
-            changes = [(record.id, metadata_of(record)) for record in records]
-            updated = await collection.update(call.actor, changes) if changes else []
-        answers = [shown(found, projection) for found in updated if found is not None]
-        left_out += missing(call, records, updated)
-        return answer(call, found_code(200, answers, left_out), answers, left_out)
+        records, left_out = identified(call, self._limits)
+        changes = [(record.id, metadata_of(record)) for record in records]
+
+        def told(updated: list[Stored | None]) -> Answer:
+            answers = [shown(found, projection) for found in updated if found is not None]
+            unknown = left_out + missing(call, records, updated)
+            return answer(call, found_code(200, answers, unknown), answers, unknown)
+
+        async def change(once: Once) -> Answer:
+            with call.measures.stage("search"):
+                updated = await collection.update(call.actor, changes, once.also(told)) if changes else []
+            return once.answer(told, updated)
+
+        return await self._idempotency.answer(call, collection, change)
 
     async def delete(self, call: Call) -> Answer:
         """Erases records, vectors included."""
         collection = await self._descriptors.collection(call)
         records, left_out = identified(call, self._limits)
-        with call.measures.stage("search"):
-            ids = [record.id for record in records]
-            deleted = await collection.delete(call.actor, ids) if ids else []
-        answers: list[Metadata] = [
-            {"_id": record.id} for record, done in zip(records, deleted, strict=True) if done
-        ]
-        left_out += missing(call, records, [done or None for done in deleted])
-        return answer(call, found_code(220, answers, left_out), answers, left_out)
+        ids = [record.id for record in records]
+
+        def told(deleted: list[bool]) -> Answer:
+            answers: list[Metadata] = [{"_id": name} for name, done in zip(ids, deleted, strict=True) if done]
+            unknown = left_out + missing(call, records, [done or None for done in deleted])
+            return answer(call, found_code(220, answers, unknown), answers, unknown)
+
+        async def change(once: Once) -> Answer:
+            with call.measures.stage("search"):
+                deleted = await collection.delete(call.actor, ids, once.also(told)) if ids else []
+            return once.answer(told, deleted)
+
+        return await self._idempotency.answer(call, collection, change)
 
     async def delete_by_filter(self, call: Call) -> Answer:
         """Erases every record that matches `filter`, and tells how many went, in `deleted_count`."""
@@ -105,6 +114,24 @@ class SimilarityChanges:
         with call.measures.stage("search"):
             deleted = await collection.delete_matching(call.actor, condition)
         return enveloped(call, 220, {"deleted_count": deleted})
+
+    async def _store(self, call: Call, store: Store[S]) -> Answer:
+        collection = await self._descriptors.collection(call)
+        projection = wanted(call.payload, EVERYTHING)
+
+        async def change(once: Once) -> Answer:
+            prepared = await self._prepared(collection, call)
+            fresh = [outcome.record for outcome in prepared if isinstance(outcome, _Fresh)]
+            outcomes = list(zip(call.payload.records or [], prepared, strict=True))
+
+            def told(stored: Sequence[S]) -> Answer:
+                return _told(call, projection, outcomes, stored)
+
+            with call.measures.stage("search"):
+                stored = await store(collection, call.actor, fresh, once.also(told)) if fresh else []
+            return once.answer(told, stored)
+
+        return await self._idempotency.answer(call, collection, change)
 
     async def _prepared(self, collection: OpenCollection, call: Call) -> list[_Fresh | ApplianceError]:
         """What becomes of each record of the call. Raises InvalidInput for no records, or too many."""
@@ -122,3 +149,30 @@ class SimilarityChanges:
             return _Fresh(fresh, seen.width, seen.height)
 
         return await each(records, prepare)
+
+
+def _told(
+    call: Call,
+    projection: Projection,
+    outcomes: Sequence[tuple[Record, _Fresh | ApplianceError]],
+    stored: Sequence[Inserted | Upserted],
+) -> Answer:
+    """The answer to an insert or upsert in which the fresh ones among the records were `stored` so."""
+    answers: list[Metadata] = []
+    left_out: list[Metadata] = []
+    refusals: list[ApplianceError] = []
+    following = iter(stored)
+    for record, outcome in outcomes:
+        if isinstance(outcome, _Fresh):
+            done = next(following)
+            why = refusal(done)
+            if why is None:
+                seen: Metadata = {"_width": outcome.width, "_height": outcome.height}
+                seen["_status"] = status(210, f"record {done}", call.id)
+                answers.append(projection.of(record.fields) | seen)
+                continue
+        else:
+            why = outcome
+        refusals.append(why)
+        left_out.append(skipped(call, record, why))
+    return answer(call, stored_code(len(answers), refusals), answers, left_out)

@@ -25,6 +25,15 @@ class Page:
     """The last label of either, -1 when the page is empty: there is no more."""
 
 
+def sound_vector(stored: bytes, dim: int) -> Vector | None:
+    """One stored vector, None where it is damaged."""
+    if len(stored) != dim * 4:
+        return None
+    vector = np.frombuffer(stored, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return vector if abs(float(np.dot(vector, vector)) - 1.0) < _NORM_TOLERANCE else None
+
+
 def load_page(connection: Connection, number: int, dim: int, after: int) -> Page:
     """The next records above label `after` (-1: from the start), as many as make about 2 MiB."""
     stored = rows.load_vectors(connection, number, after, max(64, _PAGE_BYTES // (dim * 4)))

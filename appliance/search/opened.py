@@ -12,10 +12,11 @@ from appliance.accounts.audit import Actor, Event, record
 from appliance.errors import InvalidInput, NotFound
 from appliance.ledger import Connection, Ledger
 from appliance.search import exact, rows
-from appliance.search.columns import ID_FIELD, Columns
+from appliance.search.columns import Columns
 from appliance.search.exact import Positions
 from appliance.search.filters import Filter
-from appliance.search.loading import Page
+from appliance.search.loading import Page, sound_vector
+from appliance.search.reading import Reading, matches
 from appliance.search.records import (
     AnyVector,
     Collection,
@@ -24,6 +25,7 @@ from appliance.search.records import (
     Metadata,
     NewRecord,
     Record,
+    Upserted,
     Vector,
     encode_id,
     encode_metadata,
@@ -36,10 +38,17 @@ T = TypeVar("T")
 
 MAX_PAGE = 10_000
 _METADATA_PAGE = 1_000
-_RECORDS_PAGE = 1_000
 _DELETED_AT_ONCE = 256
 """Of a filter's records: erasing so many keeps other writes waiting for a few milliseconds."""
 _RACES = 3
+
+
+Also = Callable[[Connection, A], object]
+"""What else happens in the transaction of a change, with its outcome; what it raises undoes the change."""
+
+
+def nothing(_connection: Connection, _outcome: object) -> None:
+    """Also nothing."""
 
 
 class OpenCollection:
@@ -68,6 +77,7 @@ class OpenCollection:
         self._scans = scans
         self._segments = Segments(settings, collection.dim, graphs, scans, self._moved)
         self._columns = Columns(self._metadata_page, self._segments.view)
+        self._reading = Reading(self._read, number, self._segments)
         self._damaged: set[int] = set()
         self._removed = False
 
@@ -90,7 +100,9 @@ class OpenCollection:
         """Raise the InvalidInput that `insert` would raise for this record."""
         self._row(new)
 
-    async def insert(self, actor: Actor, records: Sequence[NewRecord]) -> list[Inserted]:
+    async def insert(
+        self, actor: Actor, records: Sequence[NewRecord], also: Also[list[Inserted]] = nothing
+    ) -> list[Inserted]:
         """Store the records that are new, in one durable transaction; searchable on return.
 
         An outcome for each: "duplicate" for an id that exists already or came earlier in this call (nothing
@@ -102,24 +114,53 @@ class OpenCollection:
         def act(connection: Connection) -> tuple[list[Inserted], list[int]]:
             outcomes, labels = rows.insert(connection, self._number, prepared, self._settings.capacity)
             self._audit(connection, actor, Event.SEARCH_INSERT, {"inserted": len(labels)})
+            also(connection, outcomes)
             return outcomes, labels
 
         def apply(committed: tuple[list[Inserted], list[int]]) -> None:
             outcomes, labels = committed
-            stored = [n for n, outcome in enumerate(outcomes) if outcome == "inserted"]
-            if not stored or self._removed:
-                return
-            joined = b"".join(prepared[n].vector for n in stored)
-            vectors = np.frombuffer(joined, np.float32).reshape(len(stored), self._collection.dim)
-            slot = self._segments.append(labels, [records[n].id for n in stored], vectors)
-            for offset, n in enumerate(stored):
-                new = records[n]
-                self._columns.set(labels[offset], slot + offset, Record(new.id, new.metadata))
-            self._segments.tend()
+            self._add(
+                labels, [n for n, outcome in enumerate(outcomes) if outcome == "inserted"], records, prepared
+            )
 
         return (await self._write(act, apply))[0]
 
-    async def update(self, actor: Actor, changes: Sequence[tuple[str, Metadata]]) -> list[Record | None]:
+    async def upsert(
+        self, actor: Actor, records: Sequence[NewRecord], also: Also[list[Upserted]] = nothing
+    ) -> list[Upserted]:
+        """Store each record, in the place of the one with its id if there is one: vector and metadata.
+
+        All in one durable transaction. A search or a listing meanwhile has the old or the new one of each,
+        never both and never neither. What is replaced becomes the youngest in order of insertion. "full"
+        where a new one finds no room. Raises as `insert`.
+        """
+        prepared = [_at(position, self._row, new) for position, new in enumerate(records)]
+
+        def act(connection: Connection) -> tuple[list[Upserted], list[int], dict[int, str]]:
+            outcomes, labels, replaced = rows.upsert(
+                connection, self._number, prepared, self._settings.capacity
+            )
+            counts: dict[str, object] = {"inserted": len(labels) - len(replaced), "replaced": len(replaced)}
+            self._audit(connection, actor, Event.SEARCH_UPSERT, counts)
+            also(connection, outcomes)
+            return outcomes, labels, replaced
+
+        def apply(committed: tuple[list[Upserted], list[int], dict[int, str]]) -> None:
+            outcomes, labels, replaced = committed
+            stored = [n for n, outcome in enumerate(outcomes) if outcome != "full"]
+            # All without a pause between: nobody sees one without the other.
+            self._reading.note(replaced)
+            self._add(labels, stored, records, prepared)
+            self._kill(list(replaced))
+
+        return (await self._write(act, apply))[0]
+
+    async def update(
+        self,
+        actor: Actor,
+        changes: Sequence[tuple[str, Metadata]],
+        also: Also[list[Record | None]] = nothing,
+    ) -> list[Record | None]:
         """Set the given metadata fields of each id, keeping the others; all or nothing, durable on return.
 
         The whole record after the change, None for an id that does not exist. Raises InvalidInput.
@@ -136,6 +177,7 @@ class OpenCollection:
             updated = rows.update(connection, self._number, encoded, limit)
             found = sum(change is not None for change in updated)
             self._audit(connection, actor, Event.SEARCH_UPDATE, {"updated": found})
+            also(connection, [change and change[1] for change in updated])
             return updated
 
         def apply(committed: list[tuple[int, Record] | None]) -> None:
@@ -147,7 +189,7 @@ class OpenCollection:
 
         return [change and change[1] for change in await self._write(act, apply)]
 
-    async def delete(self, actor: Actor, ids: Sequence[str]) -> list[bool]:
+    async def delete(self, actor: Actor, ids: Sequence[str], also: Also[list[bool]] = nothing) -> list[bool]:
         """Erase records and their vectors, durably; in no later answer on return. Whether each existed."""
         encoded = [_at(position, self._encoded_id, external) for position, external in enumerate(ids)]
 
@@ -155,6 +197,7 @@ class OpenCollection:
             labels = rows.delete(connection, self._number, encoded)
             found = sum(label is not None for label in labels)
             self._audit(connection, actor, Event.SEARCH_DELETE, {"deleted": found})
+            also(connection, [label is not None for label in labels])
             return labels
 
         def apply(committed: list[int | None]) -> None:
@@ -181,12 +224,26 @@ class OpenCollection:
 
     async def _delete_some(self, actor: Actor, wanted: Filter, labels: list[int]) -> int:
         def act(connection: Connection) -> list[int]:
-            gone = rows.delete_matching(connection, self._number, labels, partial(_matches, wanted))
+            gone = rows.delete_matching(connection, self._number, labels, partial(matches, wanted))
             self._audit(connection, actor, Event.SEARCH_DELETE, {"deleted": len(gone)})
             return gone
 
         gone = await self._write(act, self._kill)
         return len(gone)
+
+    def _add(
+        self, labels: list[int], stored: list[int], records: Sequence[NewRecord], prepared: list[rows.Row]
+    ) -> None:
+        """Take the records at the positions `stored` into RAM, under these labels."""
+        if not stored or self._removed:
+            return
+        joined = b"".join(prepared[n].vector for n in stored)
+        vectors = np.frombuffer(joined, np.float32).reshape(len(stored), self._collection.dim)
+        slot = self._segments.append(labels, [records[n].id for n in stored], vectors)
+        for offset, n in enumerate(stored):
+            new = records[n]
+            self._columns.set(labels[offset], slot + offset, Record(new.id, new.metadata))
+        self._segments.tend()
 
     def _kill(self, labels: list[int]) -> None:
         for label in labels:
@@ -202,10 +259,8 @@ class OpenCollection:
     async def vectors(self, ids: Sequence[str]) -> list[Vector | None]:
         """The vectors, float32 of shape (dim,) and length 1; None where there is none to search by."""
         encoded = [_at(position, self._encoded_id, external) for position, external in enumerate(ids)]
-        labels = await self._read(partial(rows.labels_of, number=self._number, external_ids=encoded))
-        view = self._segments.view()
-        slots = [None if label is None else view.slots(np.array([label])) for label in labels]
-        return [None if slot is None or not len(slot) else view.rows(slot)[0] for slot in slots]
+        found = await self._read(partial(rows.current, number=self._number, external_ids=encoded))
+        return [None if one is None else sound_vector(one[0], self._collection.dim) for one in found]
 
     async def search(
         self, vector: AnyVector, k: int, wanted: Filter | None = None, *, metadata: bool = True
@@ -227,34 +282,53 @@ class OpenCollection:
                 labels, distances = await self._segments.nearest_matching(
                     query, k, partial(self._columns.matching, wanted)
                 )
+            ids = self._segments.ids(labels)
+            hits = zip(ids, distances.tolist(), strict=True)
             if not metadata:
-                hits = zip(self._segments.ids(labels), distances.tolist(), strict=True)
                 return [Hit(external, distance, {}) for external, distance in hits]
-            found = await self._records(labels)
-            # Short of a hit that was deleted meanwhile: search again, unless deletions overtake every search.
+            found = await self._reading.records(labels)
+            if None not in found:
+                return [
+                    Hit(record.id, distance, record.metadata)
+                    for record, (_, distance) in zip(found, hits, strict=True)
+                    if record is not None
+                ]
+            # Short of a hit that was deleted or replaced meanwhile: search again, unless that overtakes
+            # every search.
             races += 1
-            if None not in found or races > _RACES:
-                break
-        return [
-            Hit(record.id, distance, record.metadata)
-            for record, distance in zip(found, distances.tolist(), strict=True)
-            if record is not None
-        ]
+            if races > _RACES:
+                return await self._as_now(ids, query, wanted)
+
+    async def _as_now(self, ids: Sequence[str], query: Vector, wanted: Filter | None) -> list[Hit]:
+        """Those of these records that exist and match, by their distances, all of one moment."""
+        encoded = [self._encoded_id(external) for external in ids]
+        hits = []
+        for found in await self._read(partial(rows.current, number=self._number, external_ids=encoded)):
+            vector = found and sound_vector(found[0], self._collection.dim)
+            if found is None or vector is None or not (wanted is None or matches(wanted, found[1])):
+                continue
+            distance = float(exact.distances(vector[np.newaxis], query)[0])
+            hits.append(Hit(found[1].id, distance, found[1].metadata))
+        return sorted(hits, key=lambda hit: hit.distance)
 
     async def sample(self, count: int, wanted: Filter | None, rng: np.random.Generator) -> list[Record]:
         """`count` different records that match (all, if there are fewer), drawn at random."""
         exact.check_k(count)
-        labels = await self._matching(wanted)
-        return await self._present(rng.choice(labels, min(count, len(labels)), replace=False))
+        with self._reading.following() as replaced:
+            labels = await self._matching(wanted)
+            chosen = rng.choice(labels, min(count, len(labels)), replace=False)
+            return await self._reading.present(chosen, replaced, wanted)
 
     async def page(self, page: int, size: int) -> tuple[list[Record], bool]:
         """Page 1, 2, ... of `size` records in order of insertion, and whether another one follows."""
         _check_size(size)
         if not 1 <= page <= self._settings.capacity:
             raise InvalidInput("page: an integer from 1 on is needed")
-        labels = await self._matching(None)
-        first = (page - 1) * size
-        return await self._present(labels[first : first + size]), first + size < len(labels)
+        with self._reading.following() as replaced:
+            labels = await self._matching(None)
+            first = (page - 1) * size
+            records = await self._reading.present(labels[first : first + size], replaced)
+        return records, first + size < len(labels)
 
     async def after(
         self, label: int, size: int, wanted: Filter | None = None
@@ -265,15 +339,17 @@ class OpenCollection:
         written; one that is replaced meanwhile may come a second time, as it is then.
         """
         _check_size(size)
-        labels = await self._matching(wanted)
-        first = int(np.searchsorted(labels, label, side="right"))
-        page = labels[first : first + size]
-        following = int(page[-1]) if first + size < len(labels) else None
-        return await self._present(page), following
+        with self._reading.following() as replaced:
+            labels = await self._matching(wanted)
+            first = int(np.searchsorted(labels, label, side="right"))
+            page = labels[first : first + size]
+            records = await self._reading.present(page, replaced, wanted)
+        return records, int(page[-1]) if first + size < len(labels) else None
 
     async def all(self, wanted: Filter | None = None) -> list[Record]:
         """Every record that matches, in order of insertion."""
-        return await self._present(await self._matching(wanted))
+        with self._reading.following() as replaced:
+            return await self._reading.present(await self._matching(wanted), replaced, wanted)
 
     async def seal(self) -> None:
         """Build a graph over every record now instead of when the exact tail has grown; see `[search]`."""
@@ -344,17 +420,6 @@ class OpenCollection:
         mask = await self._scans.run(matching.bytes, matching.mask)
         return view.labels[mask & view.alive]
 
-    async def _records(self, labels: Positions) -> list[Record | None]:
-        """In the order of the labels, None for one that was deleted meanwhile."""
-        found: list[Record | None] = []
-        for low in range(0, len(labels), _RECORDS_PAGE):
-            part = labels[low : low + _RECORDS_PAGE].tolist()
-            found += await self._read(partial(rows.records_by_label, number=self._number, labels=part))
-        return found
-
-    async def _present(self, labels: Positions) -> list[Record]:
-        return [found for found in await self._records(labels) if found is not None]
-
     def _moved(self, old_slots: Positions) -> None:
         self._columns.move(old_slots)
 
@@ -362,10 +427,6 @@ class OpenCollection:
 def _check_size(size: int) -> None:
     if not 1 <= size <= MAX_PAGE:
         raise InvalidInput(f"size: an integer from 1 to {MAX_PAGE} is needed")
-
-
-def _matches(wanted: Filter, record: Record) -> bool:
-    return wanted.matches({**record.metadata, ID_FIELD: record.id})
 
 
 def _at(position: int, check: Callable[[A], T], given: A) -> T:

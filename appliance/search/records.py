@@ -18,6 +18,7 @@ Vector = npt.NDArray[np.float32]
 AnyVector = npt.NDArray[np.floating[Any]]
 """What callers hand in: any float type and any length but zero; it is normalised to a `Vector`."""
 Inserted = Literal["inserted", "duplicate", "full"]
+Upserted = Literal["inserted", "replaced", "full"]
 
 MAX_DIM = 4096
 MAX_METADATA_DEPTH = 32

@@ -13,6 +13,7 @@ from appliance.search.records import (
     Inserted,
     Metadata,
     Record,
+    Upserted,
     decode_metadata,
     encode_metadata,
 )
@@ -92,6 +93,7 @@ def erase_some(connection: Connection, number: int, limit: int) -> bool:
     )
     if connection.changes() == limit:
         return False
+    connection.execute("DELETE FROM search_replies WHERE collection = ?", (number,))
     connection.execute("DELETE FROM collections WHERE number = ?", (number,))
     return True
 
@@ -119,6 +121,37 @@ def insert(
             "UPDATE collections SET next_label = ?, count = ? WHERE number = ?", (label, count, number)
         )
     return outcomes, labels
+
+
+def upsert(
+    connection: Connection, number: int, rows: Sequence[Row], capacity: int
+) -> tuple[list[Upserted], list[int], dict[int, str]]:
+    """Store each row in the place of the one with its id, or as a new one while there is room.
+
+    An outcome for each, a label for each that was stored, and of those replaced the label and the id. What
+    is replaced comes last in order of insertion: its label is new, as labels stand for one vector.
+    """
+    label, count = _counters(connection, number)
+    outcomes: list[Upserted] = []
+    labels: list[int] = []
+    replaced: dict[int, str] = {}
+    for row in rows:
+        key = _key_of(connection, number, row.external_id)
+        if label >= 1 << _LABEL_BITS or (key is None and count >= capacity):
+            outcomes.append("full")
+            continue
+        if key is not None:
+            connection.execute("DELETE FROM records WHERE key = ?", (key,))
+            replaced[_label(key)] = row.external_id.decode()
+        _store(connection, number, label, row)
+        outcomes.append("inserted" if key is None else "replaced")
+        labels.append(label)
+        label += 1
+        count += key is None
+    connection.execute(
+        "UPDATE collections SET next_label = ?, count = ? WHERE number = ?", (label, count, number)
+    )
+    return outcomes, labels, replaced
 
 
 def update(
@@ -173,6 +206,18 @@ def delete_matching(
 def labels_of(connection: Connection, number: int, external_ids: Iterable[bytes]) -> list[int | None]:
     keys = [_key_of(connection, number, external_id) for external_id in external_ids]
     return [None if key is None else _label(key) for key in keys]
+
+
+def current(
+    connection: Connection, number: int, external_ids: Iterable[bytes]
+) -> list[tuple[bytes, Record] | None]:
+    """Vector and record of each id, of one moment; None where it does not exist."""
+    query = "SELECT vector, metadata FROM records WHERE collection = ? AND external_id = ?"
+    found: list[tuple[bytes, Record] | None] = []
+    for external_id in external_ids:
+        row = connection.execute(query, (number, external_id)).fetchone()
+        found.append(row and (row[0], Record(external_id.decode(), decode_metadata(row[1]))))
+    return found
 
 
 def records_by_id(connection: Connection, number: int, external_ids: Iterable[bytes]) -> list[Record | None]:

@@ -104,6 +104,8 @@ def test_examples_of_the_wire_are_as_described(served: Served, tenant: Tenant) -
         ("/similarity/photos/v2/visualRankRecords", {"query_record": {"_id": "a"}, "records": records}),
         ("/similarity/photos/v2/nearDuplicates", {"query_record": {"_id": "a"}, "max_distance": 2}),
         ("/similarity/photos/v2/nearDuplicates", {}),
+        ("/similarity/photos/v2/upsert", {"records": records[:1]}),
+        ("/similarity/photos/v2/visualKNN", {"records": [{"_id": "a"}, {"_id": "z"}, *records]}),
         ("/similarity/photos/v2/deleteByFilter", {"filter": {"n": 7}}),
         ("/similarity/photos/v2/random", {"count": 1}),
         ("/similarity/photos/v2/allRecords", {}),

@@ -120,6 +120,19 @@ class Machine(RuleBasedStateMachine):
         new = [NewRecord(name, POOL[direction] * length, given) for name, direction, length, given in records]
         assert self.run(self.opened.insert(ACTOR, new)) == expected
 
+    @rule(records=st.lists(st.tuples(names, directions, lengths, metadata), min_size=1, max_size=8))
+    def upsert(self, records: list[tuple[str, int, float, dict[str, object]]]) -> None:
+        expected = []
+        for name, direction, _, given in records:
+            replaced = self.model.pop(name, None) is not None
+            if not replaced and len(self.model) >= self.search_settings.capacity:
+                expected.append("full")
+                continue
+            expected.append("replaced" if replaced else "inserted")
+            self.model[name] = Kept(direction, dict(given))
+        new = [NewRecord(name, POOL[direction] * length, given) for name, direction, length, given in records]
+        assert self.run(self.opened.upsert(ACTOR, new)) == expected
+
     @rule(changes=st.lists(st.tuples(names, metadata), max_size=4))
     def update(self, changes: list[tuple[str, dict[str, object]]]) -> None:
         expected: list[Record | None] = []

@@ -23,11 +23,8 @@ async def things(tmp_path: Path) -> AsyncIterator[Shelf]:
 
 
 def parts(count: int) -> list[NewRecord]:
-    rng = np.random.default_rng(3)
-    return [
-        NewRecord(one.id, one.vector, {"part": n % 2})
-        for n, one in enumerate(numbered(unit(rng, count, DIM)))
-    ]
+    vectors = unit(np.random.default_rng(3), count, DIM)
+    return [NewRecord(f"r{n}", vector, {"part": n % 2}) for n, vector in enumerate(vectors)]
 
 
 async def test_what_matches_goes_in_steps_that_are_each_durable_and_audited(tmp_path: Path) -> None:
