@@ -23,6 +23,8 @@ class Event(StrEnum):
     AGREEMENT_ACCEPT = "agreement.accept"
     AGREEMENT_REVOKE = "agreement.revoke"
     COLLECTION_ADD = "collection.add"
+    COLLECTION_RENAME = "collection.rename"
+    COLLECTION_EMPTY = "collection.empty"
     COLLECTION_REMOVE = "collection.remove"
     SEARCH_INSERT = "search.insert"
     SEARCH_UPSERT = "search.upsert"

@@ -1,4 +1,4 @@
-"""`/appliance/v1`: customers, tokens, collections and bundles, as REST.
+"""`/appliance/v1`: customers, tokens and bundles, as REST.
 
 A customer's token with the scope `admin` manages what is its own; an operator manages everything and names
 the customer, in the body or the query.
@@ -21,7 +21,6 @@ from appliance.recognition.bundles import Bundle, Bundles
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
 from appliance.search.collections import Collections
-from appliance.search.records import Collection, CollectionId
 
 
 class NewCustomer(msgspec.Struct, forbid_unknown_fields=True):
@@ -36,11 +35,6 @@ class NewToken(msgspec.Struct, forbid_unknown_fields=True):
 
 class Rotation(msgspec.Struct, forbid_unknown_fields=True):
     overlap_seconds: int = 86400
-
-
-class NewCollection(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
-    customer: str | None = None
 
 
 class Management:
@@ -92,7 +86,7 @@ class Management:
 
     async def add_token(self, call: Call) -> Answer:
         asked = call.document(NewToken)
-        owner = _named(call.owner(asked.customer))
+        owner = named(call.owner(asked.customer))
         scopes = None if asked.scopes is None else parse_scopes(asked.scopes)
         issued = await self._tokens.add(call.actor, owner, scopes, _milliseconds(asked.expires_at))
         return Answer(_issued(issued), 201)
@@ -112,26 +106,6 @@ class Management:
     async def revoke_token(self, call: Call) -> Answer:
         owner = call.owner(call.query.get("customer"))
         await self._tokens.revoke(call.actor, owner, call.parameters["id"])
-        return Answer(status=204)
-
-    async def add_collection(self, call: Call) -> Answer:
-        asked = call.document(NewCollection)
-        owner = _named(call.owner(asked.customer))
-        backbone = self._bundles.backbone()
-        pin, dim = f"{backbone.name}@{backbone.version}", backbone.outputs["embedding"][-1]
-        return Answer(_collection(await self._collections.add(call.actor, owner, asked.name, pin, dim)), 201)
-
-    async def list_collections(self, call: Call) -> Answer:
-        collections = await self._collections.list(await call.listed(self._customers))
-        return Answer({"collections": [_collection(collection) for collection in collections]})
-
-    async def get_collection(self, call: Call) -> Answer:
-        asked = CollectionId(call.parameters["id"])
-        return Answer(_collection(await self._collections.get(call.principal.customer, asked)))
-
-    async def remove_collection(self, call: Call) -> Answer:
-        asked = CollectionId(call.parameters["id"])
-        await self._collections.remove(call.actor, call.principal.customer, asked)
         return Answer(status=204)
 
     async def install_bundle(self, call: Call) -> Answer:
@@ -183,7 +157,7 @@ class Management:
 
     async def webhook_secret(self, call: Call) -> Answer:
         """What a customer verifies the signatures of its webhooks with."""
-        owner = _named(call.owner(call.query.get("customer")))
+        owner = named(call.owner(call.query.get("customer")))
         await self._customers.get(owner)
         return Answer({"customer": owner, "secret": self._webhooks.secret(owner)})
 
@@ -191,7 +165,8 @@ class Management:
         return Answer(await self._status())
 
 
-def _named(owner: CustomerId | None) -> CustomerId:
+def named(owner: CustomerId | None) -> CustomerId:
+    """The customer whom a call is about. Raises InvalidInput where an operator names none."""
     if owner is None:
         raise InvalidInput("customer: an operator names the customer")
     return owner
@@ -226,18 +201,6 @@ def _token(token: Token) -> dict[str, object]:
         "created_at": moment(token.created_at),
         "expires_at": moment(token.expires_at),
         "revoked_at": moment(token.revoked_at),
-    }
-
-
-def _collection(collection: Collection) -> dict[str, object]:
-    return {
-        "id": collection.id,
-        "customer": collection.customer,
-        "name": collection.name,
-        "backbone": collection.backbone,
-        "dim": collection.dim,
-        "created_at": moment(collection.created_at),
-        "count": collection.count,
     }
 
 

@@ -19,6 +19,7 @@ from appliance.api.asynchronous import PATH as REQUEST
 from appliance.api.asynchronous import Asynchronous
 from appliance.api.backups import Backups
 from appliance.api.call import Call
+from appliance.api.collections import Collections
 from appliance.api.colours import Colours
 from appliance.api.datasets import Datasets
 from appliance.api.files import Files
@@ -260,18 +261,50 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "POST",
         f"{_V1}/collections",
-        Management.add_collection,
+        Collections.add,
         _ADMIN,
         Event.COLLECTION_ADD,
         Form.FIELDS,
         MANAGED,
     ),
-    Route("GET", f"{_V1}/collections", Management.list_collections, _ADMIN, READ, surfaces=MANAGED),
-    Route("GET", f"{_V1}/collections/{{id}}", Management.get_collection, _ADMIN, READ, surfaces=MANAGED),
+    Route("GET", f"{_V1}/collections", Collections.list, _ADMIN, READ, surfaces=MANAGED),
+    Route(
+        "GET",
+        f"{_V1}/collections/{{id}}",
+        Collections.get,
+        _ADMIN,
+        READ,
+        surfaces=MANAGED,
+    ),
+    Route(
+        "PATCH",
+        f"{_V1}/collections/{{id}}",
+        Collections.rename,
+        _ADMIN,
+        Event.COLLECTION_RENAME,
+        Form.FIELDS,
+        MANAGED,
+    ),
+    Route(
+        "POST",
+        f"{_V1}/collections/{{id}}/empty",
+        Collections.empty,
+        _ADMIN,
+        Event.COLLECTION_EMPTY,
+        surfaces=MANAGED,
+    ),
+    Route(
+        "GET",
+        f"{_V1}/collections/{{id}}/stats",
+        Collections.stats,
+        _ADMIN,
+        READ,
+        surfaces=MANAGED,
+    ),
     Route(
         "DELETE",
         f"{_V1}/collections/{{id}}",
-        Management.remove_collection,
+        Collections.remove,
         _ADMIN,
         Event.COLLECTION_REMOVE,
         surfaces=MANAGED,

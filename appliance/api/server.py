@@ -19,6 +19,7 @@ from appliance.api.asynchronous import Asynchronous
 from appliance.api.backups import Backups
 from appliance.api.body import Bodies
 from appliance.api.call import Measures
+from appliance.api.collections import Collections
 from appliance.api.colours import Colours
 from appliance.api.connections import Door, HttpServer
 from appliance.api.datasets import Datasets
@@ -111,6 +112,7 @@ class Server:
                 webhooks=parts.webhooks,
                 status=parts.status,
             ),
+            Collections(parts.customers, parts.collections, parts.bundles),
             Oversight(parts.customers, parts.agreements, parts.audit),
             KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),

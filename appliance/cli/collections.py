@@ -2,7 +2,7 @@
 
 import argparse
 
-from appliance.cli.client import Operator, client
+from appliance.cli.client import Operator, client, segment
 from appliance.cli.output import Output, table
 from appliance.cli.words import Words
 
@@ -15,6 +15,11 @@ def add(words: Words) -> None:
     adding.add_argument("name")
     listing = collections.verb("list", client(_list), "collections with their record counts")
     listing.add_argument("customer", nargs="?", help="id or name; default: of all")
+    renaming = collections.verb("rename", client(_rename), "give a collection another name")
+    renaming.add_argument("id")
+    renaming.add_argument("name")
+    emptying = collections.verb("empty", client(_empty), "erase all records of a collection, which stays")
+    emptying.add_argument("id")
     removing = collections.verb("remove", client(_remove), "erase a collection and its records")
     removing.add_argument("id")
 
@@ -28,6 +33,17 @@ async def _add(operator: Operator, arguments: argparse.Namespace) -> Output:
 async def _list(operator: Operator, arguments: argparse.Namespace) -> Output:
     answer = await operator.call("GET", "/collections", query=await operator.of_customer(arguments.customer))
     return Output(answer, table(answer["collections"], "id", "customer", "name", "count", "backbone"))
+
+
+async def _rename(operator: Operator, arguments: argparse.Namespace) -> Output:
+    path = f"/collections/{segment(arguments.id, 'collection')}"
+    renamed = await operator.call("PATCH", path, body={"name": arguments.name})
+    return Output(renamed, f"collection {arguments.id} is called {renamed['name']}")
+
+
+async def _empty(operator: Operator, arguments: argparse.Namespace) -> Output:
+    emptied = await operator.call("POST", f"/collections/{segment(arguments.id, 'collection')}/empty")
+    return Output(emptied, f"collection {arguments.id} is empty")
 
 
 async def _remove(operator: Operator, arguments: argparse.Namespace) -> Output:

@@ -1,6 +1,7 @@
 """Collections: the door to visual search. The ledger is the truth; what is open is a faster copy of it."""
 
 import asyncio
+import dataclasses
 import logging
 import uuid
 from collections.abc import Callable, Iterable
@@ -71,6 +72,8 @@ class Collections:
         self._loading: dict[CollectionId, asyncio.Task[OpenCollection]] = {}
         self._erasing: set[asyncio.Task[None]] = set()
         self._removed: set[CollectionId] = set()
+        self._stale: set[CollectionId] = set()
+        """Those that were renamed or emptied while they were loaded."""
         self._opened = Gauge("appliance_search_open", "Collections in memory", registry=registry)
         self._damaged = Counter(
             "appliance_search_damaged_records", "Records loaded without a sound vector", registry=registry
@@ -127,6 +130,61 @@ class Collections:
         """Raises NotFound when it does not exist or is another customer's (None: anybody's)."""
         return (await self._ledger.read(partial(rows.find_collection, customer=customer, id=collection)))[1]
 
+    async def rename(
+        self, actor: Actor, customer: CustomerId | None, collection: CollectionId, name: str
+    ) -> Collection:
+        """Give a collection another name, durably and audited.
+
+        Raises NotFound as `get`, InvalidInput for the name, Conflict when its customer has one of this name.
+        """
+        checked = check_name(name)
+
+        def act(connection: Connection) -> Collection:
+            number, found = rows.find_collection(connection, customer, collection)
+            rows.rename_collection(connection, number, found.customer, checked)
+            now = int(self._clock() * 1000)
+            record(connection, now, actor, Event.COLLECTION_RENAME, found.customer, collection)
+            return dataclasses.replace(found, name=checked)
+
+        def apply(_renamed: Collection) -> None:
+            if collection in self._open:
+                self._open[collection].rename(checked)
+            self._stale.add(collection)
+
+        return await self._ledger.write(act, then=apply)
+
+    async def empty(self, actor: Actor, customer: CustomerId | None, collection: CollectionId) -> Collection:
+        """Erase all records of a collection, which keeps its id, name and backbone; the empty collection.
+
+        They are gone for every caller, all at once, when this is durable; it returns when the last row is
+        erased, and an erasure that is interrupted goes on at the next start. Calls that are under way on the
+        old records fail with NotFound. Raises NotFound as `get`.
+        """
+        tombstone = CollectionId(str(uuid.uuid4()))
+
+        def act(connection: Connection) -> int:
+            number, found = rows.find_collection(connection, customer, collection)
+            rows.renew_collection(connection, number, found, tombstone)
+            now = int(self._clock() * 1000)
+            details: dict[str, object] = {"records": found.count}
+            record(connection, now, actor, Event.COLLECTION_EMPTY, found.customer, collection, details)
+            return number
+
+        old: list[OpenCollection] = []
+
+        def apply(_number: int) -> None:
+            self._stale.add(collection)
+            if (opened := self._open.pop(collection, None)) is not None:
+                opened.mark_removed()
+                self._opened.dec()
+                old.append(opened)
+
+        number = await self._ledger.write(act, then=apply)
+        for opened in old:
+            await opened.close()
+        await asyncio.shield(self._start_erasing(number))
+        return await self.get(customer, collection)
+
     async def remove(self, actor: Actor, customer: CustomerId | None, collection: CollectionId) -> None:
         """Erase a collection with all records and vectors.
 
@@ -175,32 +233,41 @@ class Collections:
 
     async def _load(self, identifier: CollectionId) -> OpenCollection:
         try:
-            number, collection = await self._ledger.read(
-                partial(rows.find_collection, customer=None, id=identifier)
-            )
-            opened = OpenCollection(
-                number,
-                collection,
-                ledger=self._ledger,
-                settings=self._settings,
-                clock=self._clock,
-                graphs=self._graphs,
-                scans=self._scans,
-            )
-            opened.reserve(collection.count)
-            last = -1
-            read = partial(load_page, number=number, dim=collection.dim)
-            while (page := await self._ledger.read(partial(read, after=last))).last >= 0:
-                opened.adopt(page)
-                last = page.last
-                self._report(identifier, page.damaged)
-            if identifier in self._removed:
-                raise NotFound("no such collection")
+            while True:
+                self._stale.discard(identifier)
+                opened = await self._read(identifier)
+                if identifier in self._removed:
+                    raise NotFound("no such collection")
+                if identifier not in self._stale:
+                    break
+                await opened.close()
             self._open[identifier] = opened
             self._opened.inc()
             return opened
         finally:
             del self._loading[identifier]
+
+    async def _read(self, identifier: CollectionId) -> OpenCollection:
+        number, collection = await self._ledger.read(
+            partial(rows.find_collection, customer=None, id=identifier)
+        )
+        opened = OpenCollection(
+            number,
+            collection,
+            ledger=self._ledger,
+            settings=self._settings,
+            clock=self._clock,
+            graphs=self._graphs,
+            scans=self._scans,
+        )
+        opened.reserve(collection.count)
+        last = -1
+        read = partial(load_page, number=number, dim=collection.dim)
+        while (page := await self._ledger.read(partial(read, after=last))).last >= 0:
+            opened.adopt(page)
+            last = page.last
+            self._report(identifier, page.damaged)
+        return opened
 
     def _report(self, identifier: CollectionId, damaged: Iterable[int]) -> None:
         for label in damaged:

@@ -96,6 +96,15 @@ class OpenCollection:
         """Records whose stored vector is no vector of this collection."""
         return len(self._damaged)
 
+    @property
+    def graphed(self) -> int | None:
+        """How many records the graph in use knows; None while there is none and every search is exact."""
+        return self._segments.known
+
+    def rename(self, name: str) -> None:
+        """Follow the ledger, where the collection has this name now."""
+        self._collection = dataclasses.replace(self._collection, name=name)
+
     def check(self, new: NewRecord) -> None:
         """Raise the InvalidInput that `insert` would raise for this record."""
         self._row(new)

@@ -35,20 +35,8 @@ def add_collection(connection: Connection, collection: Collection) -> None:
     """Raises NotFound for the customer, Conflict when it has a collection of this name."""
     if not connection.execute("SELECT 1 FROM customers WHERE id = ?", (collection.customer,)).get:
         raise NotFound("no such customer")
-    taken = "SELECT 1 FROM collections WHERE customer = ? AND name = ? AND NOT removed"
-    if connection.execute(taken, (collection.customer, collection.name)).get:
-        raise Conflict("a collection of this name exists already")
-    connection.execute(
-        "INSERT INTO collections (id, customer, name, backbone, dim, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-        (
-            collection.id,
-            collection.customer,
-            collection.name,
-            collection.backbone,
-            collection.dim,
-            collection.created_at,
-        ),
-    )
+    _check_free(connection, collection.customer, collection.name)
+    _add(connection, collection)
 
 
 def list_collections(connection: Connection, customer: CustomerId | None) -> list[Collection]:
@@ -74,6 +62,20 @@ def find_collection(
     if row is None or (customer is not None and row[2] != customer):
         raise NotFound("no such collection")
     return row[0], _collection(row)
+
+
+def rename_collection(connection: Connection, number: int, customer: CustomerId, name: str) -> None:
+    """Raises Conflict when the customer has another collection of this name."""
+    _check_free(connection, customer, name, besides=number)
+    connection.execute("UPDATE collections SET name = ? WHERE number = ?", (name, number))
+
+
+def renew_collection(
+    connection: Connection, number: int, collection: Collection, tombstone: CollectionId
+) -> None:
+    """Put an empty one in the place of a collection, which goes by `tombstone` until it is erased."""
+    connection.execute("UPDATE collections SET id = ?, removed = 1 WHERE number = ?", (tombstone, number))
+    _add(connection, collection)
 
 
 def mark_removed(connection: Connection, number: int) -> None:
@@ -263,6 +265,26 @@ def load_records(connection: Connection, number: int, after: int, limit: int) ->
         (label, Record(external_id.decode(), decode_metadata(metadata)))
         for label, external_id, metadata in rows
     ]
+
+
+def _check_free(connection: Connection, customer: CustomerId, name: str, besides: int = 0) -> None:
+    taken = "SELECT 1 FROM collections WHERE customer = ? AND name = ? AND NOT removed AND number != ?"
+    if connection.execute(taken, (customer, name, besides)).get:
+        raise Conflict("a collection of this name exists already")
+
+
+def _add(connection: Connection, collection: Collection) -> None:
+    connection.execute(
+        "INSERT INTO collections (id, customer, name, backbone, dim, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            collection.id,
+            collection.customer,
+            collection.name,
+            collection.backbone,
+            collection.dim,
+            collection.created_at,
+        ),
+    )
 
 
 def _counters(connection: Connection, number: int) -> tuple[int, int]:

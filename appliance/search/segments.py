@@ -100,6 +100,11 @@ class Segments:
         """The graph in use."""
         return self._sealed
 
+    @property
+    def known(self) -> int | None:
+        """How many living records the graph in use knows, None while there is none."""
+        return None if self._sealed is None else self._sealed.size - self._sealed_dead
+
     def view(self) -> View:
         """The vectors as they are now."""
         return self._vectors.view()

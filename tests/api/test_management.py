@@ -12,6 +12,7 @@ from appliance.accounts.audit import Event
 from appliance.accounts.tokens import Scope
 from tests import images
 from tests.serving import DIM, Reply, Served, Tenant
+from tests.shop import Shop, code, ids, record
 
 V1 = "/appliance/v1"
 
@@ -201,3 +202,55 @@ def test_ids_that_do_not_exist(served: Served) -> None:
 
 def test_status(served: Served) -> None:
     assert operate(served, "GET", "/status") == {"state": "ready"}
+
+
+def test_a_collection_is_renamed(served: Served) -> None:
+    tenant = served.tenant(unique())
+    path = f"/collections/{tenant.collection}"
+    before = admin(served, tenant, "GET", path).document
+    renamed = admin(served, tenant, "PATCH", path, {"name": " Shoes "})
+    assert renamed.document == before | {"name": "Shoes"}
+    assert admin(served, tenant, "GET", path).document == renamed.document
+    assert admin(served, tenant, "PATCH", path, {"name": "Shoes"}).status == 200
+    admin(served, tenant, "POST", "/collections", {"name": "photos"})
+    assert admin(served, tenant, "PATCH", path, {"name": "photos"}).status == 409
+    for bad in ({"name": ""}, {"name": 5}, {}, {"name": "x", "dim": 5}):
+        assert admin(served, tenant, "PATCH", path, bad).status == 400
+    stranger = served.tenant(unique())
+    assert admin(served, stranger, "PATCH", path, {"name": "mine"}).status == 404
+    assert operate(served, "PATCH", path, {"name": "Boots"})["name"] == "Boots"
+    rows = [row for row in served.audited(tenant) if row.event is Event.COLLECTION_RENAME]
+    assert [row.subject for row in rows] == [tenant.collection] * 3
+    assert "Shoes" not in str(rows)
+
+
+def test_a_collection_is_emptied_and_goes_on(served: Served) -> None:
+    tenant = served.tenant(unique())
+    shop = Shop(served, tenant, tenant.collection)
+    path = f"/collections/{tenant.collection}"
+    shop.insert(*(record(str(n), n, part=n % 2) for n in range(10)))
+    assert shop.post("allRecords", {"filter": {"part": 1}})["answer_count"] == 5
+    before = admin(served, tenant, "GET", path).document
+    assert before["count"] == 10
+    stranger = served.tenant(unique())
+    assert admin(served, stranger, "POST", f"{path}/empty").status == 404
+    emptied = admin(served, tenant, "POST", f"{path}/empty")
+    assert emptied.status == 200
+    assert emptied.document == before | {"count": 0}
+    assert shop.stored() == []
+    assert admin(served, tenant, "GET", "/collections").document["collections"] == [emptied.document]
+    assert code(shop.insert(record("0", 0))) == 210
+    assert ids(shop.post("visualKNN", {"query_record": {"_id": "0"}})) == ["0"]
+    (row,) = [row for row in served.audited(tenant) if row.event is Event.COLLECTION_EMPTY]
+    assert (row.subject, row.details) == (tenant.collection, {"records": 10})
+
+
+def test_a_collection_tells_how_it_is_searched(served: Served) -> None:
+    tenant = served.tenant(unique())
+    path = f"/collections/{tenant.collection}/stats"
+    usual = {"dim": DIM, "backbone": "colours@1", "damaged": 0}
+    nothing = {"graph": False, "graph_records": 0, "graph_share": 0.0}
+    assert admin(served, tenant, "GET", path).document == usual | nothing | {"count": 0}
+    Shop(served, tenant, tenant.collection).insert(record("a"))
+    assert operate(served, "GET", path) == usual | nothing | {"count": 1}
+    assert admin(served, served.tenant(unique()), "GET", path).status == 404

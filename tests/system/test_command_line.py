@@ -86,6 +86,9 @@ def test_customers_tokens_and_collections(state: DemoState) -> None:
     assert (
         rows(state.ask("collection", "list", customer["id"]), "collections")[collection["id"]]["count"] == 0
     )
+    assert state.ask("collection", "rename", collection["id"], "Boots")["name"] == "Boots"
+    assert state.ask("collection", "empty", collection["id"])["id"] == collection["id"]
+    assert refusal(state, "collection", "empty", "nothing") == (1, "not_found")
     state.ask("collection", "remove", collection["id"])
     assert state.ask("collection", "list", customer["id"])["collections"] == []
     assert refusal(state, "collection", "remove", collection["id"]) == (1, "not_found")

@@ -1,0 +1,90 @@
+"""`/appliance/v1/collections`: what search is about, as REST."""
+
+import msgspec
+
+from appliance.accounts.customers import Customers
+from appliance.api.answers import Answer, moment
+from appliance.api.call import Call
+from appliance.api.management import named
+from appliance.recognition.bundles import Bundles
+from appliance.search.collections import Collections as Shelf
+from appliance.search.records import Collection, CollectionId
+
+
+class NewCollection(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    customer: str | None = None
+
+
+class Renamed(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+
+
+class Collections:
+    """The handlers of `/appliance/v1/collections`."""
+
+    def __init__(self, customers: Customers, collections: Shelf, bundles: Bundles) -> None:
+        self._customers = customers
+        self._collections = collections
+        self._bundles = bundles
+
+    async def add(self, call: Call) -> Answer:
+        asked = call.document(NewCollection)
+        owner = named(call.owner(asked.customer))
+        backbone = self._bundles.backbone()
+        pin, dim = f"{backbone.name}@{backbone.version}", backbone.outputs["embedding"][-1]
+        return Answer(_collection(await self._collections.add(call.actor, owner, asked.name, pin, dim)), 201)
+
+    async def list(self, call: Call) -> Answer:
+        collections = await self._collections.list(await call.listed(self._customers))
+        return Answer({"collections": [_collection(collection) for collection in collections]})
+
+    async def get(self, call: Call) -> Answer:
+        return Answer(_collection(await self._collections.get(call.principal.customer, _asked(call))))
+
+    async def rename(self, call: Call) -> Answer:
+        name = call.document(Renamed).name
+        owner = call.principal.customer
+        return Answer(_collection(await self._collections.rename(call.actor, owner, _asked(call), name)))
+
+    async def empty(self, call: Call) -> Answer:
+        """All records go; id, name and backbone stay."""
+        return Answer(
+            _collection(await self._collections.empty(call.actor, call.principal.customer, _asked(call)))
+        )
+
+    async def remove(self, call: Call) -> Answer:
+        await self._collections.remove(call.actor, call.principal.customer, _asked(call))
+        return Answer(status=204)
+
+    async def stats(self, call: Call) -> Answer:
+        """What is in a collection and how it is searched; loads it if it is not in memory."""
+        opened = await self._collections.open(call.principal.customer, _asked(call))
+        searchable, graphed = opened.count - opened.damaged, opened.graphed
+        return Answer(
+            {
+                "count": opened.count,
+                "damaged": opened.damaged,
+                "dim": opened.collection.dim,
+                "backbone": opened.collection.backbone,
+                "graph": graphed is not None,
+                "graph_records": graphed or 0,
+                "graph_share": round(graphed / searchable, 4) if graphed and searchable else 0.0,
+            }
+        )
+
+
+def _asked(call: Call) -> CollectionId:
+    return CollectionId(call.parameters["id"])
+
+
+def _collection(collection: Collection) -> dict[str, object]:
+    return {
+        "id": collection.id,
+        "customer": collection.customer,
+        "name": collection.name,
+        "backbone": collection.backbone,
+        "dim": collection.dim,
+        "created_at": moment(collection.created_at),
+        "count": collection.count,
+    }
