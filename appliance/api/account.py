@@ -34,8 +34,10 @@ _DETECTION = _Service(
     _INFER, lambda bundles: any(bundle.kind == "detector" for bundle in bundles.list()), trains=True
 )
 _COLOURS = _Service(_INFER, lambda _: True)
+_SEARCHING = frozenset({Scope.SEARCH_READ, Scope.SEARCH_WRITE})
+_MATCHING = _Service(_SEARCHING, lambda _: True)  # hashes need no bundle
 _SEARCH = _Service(
-    frozenset({Scope.SEARCH_READ, Scope.SEARCH_WRITE}),
+    _SEARCHING,
     lambda bundles: any(bundle.kind == "backbone" for bundle in bundles.list()),
 )
 
@@ -58,6 +60,7 @@ _SERVICES = {
     "product-similarity": _SEARCH,
     "custom-similarity": _SEARCH,
     "visual-search": _SEARCH,
+    "image-matching": _MATCHING,
 }
 
 

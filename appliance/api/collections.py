@@ -6,6 +6,7 @@ from appliance.accounts.customers import Customers
 from appliance.api.answers import Answer, moment
 from appliance.api.call import Call
 from appliance.api.management import named
+from appliance.recognition import hashing
 from appliance.recognition.bundles import Bundles
 from appliance.search.collections import Collections as Shelf
 from appliance.search.records import Collection, CollectionId
@@ -14,6 +15,7 @@ from appliance.search.records import Collection, CollectionId
 class NewCollection(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     customer: str | None = None
+    backbone: str | None = None
 
 
 class Renamed(msgspec.Struct, forbid_unknown_fields=True):
@@ -31,8 +33,7 @@ class Collections:
     async def add(self, call: Call) -> Answer:
         asked = call.document(NewCollection)
         owner = named(call.owner(asked.customer))
-        backbone = self._bundles.backbone()
-        pin, dim = f"{backbone.name}@{backbone.version}", backbone.outputs["embedding"][-1]
+        pin, dim = self._pin(asked.backbone)
         return Answer(_collection(await self._collections.add(call.actor, owner, asked.name, pin, dim)), 201)
 
     async def list(self, call: Call) -> Answer:
@@ -72,6 +73,13 @@ class Collections:
                 "graph_share": round(graphed / searchable, 4) if graphed and searchable else 0.0,
             }
         )
+
+    def _pin(self, wanted: str | None) -> tuple[str, int]:
+        """What makes the vectors of a new collection, and how wide they are."""
+        if wanted in {"phash", hashing.PIN}:
+            return hashing.PIN, hashing.BITS
+        backbone = self._bundles.backbone(wanted)
+        return backbone.pin, backbone.outputs["embedding"][-1]
 
 
 def _asked(call: Call) -> CollectionId:

@@ -1,13 +1,38 @@
 """Where search gets its vectors: the collection that a call is about, and what it holds its images as."""
 
+from dataclasses import dataclass
+
+import numpy as np
+
 from appliance.api.call import Call
 from appliance.api.payload import Record
 from appliance.api.similarity_answers import TEXTS
-from appliance.api.vision import Seen, Vector, Vision
+from appliance.api.vision import Upright, Vector, Vision
 from appliance.errors import Conflict, InvalidInput, NotFound, NotInstalled
+from appliance.recognition import hashing
 from appliance.recognition.bundles import Bundle
 from appliance.search.collections import Collections, OpenCollection
 from appliance.search.records import CollectionId
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How distances of a collection are told: `whole` for 1 - cosine = 2, in whole numbers or not.
+
+    `near` is the largest one between near duplicates, where a caller does not say.
+    """
+
+    whole: int
+    near: float
+
+    def told(self, distance: float) -> float:
+        """A distance of search as callers are told it."""
+        return distance if self.whole == COSINE.whole else round(distance * self.whole / 2)
+
+
+COSINE = Measure(2, 0.05)
+BITS = Measure(hashing.BITS, 10)
+"""How many bits of two hashes differ."""
 
 
 class Descriptors:
@@ -28,11 +53,24 @@ class Descriptors:
 
     def check(self, collection: OpenCollection) -> None:
         """Raises Conflict where no vector for this collection can be made now, NotInstalled."""
-        self._backbone(collection)
+        if collection.collection.backbone != hashing.PIN:
+            self._backbone(collection)
 
-    async def embed(self, collection: OpenCollection, record: Record) -> tuple[Vector, Seen]:
+    def measure(self, collection: OpenCollection) -> Measure:
+        """How distances in this collection are told."""
+        return BITS if collection.collection.backbone == hashing.PIN else COSINE
+
+    async def embed(self, collection: OpenCollection, record: Record) -> tuple[Vector, Upright]:
         """The vector of a record's image, which the record gives away. Raises as `check` and `Vision`."""
+        if collection.collection.backbone == hashing.PIN:
+            bits, decoded = await self.hash(record)
+            return hashing.vector(bits), decoded
         return await self._vision.embed(self._backbone(collection), record)
+
+    async def hash(self, record: Record) -> tuple[hashing.Bits, Upright]:
+        """The perceptual hash of a record's image, which the record gives away. Raises as `Vision`."""
+        decoded = await self._vision.decode(record, hashing.PREPROCESSING)
+        return hashing.perceptual(np.asarray(decoded.pixels)), decoded
 
     async def vector(self, collection: OpenCollection, record: Record) -> Vector:
         """Of a record's image, or of the stored record with its `_id`. Raises NotFound, and as `embed`."""

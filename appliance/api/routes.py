@@ -23,6 +23,7 @@ from appliance.api.collections import Collections
 from appliance.api.colours import Colours
 from appliance.api.datasets import Datasets
 from appliance.api.files import Files
+from appliance.api.image_matching import ImageMatching
 from appliance.api.interchange import Interchange
 from appliance.api.keys import KeyManagement
 from appliance.api.labels import Labels
@@ -41,6 +42,7 @@ from appliance.errors import NotInstalled
 
 PREFIX = "/localhost"  # the official client posts its token to the cloud unless its endpoint holds this word
 MANAGEMENT = "/appliance/"
+MATCHING = "/image_matching/v2"
 
 # Nothing for the audit log: the route changes nothing. The store itself logs what `store_images` has it keep.
 READ: Literal["read"] = "read"
@@ -178,7 +180,7 @@ def _training() -> tuple[Route, ...]:
 
 
 _V1 = "/appliance/v1"
-_ADMIN, _OPERATOR = Scope.ADMIN, Access.OPERATOR
+_ADMIN, _OPERATOR, _READ_SEARCH = Scope.ADMIN, Access.OPERATOR, Scope.SEARCH_READ
 
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/authorization/v2/authorize", Account.authorize, Access.TOKEN, READ, Form.FIELDS),
@@ -205,6 +207,17 @@ ROUTES: tuple[Route, ...] = (
     *_search("/similarity/custom/v2"),
     *_search("/photo/search/v2"),
     *_search("/similarity/products/v2"),
+    *_search(MATCHING),
+    Route("POST", f"{MATCHING}/visual_hash", ImageMatching.visual_hash, _READ_SEARCH, READ, Form.RECORDS),
+    Route("POST", f"{MATCHING}/rank_images", ImageMatching.rank_images, _READ_SEARCH, READ, Form.QUERY),
+    Route(
+        "POST",
+        f"{MATCHING}/remove_duplicates",
+        ImageMatching.remove_duplicates,
+        _READ_SEARCH,
+        READ,
+        Form.RECORDS,
+    ),
     *_training(),
     Route("GET", "/v2", OpenInference.server, Access.TOKEN, READ),
     Route("GET", "/v2/health/live", OpenInference.live, Access.OPEN, READ),

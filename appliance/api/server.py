@@ -26,6 +26,7 @@ from appliance.api.datasets import Datasets
 from appliance.api.descriptors import Descriptors
 from appliance.api.files import Files
 from appliance.api.gate import Gate
+from appliance.api.image_matching import ImageMatching
 from appliance.api.installed_tasks import InstalledTasks
 from appliance.api.interchange import Interchange
 from appliance.api.keys import KeyManagement
@@ -100,6 +101,7 @@ class Server:
             Colours(vision),
             self._asynchronous,
             Similarity(descriptors, parts.config.search),
+            ImageMatching(descriptors),
             SimilarityChanges(descriptors, parts.replies, parts.config.search),
             OpenInference(vision, parts.bundles, parts.readiness),
             Management(

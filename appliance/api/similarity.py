@@ -12,7 +12,7 @@ import numpy as np
 from appliance.api.answers import Answer, status
 from appliance.api.call import Call
 from appliance.api.cursors import decode_cursor, encode_cursor
-from appliance.api.descriptors import Descriptors, collection_id
+from appliance.api.descriptors import Descriptors, Measure, collection_id
 from appliance.api.payload import MAX_IMAGES, Record, integer
 from appliance.api.projection import ID_ONLY, wanted
 from appliance.api.similarity_answers import (
@@ -38,8 +38,6 @@ from appliance.search.records import Metadata
 
 MAX_QUERIES = 100
 """Of one call."""
-NEAR = 0.05
-"""The largest distance of what counts as a near duplicate, where a caller does not say."""
 
 
 class Similarity:
@@ -70,6 +68,7 @@ class Similarity:
         projection = wanted(call.payload, ID_ONLY)
         k = call.payload.integer("k", 5, 1, MAX_K)
         condition = filter_of(call.payload)
+        measure = self._descriptors.measure(collection)
 
         async def found(query: Record) -> Metadata:
             vector = await self._descriptors.vector(collection, query)
@@ -78,7 +77,7 @@ class Similarity:
             return {
                 "answer_records": [projection.of({"_id": hit.id, **hit.metadata}) for hit in hits],
                 "answer_count": len(hits),
-                "answer_distances": [hit.distance for hit in hits],
+                "answer_distances": [measure.told(hit.distance) for hit in hits],
             }
 
         if call.payload.query is not None or not call.payload.records:
@@ -115,28 +114,32 @@ class Similarity:
         ]
         with call.measures.stage("search"):
             order, distances = rank(query, [vector for _, vector in usable])
+        told = self._descriptors.measure(collection).told
         answers = [projection.of(usable[position][0].fields) for position in order]
         left_out = [
             skipped(call, record, outcome)
             for record, outcome in zip(records, outcomes, strict=True)
             if isinstance(outcome, ApplianceError)
         ]
-        return answer(call, found_code(200, answers, left_out), answers, left_out, answer_distances=distances)
+        more = {"answer_distances": [told(distance) for distance in distances]}
+        return answer(call, found_code(200, answers, left_out), answers, left_out, **more)
 
     async def near_duplicates(self, call: Call) -> Answer:
         """What is nearer than `max_distance`: to the `query_record`, or, page by page, to each record."""
         collection = await self._descriptors.collection(call)
         projection = wanted(call.payload, ID_ONLY)
         k = call.payload.integer("k", 10, 1, MAX_K - 1)
-        limit = call.payload.number("max_distance", NEAR, 2)
-        near = _Near(collection, k, limit, filter_of(call.payload))
+        measure = self._descriptors.measure(collection)
+        limit = call.payload.number("max_distance", measure.near, measure.whole)
+        near = _Near(collection, k, measure, limit, filter_of(call.payload))
         if call.payload.query is not None:
             query = await self._descriptors.vector(collection, call.payload.query)
             own = None if call.payload.query.has_image else call.payload.query.fields.get("_id")
             with call.measures.stage("search"):
                 hits = await near.to(query, own, metadata=not projection.id_only)
             answers = [projection.of({"_id": hit.id, **hit.metadata}) for hit in hits]
-            return answer(call, 200, answers, answer_distances=[hit.distance for hit in hits])
+            distances = [measure.told(hit.distance) for hit in hits]
+            return answer(call, 200, answers, answer_distances=distances)
         size = integer(call.query.get("size"), "size", 100, 1, 1000)
         position = decode_cursor(collection, call.query.get("cursor", ""))
         with call.measures.stage("search"):
@@ -145,7 +148,7 @@ class Similarity:
             answers = []
             for record, vector in zip(records, vectors, strict=True):
                 if vector is not None and (hits := await near.to(vector, record.id, metadata=False)):
-                    found = [{"_id": hit.id, "_distance": hit.distance} for hit in hits]
+                    found = [{"_id": hit.id, "_distance": measure.told(hit.distance)} for hit in hits]
                     answers.append(shown(record, projection) | {"_near_duplicates": found})
                 await asyncio.sleep(0)  # a scan of a small collection does not let go of the loop
         return answer(call, 200, answers, **_following(call, collection, size, following))
@@ -192,10 +195,9 @@ class Similarity:
         count: dict[str, object] = {}
         if collection_id(call) is not None:
             count["collection_size"] = (await self._descriptors.collection(call)).count
-        info = {"info": "visual search of the appliance", **count}
-        return Answer(
-            {**info, "status": status(200, "OK", call.id), "statistics": {"OperationTime": call.elapsed}}
-        )
+        info = "visual search of the appliance"
+        about = {"info": info, "_service_info": {"_name": "Appliance", "_info": info}, **count}
+        return enveloped(call, 200, about)
 
 
 @dataclass(frozen=True)
@@ -204,13 +206,16 @@ class _Near:
 
     collection: OpenCollection
     k: int
+    measure: Measure
     limit: float
     condition: Filter | None
 
     async def to(self, query: Vector, own: object, *, metadata: bool) -> list[Hit]:
         """The near ones but for the record with the id `own`, nearest first."""
         hits = await self.collection.search(query, self.k + 1, self.condition, metadata=metadata)
-        return [hit for hit in hits if hit.id != own and hit.distance <= self.limit][: self.k]
+        return [hit for hit in hits if hit.id != own and self.measure.told(hit.distance) <= self.limit][
+            : self.k
+        ]
 
 
 def _following(call: Call, collection: OpenCollection, size: int, label: int | None) -> dict[str, Any]:

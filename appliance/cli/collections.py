@@ -13,6 +13,10 @@ def add(words: Words) -> None:
     adding = collections.verb("add", client(_add), "create a collection")
     adding.add_argument("customer", help="id or name")
     adding.add_argument("name")
+    adding.add_argument(
+        "--backbone",
+        help="NAME@VERSION, or phash for perceptual hashes without a model; default: the active one",
+    )
     listing = collections.verb("list", client(_list), "collections with their record counts")
     listing.add_argument("customer", nargs="?", help="id or name; default: of all")
     renaming = collections.verb("rename", client(_rename), "give a collection another name")
@@ -26,7 +30,8 @@ def add(words: Words) -> None:
 
 async def _add(operator: Operator, arguments: argparse.Namespace) -> Output:
     customer = await operator.customer_id(arguments.customer)
-    made = await operator.call("POST", "/collections", body={"customer": customer, "name": arguments.name})
+    asked = {"customer": customer, "name": arguments.name, "backbone": arguments.backbone}
+    made = await operator.call("POST", "/collections", body=asked)
     return Output(made, f"collection {arguments.name} has the id {made['id']}")
 
 

@@ -9,6 +9,7 @@ from tests.serving import Served, Tenant
 
 COLOURS = ["dominant-colors", "dominant-colors-generic", "dominant-colors-product"]
 SEARCH = ["photo-search", "photo-similarity", "product-similarity", "custom-similarity", "visual-search"]
+MATCHING = ["image-matching"]
 
 
 def authorize(
@@ -19,7 +20,7 @@ def authorize(
     return answer.status, answer.document
 
 
-@pytest.mark.parametrize("service", [*SEARCH, *COLOURS, "custom-recognition", "generic-tagging"])
+@pytest.mark.parametrize("service", [*SEARCH, *MATCHING, *COLOURS, "custom-recognition", "generic-tagging"])
 def test_a_service_that_is_installed_and_granted(served: Served, tenant: Tenant, service: str) -> None:
     status, document = authorize(served, tenant, service)
     assert status == 200
