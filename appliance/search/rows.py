@@ -205,11 +205,6 @@ def delete_matching(
     return gone
 
 
-def labels_of(connection: Connection, number: int, external_ids: Iterable[bytes]) -> list[int | None]:
-    keys = [_key_of(connection, number, external_id) for external_id in external_ids]
-    return [None if key is None else _label(key) for key in keys]
-
-
 def current(
     connection: Connection, number: int, external_ids: Iterable[bytes]
 ) -> list[tuple[bytes, Record] | None]:

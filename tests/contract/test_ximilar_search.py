@@ -79,7 +79,7 @@ def client(
 
 def crops(count: int) -> list[dict[str, object]]:
     """Records of crops that overlap little where few are asked for."""
-    stride = 64 if count < 1000 else 20
+    stride = 64 if count < 300 else 12
     taken = list(islice(photos.crops(side=160, stride=stride), count))
     assert len(taken) == count
     return [

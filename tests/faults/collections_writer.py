@@ -1,4 +1,4 @@
-"""A process of ledger and search that inserts and deletes until it is killed: python -m, with a folder.
+"""A process of ledger and search that inserts, replaces and deletes until it is killed: python -m, a folder.
 
 It says on stdout, a line each, what it is about to do and what has been acknowledged. The folder must hold
 one collection. Whoever reads along can kill it at any moment and check what it acknowledged.
@@ -19,15 +19,16 @@ BATCH = 7
 WRITERS = 3
 
 
-def vector(external: str) -> Vectors:
-    """What a record's vector must be, from its id."""
-    seed = np.frombuffer(external.encode().ljust(32, b"."), np.uint32)
+def vector(external: str, version: int = 0) -> Vectors:
+    """What a record's vector must be, from its id and how often it was replaced."""
+    seed = np.frombuffer(f"{external}/{version}".encode().ljust(32, b"."), np.uint32)
     made: Vectors = np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
     return made
 
 
-def record(external: str) -> NewRecord:
-    return NewRecord(external, vector(external), {"me": external, "filling": external * 50})
+def record(external: str, version: int = 0) -> NewRecord:
+    metadata: dict[str, object] = {"me": external, "version": version, "filling": external * 50}
+    return NewRecord(external, vector(external, version), metadata)
 
 
 async def write(opened: OpenCollection, run: str, writer: int) -> None:
@@ -40,6 +41,11 @@ async def write(opened: OpenCollection, run: str, writer: int) -> None:
             say("deleting", ids[0])
             assert await opened.delete(ACTOR, ids[:1]) == [True]
             say("deleted", ids[0])
+        if batch % 2:
+            say("replacing", *ids[1:4])
+            outcomes = await opened.upsert(ACTOR, [record(external, 1) for external in ids[1:4]])
+            assert outcomes == ["replaced"] * 3
+            say("replaced", *ids[1:4])
 
 
 def say(*words: str) -> None:

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ class Heard:
     inserted: set[str] = field(default_factory=set)
     deleted: set[str] = field(default_factory=set)
     maybe_deleted: set[str] = field(default_factory=set)
+    replaced: set[str] = field(default_factory=set)
+    maybe_replaced: set[str] = field(default_factory=set)
 
     def line(self, words: list[str]) -> None:
         match words:
@@ -28,6 +30,10 @@ class Heard:
                 self.maybe_deleted.add(external)
             case ["deleted", external]:
                 self.deleted.add(external)
+            case ["replacing", *ids]:
+                self.maybe_replaced.update(ids)
+            case ["replaced", *ids]:
+                self.replaced.update(ids)
             case _:
                 raise AssertionError(words)
 
@@ -64,15 +70,18 @@ async def assert_whole(folder: Path, heard: Heard) -> None:
             batch = external.rsplit("-", 1)[0]
             batches[batch] = batches.get(batch, 0) + 1
         assert set(batches.values()) == {BATCH}
+        versions = {stored.id: int(str(stored.metadata["version"])) for stored in records}
         for stored in records:
-            assert stored.metadata == record(stored.id).metadata
+            assert stored.metadata == record(stored.id, versions[stored.id]).metadata
+        renewed = {external for external, version in versions.items() if version}
+        assert heard.replaced <= renewed | heard.maybe_deleted <= heard.maybe_replaced | heard.maybe_deleted
         vectors = await opened.vectors(ids)
         for external, kept in zip(ids, vectors, strict=True):
             assert kept is not None
-            expected = vector(external)
+            expected = vector(external, versions[external])
             np.testing.assert_allclose(kept, expected / np.linalg.norm(expected), atol=1e-6)
         for external in ids[:: max(1, len(ids) // 20)]:
-            assert (await opened.search(vector(external), 1))[0].id == external
+            assert (await opened.search(vector(external, versions[external]), 1))[0].id == external
 
 
 @pytest.mark.timeout(600)
@@ -89,6 +98,7 @@ async def test_what_was_acknowledged_survives_and_what_was_deleted_stays_deleted
         await assert_whole(tmp_path, heard)
     assert len(heard.inserted) > kills * BATCH
     assert heard.deleted
+    assert heard.replaced
 
 
 async def test_the_check_finds_a_record_that_is_missing_or_came_back(tmp_path: Path) -> None:
@@ -98,9 +108,12 @@ async def test_the_check_finds_a_record_that_is_missing_or_came_back(tmp_path: P
     heard = Heard()
     run_and_kill(tmp_path, "run", 20, heard)
     await assert_whole(tmp_path, heard)
-    lost = Heard(heard.inserted | {"run-9-0-0"}, heard.deleted, heard.maybe_deleted)
+    lost = replace(heard, inserted=heard.inserted | {"run-9-0-0"})
     with pytest.raises(AssertionError):
         await assert_whole(tmp_path, lost)
     kept = min(heard.inserted - heard.maybe_deleted)
     with pytest.raises(AssertionError):
-        await assert_whole(tmp_path, Heard(heard.inserted, {kept}, {kept}))
+        await assert_whole(tmp_path, replace(heard, deleted={kept}, maybe_deleted={kept}))
+    stale = min(heard.inserted - heard.maybe_replaced - heard.maybe_deleted)
+    with pytest.raises(AssertionError):
+        await assert_whole(tmp_path, replace(heard, replaced={stale}))

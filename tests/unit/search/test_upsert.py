@@ -1,7 +1,7 @@
 """Records in the place of others: all of the old one or all of the new one, for everybody who looks."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from appliance.errors import InvalidInput
 from appliance.ledger import Connection
 from appliance.search import filters
 from appliance.search.collections import NewRecord, OpenCollection, Record
+from appliance.search.segments import Scans
 from tests.searching import ACTOR, Shelf, numbered, shelf, unit
 
 DIM = 8
@@ -104,6 +105,28 @@ async def test_nobody_sees_neither_or_both(tmp_path: Path, flat_bytes: int) -> N
             while not changing.done():
                 seen.add(await look(opened))
         assert len(seen) > 1
+
+
+async def test_what_is_replaced_between_the_graph_and_the_tail_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph has proposed the old record, and the tail is scanned as it was before the new one came."""
+    async with shelf(tmp_path, config.Search(flat_bytes=0, ef=400)) as things:
+        opened = await things.collection(DIM)
+        others = numbered(unit(np.random.default_rng(5), 500, DIM))
+        await opened.insert(ACTOR, [*others, NewRecord("moving", AXES[0], {"new": False})])
+        await opened.seal()
+        turns = iter([opened.upsert(ACTOR, [NewRecord("moving", AXES[0], {"new": True})])])
+
+        async def between(_: Scans, __: int, scan: Callable[..., object], *given: object) -> object:
+            for turn in turns:
+                assert await turn == ["replaced"]
+            return scan(*given)
+
+        monkeypatch.setattr(Scans, "run", between)
+        (hit,) = await opened.search(AXES[0], 1)
+        assert (hit.id, hit.distance, hit.metadata) == ("moving", 0.0, {"new": True})
+        assert things.count("appliance_search_queries_total", path="graph") == 0
 
 
 async def look(opened: OpenCollection) -> object:
