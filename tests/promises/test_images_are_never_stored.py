@@ -99,6 +99,10 @@ def send_every_way(appliance: RunningAppliance, needles: Needles) -> None:
     send_tensors(appliance, needles)
     send_base64(appliance, needles, "/photo/v2/descriptor")
     send_base64(appliance, needles, "/dom_colors/generic/v2/dominantcolor")
+    send_base64(appliance, needles, f"{PHOTOS}/nearDuplicates")
+    send_base64(appliance, needles, f"{PHOTOS}/upsert", idempotency_key=secrets.token_hex(8))
+    send_base64(appliance, needles, "/image_matching/v2/visual_hash")
+    send_base64(appliance, needles, "/image_matching/v2/remove_duplicates")
     assert appliance.call("GET", "/readyz", headers={}).status == 200
 
 
@@ -119,7 +123,7 @@ def query(path: str, appliance: RunningAppliance) -> str:
 
 
 def one_record(path: str, appliance: RunningAppliance, record: dict[str, str]) -> dict[str, object]:
-    if path.endswith("visualKNN"):
+    if path.endswith(("visualKNN", "nearDuplicates")):
         return {"query_record": record}
     return {"task_id": appliance.task, "records": [record]}
 
@@ -131,11 +135,11 @@ def send_raw(appliance: RunningAppliance, needles: Needles, path: str) -> None:
     assert answer.status == 200, (path, answer.body[:300])
 
 
-def send_base64(appliance: RunningAppliance, needles: Needles, path: str) -> None:
+def send_base64(appliance: RunningAppliance, needles: Needles, path: str, **headers: str) -> None:
     record = {"_id": secrets.token_hex(8), "_base64": base64.b64encode(marked_png(needles)).decode()}
     record["_file"] = marker = f"/home/person/{secrets.token_hex(16)}.png"
     needles.add(b"", marker.encode())
-    answer = appliance.post(path, one_record(path, appliance, record))
+    answer = appliance.post(path, one_record(path, appliance, record), **headers)
     assert answer.status == 200, (path, answer.body[:300])
 
 
