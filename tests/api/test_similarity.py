@@ -18,6 +18,7 @@ FAMILIES = [
     "/similarity/custom/v2",
     "/photo/search/v2",
     "/similarity/products/v2",
+    "/image_matching/v2",
 ]
 
 

@@ -89,7 +89,10 @@ def test_customers_tokens_and_collections(state: DemoState) -> None:
     assert state.ask("collection", "rename", collection["id"], "Boots")["name"] == "Boots"
     assert state.ask("collection", "empty", collection["id"])["id"] == collection["id"]
     assert refusal(state, "collection", "empty", "nothing") == (1, "not_found")
-    state.ask("collection", "remove", collection["id"])
+    hashes = state.ask("collection", "add", "Galerie Ž", "hashes", "--backbone", "phash")
+    assert (hashes["backbone"], hashes["dim"]) == ("phash@1", 64)
+    for made in (collection, hashes):
+        state.ask("collection", "remove", made["id"])
     assert state.ask("collection", "list", customer["id"])["collections"] == []
     assert refusal(state, "collection", "remove", collection["id"]) == (1, "not_found")
 
