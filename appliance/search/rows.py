@@ -43,7 +43,7 @@ def list_collections(connection: Connection, customer: CustomerId | None) -> lis
     """By age, oldest first; of one customer, or all with None."""
     rows = connection.execute(
         f"SELECT {_COLUMNS} FROM collections"  # noqa: S608 -- a constant
-        " WHERE (?1 IS NULL OR customer = ?1) AND NOT removed ORDER BY number",
+        " WHERE (?1 IS NULL OR customer = ?1) AND NOT removed ORDER BY created_at, number",
         (customer,),
     )
     return [_collection(row) for row in rows]
