@@ -2,23 +2,22 @@
 
 A column is built from the ledger when a filter first names its field, and follows every later change.
 Distinct values are numbered, so that a condition is decided once a value and spread over the records by
-numpy.
+numpy; what decides by several fields is combined record by record.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from appliance.search.exact import Positions
-from appliance.search.filters import ABSENT, MAX_FIELDS, Condition, Filter, canonical
+from appliance.search.expressions import AllOf, Compared, Condition, Expression, Missing, OneOf, Test
+from appliance.search.filters import MAX_FIELDS, Filter
 from appliance.search.records import Metadata, Record
+from appliance.search.values import Chosen, Codes, Values, reached
 from appliance.search.vectors import Mask, View
-
-Codes = npt.NDArray[np.int32]
 
 ID_FIELD = "_id"
 MAX_COLUMNS = 2 * MAX_FIELDS
@@ -31,54 +30,89 @@ _STALE_FACTOR = 4
 class Matching:
     """A filter decided for the records of one view; `mask` may be computed in any thread."""
 
-    parts: tuple[tuple[Mask, Codes], ...]
+    where: Expression
+    chosen: dict[Condition, Chosen]
+    codes: dict[str, tuple[Codes, int]]
+    """By field: the number of each slot's value, and how many numbers there were."""
     slots: int
 
     @property
     def bytes(self) -> int:
-        """What `mask` reads."""
-        return 4 * self.slots * len(self.parts)
+        """About what `mask` reads."""
+        return sum(4 * (len(codes) + count) for codes, count in self.codes.values())
 
     def mask(self) -> Mask:
         """One bool a slot: whether its record matches."""
-        mask = np.ones(self.slots, np.bool_)
-        for decided, codes in self.parts:
-            # A value that appears while this runs has a number past the end, where the answer is no.
-            mask &= decided.take(codes, mode="clip")
-        return mask
+        return self._spread(*self._decide(self.where))
+
+    def _decide(self, part: Expression) -> tuple[str | None, Mask]:
+        """By value of the one field that decides, or by slot (None): values are fewer."""
+        if isinstance(part, Condition):
+            return part.field, self._table(part)
+        combine = np.logical_and if isinstance(part, AllOf) else np.logical_or
+        decided: dict[str | None, Mask] = {}
+        for inner in part.parts:
+            field, mask = self._decide(inner)
+            decided[field] = combine(decided[field], mask) if field in decided else mask
+        if len(decided) == 1:
+            return next(iter(decided.items()))
+        whole = np.full(self.slots, isinstance(part, AllOf))
+        for field, mask in decided.items():
+            combine(whole, self._spread(field, mask), out=whole)
+        return None, whole
+
+    def _table(self, condition: Condition) -> Mask:
+        table = np.zeros(self.codes[condition.field][1] + 2, np.bool_)
+        table[self.chosen[condition]()] = True
+        if condition.negated:
+            np.logical_not(table, out=table)
+        # No record was seen there, and: a value that appears while this runs has a number past the end.
+        table[0] = table[-1] = False
+        return table
+
+    def _spread(self, field: str | None, mask: Mask) -> Mask:
+        return mask if field is None else mask.take(self.codes[field][0], mode="clip")
 
 
 class Column:
     """One field: the number of its value for every slot, 0 where no record was seen."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, field: str, slots: int = 0) -> None:
+        self._path = field.split(".")
         self._codes: Codes = np.zeros(slots, np.int32)
-        self._numbers: dict[Hashable, int] = {}
-        self._containing: dict[Hashable, list[int]] = {}  # element -> numbers of the lists that contain it
+        self._values = Values()
 
     def fill(self, slots: int, known: Positions, numbers: Codes) -> None:
         """Start over with `slots` slots, of which the `known` ones have these numbers."""
         self._codes = np.zeros(slots, np.int32)
         self._codes[known] = numbers
 
-    def set(self, slot: int, value: object) -> None:
+    def number(self, metadata: Metadata) -> int:
+        """The number of a record's value; `_id` is among its metadata."""
+        return self._values.number(reached(metadata, self._path))
+
+    def set(self, slot: int, metadata: Metadata) -> None:
         if slot >= len(self._codes):
             grown = np.zeros(max(slot + 1, 2 * len(self._codes)), np.int32)
             grown[: len(self._codes)] = self._codes
             self._codes = grown
-        self._codes[slot] = self.number(value)
+        self._codes[slot] = self.number(metadata)
 
-    def decide(self, condition: Condition, slots: int) -> tuple[Mask, Codes]:
-        """Whether each number satisfies the condition, and the numbers of the first `slots` slots."""
-        decided = np.zeros(len(self._numbers) + 2, np.bool_)
-        for value in condition.values:
-            if (number := self._numbers.get(value)) is not None:
-                decided[number] = True
-            if (numbers := self._containing.get(value)) is not None:
-                decided[numbers] = True
+    def codes(self, slots: int) -> tuple[Codes, int]:
+        """The numbers of the first `slots` slots, and how many there are by now."""
         if slots > len(self._codes):
             self._codes = np.concatenate([self._codes, np.zeros(slots - len(self._codes), np.int32)])
-        return decided, self._codes[:slots]
+        return self._codes[:slots], len(self._values)
+
+    def choose(self, test: Test) -> Chosen:
+        """The numbers that satisfy it, found in any thread."""
+        match test:
+            case OneOf(wanted):
+                return self._values.equal(wanted)
+            case Compared(comparison, bound):
+                return self._values.compared(comparison, bound)
+            case Missing():
+                return self._values.missing()
 
     def move(self, old_slots: Positions) -> None:
         """Slot n takes over what slot `old_slots[n]` had."""
@@ -86,18 +120,7 @@ class Column:
 
     @property
     def stale(self) -> bool:
-        return len(self._numbers) > _STALE_FACTOR * max(len(self._codes), 256)
-
-    def number(self, value: object) -> int:
-        """The number that stands for this value from now on."""
-        key = canonical(value)
-        number = self._numbers.get(key)
-        if number is None:
-            number = self._numbers[key] = len(self._numbers) + 1
-            if isinstance(value, list):
-                for element in {canonical(item) for item in value}:
-                    self._containing.setdefault(element, []).append(number)
-        return number
+        return len(self._values) > _STALE_FACTOR * max(len(self._codes), 256)
 
 
 class Columns:
@@ -123,19 +146,21 @@ class Columns:
             async with self._building:
                 await self._build(missing - self._columns.keys())
         view = self._view()
-        parts = []
-        for condition in wanted.conditions:
-            column = self._columns[condition.field] = self._columns.pop(condition.field)
-            parts.append(column.decide(condition, len(view.labels)))
-        return Matching(tuple(parts), len(view.labels)), view
+        slots = len(view.labels)
+        codes = {}
+        for field in wanted.fields:
+            column = self._columns[field] = self._columns.pop(field)
+            codes[field] = column.codes(slots)
+        chosen = {one: self._columns[one.field].choose(one.test) for one in wanted.conditions}
+        return Matching(wanted.where, chosen, codes, slots), view
 
     def set(self, label: int, slot: int, record: Record) -> None:
         """Follow an insert or an update that has been committed."""
-        fields = record.metadata | {ID_FIELD: record.id}
+        metadata = _with_id(record)
         if self._changed is not None:
-            self._changed[label] = fields
+            self._changed[label] = metadata
         for field, column in list(self._columns.items()):
-            column.set(slot, fields.get(field, ABSENT))
+            column.set(slot, metadata)
             if column.stale:
                 del self._columns[field]
 
@@ -149,13 +174,14 @@ class Columns:
             return
         self._changed = {}
         try:
-            building = {field: Column(0) for field in fields}
+            building = {field: Column(field) for field in fields}
             numbers: dict[str, list[int]] = {field: [] for field in fields}
             labels: list[int] = []
             while page := await self._read(labels[-1] if labels else -1):
                 labels += [label for label, _ in page]
+                records = [_with_id(record) for _, record in page]
                 for field, column in building.items():
-                    numbers[field] += [column.number(_value(record, field)) for _, record in page]
+                    numbers[field] += map(column.number, records)
             view = self._view()
             slots, here = _located(view, np.array(labels, np.int64))
             for field, column in building.items():
@@ -165,9 +191,9 @@ class Columns:
             self._changed = None
 
     def _adopt(self, field: str, column: Column, view: View, changed: dict[int, Metadata]) -> None:
-        for label, fields in changed.items():
+        for label, metadata in changed.items():
             for slot in view.slots(np.array([label])).tolist():
-                column.set(slot, fields.get(field, ABSENT))
+                column.set(slot, metadata)
         while len(self._columns) >= MAX_COLUMNS:
             self._columns.pop(next(iter(self._columns)))
         self._columns[field] = column
@@ -182,5 +208,5 @@ def _located(view: View, labels: Positions) -> tuple[Positions, Mask]:
     return slots[here], here
 
 
-def _value(record: Record, field: str) -> object:
-    return record.id if field == ID_FIELD else record.metadata.get(field, ABSENT)
+def _with_id(record: Record) -> Metadata:
+    return record.metadata | {ID_FIELD: record.id}

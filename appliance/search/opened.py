@@ -285,7 +285,7 @@ class OpenCollection:
         races = 0
         while True:
             self._require_present()
-            if wanted is None or not wanted.conditions:
+            if wanted is None or wanted.everything:
                 labels, distances = await self._segments.nearest(query, k)
             else:
                 labels, distances = await self._segments.nearest_matching(
@@ -419,7 +419,7 @@ class OpenCollection:
     async def _matching(self, wanted: Filter | None) -> Positions:
         """Labels, ascending, of the records that match; without a filter the damaged ones too."""
         self._require_present()
-        if wanted is None or not wanted.conditions:
+        if wanted is None or wanted.everything:
             view = self._segments.view()
             labels = view.labels[view.alive]
             if self._damaged:

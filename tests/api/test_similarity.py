@@ -153,7 +153,7 @@ def test_what_cannot_be_returned_is_refused_before_anything_is_stored(shop: Shop
         ({"query_record": {"_base64": "?"}}, 400, "_base64"),
         ({"query_record": {"_id": "a"}, "k": 0}, 400, "k:"),
         ({"query_record": {"_id": "a"}, "k": 1e3}, 400, "k:"),
-        ({"query_record": {"_id": "a"}, "filter": {"n": {"$gt": 1}}}, 400, "$gt"),
+        ({"query_record": {"_id": "a"}, "filter": {"n": {"$mod": [2, 0]}}}, 400, "$mod"),
         ({"query_record": {"_id": "a"}, "filter": "n"}, 400, "filter"),
         ({"query_record": {"_id": "a"}, "filter": []}, 400, "filter"),
         ({"query_record": {"_id": "a"}, "filter": 0}, 400, "filter"),
@@ -260,6 +260,57 @@ def test_paging_and_everything_at_once(shop: Shop) -> None:
     for query in ("size=0", "size=10001", "page=0", "size=x", "page=-1", "size=10&page=1e3"):
         assert shop.ask(f"allRecords?{query}", {}).status == 400, query
     assert shop.ask("allRecords?size=10", {"filter": {"part": 1}}).status == 400
+
+
+def test_filters_speak_mongodbs_language(shop: Shop) -> None:
+    shop.insert(
+        record("a", price=5, tags=["new", "shoe"], maker={"name": "Bata"}, day="2024-02-29"),
+        record("b", price=9.5, tags=["shoe"], maker={"name": "Nike"}, day="2024-03-01"),
+        record("c", price="on request", parts=[{"size": 3}, {"size": 7}], sale=True),
+    )
+    for wanted, expected in (
+        ({"price": {"$gte": 5, "$lt": 9}}, ["a"]),
+        ({"price": {"$ne": 5}}, ["b", "c"]),
+        ({"price": {"$not": {"$gt": 6}}}, ["a", "c"]),
+        ({"tags": {"$nin": ["new"]}}, ["b", "c"]),
+        ({"maker.name": {"$regex": "^Ba"}}, ["a"]),
+        ({"parts.size": {"$gt": 6}}, ["c"]),
+        ({"day": {"$gt": "2024-02-29"}}, ["b"]),
+        ({"$or": [{"sale": True}, {"maker.name": "Nike"}]}, ["b", "c"]),
+        ({"$nor": [{"sale": {"$exists": True}}], "_id": {"$lte": "a"}}, ["a"]),
+    ):
+        assert ids(shop.post("allRecords", {"filter": wanted})) == expected, wanted
+        near = shop.post("visualKNN", {"query_record": {"_id": "a"}, "filter": wanted, "k": 9})
+        assert sorted(ids(near)) == expected
+        assert sorted(ids(shop.post("random", {"filter": wanted, "count": 9}))) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        ('{"$or": [' + ",".join(['{"n": 1}'] * 10_000) + "]}", "more than 1000 conditions"),
+        ('{"n": {"$in": [' + ",".join(map(str, range(100_000))) + "]}}", "more than 10000 values"),
+        ('{"$and": [' * 17 + "{}" + "]}" * 17, "nested deeper than 16 levels"),
+        ('{"$and": [' * 1_000 + "{}" + "]}" * 1_000, "not a JSON object"),
+        ('{"n": {"$regex": "^' + "(a+)+" * 10_000 + '$"}}', "n: $regex takes ^ and a literal"),
+        ('{"maker": {"name": {"$gt": "x"}}}', "maker: the operator $gt is not supported here"),
+        ('{"n": {"$gt": [1]}}', "n: $gt needs a number, a string or a boolean, not list"),
+        ('{"n": {"$exists": "no"}}', "n: $exists needs true or false"),
+        ('{"n": {"$near": 5}}', "n: the operator $near is not supported"),
+    ],
+    ids=["clauses", "values", "depth", "body", "regex", "object", "type", "exists", "operator"],
+)
+def test_hostile_filters_are_refused_with_the_reason(shop: Shop, wanted: str, why: str) -> None:
+    for action, rest in (
+        ("visualKNN", '"query_record": {"_id": "a"}'),
+        ("random", '"k": 1'),
+        ("allRecords", '"k": 1'),
+    ):
+        body = f'{{{rest}, "filter": {wanted}}}'.encode()
+        headers = shop.tenant.headers(collection_id=shop.collection)
+        answer = shop.served.site.call("POST", f"{PHOTOS}/{action}", body, headers)
+        assert answer.status == answer.code == 400
+        assert why in answer.document["status"]["text"]
 
 
 def test_next_is_relative_and_without_the_prefix(shop: Shop) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from hypothesis.stateful import (
 from appliance import config
 from appliance.search import filters
 from appliance.search.collections import NewRecord, OpenCollection, Record
+from tests import mongo
 from tests.searching import ACTOR, Shelf, shelf
 
 DIM = 8
@@ -41,34 +41,16 @@ metadata = st.dictionaries(fields, values, max_size=2)
 directions = st.integers(0, len(POOL) - 1)
 lengths = st.sampled_from([1.0, 2.0**-20, 2.0**20])
 plain = st.dictionaries(fields, values, max_size=2)
+comparisons = st.dictionaries(st.sampled_from(["$gt", "$gte", "$lt", "$lte"]), st.integers(-2, 2), min_size=1)
 documents = st.one_of(
     plain,
     st.builds(lambda field, choices: {field: {"$in": choices}}, fields, st.lists(values, max_size=3)),
+    st.builds(lambda field, bounds: {field: bounds}, fields, comparisons),
+    st.builds(lambda field, bounds: {field: {"$not": bounds}}, fields, comparisons),
+    st.builds(lambda one, other: {"$or": [one, {"$nor": [other]}]}, plain, plain),
     st.builds(lambda one, other: {"$and": [one, other]}, plain, plain),
     st.builds(lambda choices: {"_id": {"$in": choices}}, st.lists(names, max_size=5)),
 )
-
-
-def same(one: object, other: object) -> bool:
-    """Equality as JSON has it: true is not 1."""
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return isinstance(one, bool) == isinstance(other, bool) and one == other
-
-
-def holds(document: Mapping[str, Any], metadata: Mapping[str, object]) -> bool:
-    """What a filter means, said in another way than `filters` does."""
-    for key, operand in document.items():
-        if key == "$and":
-            if not all(holds(part, metadata) for part in operand):
-                return False
-            continue
-        value = metadata.get(key)
-        candidates = [value, *value] if isinstance(value, list) else [value]
-        choices = operand["$in"] if isinstance(operand, dict) else [operand]
-        if not any(same(candidate, choice) for candidate in candidates for choice in choices):
-            return False
-    return True
 
 
 @dataclass
@@ -193,7 +175,9 @@ class Machine(RuleBasedStateMachine):
 
     def matching(self, document: dict[str, Any] | None) -> list[str]:
         return [
-            name for name, kept in self.model.items() if holds(document or {}, kept.metadata | {"_id": name})
+            name
+            for name, kept in self.model.items()
+            if mongo.matches(document or {}, kept.metadata | {"_id": name})
         ]
 
     @rule(document=st.none() | documents)
@@ -275,7 +259,7 @@ class GraphMachine(Machine):
         assert [hit.distance for hit in hits] == nearest
 
     def search(self, direction: int, k: int, document: dict[str, Any] | None) -> None:
-        if document is not None and filters.compile(document).conditions:
+        if document is not None and not filters.compile(document).everything:
             super().search(direction, k, document)
 
 

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import numpy as np
 
@@ -7,6 +8,7 @@ from appliance.search import filters
 from appliance.search.columns import MAX_COLUMNS, Columns
 from appliance.search.records import Metadata, Record
 from appliance.search.vectors import Vectors, View
+from tests import mongo
 
 COLOURS: list[object] = ["red", "green", None, True, 1, 1.5, ["red", "green"], [], {"a": 1}, ["red"]]
 
@@ -46,12 +48,11 @@ class Store:
         labels: list[int] = view.labels[matching.mask() & view.alive].tolist()
         return labels
 
-    def expected(self, document: object) -> list[int]:
-        wanted = filters.compile(document)
+    def expected(self, document: dict[str, Any]) -> list[int]:
         return [
             label
             for label, record in sorted(self.records.items())
-            if wanted.matches(record.metadata | {"_id": record.id})
+            if mongo.matches(document, record.metadata | {"_id": record.id})
         ]
 
 
@@ -159,3 +160,32 @@ async def test_a_mask_taken_before_a_change_may_be_computed_after_it() -> None:
     store.update(0, {"n": "new"})
     store.insert(20, {"n": 3})
     assert view.labels[matching.mask()].tolist() == [3, 10, 17]
+
+
+async def test_what_changes_while_a_mask_is_computed_never_turns_into_a_match() -> None:
+    """Neither what the record was nor what it became is asked for."""
+    store = filled(20)
+    matching, view = await store.columns.matching(filters.compile({"n": {"$nin": [3, "new"]}}))
+    store.update(3, {"n": "new"})
+    assert 3 not in view.labels[matching.mask()].tolist()
+
+
+async def test_a_thousand_conditions_on_one_field_are_spread_over_the_records_once() -> None:
+    store = filled(200)
+    document = {"$or": [{"$and": [{"n": {"$gte": n}}, {"n": {"$lt": n + 1}}]} for n in range(3, 500)]}
+    matching, _ = await store.columns.matching(filters.compile(document))
+    assert matching._decide(matching.where)[0] == "n"
+    assert await store.matching(document) == store.expected(document)
+
+
+async def test_comparisons_follow_thousands_of_new_values_in_any_order() -> None:
+    store = filled(0)
+    order = np.random.default_rng(1).permutation(10_000).tolist()
+    for label, n in enumerate(order):
+        store.insert(label, {"n": n, "s": f"{n:05d}"})
+        if label % 1999 == 0:
+            await store.matching({"n": {"$gt": 0}, "s": {"$gt": ""}})
+    middle = [label for label, n in enumerate(order) if 4_000 <= n < 5_000]
+    assert await store.matching({"n": {"$gte": 4_000, "$lt": 5_000}}) == middle
+    assert await store.matching({"s": {"$gte": "04000", "$lt": "05"}}) == middle
+    assert await store.matching({"s": {"$regex": "^04"}}) == middle
