@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from appliance.search import vectors as module
 from appliance.search.vectors import Vectors, View
 from tests.searching import brute_force, unit
 
@@ -39,8 +40,12 @@ def test_scan_is_exact_while_the_store_grows_and_rows_die(count: int) -> None:
         assert_scan_is_exact(vectors.view(), by_label, unit(rng, 1, DIM)[0], k)
 
 
-@pytest.mark.parametrize("share", [0.01, 0.5])
-def test_scan_of_few_and_of_many_wanted_rows_is_exact(share: float) -> None:
+@pytest.mark.parametrize("copied", [1, 7 * DIM * 4, 256 << 10])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.5])
+def test_scan_of_few_and_of_many_wanted_rows_is_exact(
+    share: float, copied: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_GATHER_BYTES", copied)
     rng = np.random.default_rng(5)
     vectors, by_label = filled(rng, 1000)
     view = vectors.view()
