@@ -22,28 +22,41 @@ from appliance.search.vectors import Mask, View
 ID_FIELD = "_id"
 MAX_COLUMNS = 2 * MAX_FIELDS
 """Of one collection; the least recently used one goes, and is built again when it is asked for."""
+MAX_DECIDED = 8
+"""Filters of one collection whose masks are kept while nothing changes: one byte a record each."""
+_SPREAD_EFFORT, _VALUE_EFFORT, _STRING_EFFORT = 25, 15, 300
+"""Bytes that are read in the time for one slot of a field, one value of a condition, one string compared."""
 _STALE_FACTOR = 4
 """A column with this many times more numbered values than records is dropped: updates left them behind."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Matching:
-    """A filter decided for the records of one view; `mask` may be computed in any thread."""
+    """A filter decided for the records of one view; `mask` may be computed in any thread and is then kept."""
 
     where: Expression
     chosen: dict[Condition, Chosen]
     codes: dict[str, tuple[Codes, int]]
     """By field: the number of each slot's value, and how many numbers there were."""
     slots: int
+    _mask: Mask | None = None
 
     @property
-    def bytes(self) -> int:
-        """About what `mask` reads."""
-        return sum(4 * (len(codes) + count) for codes, count in self.codes.values())
+    def effort(self) -> int:
+        """The bytes that could be read in order in the time of `mask`."""
+        if self._mask is not None:
+            return 0
+        spread = _SPREAD_EFFORT * self.slots * len(self.codes)
+        return spread + sum(
+            (_STRING_EFFORT if _compares_strings(one) else _VALUE_EFFORT) * self.codes[one.field][1]
+            for one in self.chosen
+        )
 
     def mask(self) -> Mask:
-        """One bool a slot: whether its record matches."""
-        return self._spread(*self._decide(self.where))
+        """One bool a slot: whether its record matches; not to be changed."""
+        if self._mask is None:
+            self._mask = self._spread(*self._decide(self.where))
+        return self._mask
 
     def _decide(self, part: Expression) -> tuple[str | None, Mask]:
         """By value of the one field that decides, or by slot (None): values are fewer."""
@@ -136,6 +149,7 @@ class Columns:
         self._read = read
         self._view = view
         self._columns: dict[str, Column] = {}  # least recently used first
+        self._decided: dict[Filter, Matching] = {}  # since the last change; least recently used first
         self._building = asyncio.Lock()
         self._changed: dict[int, Metadata] | None = None
         """While columns are being built: what was inserted or updated since."""
@@ -147,15 +161,21 @@ class Columns:
                 await self._build(missing - self._columns.keys())
         view = self._view()
         slots = len(view.labels)
-        codes = {}
         for field in wanted.fields:
-            column = self._columns[field] = self._columns.pop(field)
-            codes[field] = column.codes(slots)
-        chosen = {one: self._columns[one.field].choose(one.test) for one in wanted.conditions}
-        return Matching(wanted.where, chosen, codes, slots), view
+            self._columns[field] = self._columns.pop(field)
+        decided = self._decided.pop(wanted, None)
+        if decided is None or decided.slots != slots:
+            codes = {field: self._columns[field].codes(slots) for field in wanted.fields}
+            chosen = {one: self._columns[one.field].choose(one.test) for one in wanted.conditions}
+            decided = Matching(wanted.where, chosen, codes, slots)
+        while len(self._decided) >= MAX_DECIDED:
+            self._decided.pop(next(iter(self._decided)))
+        self._decided[wanted] = decided
+        return decided, view
 
     def set(self, label: int, slot: int, record: Record) -> None:
         """Follow an insert or an update that has been committed."""
+        self._decided.clear()
         metadata = _with_id(record)
         if self._changed is not None:
             self._changed[label] = metadata
@@ -166,6 +186,7 @@ class Columns:
 
     def move(self, old_slots: Positions) -> None:
         """Follow the vectors to their new slots."""
+        self._decided.clear()
         for column in self._columns.values():
             column.move(old_slots)
 
@@ -175,17 +196,20 @@ class Columns:
         self._changed = {}
         try:
             building = {field: Column(field) for field in fields}
-            numbers: dict[str, list[int]] = {field: [] for field in fields}
-            labels: list[int] = []
-            while page := await self._read(labels[-1] if labels else -1):
-                labels += [label for label, _ in page]
+            numbers: dict[str, list[Codes]] = {field: [np.empty(0, np.int32)] for field in fields}
+            labels = [np.empty(0, np.int64)]
+            last = -1
+            while page := await self._read(last):
+                last = page[-1][0]
+                labels.append(np.array([label for label, _ in page], np.int64))
                 records = [_with_id(record) for _, record in page]
                 for field, column in building.items():
-                    numbers[field] += map(column.number, records)
+                    numbers[field].append(np.array([column.number(one) for one in records], np.int32))
+                    await asyncio.sleep(0)  # milliseconds each: others' turn
             view = self._view()
-            slots, here = _located(view, np.array(labels, np.int64))
+            slots, here = _located(view, np.concatenate(labels))
             for field, column in building.items():
-                column.fill(len(view.labels), slots, np.array(numbers[field], np.int32)[here])
+                column.fill(len(view.labels), slots, np.concatenate(numbers[field])[here])
                 self._adopt(field, column, view, self._changed)
         finally:
             self._changed = None
@@ -206,6 +230,10 @@ def _located(view: View, labels: Positions) -> tuple[Positions, Mask]:
     slots = np.minimum(np.searchsorted(view.labels, labels), len(view.labels) - 1)
     here = view.labels[slots] == labels
     return slots[here], here
+
+
+def _compares_strings(condition: Condition) -> bool:
+    return isinstance(condition.test, Compared) and isinstance(condition.test.bound, str)
 
 
 def _with_id(record: Record) -> Metadata:

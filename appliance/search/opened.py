@@ -276,8 +276,9 @@ class OpenCollection:
     ) -> list[Hit]:
         """The k records nearest to a vector of any length: always min(k, those that match), ascending.
 
-        Records at equal distance come in order of insertion. With a filter, and while the collection is small
-        or has no graph, the answer is exact; else it is the graph's, whose recall `[search] ef` decides.
+        Records at equal distance come in order of insertion. While the collection is small or has no graph,
+        and where few records match, the answer is exact; else it is the graph's, whose recall `[search] ef`
+        decides.
         `metadata=False` leaves the hits' metadata empty and saves reading it. Raises InvalidInput.
         """
         exact.check_k(k)
@@ -426,7 +427,7 @@ class OpenCollection:
                 labels = np.union1d(labels, np.fromiter(self._damaged, np.int64))
             return labels
         matching, view = await self._columns.matching(wanted)
-        mask = await self._scans.run(matching.bytes, matching.mask)
+        mask = await self._scans.run(matching.effort, matching.mask)
         return view.labels[mask & view.alive]
 
     def _moved(self, old_slots: Positions) -> None:

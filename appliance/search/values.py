@@ -21,7 +21,7 @@ Bound = int | float | str
 Chosen = Callable[[], Codes]
 """Numbers of values, possibly more than once; may be called in any thread."""
 
-_FRESH = 4096
+_FRESH, _LARGE = 1 << 12, 1 << 16
 
 
 class Absent(Enum):
@@ -156,7 +156,7 @@ class _Entries:
 
     def __init__(self, dtype: Any) -> None:
         self._dtype = dtype
-        self._chunks: list[_Chunk] = []  # ever shorter: few, and each value is moved seldom
+        self._chunks: list[_Chunk] = []  # few: shorter and shorter, or large
         self._fresh: list[tuple[object, int]] = []
 
     def append(self, value: object, number: int) -> None:
@@ -174,7 +174,7 @@ class _Entries:
         self._fresh = []
         parts = [(np.array(values, self._dtype), np.array(numbers, np.int32))]
         length = len(numbers)
-        while self._chunks and len(self._chunks[-1][1]) <= length:
+        while self._chunks and len(self._chunks[-1][1]) <= length <= _LARGE:
             parts.insert(0, self._chunks.pop())
             length += len(parts[0][1])
         joined = tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))

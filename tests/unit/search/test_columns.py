@@ -189,3 +189,14 @@ async def test_comparisons_follow_thousands_of_new_values_in_any_order() -> None
     assert await store.matching({"n": {"$gte": 4_000, "$lt": 5_000}}) == middle
     assert await store.matching({"s": {"$gte": "04000", "$lt": "05"}}) == middle
     assert await store.matching({"s": {"$regex": "^04"}}) == middle
+
+
+async def test_a_filter_that_is_asked_again_is_decided_again_only_after_a_change() -> None:
+    store = filled(20)
+    wanted = filters.compile({"n": {"$in": [3, 100]}})
+    first = (await store.columns.matching(wanted))[0].mask()
+    assert (await store.columns.matching(filters.compile({"n": {"$in": [100, 3]}})))[0].mask() is first
+    store.update(5, {"n": 100})
+    assert await store.matching({"n": {"$in": [3, 100]}}) == [3, 5, 10, 17]
+    store.insert(20, {"n": 100})
+    assert await store.matching({"n": {"$in": [3, 100]}}) == [3, 5, 10, 17, 20]
