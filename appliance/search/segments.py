@@ -1,8 +1,9 @@
 """The searchable side of one collection: every vector, a sealed graph over most, tombstones over both.
 
 A search takes what the graph proposes, measures it again on the exact vectors, and scans the tail of records
-that are younger than the graph. Dead records stay in the graph until it is built anew, so more is asked of it
-than is wanted. Where that is not enough, and while there is no graph, every vector is scanned.
+that are younger than the graph. Dead records stay in the graph until it is built anew, and a filter leaves
+others out (see `planner`), so more is asked of it than is wanted. Where that is not enough, and while there
+is no graph, every vector that matches is scanned.
 """
 
 import asyncio
@@ -17,12 +18,12 @@ from prometheus_client import Counter
 from appliance import config
 from appliance.errors import WorkerLost, WorkerRefused
 from appliance.metrics import Registry
-from appliance.search import exact
+from appliance.search import exact, planner
 from appliance.search.columns import Matching
 from appliance.search.exact import Distances, Positions
 from appliance.search.records import Vector
 from appliance.search.sealed import Sealed, SealedGraphs
-from appliance.search.vectors import Vectors, View
+from appliance.search.vectors import Mask, Vectors, View
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,13 +51,15 @@ class Scans:
         )
         self.by_graph = queries.labels("graph")
         self.exact = queries.labels("exact")
-        self.filtered = queries.labels("filtered")
+        self.filtered_by_graph = queries.labels("filtered_graph")
+        self.filtered_exact = queries.labels("filtered_exact")
+        self.filtered_both = queries.labels("filtered_both")
         self.graphs = Counter(
             "appliance_search_graphs", "Graphs, by what became of their building", ["end"], registry=registry
         )
 
     async def run(self, size: int, scan: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`scan(...)`, which reads about `size` bytes."""
+        """`scan(...)`, which takes about as long as reading `size` bytes in order."""
         if size <= _INLINE_BYTES:
             return scan(*args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: scan(*args, **kwargs))
@@ -85,6 +88,7 @@ class Segments:
         self._vectors = Vectors(dim)
         self._sealed: Sealed | None = None
         self._sealed_dead = 0
+        self._replaced = 0
         self._upkeep: asyncio.Task[None] | None = None
         self._closed = False
         self._pause = 0.0
@@ -119,9 +123,13 @@ class Segments:
         self._vectors.append(labels, ids, rows)
         return first
 
-    def kill(self, label: int) -> bool:
-        """Take a record out of every later answer and erase its vector; False when it is not here."""
+    def kill(self, label: int, *, replaced: bool = False) -> bool:
+        """Take a record out of every later answer and erase its vector; False when it is not here.
+
+        `replaced`: another one has come in its place. A search that is under way looks again.
+        """
         killed = self._vectors.kill(label)
+        self._replaced += replaced
         if killed and self._sealed is not None and label <= self._sealed.through:
             self._sealed_dead += 1
         return killed
@@ -138,14 +146,27 @@ class Segments:
             self._scans.by_graph.inc()
             return found
         self._scans.exact.inc()
-        return await self._exactly(query, k, None)
+        return await self._exactly(query, k)
 
     async def nearest_matching(
         self, query: Vector, k: int, matching: Callable[[], Awaitable[tuple[Matching, View]]]
     ) -> Found:
         """As `nearest`, among the records that match: always k when k match."""
-        self._scans.filtered.inc()
-        return await self._exactly(query, k, matching)
+        self.tend()
+        races = 0
+        while True:
+            decided, view = await matching()
+            replaced = self._replaced
+            hurried = races >= _RACES
+            mask = await self._scans.run(0 if hurried else decided.effort, decided.mask)
+            wanted = mask & view.alive
+            found = None if races else await self._matching_through_graph(query, k, view, wanted)
+            if found is None:
+                size = 0 if hurried else view.effort(int(np.count_nonzero(wanted)))
+                found = await self._scans.run(size, _scan, view, query, k, wanted)
+            if self._undisturbed(found, replaced):
+                return found
+            races += 1
 
     async def seal(self) -> None:
         """Build a graph over every record now, if the collection is large enough to have one."""
@@ -175,47 +196,81 @@ class Segments:
         if due and asyncio.get_running_loop().time() >= self._not_before:
             self._start(self._tend)
 
-    async def _exactly(
-        self, query: Vector, k: int, matching: Callable[[], Awaitable[tuple[Matching, View]]] | None
-    ) -> Found:
+    async def _exactly(self, query: Vector, k: int) -> Found:
         races = 0
         while True:
-            decided, view = (None, self.view()) if matching is None else await matching()
+            view, replaced = self.view(), self._replaced
             # A record deleted while a thread scans leaves the answer short: scan again, at last right here.
             size = view.bytes if races < _RACES else 0
-            labels, measured = await self._scans.run(size, _scan, view, query, k, decided)
-            if len(self.view().slots(labels)) == len(labels):
-                return labels, measured
+            found = await self._scans.run(size, _scan, view, query, k, None)
+            if self._undisturbed(found, replaced):
+                return found
             races += 1
 
     async def _through_graph(self, query: Vector, k: int) -> Found | None:
         sealed = self._sealed
         if sealed is None or (reach := self._reach(sealed, k)) is None:
             return None
+        proposed = await self._proposed(sealed, query, reach)
+        if proposed is None:
+            return None
+        view, replaced = self.view(), self._replaced
+        slots = view.slots(proposed)
+        if len(slots) < k:
+            return None
+        known = _measured(view, slots, query, k)
+        found = _merged(known, await self._tail(view, query, k, sealed, None), k)
+        return found if self._undisturbed(found, replaced) else None
+
+    async def _matching_through_graph(self, query: Vector, k: int, view: View, wanted: Mask) -> Found | None:
+        """Of the view's records that are wanted; None when the planner or the graph leaves them to a scan."""
+        sealed = self._sealed
+        reach = None if sealed is None else self._reach_matching(sealed, k, view, wanted)
+        if sealed is None or reach is None:
+            self._scans.filtered_exact.inc()
+            return None
+        proposed = await self._proposed(sealed, query, reach)
+        slots = np.empty(0, np.int64) if proposed is None else view.slots(proposed)
+        slots = slots[wanted[slots]]
+        if len(slots) < k:
+            self._scans.filtered_both.inc()
+            return None
+        self._scans.filtered_by_graph.inc()
+        known = _measured(view, slots, query, k)
+        return _merged(known, await self._tail(view, query, k, sealed, wanted), k)
+
+    def _reach_matching(self, sealed: Sealed, k: int, view: View, wanted: Mask) -> int | None:
+        known = int(np.count_nonzero(wanted[: view.after(sealed.through)]))
+        return planner.reach(
+            k,
+            known,
+            sealed.size,
+            ef=self._settings.ef,
+            dim=self._dim,
+            scanned=view.effort(int(np.count_nonzero(wanted))),
+        )
+
+    async def _proposed(self, sealed: Sealed, query: Vector, reach: int) -> Positions | None:
+        """Labels, ascending, of about so many nearest that the graph knows; None when it is lost."""
         proposed = await self._graphs.query(sealed, query, reach, max(self._settings.ef, reach))
         if proposed is None:
             self._lose(sealed)
             return None
-        view = self.view()
         # In order and each once, whatever the other process says.
-        believed = np.array(
-            sorted({label for label in proposed.tolist() if label <= sealed.through}), np.int64
-        )
-        slots = view.slots(believed)
-        if len(slots) < k:
-            return None
-        # Of one moment with the tail: what is replaced meanwhile is in one of the two, and is missed below.
-        known, far = view.labels[slots], exact.distances(view.rows(slots), query)
-        young, near = await self._tail(view, query, k, sealed.through)
-        labels, measured = exact.nearest(np.concatenate([known, young]), np.concatenate([far, near]), k)
-        return (labels, measured) if len(self.view().slots(labels)) == k else None
+        believed = np.unique(proposed)
+        return believed[believed <= sealed.through]
 
-    async def _tail(self, view: View, query: Vector, k: int, through: int) -> Found:
-        """The k nearest of the records that no graph knows."""
-        first = view.after(through)
-        return await self._scans.run(
-            (len(view.labels) - first) * self._dim * 4, view.scan, query, k, None, first
-        )
+    async def _tail(self, view: View, query: Vector, k: int, sealed: Sealed, wanted: Mask | None) -> Found:
+        """The k nearest of the view's records that the graph does not know."""
+        first = view.after(sealed.through)
+        size = (len(view.labels) - first) * self._dim * 4
+        return await self._scans.run(size, view.scan, query, k, wanted, first)
+
+    def _undisturbed(self, found: Found, replaced: int) -> bool:
+        """Whether nothing that was found has been deleted since, and nothing at all replaced: the old record
+        may have been missed where the view has no new one.
+        """
+        return self._replaced == replaced and len(self.view().slots(found[0])) == len(found[0])
 
     def _reach(self, sealed: Sealed, k: int) -> int | None:
         """How many to ask of the graph for k living ones; None when it cannot give that many."""
@@ -303,5 +358,18 @@ class Segments:
         self._not_before = asyncio.get_running_loop().time() + self._pause
 
 
-def _scan(view: View, query: Vector, k: int, decided: Matching | None) -> Found:
-    return view.scan(query, k, None if decided is None else decided.mask())
+def _scan(view: View, query: Vector, k: int, wanted: Mask | None) -> Found:
+    return view.scan(query, k, wanted)
+
+
+def _measured(view: View, slots: Positions, query: Vector, k: int) -> Found:
+    """What may be the k nearest of these slots, measured exactly."""
+    rows = view.rows(slots)
+    best = exact.contenders(rows @ query, k, view.dim)
+    return view.labels[slots[best]], exact.distances(rows[best], query)
+
+
+def _merged(one: Found, other: Found, k: int) -> Found:
+    """The k nearest of both."""
+    labels, measured = (np.concatenate(pair) for pair in zip(one, other, strict=True))
+    return exact.nearest(labels, measured, k)

@@ -10,11 +10,12 @@ import pytest
 
 from appliance import config
 from appliance.metrics import Registry
-from appliance.search import filters, segments
+from appliance.search import filters, planner, segments
 from appliance.search.collections import NewRecord, OpenCollection
-from appliance.search.columns import Matching
+from appliance.search.exact import Positions
+from appliance.search.sealed import Sealed
 from appliance.search.segments import Scans
-from appliance.search.vectors import View
+from appliance.search.vectors import Mask, View
 from tests.searching import ACTOR, Shelf, Vectors, brute_force, low_rank, numbered, shelf
 
 DIM = 32
@@ -50,6 +51,16 @@ async def recall(
 
 def through_graph(things: Shelf) -> float:
     return things.count("appliance_search_queries_total", path="graph")
+
+
+def filtered(things: Shelf, way: str) -> float:
+    return things.count("appliance_search_queries_total", path=f"filtered_{way}")
+
+
+@pytest.fixture
+def graph_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a collection so large that every scan costs more than its graph."""
+    monkeypatch.setattr(planner, "_BYTE", 1.0)
 
 
 async def test_a_small_collection_needs_no_graph_process(tmp_path: Path) -> None:
@@ -161,7 +172,7 @@ async def test_a_k_beyond_the_graphs_reach_is_answered_exactly(tmp_path: Path) -
         assert through_graph(things) == 0
 
 
-async def test_a_filter_is_exact_whatever_the_graph(tmp_path: Path) -> None:
+async def test_a_filter_that_few_records_pass_is_exact_whatever_the_graph(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     vectors = low_rank(rng, COUNT, DIM)
     async with shelf(tmp_path, SETTINGS) as things:
@@ -171,9 +182,80 @@ async def test_a_filter_is_exact_whatever_the_graph(tmp_path: Path) -> None:
             order, _ = brute_force(vectors[choice], vectors[1], 10)
             hits = await opened.search(vectors[1], 10, wanted)
             assert [hit.id for hit in hits] == [f"r{choice[position]}" for position in order]
+        assert filtered(things, "exact") == 3
 
 
-async def test_writes_and_searches_at_once_never_miss_or_invent(tmp_path: Path) -> None:
+async def test_a_filter_that_many_pass_is_answered_by_the_graph_beside_the_tail(
+    tmp_path: Path, graph_first: None
+) -> None:
+    vectors = low_rank(np.random.default_rng(12), COUNT + 300, DIM)
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await filled(things, vectors[:COUNT])
+        await opened.insert(ACTOR, numbered(vectors[COUNT:], COUNT))
+        gone = [f"r{n}" for n in range(0, COUNT + 300, 50)]
+        await opened.delete(ACTOR, gone)
+        await opened.update(ACTOR, [(f"r{n}", {"n": -1}) for n in range(1, COUNT, 50)])
+        chosen = [n for n in range(COUNT + 300) if n % 3 and n % 50 and (n % 50 != 1 or n > COUNT)]
+        thirds = filters.compile({"$nor": [{"n": {"$in": list(range(0, COUNT + 300, 3))}}], "n": {"$gte": 0}})
+        found = 0
+        for query in vectors[::100]:
+            hits = await opened.search(query, 10, thirds)
+            true, distances = brute_force(vectors[chosen], query, 10)
+            assert len({hit.id for hit in hits}) == 10
+            assert {int(hit.id[1:]) for hit in hits} <= set(chosen)
+            assert hits[0].distance == pytest.approx(distances[0], abs=2e-7)
+            found += len({hit.id for hit in hits} & {f"r{chosen[position]}" for position in true})
+        assert found >= 0.98 * 10 * len(vectors[::100])
+        assert filtered(things, "graph") > 0.9 * len(vectors[::100])
+
+
+async def test_a_filter_whose_records_lie_elsewhere_is_answered_exactly_after_all(
+    tmp_path: Path, graph_first: None
+) -> None:
+    vectors = low_rank(np.random.default_rng(13), COUNT, DIM)
+    order, _ = brute_force(vectors, vectors[0], COUNT)
+    far = sorted(order[COUNT // 2 :])
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await filled(things, vectors)
+        near = set(order[: COUNT // 2])
+        await opened.update(ACTOR, [(f"r{n}", {"near": n in near}) for n in range(COUNT)])
+        hits = await opened.search(vectors[0], 10, filters.compile({"near": False}))
+        expected, _ = brute_force(vectors[far], vectors[0], 10)
+        assert [hit.id for hit in hits] == [f"r{far[position]}" for position in expected]
+        assert filtered(things, "both") == 1
+        assert len(await opened.search(vectors[0], 2000, filters.compile({"near": False}))) == COUNT // 2
+
+
+@pytest.mark.parametrize("meanwhile", ["delete", "compact", "lose"])
+async def test_what_happens_while_the_graph_is_asked_never_shows_in_the_answer(
+    tmp_path: Path, graph_first: None, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    vectors = low_rank(np.random.default_rng(14), COUNT, DIM)
+    order, _ = brute_force(vectors, vectors[0], 200)
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await filled(things, vectors)
+        ask = opened._segments._graphs.query
+        asked = 0
+
+        async def overtaken(sealed: Sealed, query: Vectors, k: int, ef: int) -> Positions | None:
+            nonlocal asked
+            proposed = await ask(sealed, query, k, ef)
+            asked += 1
+            if meanwhile == "lose":
+                return None
+            await opened.delete(ACTOR, [f"r{n}" for n in order[:100:2]])
+            if meanwhile == "compact":
+                await opened._segments._compact()
+            return proposed
+
+        monkeypatch.setattr(opened._segments._graphs, "query", overtaken)
+        hits = await opened.search(vectors[0], 10, filters.compile({"n": {"$gte": 0}}))
+        living = order if meanwhile == "lose" else order[1:100:2] + order[100:]
+        assert [hit.id for hit in hits] == [f"r{n}" for n in living[:10]]
+        assert asked == 1
+
+
+async def test_writes_and_searches_at_once_never_miss_or_invent(tmp_path: Path, graph_first: None) -> None:
     rng = np.random.default_rng(8)
     vectors = low_rank(rng, 6000, DIM)
     async with shelf(tmp_path, SETTINGS) as things:
@@ -185,16 +267,18 @@ async def test_writes_and_searches_at_once_never_miss_or_invent(tmp_path: Path) 
                 await opened.insert(ACTOR, numbered(vectors[low : low + 100], low))
                 await opened.delete(ACTOR, [f"r{n}" for n in range(low - 2000, low - 1950)])
 
-        async def search() -> None:
+        async def search(wanted: filters.Filter | None) -> None:
             nonlocal searches
             while not writing.done():
-                hits = await opened.search(vectors[searches % 6000], 20)
+                hits = await opened.search(vectors[searches % 6000], 20, wanted)
                 assert len(hits) == 20
                 assert len({hit.id for hit in hits}) == 20
+                assert wanted is None or all(wanted.matches(hit.metadata) for hit in hits)
                 searches += 1
 
         writing = asyncio.ensure_future(write())
-        await asyncio.gather(writing, search(), search())
+        most = filters.compile({"n": {"$not": {"$gte": 1_000, "$lt": 1_500}}})
+        await asyncio.gather(writing, search(None), search(most))
         assert searches > 20
         await opened.settle()
         living = {n: vectors[n] for n in range(6000) if n >= 4000 or n % 100 >= 50}
@@ -222,8 +306,8 @@ async def test_a_scan_that_deletions_overtake_is_repeated_and_at_last_made_at_on
         opened = await things.collection(DIM)
         await opened.insert(ACTOR, numbered(vectors))
 
-        def overtaken(view: View, query: Vectors, k: int, decided: Matching | None) -> segments.Found:
-            found = scan(view, query, k, decided)
+        def overtaken(view: View, query: Vectors, k: int, wanted: Mask | None) -> segments.Found:
+            found = scan(view, query, k, wanted)
             if threading.get_ident() != here:
                 deleted = threading.Event()
                 loop.call_soon_threadsafe(opened._segments.kill, int(found[0][0]))
@@ -236,6 +320,6 @@ async def test_a_scan_that_deletions_overtake_is_repeated_and_at_last_made_at_on
         hits = await opened.search(vectors[0], 10, metadata=False)
         gone = segments._RACES
         assert [hit.id for hit in hits] == [f"r{n}" for n in order[gone : gone + 10]]
-        wanted = filters.compile({"n": {"$in": order[:50]}})
-        hits = await opened.search(vectors[0], 10, wanted, metadata=False)
+        among = filters.compile({"n": {"$in": order[:50]}})
+        hits = await opened.search(vectors[0], 10, among, metadata=False)
         assert [hit.id for hit in hits] == [f"r{n}" for n in order[2 * gone : 2 * gone + 10]]
