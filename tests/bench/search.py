@@ -22,7 +22,7 @@ from tests.bench.report import Report
 from tests.searching import ACTOR, Shelf, Vectors, brute_force, low_rank, numbered, shelf
 
 COUNT, DIM, QUERIES, K = 20_000, 512, 1_000, 10
-INSERTED, BATCH = 2_000, 10
+INSERTED, BATCH, FILTERED = 2_000, 10, 200
 SETTINGS = config.Search()
 FOLDER = (
     Path(__file__).parents[2] / ".cache" / "bench-search"
@@ -156,16 +156,57 @@ async def answers(report: Report, things: Shelf, opened: OpenCollection, data: D
 
 
 async def filtered_answers(report: Report, things: Shelf, opened: OpenCollection, data: Data) -> None:
-    for share in (0.001, 0.01, 0.1, 0.5):
-        wanted = filters.compile({"n": {"$in": list(range(0, COUNT, round(1 / share)))}})
-        await opened.search(data.queries[0], K, wanted)
+    """Filters that pass records from everywhere, and one whose records lie together; each many times."""
+    queries = data.queries[:FILTERED]
+    together, _ = brute_force(data.vectors, data.queries[-1], COUNT // 20)
+    await opened.update(ACTOR, [(f"r{n}", {"together": True}) for n in together])
+    whole = await measured(things, searching(opened, queries, None, []), FILTERED)
+    cases: list[tuple[str, object, list[int]]] = [
+        (f"keeps {100 * share:g} %", {"n": {"$lt": share * COUNT}}, list(range(int(share * COUNT))))
+        for share in (0.5, 0.1, 0.01, 0.001)
+    ]
+    for name, document, kept in [
+        *cases,
+        ("keeps 5 % that lie together", {"together": True}, sorted(together)),
+    ]:
+        wanted = filters.compile(document)
+        await opened.search(queries[0], K, wanted)
+        ways = {way: taken(things, way) for way in ("graph", "exact", "both")}
+        found: list[list[Hit]] = []
+        spent = await measured(things, searching(opened, queries, wanted, found), FILTERED)
+        note = ", ".join(f"{way} {taken(things, way) - before:.0f}" for way, before in ways.items())
+        report.figure(f"query, filter {name}", 1000 * spent.cpu, "ms CPU", note=note)
+        bound = None if document == {"together": True} else 0.6
+        report.figure("  queries per CPU second, against none", whole.cpu / spent.cpu, "x", at_least=bound)
+        true = [{kept[n] for n in brute_force(data.vectors[kept], query, K)[0]} for query in queries]
+        hits = sum(
+            len(one & {int(hit.id[1:]) for hit in other}) for one, other in zip(true, found, strict=True)
+        )
+        report.figure("  recall@10", hits / (K * FILTERED), "", at_least=0.99)
 
-        async def search(wanted: filters.Filter = wanted) -> None:
-            for query in data.queries[:200]:
-                await opened.search(query, K, wanted, metadata=False)
+    changing = [filters.compile({"n": {"$lt": COUNT // 2 + n}}) for n in range(FILTERED)]
 
-        spent = await measured(things, search, 200)
-        report.figure(f"query, filter keeps {100 * share:g} %", 1000 * spent.cpu, "ms CPU", note="exact")
+    async def change() -> None:
+        for query, wanted in zip(queries, changing, strict=True):
+            await opened.search(query, K, wanted, metadata=False)
+
+    spent = await measured(things, change, FILTERED)
+    report.figure("query, a new filter each time, keeps 50 %", 1000 * spent.cpu, "ms CPU")
+    report.figure("  queries per CPU second, against none", whole.cpu / spent.cpu, "x")
+
+
+def searching(
+    opened: OpenCollection, queries: Vectors, wanted: filters.Filter | None, found: list[list[Hit]]
+) -> Callable[[], Awaitable[None]]:
+    async def search() -> None:
+        found.extend([await opened.search(query, K, wanted, metadata=False) for query in queries])
+
+    return search
+
+
+def taken(things: Shelf, way: str) -> float:
+    """Filtered searches that were answered so."""
+    return things.count("appliance_search_queries_total", path=f"filtered_{way}")
 
 
 def timed(act: Callable[[], object], units: int) -> Spent:
