@@ -92,7 +92,8 @@ class Values:
         self._containing: dict[Hashable, list[int]] = {}  # candidate -> numbers of what has others beside it
         self._strings = _Entries(StringDType())
         self._floats = _Entries(np.dtype(np.float64))
-        self._wide: list[tuple[int, int]] = []  # integers that no float64 equals
+        # Integers that no float64 equals, and strings with a NUL: numpy 2.4 does not compare what follows it.
+        self._odd: list[tuple[int | str, int]] = []
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -120,16 +121,15 @@ class Values:
 
     def compared(self, comparison: str, bound: Bound) -> Chosen:
         """Of values that compare so with the bound, or contain one that does; by an operator of COMPARE."""
-        if isinstance(bound, str):
-            strings = self._strings.now()
-            if comparison == "$regex":
-                return lambda: _beginning(strings, bound)
-            return lambda: _satisfying(strings, COMPARE[comparison], bound)
         compare = COMPARE[comparison]
-        wide = np.array([number for value, number in self._wide if compare(value, bound)], np.int32)
-        floats = self._floats.now()
+        odd = [number for value, number in self._odd if comparable(value, bound) and compare(value, bound)]
+        apart = np.array(odd, np.int32)
+        if comparison == "$regex":
+            strings, prefix = self._strings.now(), str(bound)
+            return lambda: np.concatenate([_beginning(strings, prefix), apart])
+        entries = (self._strings if isinstance(bound, str) else self._floats).now()
         rounded, nearest = _rounded(comparison, bound)
-        return lambda: np.concatenate([_satisfying(floats, COMPARE[rounded], nearest), wide])
+        return lambda: np.concatenate([_satisfying(entries, COMPARE[rounded], nearest), apart])
 
     def missing(self) -> Chosen:
         """Of records in which the path reaches nothing."""
@@ -138,12 +138,12 @@ class Values:
 
     def _order(self, candidate: Hashable, number: int) -> None:
         match candidate:
-            case str():
+            case str() if "\0" not in candidate:
                 self._strings.append(candidate, number)
             case int() | float() if _as_float(candidate) == candidate:
                 self._floats.append(float(candidate), number)
-            case int():
-                self._wide.append((candidate, number))
+            case str() | int():
+                self._odd.append((candidate, number))
             case _:
                 pass  # has no order
 
@@ -187,6 +187,8 @@ def _satisfying(chunks: Iterable[_Chunk], compare: Callable[[Any, Any], Any], bo
 
 def _beginning(chunks: Iterable[_Chunk], prefix: str) -> Codes:
     """A range of strings by code point: a quarter of the time of numpy's own `startswith`."""
+    if "\0" in prefix:
+        return np.empty(0, np.int32)  # all such are odd
     after = _after(prefix)
     return _joined(
         numbers[(values >= prefix) if after is None else (values >= prefix) & (values < after)]
@@ -207,9 +209,9 @@ def _joined(parts: Iterable[Codes]) -> Codes:
     return np.concatenate([np.empty(0, np.int32), *parts])
 
 
-def _rounded(comparison: str, bound: float) -> tuple[str, float]:
-    """The comparison of float64 values that decides the same, where the bound itself is no float64."""
-    nearest = _as_float(bound)
+def _rounded(comparison: str, bound: Any) -> tuple[str, Bound]:
+    """The comparison that decides the same of all that is not odd, where the bound itself is."""
+    nearest = bound.partition("\0")[0] if isinstance(bound, str) else _as_float(bound)
     if nearest == bound:
         return comparison, nearest
     if comparison in {"$gt", "$gte"}:
