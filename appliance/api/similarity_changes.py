@@ -106,7 +106,7 @@ class SimilarityChanges:
         """Erases every record that matches `filter`, and tells how many went, in `deleted_count`."""
         collection = await self._descriptors.collection(call)
         condition = filter_of(call.payload)
-        if condition is None or not condition.conditions:
+        if condition is None or condition.everything:
             raise InvalidInput(
                 "filter: an empty one matches every record; to empty a collection,"
                 f" POST /appliance/v1/collections/{collection.collection.id}/empty with the scope admin"

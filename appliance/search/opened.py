@@ -160,7 +160,7 @@ class OpenCollection:
             # All without a pause between: nobody sees one without the other.
             self._reading.note(replaced)
             self._add(labels, stored, records, prepared)
-            self._kill(list(replaced))
+            self._kill(list(replaced), replaced=True)
 
         return (await self._write(act, apply))[0]
 
@@ -221,7 +221,7 @@ class OpenCollection:
         inserted meanwhile stays, and so does one that an update takes out of the filter. Raises InvalidInput
         for a filter without conditions, which every record matches.
         """
-        if not wanted.conditions:
+        if wanted.everything:
             raise InvalidInput("filter: without a condition it matches every record")
         labels = await self._matching(wanted)
         if self._damaged:  # no column has them: whether they match is seen where they are erased
@@ -254,9 +254,9 @@ class OpenCollection:
             self._columns.set(labels[offset], slot + offset, Record(new.id, new.metadata))
         self._segments.tend()
 
-    def _kill(self, labels: list[int]) -> None:
+    def _kill(self, labels: list[int], *, replaced: bool = False) -> None:
         for label in labels:
-            if not self._segments.kill(label):
+            if not self._segments.kill(label, replaced=replaced):
                 self._damaged.discard(label)
         self._segments.tend()
 
