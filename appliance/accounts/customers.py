@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, NewType, Self
 
 from appliance.accounts.audit import Actor, Event, record
-from appliance.errors import Conflict, InvalidInput, NotFound
+from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound
 from appliance.ledger import Connection, Ledger
 
 CustomerId = NewType("CustomerId", str)
+
+SUSPENDED = "the customer is suspended: the operator of the appliance can resume it"
 
 _MAX_NAME = 200
 _COLUMNS = "id, name, created_at, suspended_at"
@@ -106,6 +108,12 @@ class Customers:
     def suspended(self, customer: CustomerId) -> bool:
         """Whether none of its tokens is taken, from memory."""
         return customer in self._suspended
+
+
+def check_active(connection: Connection, customer: CustomerId) -> None:
+    """Raises Forbidden for a suspended customer; to be called inside `Ledger.write`."""
+    if _existing(connection, customer).suspended_at is not None:
+        raise Forbidden(SUSPENDED)
 
 
 def _checked_name(name: str) -> str:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from appliance.accounts.audit import Actor, Event, record
-from appliance.accounts.customers import CustomerId, Customers
+from appliance.accounts.customers import SUSPENDED, CustomerId, Customers
 from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound, Unauthenticated
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Keys
@@ -215,7 +215,7 @@ class Tokens:
             raise Unauthenticated(_REFUSED)
         customer = live.principal.customer
         if customer is not None and self._customers.suspended(customer):
-            raise Forbidden("the customer is suspended: the operator of the appliance can resume it")
+            raise Forbidden(SUSPENDED)
         return live.principal
 
     def _now(self) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.accounts.audit import entries
+from appliance.accounts.audit import Actor, entries
 from appliance.datasets.files import SealedFiles
 from appliance.datasets.ports import Encoded
 from appliance.datasets.records import ReadPermit
@@ -87,6 +87,17 @@ async def test_nothing_is_put_without_an_agreement(tmp_path: Path) -> None:
             await one.store.put(ACTOR, dataset, PHOTO)
         assert files(tmp_path) == []
         assert await one.store.list(dataset) == []
+
+
+async def test_a_suspended_customers_token_stores_nothing_more_and_an_operator_does(tmp_path: Path) -> None:
+    async with stand(tmp_path) as one:
+        dataset = await default(one)
+        await one.customers.suspend(ACTOR, dataset.customer)
+        with pytest.raises(Forbidden, match="suspended"):
+            await one.store.put(ACTOR, dataset, PHOTO)
+        assert files(tmp_path) == []
+        image = await one.store.put(Actor("operator", "0"), dataset, PHOTO)
+        assert await one.store.list(dataset) == [image]
 
 
 async def test_what_is_no_image_is_not_put(tmp_path: Path) -> None:
