@@ -191,3 +191,18 @@ def test_a_client_that_leaves_gives_everything_back(served: Served, owner: Tenan
 
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("names", [("a/x.png", "a/x.png/b.png"), ("a/x.png/b.png", "a/x.png")])
+@pytest.mark.parametrize("format_name", ["imagefolder", "coco", "csv"])
+def test_what_two_imports_brought_and_no_folder_holds_can_be_exported(
+    served: Served, owner: Tenant, names: tuple[str, str], format_name: str
+) -> None:
+    dataset = new_dataset(served, owner, str(uuid.uuid4()))
+    for name in names:
+        answer = receive(served, owner, dataset, tar({name: images.plain(name)}))
+        assert (answer.status, answer.document["images"]) == (200, 1)
+    first = exported(served, owner, dataset, format_name)
+    assert {"a/x-2.png", "a/x.png/b.png"} <= untar(first).keys()
+    again = exported(served, owner, filled(served, owner, first), format_name)
+    assert again == first

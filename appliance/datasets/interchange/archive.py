@@ -117,7 +117,7 @@ class Archive:
                 raise TooLarge(f"the archive has more than {self._most} members")
             if header.isdir():
                 if header.name.strip("./"):
-                    checked(header.name)
+                    self._folder(checked(header.name))
                 await source.skip(_padded(header.size))
                 continue
             name = self._file(header)
@@ -178,14 +178,23 @@ class Archive:
         if header.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or header.name.endswith("/"):
             kind = _KINDS.get(header.type, "something else")
             raise InvalidInput(f"{shown(name)} is {kind}: files and folders alone are taken")
-        *folders, known = accumulate(unicodedata.normalize("NFC", name).split("/"), "{}/{}".format)
-        if hash(known) in self._files:
+        folder, _, _ = name.rpartition("/")
+        known = hash(unicodedata.normalize("NFC", name))
+        if known in self._files:
             raise InvalidInput(f"{shown(name)}: two files have this name")
-        if hash(known) in self._folders or any(hash(folder) in self._files for folder in folders):
+        if known in self._folders:
             raise InvalidInput(f"{shown(name)}: a file and a folder have one name")
-        self._files.add(hash(known))
-        self._folders.update(map(hash, folders))
+        if folder:
+            self._folder(folder)
+        self._files.add(known)
         return name
+
+    def _folder(self, name: str) -> None:
+        parts = unicodedata.normalize("NFC", name).split("/")
+        folders = set(map(hash, accumulate(parts, "{}/{}".format)))
+        if folders & self._files:
+            raise InvalidInput(f"{shown(name)}: a file and a folder have one name")
+        self._folders |= folders
 
     async def _end(self) -> None:
         """Reads what follows the first block of the end mark: one more, and zeros to fill up with."""

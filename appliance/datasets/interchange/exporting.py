@@ -11,6 +11,7 @@ import io
 import posixpath
 import tarfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -129,17 +130,24 @@ class Exporting:
             return files + ([_spooled(LEFT_OUT, _named(damaged))] if damaged else []), images
 
     def _stored(self, connection: Connection, dataset: Dataset) -> tuple[dict[str, _Stored], list[str]]:
-        """The images by their names in order of upload, and the names of those that are damaged."""
-        stored: dict[str, _Stored] = {}
-        damaged, after = list[str](), 0
+        """The images by their names in order of upload, and the names of those that are damaged.
+
+        A name is changed where it is another's already, or a folder of one: imports at different times may
+        have brought what no tree holds together.
+        """
+        sound, damaged, after = list[tuple[str, _Stored]](), list[str](), 0
         while page := self._sources.page(connection, dataset, after):
             for image, source in page:
                 name = _fitting(image, image.id if source is None else source.name)
                 if image.damaged:
                     damaged.append(name)
                 else:
-                    stored[_free(name, stored)] = _Stored(image.key, image.size)
+                    sound.append((name, _Stored(image.key, image.size)))
             after = page[-1][0].key
+        folders = {folder for name, _ in sound for folder in _folders(name)}
+        stored: dict[str, _Stored] = {}
+        for name, one in sound:
+            stored[_free(name, stored, folders)] = one
         return stored, damaged
 
 
@@ -224,9 +232,14 @@ def _fitting(image: Image, name: str) -> str:
     return name if name.lower().endswith(suffixes) else f"{name}{suffixes[0]}"
 
 
-def _free(name: str, taken: dict[str, _Stored]) -> str:
+def _folders(name: str) -> Iterator[str]:
+    while name := posixpath.dirname(name):
+        yield name
+
+
+def _free(name: str, taken: dict[str, _Stored], folders: AbstractSet[str]) -> str:
     free, number = name, 1
-    while free in taken:
+    while free in taken or free in folders:
         number += 1
         free = _numbered(name, number)
     return free
