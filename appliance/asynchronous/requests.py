@@ -29,7 +29,9 @@ _END = (
     "UPDATE requests SET status = ?, response = ?, finished_at = ?,"
     " due_at = CASE WHEN webhook IS NULL THEN NULL ELSE ? END"
 )
-_NOT_SUSPENDED = "customer NOT IN (SELECT id FROM customers WHERE suspended_at IS NOT NULL)"
+_TELLABLE = (
+    "webhook IS NOT NULL AND customer NOT IN (SELECT id FROM customers WHERE suspended_at IS NOT NULL)"
+)
 LOST = "the appliance stopped before this request ended: send it again"
 
 
@@ -305,7 +307,7 @@ def _others(
     def marks(values: Collection[str]) -> str:
         return ", ".join("?" * len(values))
 
-    condition = f"id NOT IN ({marks(requests)}) AND customer NOT IN ({marks(customers)}) AND {_NOT_SUSPENDED}"
+    condition = f"id NOT IN ({marks(requests)}) AND customer NOT IN ({marks(customers)}) AND {_TELLABLE}"
     return condition, (*requests, *customers)
 
 

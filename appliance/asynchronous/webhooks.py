@@ -11,6 +11,7 @@ import contextlib
 import hmac
 import logging
 import re
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from typing import Self
@@ -98,6 +99,10 @@ class Webhooks:
                 pause = await self._call_due()
             except (StorageFailed, VolumeFull):  # a finding of its own
                 pause = _FAULT_SECONDS
+            except Exception as error:  # noqa: BLE001 - what is wrong with one must not end all others
+                frames = "".join(traceback.format_tb(error.__traceback__))
+                log.error("webhooks: %s\n%s", type(error).__name__, frames)  # noqa: TRY400
+                pause = _IDLE_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._woken.wait()

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
+import apsw
+
 from appliance.errors import StorageFailed
 from appliance.ledger.database import STORAGE_ERRORS, Connection, open_reader, open_writer
 from appliance.ledger.migrations import migrate, shipped
@@ -152,7 +154,18 @@ class Ledger:
         except STORAGE_ERRORS as error:
             raise StorageFailed(f"{self._path}: {error}") from error
         finally:
-            self._idle.put(connection)
+            self._idle.put(self._rested(connection))
+
+    def _rested(self, connection: Connection) -> Connection:
+        """The reader for the next query: a new one where a statement that never ended holds its snapshot."""
+        if connection.txn_state() == apsw.SQLITE_TXN_NONE:
+            return connection
+        try:
+            fresh = open_reader(self._path)
+        except StorageFailed:
+            return connection
+        connection.close(True)
+        return fresh
 
     def _close(self) -> None:
         self._readers.shutdown()

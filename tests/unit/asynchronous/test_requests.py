@@ -135,3 +135,9 @@ async def test_a_webhook_is_sealed_where_it_lies(machine: Machine) -> None:
     await requests.told(other.id, None)
     await requests.told(mine.id, None)
     assert await requests.next_due() is None
+    # Due, and nowhere to be told of: no row that a request can have.
+    await machine.ledger.write(
+        lambda connection: connection.execute("UPDATE requests SET due_at = 1").fetchall()
+    )
+    assert await requests.due(9) == []
+    assert await requests.next_due() is None

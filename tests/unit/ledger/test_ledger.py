@@ -204,6 +204,27 @@ async def test_a_read_sees_one_snapshot_and_cannot_write(tmp_path: Path) -> None
         assert await ledger.read(names) == ["a"]
 
 
+async def test_a_statement_that_is_never_ended_shows_nobody_else_an_old_state(tmp_path: Path) -> None:
+    kept: list[object] = []
+
+    def abandoned(connection: Connection) -> None:
+        rows = connection.execute("SELECT name FROM customers")
+        kept.append(rows)
+        next(rows)
+        raise TypeError("in the middle of the rows")
+
+    async with opened(tmp_path) as ledger:
+        for name in ("a", "b"):
+            await ledger.write(inserting(name))
+        for _ in range(10):
+            with pytest.raises(TypeError):
+                await ledger.read(abandoned)
+        await ledger.write(inserting("c"))
+        for _ in range(10):
+            assert await ledger.read(names) == ["a", "b", "c"]
+        assert await ledger.empty_log()
+
+
 async def test_an_act_that_ends_the_transaction_fails_the_ledger(tmp_path: Path) -> None:
     async with opened(tmp_path) as ledger:
         with pytest.raises(StorageFailed, match="transaction ended within an act"):
