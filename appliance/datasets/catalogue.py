@@ -14,7 +14,15 @@ from appliance.accounts.customers import CustomerId
 from appliance.datasets import rows
 from appliance.datasets.files import SealedFiles
 from appliance.datasets.records import MAX_NAME, Dataset, DatasetId, Image, Place, Visibility
-from appliance.errors import ApplianceError, Conflict, InvalidInput, NotFound, StorageFailed, VolumeOffline
+from appliance.errors import (
+    ApplianceError,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    SealBroken,
+    StorageFailed,
+    VolumeOffline,
+)
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Container, Keyring
 from appliance.volume import Space
@@ -32,6 +40,7 @@ _CHANGE = (
     " retention_days = iif(?4, NULL, coalesce(?2, retention_days))"
     f" WHERE number = ?3 AND erased_at IS NULL RETURNING {_COLUMNS}"
 )
+_UNREADABLE = "?"
 _ROWS_AT_ONCE = 500
 _IMAGES_AT_ONCE = 100  # each goes with its labels and objects
 _SYSTEM = Actor("system", "datasets")
@@ -121,6 +130,15 @@ class Datasets:
         held = {str(container) for _, container, _ in self._keyring.containers()}
         living = await self._ledger.read(_living)
         return [identity for identity in living if identity not in held]
+
+    async def nameless(self) -> Sequence[DatasetId]:
+        """Datasets whose names are damaged in the ledger: they are called ? until they are erased."""
+        found = []
+        for row in await self._ledger.read(_all_living):
+            with contextlib.suppress(NotFound):
+                if (dataset := self._opened(row)).name == _UNREADABLE:
+                    found.append(dataset.id)
+        return found
 
     async def get(self, customer: CustomerId, dataset: str) -> Dataset:
         """The dataset of this id; the default one by the customer's id and by the word Default as well.
@@ -246,7 +264,10 @@ class Datasets:
         name = None
         if sealed is not None:
             keys = self._keyring.container(UUID(customer), UUID(identity))
-            name = keys.unseal("name", sealed, identity.encode()).decode()
+            try:
+                name = keys.unseal("name", sealed, identity.encode()).decode()
+            except SealBroken:  # a finding of the start; what is in it is whole, and can be erased
+                name = _UNREADABLE
         return Dataset(number, identity, customer, name, visibility, bool(keep), *rest)
 
     def _start_erasing(self, dataset: tuple[int, DatasetId, CustomerId]) -> None:
@@ -273,8 +294,9 @@ class Datasets:
 
 def _checked_name(name: str) -> str:
     cleaned = unicodedata.normalize("NFC", name).strip()
-    if not 1 <= len(cleaned) <= MAX_NAME or not cleaned.isprintable() or cleaned.lower() == "default":
-        raise InvalidInput(f'name: 1 to {MAX_NAME} printable characters, and not "Default"')
+    reserved = {"default", _UNREADABLE}
+    if not 1 <= len(cleaned) <= MAX_NAME or not cleaned.isprintable() or cleaned.lower() in reserved:
+        raise InvalidInput(f'name: 1 to {MAX_NAME} printable characters, and neither "Default" nor "?"')
     return cleaned
 
 
@@ -288,6 +310,10 @@ def _all(connection: Connection, customer: CustomerId) -> list[tuple[Any, ...]]:
         f"SELECT {_COLUMNS} FROM datasets WHERE customer = ? AND erased_at IS NULL ORDER BY number",  # noqa: S608
         (customer,),
     ).fetchall()
+
+
+def _all_living(connection: Connection) -> list[tuple[Any, ...]]:
+    return connection.execute(f"SELECT {_COLUMNS} FROM datasets WHERE erased_at IS NULL").fetchall()  # noqa: S608
 
 
 def _living(connection: Connection) -> list[DatasetId]:
