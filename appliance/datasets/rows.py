@@ -53,6 +53,20 @@ def latest_time(connection: Connection) -> float:
     return float(time) / 1000
 
 
+def earlier_times(connection: Connection) -> tuple[float, float]:
+    """The last time that an earlier run told, and until when it doubted its clock: unix seconds, 0 for none.
+
+    The audit log is not asked: this run may have written to it.
+    """
+    found = connection.execute("SELECT time, doubted_until FROM latest_time").fetchone()
+    return (0.0, 0.0) if found is None else (found[0] / 1000, found[1] / 1000)
+
+
+def note_doubt(connection: Connection, until: float) -> None:
+    """Until when the clock is doubted, in unix seconds."""
+    connection.execute("UPDATE latest_time SET doubted_until = ?", (int(until * 1000),))
+
+
 def images(connection: Connection, dataset: int, after: int, most: int) -> list[Image]:
     """Images of a dataset in order of upload, those with a key above `after`."""
     return [image for image, _ in images_and_sources(connection, dataset, after, most)]

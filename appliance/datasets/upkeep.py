@@ -69,13 +69,17 @@ class Upkeep:
         )
 
     async def __aenter__(self) -> Self:
-        # Before anything notes a time: what is asked is how late it was when the appliance last ran.
-        self._leaps = Leaps(await self._ledger.read(rows.latest_time), self._clock, self._monotonic)
+        # Before links tell the ledger a new time: what counts is how late it was when the appliance last ran.
+        latest, until = await self._ledger.read(rows.earlier_times)
+        self._leaps = Leaps(latest, until, self._clock, self._monotonic)
+        await self._clock_is_believed()
         await asyncio.to_thread(self._space.before_deletion)
         while images := await self._ledger.read(partial(rows.being_deleted, most=_AT_ONCE)):
             await finish_deleting(self._ledger, self._files, images, self._now())
         await self._sweep()
         await self._count_damaged()
+        for dataset in await self._datasets.nameless():
+            self._find(f"the name of dataset {dataset} in the ledger is damaged: it is shown as ?")
         for dataset in await self._datasets.keyless():
             self._find(
                 f"dataset {dataset} has no key: it was erased after this ledger was backed up, or made after"
@@ -108,7 +112,7 @@ class Upkeep:
                 if not looked_again:
                     await self.look_again()
                     looked_again = True
-                while not self._leaps.doubted() and await store.expire():
+                while await self._clock_is_believed() and await store.expire():
                     pass
                 pause = await self.scrub(_SCRUB_SECONDS)
                 await self._count_damaged()
@@ -116,6 +120,13 @@ class Upkeep:
             except (StorageFailed, VolumeFull):  # of the ledger or the volume, which say so themselves
                 pause = _IDLE_SECONDS
             await asyncio.sleep(max(pause, _REST_SECONDS))
+
+    async def _clock_is_believed(self) -> bool:
+        """A doubt is durable before anything else happens: a restart does not end it."""
+        before, doubted = self._leaps.until, self._leaps.doubted()
+        if (until := self._leaps.until) != before:
+            await self._ledger.write(partial(rows.note_doubt, until=until))
+        return not doubted
 
     async def scrub(self, seconds: float) -> float:
         """Prove images whose time has come, for about so long; how many seconds until it is worth a call.

@@ -19,8 +19,8 @@ class Clocks:
         self.wall += seconds
         self.monotonic += seconds
 
-    def leaps(self, latest: float) -> Leaps:
-        return Leaps(latest, lambda: self.wall, lambda: self.monotonic)
+    def leaps(self, latest: float, until: float = 0.0) -> Leaps:
+        return Leaps(latest, until, lambda: self.wall, lambda: self.monotonic)
 
 
 @pytest.mark.parametrize("latest", [0.0, NOW, NOW - LEAP_SECONDS, NOW + 1e6])
@@ -56,3 +56,19 @@ def test_a_clock_that_leaps_while_the_appliance_runs_is_doubted_anew_each_time()
         clocks.pass_by(DOUBT_SECONDS)
     clocks.wall -= 400 * 86_400
     assert not leaps.doubted()
+
+
+@pytest.mark.parametrize("set_right", [0.0, 400 * 86_400.0])
+def test_a_restart_does_not_end_a_doubt_nor_does_it_outlast_a_day(set_right: float) -> None:
+    clocks = Clocks()
+    first = clocks.leaps(NOW - LEAP_SECONDS - 1)
+    assert first.doubted()
+    assert first.until == NOW + DOUBT_SECONDS
+    clocks.pass_by(3600)
+    clocks.wall -= set_right
+    again = clocks.leaps(clocks.wall, first.until)
+    assert again.doubted()
+    clocks.pass_by(DOUBT_SECONDS - (1 if set_right else 3601))
+    assert again.doubted()
+    clocks.pass_by(1)
+    assert not again.doubted()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from appliance.accounts.audit import entries
+from appliance.accounts.customers import Customers
 from appliance.datasets import rows
 from appliance.datasets.files import SealedFiles
 from appliance.datasets.records import Image
@@ -23,6 +24,7 @@ from appliance.errors import (
     StorageFailed,
 )
 from appliance.ledger import Connection, Ledger
+from appliance.metrics import Registry
 from appliance.volume import DataFolder
 from tests.storing import ACTOR, PHOTO, Clock, damage, default, files, permit, read, restore, stand
 
@@ -474,12 +476,39 @@ async def test_a_clock_that_leaps_ahead_deletes_nothing_for_a_day(
         short = await one.datasets.add(ACTOR, await one.customer(), "a month", retention_days=30)
         image = await one.store.put(ACTOR, short, PHOTO)
     clock.now += 31 * 86400
+    async with Ledger(tmp_path, Registry()) as ledger, Customers(ledger, clock) as customers:
+        await customers.add(ACTOR, "audited before the store is opened, as the daemon's start is")
     async with stand(tmp_path, clock=clock, monotonic=passed) as again:
         async with again.upkeep.at_leisure(again.store):
             while "31 days ahead" not in caplog.text:
                 assert await again.store.list(short) == [image]
         assert await again.store.list(short) == [image]
-        passed.now += 86400
+    clock.now += 3600
+    passed.now = 0.0
+    async with stand(tmp_path, clock=clock, monotonic=passed) as again:
+        async with again.upkeep.at_leisure(again.store):
+            for _ in range(20):
+                assert await again.store.list(short) == [image]
+        passed.now += 86400 - 3600
         async with again.upkeep.at_leisure(again.store):
             while await again.store.list(short):
                 pass
+
+
+async def test_a_dataset_whose_name_is_damaged_stands_in_no_others_way_and_is_erased(tmp_path: Path) -> None:
+    async with stand(tmp_path) as one:
+        customer = await one.customer()
+        named = [await one.datasets.add(ACTOR, customer, name) for name in ("cats", "dogs")]
+        image = await one.store.put(ACTOR, named[0], PHOTO)
+        await one.ledger.write(
+            lambda connection: connection.execute(
+                "UPDATE datasets SET name = CAST(name || X'00' AS BLOB) WHERE id = ?", (named[0].id,)
+            ).fetchall()
+        )
+    async with stand(tmp_path) as again:
+        assert [dataset.name for dataset in await again.datasets.list(customer)] == ["?", "dogs"]
+        assert [finding for finding in again.upkeep.findings if named[0].id in finding]
+        assert await read(again, image) == PHOTO
+        await again.datasets.add(ACTOR, customer, "mice")
+        await again.datasets.erase(ACTOR, await again.datasets.get(customer, named[0].id))
+        assert [dataset.name for dataset in await again.datasets.list(customer)] == ["dogs", "mice"]
