@@ -170,7 +170,7 @@ class _State:
             audit=AuditLog(self.ledger),
             rotations=self.rotations,
             collections=self.collections,
-            replies=Replies(self.ledger, self.keyring.service, _clock),
+            replies=Replies(self.ledger, self.keyring, _clock),
             bundles=self.bundles,
             decoders=decoders,
             engine=engine,
@@ -218,7 +218,7 @@ async def _open(
     tokens = await enter(Tokens(ledger, keys, customers, _clock))
     agreements = await enter(Agreements(ledger, customers, _clock))
     rotations = Rotations(ledger, keyring, customers, _clock)
-    collections = await enter(Collections(ledger, settings.search, _clock, registry))
+    collections = await enter(Collections(ledger, keyring, settings.search, _clock, registry))
     bundles = await enter(
         Bundles(ledger, settings.state / "bundles", _clock, trust=Trust(settings.bundles).check)
     )

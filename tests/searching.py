@@ -1,7 +1,7 @@
 """Collections on a real ledger in a folder: what the tests of search, their faults and the bench stand on."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,12 @@ from appliance.accounts.customers import CustomerId, Customers
 from appliance.ledger import Ledger
 from appliance.metrics import Registry
 from appliance.search.collections import Collections, NewRecord, OpenCollection
+from appliance.vault import Keyring, open_keyring
 
 ACTOR = Actor("system", "test")
 BACKBONE = "test@1"
 NOW = 1_700_000_000.0
+ROOT = bytes(range(32))
 
 Vectors = npt.NDArray[np.float32]
 
@@ -27,6 +29,7 @@ class Shelf:
     """One customer's collections and what they stand on."""
 
     ledger: Ledger
+    keyring: Keyring
     collections: Collections
     customer: CustomerId
     registry: Registry
@@ -45,14 +48,17 @@ class Shelf:
 async def shelf(folder: Path, settings: config.Search | None = None) -> AsyncIterator[Shelf]:
     """Open the folder's ledger and its collections; entering a second time is a restart."""
     registry = Registry()
-    async with (
-        Ledger(folder, registry) as ledger,
-        Customers(ledger, lambda: NOW) as customers,
-        Collections(ledger, settings or config.Search(), lambda: NOW, registry) as collections,
-    ):
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        ledger = await enter(Ledger(folder, registry))
+        keyring = await open_keyring(folder, ledger, bytearray(ROOT))
+        stack.callback(keyring.wipe)
+        customers = await enter(Customers(ledger, lambda: NOW))
+        given = settings or config.Search()
+        collections = await enter(Collections(ledger, keyring, given, lambda: NOW, registry))
         known = await customers.list()
         customer = known[0] if known else await customers.add(ACTOR, "someone")
-        yield Shelf(ledger, collections, customer.id, registry)
+        yield Shelf(ledger, keyring, collections, customer.id, registry)
 
 
 def unit(rng: np.random.Generator, count: int, dim: int) -> Vectors:

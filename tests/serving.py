@@ -258,7 +258,7 @@ class Served:
         keys = keyring.service
         tokens = await enter(Tokens(ledger, keys, customers, lambda: self.clock))
         agreements = await enter(Agreements(ledger, customers, lambda: self.clock))
-        collections = await enter(Collections(ledger, settings.search, lambda: self.clock, registry))
+        collections = await enter(Collections(ledger, keyring, settings.search, lambda: self.clock, registry))
         installed = await enter(
             Bundles(ledger, self._folder / "bundles", lambda: self.clock, trust=lambda _: None)
         )
@@ -291,7 +291,7 @@ class Served:
             audit=AuditLog(ledger),
             rotations=Rotations(ledger, keyring, customers, lambda: self.clock),
             collections=collections,
-            replies=Replies(ledger, keys, lambda: self.clock),
+            replies=Replies(ledger, keyring, lambda: self.clock),
             bundles=installed,
             decoders=decoders,
             engine=engine,

@@ -1,50 +1,54 @@
-"""From the ledger's rows to arrays, a page at a time, on a reader's thread."""
+"""From the ledger's frames to arrays, a page at a time, on a reader's thread."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from appliance.ledger import Connection
-from appliance.search import rows
+from appliance.search import frames
+from appliance.search.frames import Frame
 from appliance.search.records import Vector
+from appliance.search.seals import Seals
 
-_PAGE_BYTES = 2 << 20
+_FRAMES = 16
+"""Of 64 KiB: a page of 1 MiB stays in the processor's cache, and is taken over in half a millisecond."""
 _NORM_TOLERANCE = 1e-3
-"""Vectors are stored with length 1 to 1e-6; whatever is further off has been changed since."""
+"""Vectors are stored with length 1 to 1e-6; what is further off was damaged before it was sealed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Records with sound vectors (parallel, labels ascending), and the labels of those without."""
+    """Sound vectors, their labels ascending from frame to frame, and the labels of damaged ones."""
 
-    labels: list[int]
-    ids: list[str]
-    vectors: Vector
+    sound: list[Frame]
     damaged: list[int]
     last: int
-    """The last label of either, -1 when the page is empty: there is no more."""
+    """Where the next page goes on, -1 when this one is empty: there is no more."""
 
 
-def sound_vector(stored: bytes, dim: int) -> Vector | None:
-    """One stored vector, None where it is damaged."""
-    if len(stored) != dim * 4:
-        return None
-    vector = np.frombuffer(stored, np.float32)
+def is_sound(vector: Vector) -> bool:
+    """Whether one stored vector is of length 1."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return vector if abs(float(np.dot(vector, vector)) - 1.0) < _NORM_TOLERANCE else None
+        return bool(abs(float(np.dot(vector, vector)) - 1.0) < _NORM_TOLERANCE)  # False for NaN
 
 
-def load_page(connection: Connection, number: int, dim: int, after: int) -> Page:
-    """The next records above label `after` (-1: from the start), as many as make about 2 MiB."""
-    stored = rows.load_vectors(connection, number, after, max(64, _PAGE_BYTES // (dim * 4)))
-    whole = [row for row in stored if len(row[2]) == dim * 4]
-    vectors = np.frombuffer(b"".join(row[2] for row in whole), np.float32).reshape(len(whole), dim)
-    with np.errstate(over="ignore", invalid="ignore"):
-        sound = np.abs(np.einsum("ij,ij->i", vectors, vectors) - 1.0) < _NORM_TOLERANCE  # False for NaN
-    if not sound.all():
-        vectors = vectors[sound]
-        whole = [row for row, good in zip(whole, sound.tolist(), strict=True) if good]
-    labels = [row[0] for row in whole]
-    damaged = sorted({row[0] for row in stored} - set(labels)) if len(whole) < len(stored) else []
-    last = stored[-1][0] if stored else -1
-    return Page(labels, [row[1].decode() for row in whole], vectors, damaged, last)
+def load_page(connection: Connection, seals: Seals, number: int, dim: int, after: int) -> Page:
+    """The next frames above label `after` (-1: from the start)."""
+    sound: list[Frame] = []
+    damaged: list[int] = []
+    last = after
+    for first, frame in frames.load(connection, seals, number, dim, after, _FRAMES):
+        if frame is None:
+            damaged += frames.records_of(connection, number, first)
+            last = max(last, first)
+            continue
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms = np.einsum("ij,ij->i", frame.rows, frame.rows)
+            good = np.abs(norms - 1.0) < _NORM_TOLERANCE  # False for NaN
+        # A frame that somebody put back between others has labels that were seen already.
+        risen = frame.labels > last
+        damaged += frame.labels[risen & ~good].tolist()
+        kept = risen & good
+        sound.append(frame if kept.all() else Frame(frame.labels[kept], frame.rows[kept]))
+        last = max(last, first, int(frame.labels[-1]))
+    return Page(sound, sorted(damaged), last if last > after else -1)

@@ -4,10 +4,10 @@ A replaced record has a new label. Whoever goes through labels would miss it: th
 the new one is not among them. So readers are told of replacements, and look again by the id.
 """
 
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from appliance.ledger import Connection
 from appliance.search import rows
@@ -15,49 +15,76 @@ from appliance.search.columns import ID_FIELD
 from appliance.search.exact import Positions
 from appliance.search.filters import Filter
 from appliance.search.records import Record
-from appliance.search.segments import Segments
+from appliance.search.seals import Seals
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _PAGE = 1_000
 
 
 class Read(Protocol):
-    """Runs a query on the ledger; raises NotFound once the collection is removed."""
+    """Runs a query of `rows` about the collection; raises NotFound once that is removed."""
 
-    def __call__(self, query: Callable[[Connection], T], /) -> Awaitable[T]: ...
+    def __call__(
+        self,
+        query: Callable[Concatenate[Connection, Seals, int, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Awaitable[T]: ...
 
 
 class Reading:
-    """The records of one collection; on the event loop only."""
+    """The records of one collection; on the event loop only, but for `note`."""
 
-    def __init__(self, read: Read, number: int, segments: Segments) -> None:
+    def __init__(
+        self, read: Read, sound: Callable[[Iterable[rows.Found | None]], list[Record | None]]
+    ) -> None:
+        """`sound` makes records of rows, None of those that do not open."""
         self._read = read
-        self._number = number
-        self._segments = segments
+        self._sound = sound
+        self._lock = threading.Lock()
         self._readers: dict[int, dict[int, str]] = {}
+        self._not_in_ram: dict[int, str] = {}
 
     def note(self, replaced: Mapping[int, str]) -> None:
-        """Tell whoever reads which labels led to which ids until now."""
-        for reader in self._readers.values():
-            reader.update(replaced)
+        """Tell whoever reads which labels lead to which ids until the transaction that this is called in.
+
+        On any thread. Whoever sees the labels gone finds the ids here: nothing is seen of a transaction
+        before its commit. What is undone after all does no harm, as labels that are there are not looked up.
+        """
+        with self._lock:
+            self._not_in_ram.update(replaced)
+            for reader in self._readers.values():
+                reader.update(replaced)
+
+    def taken_over(self, replaced: Iterable[int]) -> None:
+        """These labels are gone from RAM too: who chooses from now on does not meet them."""
+        with self._lock:
+            for label in replaced:
+                self._not_in_ram.pop(label, None)
 
     @contextmanager
-    def following(self) -> Iterator[dict[int, str]]:
+    def following(self) -> Iterator[Mapping[int, str]]:
         """Within the block, the ids of the records that are replaced, by the labels that they had."""
-        replaced: dict[int, str] = {}
-        self._readers[id(replaced)] = replaced
+        with self._lock:
+            replaced = dict(self._not_in_ram)
+            self._readers[id(replaced)] = replaced
         try:
             yield replaced
         finally:
-            del self._readers[id(replaced)]
+            with self._lock:
+                del self._readers[id(replaced)]
 
-    async def records(self, labels: Positions) -> list[Record | None]:
-        """In the order of the labels, None for one that was deleted or replaced meanwhile."""
+    async def records(self, labels: Positions, *, metadata: bool = True) -> list[Record | None]:
+        """In the order of the labels, None for one that was deleted or replaced meanwhile or does not open.
+
+        `metadata=False` leaves that empty.
+        """
         found: list[Record | None] = []
         for low in range(0, len(labels), _PAGE):
             part = labels[low : low + _PAGE].tolist()
-            found += await self._read(partial(rows.records_by_label, number=self._number, labels=part))
+            found += self._sound(await self._read(rows.records_by_label, labels=part, metadata=metadata))
         return found
 
     async def present(
@@ -70,13 +97,9 @@ class Reading:
         present: list[Record] = []
         for low in range(0, len(labels), _PAGE):
             part = labels[low : low + _PAGE]
-            view = self._segments.view()
-            here = view.labels[view.slots(part)]
-            ids = dict(zip(here.tolist(), self._segments.ids(here), strict=True))
             found = dict(zip(part.tolist(), await self.records(part), strict=True))
-            # The ledger may be ahead of RAM, which tells of a replacement a moment later.
             gone = [label for label, record in found.items() if record is None]
-            renewed = {label: known for label in gone if (known := replaced.get(label) or ids.get(label))}
+            renewed = {label: known for label in gone if (known := replaced.get(label))}
             again = zip(renewed, await self._again(renewed.values()), strict=True)
             found |= {label: record for label, record in again if record and _fits(wanted, record)}
             present += [record for record in found.values() if record is not None]
@@ -86,7 +109,7 @@ class Reading:
         encoded = [one.encode() for one in ids]
         if not encoded:
             return []
-        return await self._read(partial(rows.records_by_id, number=self._number, external_ids=encoded))
+        return self._sound(await self._read(rows.records_by_id, external_ids=encoded))
 
 
 def _fits(wanted: Filter | None, record: Record) -> bool:

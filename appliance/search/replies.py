@@ -1,7 +1,7 @@
 """What changes were answered, remembered for a day: the same change under the same key is made once.
 
 A reply is written in the transaction of its change, so that either both are durable or none is. It may hold
-metadata: it rests sealed, and goes with its collection.
+metadata: it rests sealed under its collection's key, and goes with that.
 """
 
 import hmac
@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from appliance.accounts.customers import CustomerId
-from appliance.errors import Conflict, TooLarge
+from appliance.errors import Conflict, NotFound, TooLarge
 from appliance.ledger import Connection, Ledger
+from appliance.search.entries import find_collection
 from appliance.search.records import CollectionId
-from appliance.vault import Keys
+from appliance.search.seals import ContainerId, Seals
+from appliance.vault import Keyring
 
 KEEP_SECONDS = 86_400
 MAX_REPLY_BYTES = 1 << 20
-_SEALED = "search/reply"
 _DIGEST = "search/digest"
 _FORGOTTEN_AT_ONCE = 64
 """Of ended replies, with each new one: they never pile up, and none of their deletions takes long."""
@@ -51,14 +52,14 @@ class Repeated(Exception):
 class Replies:
     """The remembered replies of all customers."""
 
-    def __init__(self, ledger: Ledger, keys: Keys, clock: Callable[[], float]) -> None:
+    def __init__(self, ledger: Ledger, keyring: Keyring, clock: Callable[[], float]) -> None:
         self._ledger = ledger
-        self._keys = keys
+        self._keyring = keyring
         self._clock = clock
 
     def digest(self, content: Iterable[bytes]) -> bytes:
         """A digest of what is asked that tells nothing to anybody without the keys; takes its time."""
-        running = hmac.new(self._keys.subkey(_DIGEST), digestmod="sha256")
+        running = hmac.new(self._keyring.service.subkey(_DIGEST), digestmod="sha256")
         for piece in content:
             running.update(len(piece).to_bytes(8, "big"))
             running.update(piece)
@@ -89,34 +90,40 @@ class Replies:
         connection.execute(
             "DELETE FROM search_replies WHERE customer = ? AND key = ?", (asked.customer, asked.key)
         )
+        entry = find_collection(connection, asked.customer, asked.collection)
         connection.execute(
             "INSERT INTO search_replies (customer, key, collection, digest, status, reply, until)"
-            " SELECT ?, ?, number, ?, ?, ?, ? FROM collections WHERE id = ?",
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 asked.customer,
                 asked.key,
+                entry.number,
                 asked.digest,
                 reply.status,
-                self._keys.seal(_SEALED, reply.body, _context(asked)),
+                self._seals(asked.customer, entry.container).seal_reply(asked.key, reply.body),
                 now + KEEP_SECONDS * 1000,
-                asked.collection,
             ),
         )
 
     def _check(self, connection: Connection, asked: Asked) -> None:
         row = connection.execute(
-            "SELECT digest, status, reply FROM search_replies WHERE customer = ? AND key = ? AND until > ?",
+            "SELECT digest, status, reply, container FROM search_replies"
+            " JOIN collections ON collections.number = collection"
+            " WHERE search_replies.customer = ? AND key = ? AND until > ?",
             (asked.customer, asked.key, self._now()),
         ).fetchone()
         if row is None:
             return
         if not hmac.compare_digest(row[0], asked.digest):
             raise Conflict("Idempotency-Key: another request was sent with it")
-        raise Repeated(Reply(row[1], self._keys.unseal(_SEALED, row[2], _context(asked))))
+        try:
+            body = self._seals(asked.customer, row[3]).open_reply(asked.key, row[2])
+        except NotFound:  # its collection is gone, and being erased
+            return
+        raise Repeated(Reply(row[1], body))
+
+    def _seals(self, customer: CustomerId, container: ContainerId) -> Seals:
+        return Seals(self._keyring, customer, container)
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
-
-
-def _context(asked: Asked) -> bytes:
-    return f"{asked.customer}/{asked.key}".encode()

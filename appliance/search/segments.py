@@ -117,10 +117,10 @@ class Segments:
         """Make room for the rows that are about to be loaded; only while empty."""
         self._vectors = Vectors(self._dim, rows)
 
-    def append(self, labels: Sequence[int], ids: Sequence[str], rows: Vector) -> int:
+    def append(self, labels: Sequence[int] | Positions, rows: Vector) -> int:
         """Add rows of length 1, labels ascending and new; the slot of the first."""
         first = self._vectors.slots
-        self._vectors.append(labels, ids, rows)
+        self._vectors.append(labels, rows)
         return first
 
     def kill(self, label: int, *, replaced: bool = False) -> bool:
@@ -133,10 +133,6 @@ class Segments:
         if killed and self._sealed is not None and label <= self._sealed.through:
             self._sealed_dead += 1
         return killed
-
-    def ids(self, labels: Positions) -> list[str]:
-        """The callers' ids of records that are here."""
-        return self._vectors.ids(self.view().slots(labels))
 
     async def nearest(self, query: Vector, k: int) -> Found:
         """Labels and distances of the k nearest records (all, if there are fewer), ascending."""

@@ -134,7 +134,6 @@ class Vectors:
         self._starts: list[int] = []
         self._room = 0
         self._used = 0
-        self._ids: list[str] = []
         self._labels = np.empty(0, np.int64)
         self._alive = np.empty(0, np.bool_)
         self.count = 0
@@ -153,7 +152,7 @@ class Vectors:
             tuple(self._blocks), tuple(self._starts), self._labels[:used], self._alive[:used], self._dim
         )
 
-    def append(self, labels: Sequence[int], ids: Sequence[str], rows: Vector) -> None:
+    def append(self, labels: Sequence[int] | Positions, rows: Vector) -> None:
         """Add rows (n, dim) of length 1 whose labels are greater than all before, ascending."""
         stored = 0
         while stored < len(labels):
@@ -167,7 +166,6 @@ class Vectors:
             self._alive[new] = True
             self._used += taken
             stored += taken
-        self._ids.extend(ids)
         self.count += len(labels)
 
     def kill(self, label: int) -> bool:
@@ -177,15 +175,10 @@ class Vectors:
             return False
         slot = int(slots[0])
         self._alive[slot] = False
-        self._ids[slot] = ""
         block = int(np.searchsorted(self._starts, slot, side="right")) - 1
         self._blocks[block][slot - self._starts[block]] = 0.0
         self.count -= 1
         return True
-
-    def ids(self, slots: Positions) -> list[str]:
-        """The callers' ids of these slots."""
-        return [self._ids[slot] for slot in slots.tolist()]
 
     def without_dead(self, view: View) -> tuple[Self, Positions]:
         """A copy of the view's living rows, and the slots they had; may run in a thread, see `catch_up`."""
@@ -194,7 +187,7 @@ class Vectors:
         step = max(1, _BLOCK_BYTES // (self._dim * 4))
         for low in range(0, len(kept), step):
             slots = kept[low : low + step]
-            compact.append(view.labels[slots].tolist(), self.ids(slots), view.rows(slots))
+            compact.append(view.labels[slots], view.rows(slots))
         return compact, kept
 
     def catch_up(self, old: Self, view: View, kept: Positions) -> Positions:
@@ -206,7 +199,7 @@ class Vectors:
         for label in view.labels[kept][~now.alive[kept]].tolist():
             self.kill(label)
         later = np.flatnonzero(now.alive[len(view.labels) :]) + len(view.labels)
-        self.append(now.labels[later].tolist(), old.ids(later), now.rows(later))
+        self.append(now.labels[later], now.rows(later))
         return np.concatenate([kept, later])
 
     def _grow(self, rows: int) -> None:

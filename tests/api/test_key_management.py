@@ -69,7 +69,7 @@ def test_keys_are_listed_and_rotated(served: Served, tenant: Tenant, dataset: uu
 
 
 def test_what_has_no_key(served: Served, tenant: Tenant, dataset: uuid.UUID) -> None:
-    stranger = served.tenant(unique()).id
+    stranger = operate(served, "POST", "/customers", {"name": unique()})["id"]
     for path, document in (
         (f"/keys/customers/{stranger}/rotate", None),
         ("/keys/customers/nobody/rotate", None),

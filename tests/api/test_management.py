@@ -242,7 +242,8 @@ def test_a_collection_is_emptied_and_goes_on(served: Served) -> None:
     assert code(shop.insert(record("0", 0))) == 210
     assert ids(shop.post("visualKNN", {"query_record": {"_id": "0"}})) == ["0"]
     (row,) = [row for row in served.audited(tenant) if row.event is Event.COLLECTION_EMPTY]
-    assert (row.subject, row.details) == (tenant.collection, {"records": 10})
+    assert row.subject == tenant.collection
+    assert row.details == {"records": 10, "container": tenant.collection}
 
 
 def test_a_collection_tells_how_it_is_searched(served: Served) -> None:

@@ -32,6 +32,7 @@ from appliance.metrics import Registry
 from appliance.recognition.decode import decode
 from appliance.recognition.preprocessing import Preprocessing
 from appliance.search.collections import Collections, NewRecord
+from appliance.vault import open_keyring
 from demo import photos
 from demo.state import DemoState, prepare
 from tests import images
@@ -230,16 +231,19 @@ async def fill(state: DemoState, vectors: Any) -> str:
     registry = Registry()
     actor = Actor("system", "bench")
     (row,) = (one for one in state.ask("collection", "list")["collections"])
-    async with (
-        Ledger(state.folder, registry) as ledger,
-        Collections(ledger, config.Search(), time.time, registry) as collections,  # noqa: TID251
-    ):
-        customer = CustomerId(row["customer"])
-        made = await collections.add(actor, customer, f"bench {os.getpid()}", row["backbone"], DIM)
-        opened = await collections.open(customer, made.id)
-        for start in range(0, len(vectors), 500):
-            batch = [
-                NewRecord(str(start + i), one, {"n": i}) for i, one in enumerate(vectors[start : start + 500])
-            ]
-            await opened.insert(actor, batch)
+    async with Ledger(state.folder, registry) as ledger:
+        root = bytearray((state.folder / "root.key").read_bytes())
+        keyring = await open_keyring(state.folder, ledger, root)
+        settings = config.Search()
+        async with Collections(ledger, keyring, settings, time.time, registry) as collections:  # noqa: TID251
+            customer = CustomerId(row["customer"])
+            made = await collections.add(actor, customer, f"bench {os.getpid()}", row["backbone"], DIM)
+            opened = await collections.open(customer, made.id)
+            for start in range(0, len(vectors), 500):
+                batch = [
+                    NewRecord(str(start + i), one, {"n": i})
+                    for i, one in enumerate(vectors[start : start + 500])
+                ]
+                await opened.insert(actor, batch)
+        keyring.wipe()
     return made.id

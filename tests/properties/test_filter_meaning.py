@@ -114,8 +114,7 @@ class Stored:
 
     def _append(self, count: int) -> None:
         labels = range(self._vectors.slots, self._vectors.slots + count)
-        ids = [f"id{label}" for label in labels]
-        self._vectors.append(labels, ids, np.ones((count, 1), np.float32))
+        self._vectors.append(labels, np.ones((count, 1), np.float32))
 
     async def matching(self, document: object) -> list[int]:
         matching, view = await self._columns.matching(filters.compile(document))

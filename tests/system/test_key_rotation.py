@@ -135,7 +135,7 @@ def test_without_a_daemon_it_is_the_same(state: DemoState, new: Path) -> None:
     old = present.read_bytes()
     assert state.ask("key", "rotate", "root", str(new))["rotation"] == "restart"
     listed = run(state, "key", "list").stdout
-    assert "change 2 of the keyring" in listed
+    assert "change 3 of the keyring" in listed  # the second was the key of the collection
     assert "restart" in listed
     new.write_bytes(create_root())  # lost before it was put in place
     assert refusal(state, "key", "rotate", "root", str(new))[:2] == (1, "conflict")
@@ -168,8 +168,11 @@ def test_a_file_that_is_no_root_key(
 
 
 def test_keys_of_containers_are_rotated_by_name(state: DemoState) -> None:
-    """As long as nothing here seals under a container's key there is none: that is said, and no more."""
-    for words in (("customer", "demo"), ("container", "demo", "0" * 32), ("container", "demo", "../x")):
+    """Here there is one, the demo's collection."""
+    for words in (("container", "demo", "0" * 32), ("container", "demo", "../x"), ("customer", "nobody")):
         assert refusal(state, "key", "rotate", *words)[:2] == (1, "not_found")
-    assert refusal(state, "key", "rotate", "customer", "nobody")[:2] == (1, "not_found")
-    assert state.ask("key", "list")["customers"] == []
+    state.ask("key", "rotate", "container", "demo", state.collection)
+    state.ask("key", "rotate", "customer", "demo")
+    (customer,) = state.ask("key", "list")["customers"]
+    assert customer["generation"] == 2
+    assert customer["containers"] == [{"id": state.collection, "kind": "collection", "generations": [1, 2]}]

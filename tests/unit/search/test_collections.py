@@ -175,28 +175,6 @@ async def test_a_deleted_record_is_gone_from_every_answer(things: Shelf) -> None
     assert [record.id for record in await opened.all()][-1] == "r3"
 
 
-def files_of(folder: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in folder.iterdir() if path.is_file())
-
-
-async def test_what_is_erased_is_not_left_in_the_file(tmp_path: Path) -> None:
-    rng = np.random.default_rng(3)
-    vectors = unit(rng, 3, 512)
-    async with shelf(tmp_path) as things:
-        kept, gone = await things.collection(512, "kept"), await things.collection(512, "gone")
-        await kept.insert(ACTOR, [NewRecord("stays", vectors[0], {"mark": "stays-mark"})])
-        await kept.insert(ACTOR, [NewRecord("goes", vectors[1], {"mark": "goes-mark"})])
-        await gone.insert(ACTOR, [NewRecord("goes too", vectors[2], {"mark": "also-mark"})])
-        await kept.delete(ACTOR, ["goes"])
-        await things.collections.remove(ACTOR, things.customer, gone.collection.id)
-    content = files_of(tmp_path)
-    stays, goes, also = (vector.astype("<f4").tobytes() for vector in vectors)
-    # A control: the record that stays is found by the same search.
-    assert [content.find(part) >= 0 for part in (b"stays-mark", stays[100:200])] == [True, True]
-    for trace in (b"goes-mark", b"also-mark", goes[100:200], also[100:200], b"goes too"):
-        assert trace not in content
-
-
 async def test_vectors_come_back_with_length_1(things: Shelf) -> None:
     opened = await things.collection(2)
     await opened.insert(ACTOR, [NewRecord("a", np.array([3, 4], np.float32))])

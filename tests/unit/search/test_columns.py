@@ -36,7 +36,7 @@ class Store:
     def insert(self, label: int, metadata: Metadata) -> None:
         self.records[label] = Record(f"id{label}", metadata)
         slot = self.vectors.slots
-        self.vectors.append([label], [f"id{label}"], np.ones((1, 1), np.float32))
+        self.vectors.append([label], np.ones((1, 1), np.float32))
         self.columns.set(label, slot, self.records[label])
 
     def update(self, label: int, metadata: Metadata) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.accounts.audit import Event, entries
 from appliance.errors import InvalidInput
-from appliance.search import filters
+from appliance.search import filters, frames
 from appliance.search.collections import NewRecord
 from tests.searching import ACTOR, Shelf, shelf, unit
 
@@ -66,13 +66,14 @@ async def test_what_is_changed_meanwhile_is_judged_as_it_is(things: Shelf) -> No
     assert left >= set(saved)  # the update was durable before their step came
 
 
-async def test_records_without_a_sound_vector_go_too(tmp_path: Path) -> None:
+async def test_records_without_a_sound_vector_go_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "FRAME_BYTES", 2 * 4 * (1 + DIM))  # of two vectors
     async with shelf(tmp_path) as first:
         opened = await first.collection(DIM)
         await opened.insert(ACTOR, parts(4))
         await first.ledger.write(
             lambda connection: connection.execute(
-                "UPDATE records SET vector = x'00' WHERE CAST(external_id AS TEXT) IN ('r0', 'r1')"
+                "UPDATE frames SET content = zeroblob(length(content)) WHERE key & 0xffffffff = 0"
             )
         )
     async with shelf(tmp_path) as second:

@@ -1,8 +1,10 @@
 """Emptied and renamed collections: at once for everybody, whoever loads or uses them meanwhile."""
 
 import asyncio
+import dataclasses
 from functools import partial
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ import pytest
 from appliance import config
 from appliance.errors import Conflict, InvalidInput, NotFound
 from appliance.ledger import Connection
+from appliance.search.entries import Entry, find_collection, renew_collection
 from appliance.search.records import CollectionId
-from appliance.search.rows import find_collection, renew_collection
+from appliance.search.seals import ContainerId, Seals
 from tests.searching import ACTOR, numbered, shelf, unit
 
 DIM = 8
@@ -51,17 +54,21 @@ async def test_an_erasure_that_is_interrupted_goes_on(tmp_path: Path) -> None:
         opened = await first.collection(DIM)
         await opened.insert(ACTOR, numbered(VECTORS))
         found = partial(find_collection, customer=None, id=opened.collection.id)
-        number, collection = await first.ledger.read(found)
+        old: Entry = await first.ledger.read(found)
         # As when the daemon is killed right after the commit.
         tombstone = CollectionId("00000000-0000-4000-8000-000000000000")
-        await first.ledger.write(
-            lambda connection: renew_collection(connection, number, collection, tombstone)
-        )
+        container = ContainerId("00000000-0000-4000-8000-000000000001")
+        first.keyring.add(UUID(first.customer), UUID(container), "collection")
+        name = Seals(first.keyring, first.customer, container).seal_name("things")
+        new = dataclasses.replace(old, container=container, name=name)
+        await first.ledger.write(lambda connection: renew_collection(connection, old.number, new, tombstone))
     async with shelf(tmp_path) as second:
-        assert (await second.collections.open(None, collection.id)).count == 0
+        assert (await second.collections.open(None, old.id)).count == 0
         await asyncio.gather(*second.collections._erasing)
         assert await second.ledger.read(rows) == 0
-        assert [one.id for one in await second.collections.list()] == [collection.id]
+        assert [one.id for one in await second.collections.list()] == [old.id]
+        keys = {key for _, key, kind in second.keyring.containers() if kind == "collection"}
+        assert keys == {UUID(container)}
 
 
 async def test_emptied_or_renamed_while_it_is_loaded(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ def filled(rng: np.random.Generator, count: int, batch: int = 37) -> tuple[Vecto
     for low in range(0, count, batch):
         rows = unit(rng, min(batch, count - low), DIM)
         labels = [3 * n for n in range(low, low + len(rows))]
-        vectors.append(labels, [f"id{label}" for label in labels], rows)
+        vectors.append(labels, rows)
         by_label.update(zip(labels, rows, strict=True))
     return vectors, by_label
 
@@ -73,7 +73,7 @@ def test_equal_vectors_come_in_order_of_their_labels() -> None:
     rng = np.random.default_rng(8)
     vectors, by_label = filled(rng, 300)
     twin = by_label[30]
-    vectors.append([1000, 1001, 1002], ["a", "b", "c"], np.stack([twin, twin, twin]))
+    vectors.append([1000, 1001, 1002], np.stack([twin, twin, twin]))
     labels, distances = vectors.view().scan(twin, 3)
     assert labels.tolist() == [30, 1000, 1001]
     assert distances.tolist() == [0.0, 0.0, 0.0]
@@ -87,7 +87,6 @@ def test_a_killed_row_is_erased_from_memory() -> None:
     assert not vectors.kill(42 * 3)
     assert not vectors.kill(1)
     assert not view.rows(np.array([42])).any()
-    assert vectors.ids(np.array([42])) == [""]
     assert view.slots(np.array([123, 126, 129])).tolist() == [41, 43]
 
 
@@ -95,7 +94,7 @@ def test_a_view_does_not_see_later_rows() -> None:
     rng = np.random.default_rng(10)
     vectors, by_label = filled(rng, 10)
     view = vectors.view()
-    vectors.append([9999], ["late"], by_label[0][None])
+    vectors.append([9999], by_label[0][None])
     assert view.scan(by_label[0], 2)[0][0] == 0
     assert 9999 not in view.scan(by_label[0], 100)[0]
 
@@ -109,7 +108,7 @@ def test_compaction_keeps_the_living_and_what_happened_meanwhile() -> None:
     view = vectors.view()
     compact, kept = vectors.without_dead(view)
     late = unit(rng, 200, DIM)
-    vectors.append(list(range(5000, 5200)), [f"late{n}" for n in range(200)], late)
+    vectors.append(list(range(5000, 5200)), late)
     by_label.update(zip(range(5000, 5200), late, strict=True))
     for label in (600, 1197, 5000, 5199):
         vectors.kill(label)
@@ -118,7 +117,7 @@ def test_compaction_keeps_the_living_and_what_happened_meanwhile() -> None:
     assert compact.count == vectors.count == len(by_label)
     assert compact.slots == 200 + 198
     assert compact.view().labels.tolist() == vectors.view().labels[old_slots].tolist()
-    assert compact.ids(np.array([1, compact.slots - 1])) == ["id603", "late198"]
+    assert compact.view().labels[[1, -1]].tolist() == [603, 5198]
     assert_scan_is_exact(compact.view(), by_label, unit(rng, 1, DIM)[0], 30)
 
 

@@ -1,0 +1,30 @@
+"""The callers' ids of recent hits, so that a query which asks for ids alone reads and unseals nothing."""
+
+from collections.abc import Iterable, Sequence
+
+MOST = 16_384
+"""About 2 MB where they are of 36 characters."""
+
+
+class RecentIds:
+    """Ids by label, of the last MOST hits that were different; on the event loop only."""
+
+    def __init__(self) -> None:
+        self._ids: dict[int, str] = {}  # least recently used first
+
+    def find(self, labels: Sequence[int]) -> list[str] | None:
+        """Their ids, None unless all are known."""
+        if not all(label in self._ids for label in labels):
+            return None
+        found = [self._ids.pop(label) for label in labels]
+        self._ids.update(zip(labels, found, strict=True))
+        return found
+
+    def remember(self, ids: Iterable[tuple[int, str]]) -> None:
+        """Those that were hit longest ago make room."""
+        self._ids.update(ids)
+        while len(self._ids) > MOST:
+            del self._ids[next(iter(self._ids))]
+
+    def forget(self, label: int) -> None:
+        self._ids.pop(label, None)

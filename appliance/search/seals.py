@@ -1,0 +1,71 @@
+"""What a collection's rows are sealed with: the key that each collection has of its own in the keyring.
+
+Every blob is AES-256-GCM under a subkey of its kind and bound to the key of its row (and a record's words to
+its handle too), so that nothing opens in another row's or collection's place. Destroying the key is the
+erasure: no name, id, metadata or vector opens again.
+"""
+
+from typing import NewType
+from uuid import UUID
+
+from appliance.accounts.customers import CustomerId
+from appliance.errors import NotFound
+from appliance.vault import Container, Keyring
+
+ContainerId = NewType("ContainerId", str)
+"""What the keyring knows a collection's key by: the collection's id, and another once it has been emptied."""
+
+HANDLE_BYTES = 16
+"""128 bits: among 2^32 ids, more than a collection takes, two share a handle with a chance of 2^-65."""
+
+
+class Seals:
+    """One collection's seals, on any thread. The keyring is asked each time: keys rotate, and end.
+
+    Everything raises NotFound once the key is destroyed; what opens raises SealBroken for what was changed,
+    or was sealed for another row.
+    """
+
+    def __init__(self, keyring: Keyring, customer: CustomerId, container: ContainerId) -> None:
+        self._keyring = keyring
+        self._customer = UUID(customer)
+        self._container = UUID(container)
+
+    def seal_name(self, name: str) -> bytes:
+        return self._keys().seal("name", name.encode(), self._container.bytes)
+
+    def open_name(self, sealed: bytes) -> str:
+        return self._keys().unseal("name", sealed, self._container.bytes).decode()
+
+    def handle(self, external: bytes) -> bytes:
+        """What a record is found by: a keyed hash of the exact bytes of the caller's id."""
+        return self._keys().mac("record id", external)[:HANDLE_BYTES]
+
+    def seal_words(self, key: int, handle: bytes, external: bytes, metadata: bytes) -> bytes:
+        """The caller's id, which has no NUL in it, and its metadata for the row `key`."""
+        return self._keys().seal("record", external + b"\0" + metadata, key.to_bytes(8) + handle)
+
+    def open_words(self, key: int, handle: bytes, words: bytes) -> tuple[bytes, bytes]:
+        """The caller's id and its metadata."""
+        opened = self._keys().unseal("record", words, key.to_bytes(8) + handle)
+        external, _, metadata = opened.partition(b"\0")
+        return external, metadata
+
+    def seal_frame(self, key: int, content: bytes) -> bytes:
+        return self._keys().seal("frame", content, key.to_bytes(8))
+
+    def open_frame(self, key: int, sealed: bytes) -> bytes:
+        return self._keys().unseal("frame", sealed, key.to_bytes(8))
+
+    def seal_reply(self, key: str, reply: bytes) -> bytes:
+        """What a change was answered that came under this Idempotency-Key."""
+        return self._keys().seal("reply", reply, key.encode())
+
+    def open_reply(self, key: str, sealed: bytes) -> bytes:
+        return self._keys().unseal("reply", sealed, key.encode())
+
+    def _keys(self) -> Container:
+        try:
+            return self._keyring.container(self._customer, self._container)
+        except NotFound:
+            raise NotFound("no such collection") from None
