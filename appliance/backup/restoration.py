@@ -35,6 +35,8 @@ from appliance.volume import (
 
 STAGED = ".restore"
 
+_KEY_OF_DATASET = "SELECT customer, id FROM datasets WHERE id = ?"
+_KEY_OF_COLLECTION = "SELECT customer, container FROM collections WHERE id = ?"
 _DATABASE = "ledger.db"
 _PARTS = (IMAGES, BUNDLES, KEYRING, _DATABASE)
 _OWN = frozenset({*_PARTS, f"{_DATABASE}-wal", f"{_DATABASE}-shm"})
@@ -115,7 +117,10 @@ async def _put_together(  # noqa: PLR0917 - as `restore` has them
             progress("erasing what has ended", 0, 0)
             entry = await _replayed(staged, backup, actor, now)
             for dataset in backup.ended.datasets:
-                _destroy(keys, backup.connection, dataset)
+                _destroy(keys, backup.connection, _KEY_OF_DATASET, dataset)
+            if backup.header.schema >= tombstones.COLLECTIONS_HAVE_KEYS:
+                for collection in backup.ended.of["collection"]:
+                    _destroy(keys, backup.connection, _KEY_OF_COLLECTION, collection)
             return Restored(backup.header, verified, entry)
     finally:
         keys.wipe()
@@ -204,12 +209,12 @@ async def _replayed(staged: Path, backup: Opened, actor: Actor, now: int) -> int
     return entry
 
 
-def _destroy(keys: Keyring, connection: Connection, dataset: str) -> None:
+def _destroy(keys: Keyring, connection: Connection, query: str, identity: str) -> None:
     """An older keyring still has the key of what was erased since."""
-    customer = connection.execute("SELECT customer FROM datasets WHERE id = ?", (dataset,)).get
+    customer, container = connection.execute(query, (identity,)).get
     with suppress(NotFound):
-        keys.container(UUID(str(customer)), UUID(dataset))
-        keys.destroy(UUID(str(customer)), UUID(dataset))
+        keys.container(UUID(str(customer)), UUID(str(container)))
+        keys.destroy(UUID(str(customer)), UUID(str(container)))
 
 
 def _publish(staged: Path, state: Path) -> None:

@@ -16,11 +16,13 @@ from appliance.vault import SealedFile
 
 Kind = Literal["image", "dataset", "collection", "token", "agreement", "links"]
 
+COLLECTIONS_HAVE_KEYS = 14
+"""Since this schema."""
 _ROWS_AT_ONCE = 1000
 _KINDS: tuple[tuple[Kind, str], ...] = (
     ("image", "SELECT 1 FROM images WHERE id = ?"),
     ("dataset", "SELECT 1 FROM datasets WHERE id = ?"),
-    ("collection", "SELECT 1 FROM collections WHERE id = ? AND NOT removed"),
+    ("collection", "SELECT 1 FROM collections WHERE id = ? AND ? IN ('', {key}) AND NOT removed"),
     ("token", "SELECT 1 FROM tokens WHERE id = ? AND revoked_at IS NULL"),
     ("agreement", "SELECT 1 FROM agreements WHERE id = ? AND revoked_at IS NULL"),
     ("links", "SELECT 1 FROM datasets WHERE id = ?"),
@@ -48,7 +50,8 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Ending(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """One thing that ended. `value` is when, in unix milliseconds, 0 for nobody knows; of links the epoch.
 
-    `text` is of an image its dataset, of links the dataset's visibility.
+    `text` is of an image its dataset, of links the dataset's visibility, of a collection that was emptied the
+    container of the key that it had until then: under a later key it has not ended.
     """
 
     kind: Kind
@@ -80,8 +83,11 @@ class Ended:
     def add(self, connection: Connection, endings: Iterable[Ending]) -> None:
         """Keep of these what this ledger still has."""
         known = dict(_KINDS)
+        key = "container" if connection.execute("PRAGMA user_version").get >= COLLECTIONS_HAVE_KEYS else "id"
+        known["collection"] = known["collection"].format(key=key)
         for ending in endings:
-            if connection.execute(known[ending.kind], (ending.id,)).get == 1:
+            given = (ending.id, ending.text) if ending.kind == "collection" else (ending.id,)
+            if connection.execute(known[ending.kind], given).get == 1:
                 self.of[ending.kind][ending.id] = ending
 
 
@@ -124,11 +130,13 @@ def replay(connection: Connection, ended: Ended, now: int) -> None:
 def _all(connection: Connection) -> Iterator[Ending]:
     yield from _erased(connection)
     seq = 0
-    page = "SELECT seq, event, subject, time FROM audit WHERE seq > ? ORDER BY seq LIMIT ?"
+    page = "SELECT seq, event, subject, time, details FROM audit WHERE seq > ? ORDER BY seq LIMIT ?"
     while found := _rows(connection, page, seq, _ROWS_AT_ONCE):
-        for _, event, subject, time in found:
+        for _, event, subject, time, details in found:
             if event == Event.COLLECTION_REMOVE:
                 yield Ending("collection", subject, time)
+            if event == Event.COLLECTION_EMPTY and (key := msgspec.json.decode(details).get("container")):
+                yield Ending("collection", subject, time, key)
         seq = found[-1][0]
     for row in _rows(connection, "SELECT id, revoked_at FROM tokens WHERE revoked_at IS NOT NULL"):
         yield Ending("token", *row)

@@ -81,6 +81,16 @@ class Verified:
     ended: dict[str, int] = field(default_factory=dict)
 
 
+_WITH_KEYS: tuple[tuple[tombstones.Kind, int, str], ...] = (
+    ("dataset", 8, "SELECT id, customer, id FROM datasets WHERE erased_at IS NULL"),
+    (
+        "collection",
+        tombstones.COLLECTIONS_HAVE_KEYS,
+        "SELECT id, customer, container FROM collections WHERE NOT removed",
+    ),
+)
+"""What has keys of its own, and since which schema."""
+
 Each = Callable[[File], None]
 """What is to be done with a file that is as it was made, and stays."""
 
@@ -262,22 +272,23 @@ def _add_newer(ended: Ended, connection: Connection, header: Header, path: Path,
 
 
 def _add_destroyed(ended: Ended, connection: Connection, header: Header, keyring: Keyring) -> None:
-    """A dataset whose key a newer keyring no longer has was erased: that is what destroying a key means."""
-    lost = []
-    for identity, customer in connection.execute(
-        "SELECT id, customer FROM datasets WHERE erased_at IS NULL"
-    ).fetchall():
-        if identity in ended.datasets:
+    """A container whose key a newer keyring no longer has was erased: that is what destroying a key means."""
+    lost: list[tuple[tombstones.Kind, str]] = []
+    for kind, since, query in _WITH_KEYS:
+        if header.schema < since:
             continue
-        try:
-            keyring.container(UUID(str(customer)), UUID(str(identity)))
-        except NotFound:
-            lost.append(str(identity))
+        for identity, customer, container in connection.execute(query).fetchall():
+            if identity in ended.of[kind]:
+                continue
+            try:
+                keyring.container(UUID(str(customer)), UUID(str(container)))
+            except NotFound:
+                lost.append((kind, str(identity)))
     if lost and keyring.number < header.keyring_number:
         reason = f"it is number {keyring.number}, the backup needs {header.keyring_number}"
-        what = f"{reason}: {len(lost)} datasets have no key in it"
+        what = f"{reason}: {len(lost)} datasets and collections have no key in it"
         raise BackupInvalid(
             [f"the keyring is older than the backup ({what}): give the one made with it, or a newer"]
         )
-    for identity in lost:
-        ended.datasets[identity] = tombstones.Ending("dataset", identity, 0)
+    for kind, identity in lost:
+        ended.of[kind][identity] = tombstones.Ending(kind, identity, 0)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID
 
+import numpy as np
 import pytest
 from blockbuster import blockbuster_ctx
 
@@ -27,7 +28,7 @@ from appliance.errors import (
 )
 from appliance.ledger import Connection
 from appliance.search.collections import Collections
-from appliance.search.records import CollectionId
+from appliance.search.records import CollectionId, NewRecord, Record
 from appliance.vault import Keyring
 from tests.backing import Shelf, proven, put_back, silent, source
 from tests.storing import ACTOR, ROOT, Stand, stand
@@ -126,6 +127,8 @@ async def test_tokens_and_collections_go_on(open_stand: Stand, shelf: Shelf, tmp
         with pytest.raises(Unauthenticated):
             tokens.verify(revoked_later.token)
         assert [one.id for one in await collections.list(customer)] == [kept]
+        held = {container for _, container, kind in again.keyring.containers() if kind == "collection"}
+        assert held == {UUID(kept)}
 
 
 def _collections(at: Stand) -> Collections:
@@ -345,6 +348,56 @@ async def test_a_newer_keyring_alone_tells_of_erased_datasets(
         assert [one.id for one in await again.datasets.list(kept.customer)] == [kept.id]
 
 
+async def test_a_newer_keyring_alone_tells_of_removed_collections(
+    open_stand: Stand, shelf: Shelf, tmp_path: Path
+) -> None:
+    customer = await open_stand.customer()
+    kept, gone = await _collection(open_stand, "kept"), await _collection(open_stand, "gone")
+    record = NewRecord("a", np.ones(8), {"shelf": "top"})
+    async with _collections(open_stand) as collections:
+        for one in (kept, gone):
+            await (await collections.open(customer, one)).insert(ACTOR, [record])
+        made = await shelf.take(open_stand)
+        await collections.remove(ACTOR, customer, gone)
+    newer = await shelf.take(open_stand)
+    assert (await put_back(made.folder, newer.keyring, tmp_path / "again")).verified.ended["collections"] == 1
+    assert (await put_back(made.folder, made.keyring, tmp_path / "older")).verified.ended["collections"] == 0
+    for state, expected in ((tmp_path / "again", [kept]), (tmp_path / "older", [kept, gone])):
+        async with stand(state) as again, _collections(again) as collections:
+            assert [one.id for one in await collections.list(customer)] == expected
+            for one in expected:
+                opened = await collections.open(customer, one)
+                assert await opened.get(["a"]) == [Record("a", {"shelf": "top"})]
+                assert (await opened.search(np.ones(8), 1))[0].id == "a"
+
+
+@pytest.mark.parametrize("how", ["keyring", "tombstones"])
+async def test_an_emptied_collection_comes_back_from_no_older_backup(
+    open_stand: Stand, shelf: Shelf, tmp_path: Path, how: str
+) -> None:
+    """It ends whole, as its name was sealed under the key that is gone; as it was emptied it comes back."""
+    customer = await open_stand.customer()
+    emptied = await _collection(open_stand, "emptied")
+    record = NewRecord("a", np.ones(8), {"shelf": "top"})
+    async with _collections(open_stand) as collections:
+        await (await collections.open(customer, emptied)).insert(ACTOR, [record])
+        made = await shelf.take(open_stand)
+        await collections.empty(ACTOR, customer, emptied)
+        await (await collections.open(customer, emptied)).insert(ACTOR, [record])
+    newer = await shelf.take(open_stand)
+    if how == "keyring":
+        restored = await put_back(made.folder, newer.keyring, tmp_path / "old")
+    else:
+        restored = await put_back(made.folder, made.keyring, tmp_path / "old", newer=newer.tombstones)
+    assert restored.verified.ended["collections"] == 1
+    async with stand(tmp_path / "old") as again, _collections(again) as collections:
+        assert await collections.list() == []
+        assert UUID(emptied) not in {container for _, container, _ in again.keyring.containers()}
+    await put_back(newer.folder, newer.keyring, tmp_path / "new", newer=newer.tombstones)
+    async with stand(tmp_path / "new") as again, _collections(again) as collections:
+        assert [(one.id, one.count) for one in await collections.list()] == [(emptied, 1)]
+
+
 async def test_destroyed_keys_are_gone_from_old_backups_once_the_root_is_rotated(
     open_stand: Stand, shelf: Shelf, tmp_path: Path
 ) -> None:
@@ -377,7 +430,7 @@ async def test_a_keyring_of_before_or_of_another_appliance_is_refused(
     first = await shelf.take(open_stand)
     await filled(open_stand)
     made = await shelf.take(open_stand)
-    with pytest.raises(BackupInvalid, match="1 datasets have no key in it"):
+    with pytest.raises(BackupInvalid, match="1 datasets and collections have no key in it"):
         proven(made.folder, first.keyring)
     other = Keyring.create(tmp_path / "other", ROOT)
     with pytest.raises(BackupInvalid, match="another appliance"):
