@@ -8,6 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -82,18 +83,30 @@ class Heard:
 
 
 class Writers:
-    """The process that children are forked from, and a prepared state that each gets a copy of."""
+    """The process that children are forked from, and a prepared state that each gets a copy of.
 
-    def __init__(self, folder: Path) -> None:
+    `module` is what runs, `prepare` makes the state, and in `threads` lie the points of a sweep.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        module: str = "tests.faults.store_writer",
+        prepare: Callable[[Path], Coroutine[Any, Any, None]] = prepare,
+        threads: tuple[str, ...] = THREADS,
+    ) -> None:
         self._folder = folder
+        self._module = module
+        self._prepare = prepare
+        self._threads = threads
         self._copies = 0
 
     def __enter__(self) -> Self:
         self._prepared = self._folder / "prepared"
         self._prepared.mkdir()
-        asyncio.run(prepare(self._prepared))
+        asyncio.run(self._prepare(self._prepared))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.store_writer"],
+            [sys.executable, "-m", self._module],
             cwd=ROOT_FOLDER,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -140,11 +153,11 @@ class Writers:
         heard.met = any("INJECTED" in line for line in heard.trace) or heard.code == -9
         return heard
 
-    def points(self, calls: tuple[str, ...]) -> list[Point]:
+    def points(self, calls: tuple[str, ...], mode: str = "all") -> list[Point]:
         """Every call of these in every thread, as a child without a fault makes them."""
         found = []
-        for thread in THREADS:
-            heard = self.run(self.copy(), thread)
+        for thread in self._threads:
+            heard = self.run(self.copy(), thread, mode=mode)
             assert heard.end == "closed"
             assert not heard.refused
             made = Counter(match[1] for line in heard.trace if (match := _CALL.match(line)))

@@ -192,7 +192,8 @@ async def child(state: Path, mode: str) -> None:
         say("failed", repr(error))
 
 
-def main() -> None:
+def main(child: Callable[[Path, str], Coroutine[Any, Any, None]]) -> None:
+    """Fork `child(folder, mode)` for each line of stdin."""
     gc.freeze()
     _die_with_the_parent()
     for line in iter(_next_line, b""):
@@ -224,4 +225,4 @@ def _next_line() -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    main(child)
