@@ -40,6 +40,8 @@ RANDOM = 6.0  # standard deviations: of a thousand random files one is beyond th
 LONG = 5 * 256  # in less every histogram is uneven
 BOUNDARY = "7MA4YWxkTrZu0gW"
 IMAGES, WORKSPACES = "/recognition/v2/training-image", "/appliance/v1/datasets"
+PHOTOS, COLLECTIONS = "/similarity/photos/v2", "/appliance/v1/collections"
+SEARCHED = 60  # images that become records of a collection, ten in one call
 # What else lies beside the sealed files, and how large it may be: ids, counters, zeros.
 OWN_FILES = {".volume": 33, ".probe": 16, "witness": 9}
 LEDGER = ("ledger.db", "ledger.db-wal", "ledger.db-shm")
@@ -68,6 +70,8 @@ class Stored:
     full: str = ""  # the dataset that keeps cameras' metadata
     doomed: str = ""  # the one that is erased
     label: str = ""  # what is wiped
+    records: list[str] = field(default_factory=list)  # of the collection, by the caller's id
+    collection: str = ""  # what is removed
 
     @property
     def appliance(self) -> RunningAppliance:
@@ -103,8 +107,10 @@ def test_nothing_of_a_customer_rests_in_plain(traced: Traced, tmp_path: Path) ->
     appliance.state.ask("agreement", "sign", customer["id"], "training-data")
     stored = Stored(traced, set(files_below(appliance.state.folder)))
     write_all(stored)
+    insert_records(stored)
     while_it_serves(stored)
     after_deletions(stored)
+    after_deleted_records(stored)
     assert appliance.stop() == 0
     with opened(stored) as keyring:
         assert findings(stored.folder, stored, keyring) == []
@@ -241,6 +247,92 @@ def write_all(stored: Stored) -> None:
     with opened(stored) as keyring:
         for path in (stored.folder / "images").glob("*/*"):
             stored.plaintext.add(unsealed(path, keyring))  # as it is served, and its thumbnail
+
+
+def insert_records(stored: Stored) -> None:
+    """Records with words in their ids and metadata, some of them written twice, in a collection named so.
+
+    The images are none that are stored: of them vectors are left.
+    """
+    for first in range(0, SEARCHED, 10):
+        pictures = [images.encoded(images.noise(40, seed=2000 + first + n), "JPEG") for n in range(10)]
+        ids = [stored.word() for _ in pictures]
+        records = [
+            {"_id": one, "_base64": base64.b64encode(picture).decode(), "note": stored.word()}
+            for one, picture in zip(ids, pictures, strict=True)
+        ]
+        answer = stored.appliance.post(f"{PHOTOS}/insert", {"records": records})
+        assert answer.document["status"]["code"] == 210, answer.body[:300]
+        for picture in pictures:
+            stored.plaintext.add(picture)
+        stored.records += ids
+    changed = [{"_id": one, "note": stored.word()} for one in stored.records[:20]]
+    answer = stored.appliance.post(f"{PHOTOS}/update", {"records": changed})
+    assert answer.document["status"]["code"] == 200, answer.body[:300]
+    stored.collection = stored.post(COLLECTIONS, name=stored.word())
+    replace_and_empty(stored)
+    with opened(stored) as keyring:
+        contents = list(collection_contents(stored.folder, keyring))
+        vectors = [content for noun, content in contents if noun == "frame"]
+        assert sum(map(len, vectors)) > SEARCHED * 4 * 256
+        for content in vectors:
+            stored.plaintext.add(content)
+
+
+def replace_and_empty(stored: Stored) -> None:
+    """Records replaced, answers that are remembered, and a collection that is renamed and emptied.
+
+    Its id and name go on under another key, and nothing is left of what was in it.
+    """
+
+    def written(ids: list[str], **headers: str) -> None:
+        pictures = [images.encoded(images.noise(40, seed=secrets.randbelow(1 << 30)), "JPEG") for _ in ids]
+        records = [
+            {"_id": one, "_base64": base64.b64encode(picture).decode(), "note": stored.word()}
+            for one, picture in zip(ids, pictures, strict=True)
+        ]
+        answer = stored.appliance.post(f"{PHOTOS}/upsert", {"records": records}, **headers)
+        assert answer.status == 200, answer.body[:300]
+        for picture in pictures:
+            stored.plaintext.add(picture)
+
+    written(stored.records[5:15], idempotency_key="once")
+    change = {"records": [{"_id": stored.records[20], "note": stored.word()}], "fields_to_return": ["note"]}
+    for _ in range(2):
+        answer = stored.appliance.post(f"{PHOTOS}/update", change, idempotency_key="twice")
+        assert answer.document["status"]["code"] == 200, answer.body[:300]
+    emptied = stored.post(COLLECTIONS, name=stored.word())
+    written([stored.word() for _ in range(10)], collection_id=emptied, idempotency_key="emptied")
+    body = json.dumps({"name": stored.word()}).encode()
+    assert stored.appliance.call("PATCH", f"{COLLECTIONS}/{emptied}", body).status == 200
+    before = blobs_of(stored.folder, emptied)
+    assert {noun for noun, _ in before} == {"name", "record", "frame", "reply"}
+    assert stored.appliance.call("POST", f"{COLLECTIONS}/{emptied}/empty", b"{}").status == 200
+    assert [noun for noun, _ in blobs_of(stored.folder, emptied)] == ["name"]
+    with opened(stored) as keyring:  # its first key was known by its own id
+        assert UUID(emptied) not in {container for _, container, _ in keyring.containers()}
+
+
+def after_deleted_records(stored: Stored) -> None:
+    """Nothing sealed is left of them either, but for the fragments that `after_deletions` tells of."""
+    going = stored.records[::2]
+    handles, gone = Plaintext(), json.dumps(list(range(0, SEARCHED, 2)))
+    database = stored.folder / "ledger.db"
+    with closing(apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)) as ledger:
+        for handle, words in ledger.execute(
+            "SELECT handle, substr(words, 5) FROM records"
+            " WHERE key & 0xffffffff IN (SELECT value FROM json_each(?))",
+            (gone,),
+        ):
+            handles.add(handle)
+            handles.add(words)
+    assert plain_in(everything(stored), handles) != [], "it was not found while it was there"
+    answer = stored.appliance.post(f"{PHOTOS}/delete", {"records": [{"_id": one} for one in going]})
+    assert answer.document["status"]["code"] == 220, answer.body[:300]
+    stored.delete(f"{COLLECTIONS}/{stored.collection}")
+    eventually(lambda: (stored.folder / "ledger.db-wal").stat().st_size == 0, "the log is emptied")
+    assert len(handles.places(database.read_bytes())) < len(handles) / 20
+    assert plain_in(everything(stored), stored.plaintext) == []
 
 
 def workspace(stored: Stored, number: int) -> str | None:
@@ -410,6 +502,43 @@ def blobs(folder: Path) -> Iterator[tuple[str, str, str, str, bytes]]:
             )
 
 
+def blobs_of(folder: Path, collection: str) -> list[tuple[str, bytes]]:
+    """Noun and content of all that is sealed of one collection."""
+    with closing(apsw.Connection(str(folder / "ledger.db"), flags=apsw.SQLITE_OPEN_READONLY)) as ledger:
+        container = ledger.execute("SELECT container FROM collections WHERE id = ?", (collection,)).get
+    return [(noun, content) for noun, _, one, _, content in collection_blobs(folder) if one == container]
+
+
+def collection_blobs(folder: Path) -> Iterator[tuple[str, str, str, bytes, bytes]]:
+    """Noun, customer, container, context and content of all that is sealed of collections."""
+    with closing(apsw.Connection(str(folder / "ledger.db"), flags=apsw.SQLITE_OPEN_READONLY)) as ledger:
+        for customer, container, content in ledger.execute(
+            "SELECT customer, container, name FROM collections"
+        ):
+            yield "name", customer, container, UUID(container).bytes, content
+        for customer, container, key, handle, content in ledger.execute(
+            "SELECT customer, container, key, handle, words FROM records"
+            " JOIN collections ON number = collection"
+        ):
+            yield "record", customer, container, key.to_bytes(8) + handle, content
+        for customer, container, key, content in ledger.execute(
+            "SELECT customer, container, key, content FROM frames JOIN collections ON number = collection"
+        ):
+            yield "frame", customer, container, key.to_bytes(8), content
+        for customer, container, key, content in ledger.execute(
+            "SELECT collections.customer, container, key, reply FROM search_replies"
+            " JOIN collections ON collections.number = collection"
+        ):
+            yield "reply", customer, container, key.encode(), content
+
+
+def collection_contents(folder: Path, keyring: Keyring) -> Iterator[tuple[str, bytes]]:
+    """Noun and what was sealed. Raises SealBroken."""
+    for noun, customer, collection, context, content in collection_blobs(folder):
+        keys = keyring.container(UUID(customer), UUID(collection))
+        yield noun, keys.unseal(noun, content, context)
+
+
 def of_images(folder: Path, but: Iterable[str] = ()) -> list[bytes]:
     """What the ledger has of images: the keyed hash of each, and all that is sealed beside it."""
     with closing(apsw.Connection(str(folder / "ledger.db"), flags=apsw.SQLITE_OPEN_READONLY)) as ledger:
@@ -434,6 +563,10 @@ def unsealed_words(folder: Path, keyring: Keyring) -> list[str]:
             keyring.container(UUID(customer), UUID(dataset)).unseal(noun, blob, row.encode())
         except SealBroken as error:
             found.append(f"{noun} of {row}: {error}")
+    try:
+        assert sum(1 for _ in collection_contents(folder, keyring)) > 0
+    except SealBroken as error:
+        found.append(f"of a collection: {error}")
     return found
 
 
@@ -442,6 +575,7 @@ def not_random(folder: Path) -> list[str]:
     sealed = {str(path): path.read_bytes()[64:] for path in (folder / "images").glob("*/*")}
     sealed["all sealed files"] = b"".join(sealed.values())
     sealed["all words"] = b"".join(blob[4:] for *_, blob in blobs(folder))
+    sealed["all of collections"] = b"".join(blob[4:] for *_, blob in collection_blobs(folder))
     return [name for name, content in sealed.items() if len(content) >= LONG and not is_random(content)]
 
 
