@@ -24,6 +24,7 @@ PHOTOS = "/similarity/photos/v2"
 DEVICES = ("/dev/null", "/dev/tty", "/proc/", "/sys/", "/dev/nvidia", "/dev/pts/", "pipe:", "socket:")
 
 
+@pytest.mark.timeout(300)  # every route, each in several forms
 def test_nothing_of_an_image_is_found_in_any_file(traced: Traced, host: Host) -> None:
     appliance = traced.appliance
     began = appliance.state.log.stat().st_mtime
