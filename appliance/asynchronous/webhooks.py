@@ -32,6 +32,7 @@ MAX_HEADERS = 16
 MAX_HEADER_CHARACTERS = 1024
 _IDLE_SECONDS = 3600.0
 _FAULT_SECONDS = 5.0
+_UNFORESEEN_SECONDS = 60.0
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _OURS = re.compile(
     r"webhook-.*|content-.*|host|connection|transfer-encoding|upgrade|te|trailer|expect|proxy-.*",
@@ -102,7 +103,7 @@ class Webhooks:
             except Exception as error:  # noqa: BLE001 - what is wrong with one must not end all others
                 frames = "".join(traceback.format_tb(error.__traceback__))
                 log.error("webhooks: %s\n%s", type(error).__name__, frames)  # noqa: TRY400
-                pause = _IDLE_SECONDS
+                pause = _UNFORESEEN_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._woken.wait()

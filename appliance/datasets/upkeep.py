@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Self
 from uuid import UUID
@@ -70,8 +70,8 @@ class Upkeep:
 
     async def __aenter__(self) -> Self:
         # Before links tell the ledger a new time: what counts is how late it was when the appliance last ran.
-        latest, until = await self._ledger.read(rows.earlier_times)
-        self._leaps = Leaps(latest, until, self._clock, self._monotonic)
+        latest, self._noted_doubt = await self._ledger.read(rows.earlier_times)
+        self._leaps = Leaps(latest, self._noted_doubt, self._clock, self._monotonic)
         await self._clock_is_believed()
         await asyncio.to_thread(self._space.before_deletion)
         while images := await self._ledger.read(partial(rows.being_deleted, most=_AT_ONCE)):
@@ -122,10 +122,12 @@ class Upkeep:
             await asyncio.sleep(max(pause, _REST_SECONDS))
 
     async def _clock_is_believed(self) -> bool:
-        """A doubt is durable before anything else happens: a restart does not end it."""
-        before, doubted = self._leaps.until, self._leaps.doubted()
-        if (until := self._leaps.until) != before:
-            await self._ledger.write(partial(rows.note_doubt, until=until))
+        """A doubt is durable at once, on a full volume as soon as it has room: no restart ends it."""
+        doubted = self._leaps.doubted()
+        if (until := self._leaps.until) != self._noted_doubt:
+            with suppress(VolumeFull):
+                await self._ledger.write(partial(rows.note_doubt, until=until))
+                self._noted_doubt = until
         return not doubted
 
     async def scrub(self, seconds: float) -> float:
