@@ -120,8 +120,12 @@ def variables(archive: Path, certificates: Path, device: str) -> Variables:
             "clients": [f"{GATEWAY}/32"],
             "destinations": [],
         },
-        # A disk of 4 GiB is less than what a server keeps free of images.
-        "appliance_settings": {"datasets": {"reserve_bytes": 64 << 20, "ballast_bytes": 64 << 20}},
+        "appliance_settings": {
+            # A disk of 4 GiB is less than what a server keeps free of images.
+            "datasets": {"reserve_bytes": 64 << 20, "ballast_bytes": 64 << 20},
+            # An emulated processor translates a model at its first use: half a minute is not enough.
+            "recognition": {"infer_seconds": 300, "decode_seconds": 60},
+        },
         "appliance_operators": [OPERATOR],
         "luks_volume_device": device,
     }
