@@ -22,13 +22,13 @@ from appliance.errors import (
     NotFound,
     SealBroken,
     StorageFailed,
-    VolumeFull,
 )
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
 from appliance.search import entries
 from appliance.search.clear import seal_clear_rows
 from appliance.search.entries import Entry
+from appliance.search.erasing import Erasing
 from appliance.search.loading import load_page
 from appliance.search.opened import OpenCollection
 from appliance.search.records import (
@@ -61,11 +61,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-_ERASE_ROWS = 256
-"""A removed collection is erased in steps of this many records, so that others' writes get in between."""
-_LOG_SECONDS = 1.0
-"""From one cut of the ledger's log to the next: each syncs twice, or a reader was in the way."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -94,9 +89,7 @@ class Collections:
         self._open: dict[CollectionId, OpenCollection] = {}
         self._loading: dict[CollectionId, asyncio.Task[OpenCollection]] = {}
         self._naming = asyncio.Lock()
-        self._erasing: set[asyncio.Task[None]] = set()
-        self._emptying: asyncio.Task[None] | None = None
-        self._left_in_log = False
+        self._erasing = Erasing(ledger, keyring)
         self._removed: set[CollectionId] = set()
         self._stale: set[CollectionId] = set()
         """Those that were renamed or emptied while they were loaded."""
@@ -112,7 +105,7 @@ class Collections:
         self._stack.callback(self._scans.close)
         await seal_clear_rows(self._ledger, self._keyring)
         for entry in await self._ledger.read(entries.removed_collections):
-            _ = self._start_erasing(entry)
+            _ = self._erasing.start(entry)
         held = {container for _, container, _ in self._keyring.containers()}
         for entry in await self._ledger.read(partial(entries.list_collections, customer=None)):
             if UUID(entry.container) not in held:
@@ -121,16 +114,15 @@ class Collections:
                     "this keyring was. Nothing of it can be opened, and nothing of it is removed",
                     entry.id,
                 )
-        self._empty_log_soon()  # of what a crash left there
+        self._erasing.empty_log_soon()  # of what a crash left there
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        unfinished = [*self._erasing, *self._loading.values()]
-        if self._emptying is not None:
-            unfinished.append(self._emptying)
-        for task in unfinished:
+        await self._erasing.close()
+        loading = list(self._loading.values())
+        for task in loading:
             task.cancel()
-        await asyncio.gather(*unfinished, return_exceptions=True)
+        await asyncio.gather(*loading, return_exceptions=True)
         for opened in self._open.values():
             await opened.close()
         self._open.clear()
@@ -247,7 +239,7 @@ class Collections:
             entry = await self._under_new_key(found, ContainerId(str(uuid.uuid4())), act, apply)
         for opened in old:
             await opened.close()
-        await asyncio.shield(self._start_erasing(entry))
+        await asyncio.shield(self._erasing.start(entry))
         return await self.get(customer, collection)
 
     async def remove(self, actor: Actor, customer: CustomerId | None, collection: CollectionId) -> None:
@@ -275,7 +267,7 @@ class Collections:
         if (opened := self._open.pop(collection, None)) is not None:
             self._opened.dec()
             await opened.close()
-        await asyncio.shield(self._start_erasing(entry))
+        await asyncio.shield(self._erasing.start(entry))
 
     async def open(self, customer: CustomerId | None, collection: CollectionId) -> OpenCollection:
         """The collection, ready to search: loaded from the ledger at its first use, in memory from then on.
@@ -327,7 +319,7 @@ class Collections:
             graphs=self._graphs,
             scans=self._scans,
             damages=self._damaged,
-            erased=self._empty_log_soon,
+            erased=self._erasing.empty_log_soon,
         )
         try:
             opened.reserve(collection.count)
@@ -412,37 +404,3 @@ class Collections:
 
     def _seals(self, entry: Entry) -> Seals:
         return Seals(self._keyring, entry.customer, entry.container)
-
-    def _start_erasing(self, entry: Entry) -> asyncio.Future[None]:
-        task = asyncio.get_running_loop().create_task(self._erase(entry))
-        self._erasing.add(task)
-        task.add_done_callback(self._erasing.discard)
-        return task
-
-    async def _erase(self, entry: Entry) -> None:
-        try:
-            await asyncio.to_thread(self._keyring.destroy, UUID(entry.customer), UUID(entry.container))
-            while not await self._ledger.write(
-                partial(entries.erase_some, number=entry.number, limit=_ERASE_ROWS)
-            ):
-                pass
-        except (StorageFailed, VolumeFull):
-            _log.exception("a removed collection is not erased yet; the next start goes on with it")
-            raise
-        self._empty_log_soon()
-
-    def _empty_log_soon(self) -> None:
-        """What was deleted is overwritten in the database, and still in its log until that is cut."""
-        self._left_in_log = True
-        if self._emptying is None or self._emptying.done():
-            self._emptying = asyncio.get_running_loop().create_task(self._empty_log())
-
-    async def _empty_log(self) -> None:
-        try:
-            while self._left_in_log:
-                self._left_in_log = False
-                if not await self._ledger.empty_log():  # a reader was in the way
-                    self._left_in_log = True
-                await asyncio.sleep(_LOG_SECONDS)
-        except (StorageFailed, VolumeFull) as error:
-            _log.error("deleted records stay in the ledger's log for now: %s", error)

@@ -12,7 +12,7 @@ import pytest
 
 from appliance.errors import Conflict, NotFound, StorageFailed
 from appliance.ledger import Connection
-from appliance.search import collections, entries, frames
+from appliance.search import collections, entries, erasing, frames
 from appliance.search.collections import NewRecord, OpenCollection
 from appliance.search.loading import load_page
 from appliance.search.numbering import key_of
@@ -34,7 +34,7 @@ async def things(tmp_path: Path) -> AsyncIterator[Shelf]:
 @pytest.fixture
 def prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """The log is emptied as soon as something was deleted."""
-    monkeypatch.setattr(collections, "_LOG_SECONDS", 0.0)
+    monkeypatch.setattr(erasing, "_LOG_SECONDS", 0.0)
 
 
 def words(number: int) -> dict[str, object]:
