@@ -17,7 +17,6 @@ from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
 from appliance.errors import (
     ApplianceError,
-    Conflict,
     InvalidInput,
     NotFound,
     SealBroken,
@@ -25,7 +24,7 @@ from appliance.errors import (
 )
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
-from appliance.search import entries
+from appliance.search import entries, names
 from appliance.search.clear import seal_clear_rows
 from appliance.search.entries import Entry
 from appliance.search.erasing import Erasing
@@ -104,16 +103,19 @@ class Collections:
         await self._stack.enter_async_context(self._graphs)
         self._stack.callback(self._scans.close)
         await seal_clear_rows(self._ledger, self._keyring)
+        await names.fill_handles(self._ledger, self._keyring)
         for entry in await self._ledger.read(entries.removed_collections):
             _ = self._erasing.start(entry)
         held = {container for _, container, _ in self._keyring.containers()}
-        for entry in await self._ledger.read(partial(entries.list_collections, customer=None)):
-            if UUID(entry.container) not in held:
-                _log.error(
-                    "collection %s has no key: it was removed after this ledger was backed up, or made after "
-                    "this keyring was. Nothing of it can be opened, and nothing of it is removed",
-                    entry.id,
-                )
+        every = await self._ledger.read(partial(entries.list_collections, customer=None))
+        without_key = [entry for entry in every if UUID(entry.container) not in held]
+        for entry in without_key:
+            _log.error(
+                "collection %s has no key: it was removed after this ledger was backed up, or made after "
+                "this keyring was. Nothing of it can be opened, and nothing of it is removed",
+                entry.id,
+            )
+        await names.free(self._ledger, without_key)
         self._erasing.empty_log_soon()  # of what a crash left there
         return self
 
@@ -137,31 +139,46 @@ class Collections:
         """Create an empty collection, durably and audited.
 
         `backbone` (name@version) is what its vectors are made by, `dim` their width, 1 to 4,096. Raises
-        InvalidInput for the name or `dim`, Conflict when the customer has one of this name, NotFound for the
-        customer.
+        InvalidInput for the name or `dim`, Conflict when the customer has one of this name, CapacityExceeded
+        when it has as many as it may, NotFound for the customer.
         """
         if not 1 <= dim <= MAX_DIM:
             raise InvalidInput(f"dim: 1 to {MAX_DIM}")
         cleaned = check_name(name)
-        await self._ledger.read(partial(entries.check_customer, customer=customer))
+        handle = names.handle_of(self._keyring, customer, cleaned)
+
+        def check(connection: Connection) -> None:
+            entries.check_customer(connection, customer)
+            entries.check_free(connection, customer, handle)
+            entries.check_room(connection, customer, self._settings.max_collections)
+
+        await self._ledger.read(check)  # before a key is made for nothing
         now, identifier = int(self._clock() * 1000), CollectionId(str(uuid.uuid4()))
         collection = Collection(identifier, customer, cleaned, backbone, dim, now, count=0)
 
         def act(new: Entry, connection: Connection) -> Collection:
+            check(connection)
             entries.add_collection(connection, new)
             details: dict[str, object] = {"backbone": backbone, "dim": dim}
             record(connection, now, actor, Event.COLLECTION_ADD, customer, identifier, details)
             return collection
 
-        async with self._naming:
-            await self._require_free(customer, cleaned)
-            return await self._under_new_key(collection, ContainerId(identifier), act)
+        return await self._under_new_key(collection, ContainerId(identifier), act)
 
-    async def list(self, customer: CustomerId | None = None) -> list[Collection]:
-        """One customer's collections, or all with None, oldest first; without those whose key is gone."""
+    async def list(
+        self,
+        customer: CustomerId | None = None,
+        *,
+        after: CollectionId | None = None,
+        limit: int | None = None,
+    ) -> list[Collection]:
+        """One customer's collections, or all with None, oldest first; without those whose key is gone.
+
+        At most `limit`, those that come after the one `after`. Raises InvalidInput when there is no such one.
+        """
 
         def query(connection: Connection) -> tuple[list[Collection], set[ContainerId]]:
-            found = entries.list_collections(connection, customer)
+            found = entries.list_collections(connection, customer, after, limit)
             pairs = [(entry, self._opened_entry(entry)) for entry in found]
             return (
                 [one for _, one in pairs if one is not None],
@@ -181,6 +198,12 @@ class Collections:
         """Raises NotFound when it does not exist, is another customer's (None: anybody's), or has no key."""
         return (await self._find(customer, collection))[1]
 
+    async def named(self, customer: CustomerId, name: str) -> Collection:
+        """A customer's collection of this name, trimmed. Raises NotFound when there is none."""
+        handle = names.handle_of(self._keyring, customer, name.strip())
+        found = await self._ledger.read(partial(entries.find_named, customer=customer, handle=handle))
+        return await self.get(customer, found.id)
+
     async def rename(
         self, actor: Actor, customer: CustomerId | None, collection: CollectionId, name: str
     ) -> Collection:
@@ -192,7 +215,9 @@ class Collections:
 
         def act(connection: Connection) -> Entry:
             entry = entries.find_collection(connection, customer, collection)
-            entries.rename_collection(connection, entry.number, self._seals(entry).seal_name(checked))
+            handle = names.handle_of(self._keyring, entry.customer, checked)
+            entries.check_free(connection, entry.customer, handle, besides=collection)
+            entries.rename_collection(connection, entry.number, self._seals(entry).seal_name(checked), handle)
             now = int(self._clock() * 1000)
             record(connection, now, actor, Event.COLLECTION_RENAME, entry.customer, collection)
             return entry
@@ -204,7 +229,6 @@ class Collections:
 
         async with self._naming:
             _, found = await self._find(customer, collection)
-            await self._require_free(found.customer, checked, besides=collection)
             entry = await self._ledger.write(act, then=apply)
         return dataclasses.replace(found, name=checked, count=entry.count)
 
@@ -341,12 +365,6 @@ class Collections:
         if identifier in self._removed or identifier in self._stale:
             raise NotFound("no such collection")
 
-    async def _require_free(
-        self, customer: CustomerId, name: str, besides: CollectionId | None = None
-    ) -> None:
-        if any(one.name == name and one.id != besides for one in await self.list(customer)):
-            raise Conflict("a collection of this name exists already")
-
     async def _under_new_key(
         self,
         collection: Collection,
@@ -361,6 +379,7 @@ class Collections:
         owner, identity = UUID(collection.customer), UUID(container)
         await asyncio.to_thread(self._keyring.add, owner, identity, "collection")
         name = Seals(self._keyring, collection.customer, container).seal_name(collection.name)
+        handle = names.handle_of(self._keyring, collection.customer, collection.name)
         new = Entry(
             0,
             collection.id,
@@ -371,6 +390,7 @@ class Collections:
             collection.dim,
             collection.created_at,
             count=0,
+            handle=handle,
         )
         try:
             return await self._ledger.write(partial(act, new), then=apply)
@@ -393,7 +413,7 @@ class Collections:
     def _opened_entry(self, entry: Entry) -> Collection | None:
         """None when there is no key for it. A name that was changed costs nothing but itself."""
         try:
-            name = self._seals(entry).open_name(entry.name)
+            name = names.opened(self._keyring, entry)
         except NotFound:
             return None
         except SealBroken:

@@ -86,15 +86,14 @@ class OpenCollection(ReadableCollection):
         """Store the records that are new, in one durable transaction; searchable on return.
 
         An outcome for each: "duplicate" for an id that exists already or came earlier in this call (nothing
-        is overwritten), "full" when the collection's capacity is reached. Raises InvalidInput, which names
-        the record and the field, before anything is stored; StorageFailed when nothing could be.
+        is overwritten), "full" when the collection's capacity is reached, or its customer's. Raises
+        InvalidInput, which names the record and the field, before anything is stored; StorageFailed when
+        nothing could be.
         """
         prepared = [at(position, self._row, new) for position, new in enumerate(records)]
 
         def act(connection: Connection) -> tuple[list[Inserted], list[int]]:
-            outcomes, labels = rows.insert(
-                connection, self._seals, self._number, prepared, self._settings.capacity
-            )
+            outcomes, labels = rows.insert(connection, self._seals, self._number, prepared, self._quota)
             self._audit(connection, actor, Event.SEARCH_INSERT, {"inserted": len(labels)})
             also(connection, outcomes)
             return outcomes, labels
@@ -120,7 +119,7 @@ class OpenCollection(ReadableCollection):
 
         def act(connection: Connection) -> tuple[list[Upserted], list[int], dict[int, str]]:
             outcomes, labels, replaced = rows.upsert(
-                connection, self._seals, self._number, prepared, self._settings.capacity
+                connection, self._seals, self._number, prepared, self._quota
             )
             counts: dict[str, object] = {"inserted": len(labels) - len(replaced), "replaced": len(replaced)}
             self._audit(connection, actor, Event.SEARCH_UPSERT, counts)
@@ -240,6 +239,10 @@ class OpenCollection(ReadableCollection):
         self._segments.tend()
         if labels:
             self._erased()
+
+    @property
+    def _quota(self) -> rows.Quota:
+        return rows.Quota(self._settings.capacity, self._settings.max_records)
 
     def _row(self, new: NewRecord) -> rows.Row:
         return rows.Row(
