@@ -4,31 +4,25 @@ import asyncio
 import dataclasses
 import logging
 import uuid
+import weakref
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Self, TypeVar
 from uuid import UUID
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter
 
 from appliance import config
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
-from appliance.errors import (
-    ApplianceError,
-    InvalidInput,
-    NotFound,
-    SealBroken,
-    StorageFailed,
-)
+from appliance.errors import ApplianceError, InvalidInput, NotFound, SealBroken, StorageFailed
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
 from appliance.search import entries, names
 from appliance.search.clear import seal_clear_rows
 from appliance.search.entries import Entry
 from appliance.search.erasing import Erasing
-from appliance.search.loading import load_page
 from appliance.search.opened import OpenCollection
 from appliance.search.records import (
     MAX_DIM,
@@ -41,6 +35,7 @@ from appliance.search.records import (
     Vector,
     check_name,
 )
+from appliance.search.residents import Residents
 from appliance.search.sealed import SealedGraphs
 from appliance.search.seals import ContainerId, Seals
 from appliance.search.segments import Scans
@@ -84,15 +79,14 @@ class Collections:
         self._clock = clock
         self._graphs = SealedGraphs(settings)
         self._scans = Scans(registry)
-        self._stack = AsyncExitStack()
-        self._open: dict[CollectionId, OpenCollection] = {}
-        self._loading: dict[CollectionId, asyncio.Task[OpenCollection]] = {}
-        self._naming = asyncio.Lock()
+        self._residents = Residents(settings.memory_bytes, registry)
         self._erasing = Erasing(ledger, keyring)
-        self._removed: set[CollectionId] = set()
-        self._stale: set[CollectionId] = set()
-        """Those that were renamed or emptied while they were loaded."""
-        self._opened = Gauge("appliance_search_open", "Collections in memory", registry=registry)
+        self._stack = AsyncExitStack()
+        self._known: weakref.WeakValueDictionary[CollectionId, OpenCollection] = weakref.WeakValueDictionary()
+        """What anybody has open, in memory or not: a second one would not see the changes of the first."""
+        self._changes = 0
+        """Of rows that an `OpenCollection` is made from."""
+        self._naming = asyncio.Lock()
         self._damaged = Counter(
             "appliance_search_damaged_records",
             "Records found without a sound vector, id or metadata",
@@ -102,6 +96,8 @@ class Collections:
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self._graphs)
         self._stack.callback(self._scans.close)
+        await self._stack.enter_async_context(self._residents)
+        self._stack.push_async_callback(self._erasing.close)
         await seal_clear_rows(self._ledger, self._keyring)
         await names.fill_handles(self._ledger, self._keyring)
         for entry in await self._ledger.read(entries.removed_collections):
@@ -120,14 +116,6 @@ class Collections:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._erasing.close()
-        loading = list(self._loading.values())
-        for task in loading:
-            task.cancel()
-        await asyncio.gather(*loading, return_exceptions=True)
-        for opened in self._open.values():
-            await opened.close()
-        self._open.clear()
         await self._stack.aclose()
 
     @property
@@ -223,9 +211,9 @@ class Collections:
             return entry
 
         def apply(_: Entry) -> None:
-            if collection in self._open:
-                self._open[collection].rename(checked)
-            self._stale.add(collection)
+            self._changes += 1
+            if (opened := self._known.get(collection)) is not None:
+                opened.rename(checked)
 
         async with self._naming:
             _, found = await self._find(customer, collection)
@@ -241,7 +229,6 @@ class Collections:
         old records fail with NotFound. Raises NotFound as `get`.
         """
         tombstone = CollectionId(str(uuid.uuid4()))
-        old: list[OpenCollection] = []
 
         def act(new: Entry, connection: Connection) -> Entry:
             entry = entries.find_collection(connection, customer, collection)
@@ -252,17 +239,11 @@ class Collections:
             return entry
 
         def apply(_: Entry) -> None:
-            self._stale.add(collection)
-            if (opened := self._open.pop(collection, None)) is not None:
-                opened.mark_removed()
-                self._opened.dec()
-                old.append(opened)
+            self._forget(collection)
 
         async with self._naming:  # a name that is given meanwhile would be lost
             _, found = await self._find(customer, collection)
             entry = await self._under_new_key(found, ContainerId(str(uuid.uuid4())), act, apply)
-        for opened in old:
-            await opened.close()
         await asyncio.shield(self._erasing.start(entry))
         return await self.get(customer, collection)
 
@@ -283,87 +264,58 @@ class Collections:
             return found
 
         def apply(_: Entry) -> None:
-            self._removed.add(collection)
-            if collection in self._open:
-                self._open[collection].mark_removed()
+            self._forget(collection)
 
         entry = await self._ledger.write(act, then=apply)
-        if (opened := self._open.pop(collection, None)) is not None:
-            self._opened.dec()
-            await opened.close()
         await asyncio.shield(self._erasing.start(entry))
 
     async def open(self, customer: CustomerId | None, collection: CollectionId) -> OpenCollection:
-        """The collection, ready to search: loaded from the ledger at its first use, in memory from then on.
+        """The collection, ready to search: in memory, which it leaves unused when others need the room.
 
-        Raises NotFound as `get`. Records whose vector is damaged (its frame does not open, or it is not of
-        length 1) are logged by collection and label and left out of searches; all others are served.
+        What is asked of it then loads it again. Raises NotFound as `get`. Records whose vector is damaged
+        (its frame does not open, or it is not of length 1) are logged by collection and label and left out
+        of searches; all others are served.
         """
-        if collection not in self._open:
-            await self.get(customer, collection)
-        opened = self._open.get(collection)  # asked again: another caller's load may have ended meanwhile
-        if opened is None:
-            opened = await asyncio.shield(self._loaded(collection))
-        if customer is not None and opened.collection.customer != customer:
-            raise NotFound("no such collection")
-        return opened
-
-    def _loaded(self, collection: CollectionId) -> asyncio.Task[OpenCollection]:
-        if collection not in self._loading:
-            self._loading[collection] = asyncio.get_running_loop().create_task(self._load(collection))
-        return self._loading[collection]
-
-    async def _load(self, identifier: CollectionId) -> OpenCollection:
-        try:
-            while True:
-                self._stale.discard(identifier)
-                try:
-                    opened = await self._read(identifier)
-                except NotFound:
-                    if identifier in self._removed or identifier not in self._stale:
-                        raise
-                    continue
-                self._open[identifier] = opened
-                self._opened.inc()
+        while True:
+            opened = self._known.get(collection) or await self._handle(customer, collection)
+            if customer is not None and opened.customer != customer:
+                raise NotFound("no such collection")
+            try:
+                await opened.ready()
+            except NotFound:
+                if self._known.get(collection) is opened:  # it was not emptied meanwhile
+                    raise
+            else:
                 return opened
-        finally:
-            del self._loading[identifier]
 
-    async def _read(self, identifier: CollectionId) -> OpenCollection:
-        """Raises NotFound when it is removed meanwhile, or emptied or renamed: read it again then."""
-        entry, collection = await self._find(None, identifier)
-        seals = self._seals(entry)
-        opened = OpenCollection(
-            entry.number,
-            collection,
-            seals=seals,
-            ledger=self._ledger,
-            settings=self._settings,
-            clock=self._clock,
-            graphs=self._graphs,
-            scans=self._scans,
-            damages=self._damaged,
-            erased=self._erasing.empty_log_soon,
-        )
-        try:
-            opened.reserve(collection.count)
-            last = -1
-            read = partial(load_page, seals=seals, number=entry.number, dim=collection.dim)
-            while (page := await self._ledger.read(partial(read, after=last))).last >= 0:
-                self._require_current(identifier)  # without its key nothing opens, and nothing is damaged
-                opened.adopt(page)
-                last = page.last
-            self._require_current(identifier)
-            await opened.reconcile(partial(self._require_current, identifier))
-            self._require_current(identifier)
-        except BaseException:
-            await opened.close()
-            raise
+    async def _handle(self, customer: CustomerId | None, identifier: CollectionId) -> OpenCollection:
+        while True:
+            before = self._changes
+            entry, collection = await self._find(customer, identifier)
+            if before == self._changes:  # else it may have been read as it was
+                break
+        if (opened := self._known.get(identifier)) is None:
+            opened = self._known[identifier] = OpenCollection(
+                entry.number,
+                collection,
+                seals=self._seals(entry),
+                ledger=self._ledger,
+                settings=self._settings,
+                clock=self._clock,
+                graphs=self._graphs,
+                scans=self._scans,
+                damages=self._damaged,
+                residents=self._residents,
+                erased=self._erasing.empty_log_soon,
+            )
         return opened
 
-    def _require_current(self, identifier: CollectionId) -> None:
-        if identifier in self._removed or identifier in self._stale:
-            raise NotFound("no such collection")
+    def _forget(self, collection: CollectionId) -> None:
+        """Its rows are gone, or no longer its."""
+        self._changes += 1
+        if (opened := self._known.pop(collection, None)) is not None:
+            opened.mark_removed()
+            self._residents.discard(opened)
 
     async def _under_new_key(
         self,
