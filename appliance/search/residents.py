@@ -1,7 +1,7 @@
 """Which collections are in memory: loaded when they are used, dropped when others need their room.
 
-What is used is never dropped. So memory passes its budget by what is in use at a time, and a collection that
-is larger than all of it is served as well.
+What is used is never dropped, and what was used last stays until another one is. So memory passes its budget
+by what is in use at a time, and a collection that is larger than all of it is served as well.
 
 What gives way is what was used longest ago, but nothing of a customer whose collections take less than those
 of the one who asks: who goes through thousands drops its own, and no other's that are used, however seldom.
@@ -195,7 +195,7 @@ class Residents:
                 self._customers[resident.customer].idle[place] = self._now()
                 if resident.tended:
                     self._tended.add(place)
-        self._make_room(resident.customer)
+        self._make_room(place)
 
     def loading(self, place: Place) -> asyncio.Task[None]:
         """See Place.load: one load, however many wait for it."""
@@ -215,7 +215,7 @@ class Residents:
         try:
             async with customer.turns, self._turns:
                 self._count(place, resident.expected_bytes)
-                self._make_room(resident.customer)
+                self._make_room(place)
                 await resident.load()
         except BaseException:
             self._forget(place)
@@ -227,7 +227,7 @@ class Residents:
         place.loaded = True
         self.settle(place)
 
-    def _make_room(self, asking: CustomerId) -> None:
+    def _make_room(self, asking: Place) -> None:
         if self._bytes <= self._budget:
             return
         for place in list(self._tended):
@@ -239,12 +239,12 @@ class Residents:
             self._evicted.inc()
             self._drop(victim)
 
-    def _victim(self, asking: CustomerId) -> Place | None:
-        """What goes next, None when everything is in use."""
+    def _victim(self, asking: Place) -> Place | None:
+        """What goes next, None when everything else is in use."""
         oldest = [
             (used, owner, place)
             for owner, customer in self._customers.items()
-            for used, place in [_oldest(customer)]
+            for used, place in [_oldest(customer, asking)]
             if place is not None
         ]
         if not oldest:
@@ -252,8 +252,9 @@ class Residents:
         used, _, place = min(oldest, key=itemgetter(0))
         if used <= self._now() - _IDLE_SECONDS:
             return place
-        takes = self._customers[asking].bytes
-        giving = [one for one in oldest if one[1] == asking or self._customers[one[1]].bytes >= takes]
+        asks = asking.resident.customer
+        takes = self._customers[asks].bytes
+        giving = [one for one in oldest if one[1] == asks or self._customers[one[1]].bytes >= takes]
         # Where nobody else takes as much and all of its own is in use, others give way to it all the same.
         return min(giving or oldest, key=itemgetter(0))[2]
 
@@ -282,8 +283,9 @@ class Residents:
         self._customers[place.resident.customer].bytes += more
 
 
-def _oldest(customer: _Customer) -> tuple[float, Place | None]:
+def _oldest(customer: _Customer, besides: Place) -> tuple[float, Place | None]:
     """Since when nobody has used what may be dropped first, and what that is."""
-    return next(
-        ((used, place) for place, used in customer.idle.items() if not place.resident.tended), (0.0, None)
-    )
+    for place, used in customer.idle.items():
+        if place is not besides and not place.resident.tended:
+            return used, place
+    return 0.0, None
