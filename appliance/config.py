@@ -142,7 +142,10 @@ class Search(Section):
     """Collections: limits, and the parameters of the graphs over them."""
 
     flat_bytes: int = Field(10 * MIB, ge=0, le=TIB)
+    memory_bytes: int = Field(8 * GIB, ge=0, le=1024 * TIB)
     capacity: int = Field(1_000_000, ge=1, le=1_000_000_000)
+    max_collections: int = Field(10_000, ge=1, le=1_000_000)
+    max_records: int = Field(100_000_000, ge=1, le=1_000_000_000_000)
     max_metadata_bytes: int = Field(64 << 10, ge=2, le=64 * MIB)
     max_id_bytes: int = Field(1024, ge=1, le=MIB)
     m: int = Field(16, ge=2, le=128)

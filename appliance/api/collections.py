@@ -1,15 +1,21 @@
 """`/appliance/v1/collections`: what search is about, as REST."""
 
+from collections.abc import Sequence
+
 import msgspec
 
-from appliance.accounts.customers import Customers
+from appliance.accounts.customers import CustomerId, Customers
 from appliance.api.answers import Answer, moment
 from appliance.api.call import Call
 from appliance.api.management import named
+from appliance.api.payload import integer
+from appliance.errors import InvalidInput, NotFound
 from appliance.recognition import hashing
 from appliance.recognition.bundles import Bundles
 from appliance.search.collections import Collections as Shelf
 from appliance.search.records import Collection, CollectionId
+
+MAX_PAGE = 1000
 
 
 class NewCollection(msgspec.Struct, forbid_unknown_fields=True):
@@ -37,8 +43,22 @@ class Collections:
         return Answer(_collection(await self._collections.add(call.actor, owner, asked.name, pin, dim)), 201)
 
     async def list(self, call: Call) -> Answer:
-        collections = await self._collections.list(await call.listed(self._customers))
-        return Answer({"collections": [_collection(collection) for collection in collections]})
+        """All, or a page: `limit` of them after the one `after`; `next` is the `after` of the next page.
+
+        With `name` the one of this name, if there is one.
+        """
+        owner = await call.listed(self._customers)
+        if (name := call.query.get("name")) is not None:
+            return await self._named(owner, name)
+        limit, after = call.query.get("limit"), call.query.get("after")
+        size = None if limit is None else integer(limit, "limit", MAX_PAGE, 1, MAX_PAGE)
+        found = await self._collections.list(
+            owner,
+            after=None if after is None else CollectionId(after),
+            limit=None if size is None else size + 1,
+        )
+        page = found[:size]
+        return _listing(page, page[-1].id if len(found) > len(page) else None)
 
     async def get(self, call: Call) -> Answer:
         return Answer(_collection(await self._collections.get(call.principal.customer, _asked(call))))
@@ -74,6 +94,14 @@ class Collections:
             }
         )
 
+    async def _named(self, owner: CustomerId | None, name: str) -> Answer:
+        if owner is None:
+            raise InvalidInput("name: customer is expected as well, as names are each customer's own")
+        try:
+            return _listing([await self._collections.named(owner, name)])
+        except NotFound:
+            return _listing([])
+
     def _pin(self, wanted: str | None) -> tuple[str, int]:
         """What makes the vectors of a new collection, and how wide they are."""
         if wanted in {"phash", hashing.PIN}:
@@ -84,6 +112,10 @@ class Collections:
 
 def _asked(call: Call) -> CollectionId:
     return CollectionId(call.parameters["id"])
+
+
+def _listing(page: Sequence[Collection], following: CollectionId | None = None) -> Answer:
+    return Answer({"collections": [_collection(one) for one in page], "next": following})
 
 
 def _collection(collection: Collection) -> dict[str, object]:

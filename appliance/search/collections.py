@@ -4,32 +4,25 @@ import asyncio
 import dataclasses
 import logging
 import uuid
+import weakref
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Self, TypeVar
 from uuid import UUID
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter
 
 from appliance import config
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
-from appliance.errors import (
-    ApplianceError,
-    Conflict,
-    InvalidInput,
-    NotFound,
-    SealBroken,
-    StorageFailed,
-    VolumeFull,
-)
+from appliance.errors import ApplianceError, InvalidInput, NotFound, SealBroken, StorageFailed
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
-from appliance.search import entries
+from appliance.search import entries, names
 from appliance.search.clear import seal_clear_rows
 from appliance.search.entries import Entry
-from appliance.search.loading import load_page
+from appliance.search.erasing import Erasing
 from appliance.search.opened import OpenCollection
 from appliance.search.records import (
     MAX_DIM,
@@ -42,6 +35,7 @@ from appliance.search.records import (
     Vector,
     check_name,
 )
+from appliance.search.residents import Residents
 from appliance.search.sealed import SealedGraphs
 from appliance.search.seals import ContainerId, Seals
 from appliance.search.segments import Scans
@@ -60,11 +54,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-_ERASE_ROWS = 256
-"""A removed collection is erased in steps of this many records, so that others' writes get in between."""
-_LOG_SECONDS = 1.0
-"""From one cut of the ledger's log to the next: each syncs twice, or a reader was in the way."""
 
 _log = logging.getLogger(__name__)
 
@@ -90,17 +79,14 @@ class Collections:
         self._clock = clock
         self._graphs = SealedGraphs(settings)
         self._scans = Scans(registry)
+        self._residents = Residents(settings.memory_bytes, registry)
+        self._erasing = Erasing(ledger, keyring)
         self._stack = AsyncExitStack()
-        self._open: dict[CollectionId, OpenCollection] = {}
-        self._loading: dict[CollectionId, asyncio.Task[OpenCollection]] = {}
+        self._known: weakref.WeakValueDictionary[CollectionId, OpenCollection] = weakref.WeakValueDictionary()
+        """What anybody has open, in memory or not: a second one would not see the changes of the first."""
+        self._changes = 0
+        """Of rows that an `OpenCollection` is made from."""
         self._naming = asyncio.Lock()
-        self._erasing: set[asyncio.Task[None]] = set()
-        self._emptying: asyncio.Task[None] | None = None
-        self._left_in_log = False
-        self._removed: set[CollectionId] = set()
-        self._stale: set[CollectionId] = set()
-        """Those that were renamed or emptied while they were loaded."""
-        self._opened = Gauge("appliance_search_open", "Collections in memory", registry=registry)
         self._damaged = Counter(
             "appliance_search_damaged_records",
             "Records found without a sound vector, id or metadata",
@@ -110,30 +96,26 @@ class Collections:
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self._graphs)
         self._stack.callback(self._scans.close)
+        await self._stack.enter_async_context(self._residents)
+        self._stack.push_async_callback(self._erasing.close)
         await seal_clear_rows(self._ledger, self._keyring)
+        await names.fill_handles(self._ledger, self._keyring)
         for entry in await self._ledger.read(entries.removed_collections):
-            _ = self._start_erasing(entry)
+            _ = self._erasing.start(entry)
         held = {container for _, container, _ in self._keyring.containers()}
-        for entry in await self._ledger.read(partial(entries.list_collections, customer=None)):
-            if UUID(entry.container) not in held:
-                _log.error(
-                    "collection %s has no key: it was removed after this ledger was backed up, or made after "
-                    "this keyring was. Nothing of it can be opened, and nothing of it is removed",
-                    entry.id,
-                )
-        self._empty_log_soon()  # of what a crash left there
+        every = await self._ledger.read(partial(entries.list_collections, customer=None))
+        without_key = [entry for entry in every if UUID(entry.container) not in held]
+        for entry in without_key:
+            _log.error(
+                "collection %s has no key: it was removed after this ledger was backed up, or made after "
+                "this keyring was. Nothing of it can be opened, and nothing of it is removed",
+                entry.id,
+            )
+        await names.free(self._ledger, without_key)
+        self._erasing.empty_log_soon()  # of what a crash left there
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        unfinished = [*self._erasing, *self._loading.values()]
-        if self._emptying is not None:
-            unfinished.append(self._emptying)
-        for task in unfinished:
-            task.cancel()
-        await asyncio.gather(*unfinished, return_exceptions=True)
-        for opened in self._open.values():
-            await opened.close()
-        self._open.clear()
         await self._stack.aclose()
 
     @property
@@ -145,31 +127,46 @@ class Collections:
         """Create an empty collection, durably and audited.
 
         `backbone` (name@version) is what its vectors are made by, `dim` their width, 1 to 4,096. Raises
-        InvalidInput for the name or `dim`, Conflict when the customer has one of this name, NotFound for the
-        customer.
+        InvalidInput for the name or `dim`, Conflict when the customer has one of this name, CapacityExceeded
+        when it has as many as it may, NotFound for the customer.
         """
         if not 1 <= dim <= MAX_DIM:
             raise InvalidInput(f"dim: 1 to {MAX_DIM}")
         cleaned = check_name(name)
-        await self._ledger.read(partial(entries.check_customer, customer=customer))
+        handle = names.handle_of(self._keyring, customer, cleaned)
+
+        def check(connection: Connection) -> None:
+            entries.check_customer(connection, customer)
+            entries.check_free(connection, customer, handle)
+            entries.check_room(connection, customer, self._settings.max_collections)
+
+        await self._ledger.read(check)  # before a key is made for nothing
         now, identifier = int(self._clock() * 1000), CollectionId(str(uuid.uuid4()))
         collection = Collection(identifier, customer, cleaned, backbone, dim, now, count=0)
 
         def act(new: Entry, connection: Connection) -> Collection:
+            check(connection)
             entries.add_collection(connection, new)
             details: dict[str, object] = {"backbone": backbone, "dim": dim}
             record(connection, now, actor, Event.COLLECTION_ADD, customer, identifier, details)
             return collection
 
-        async with self._naming:
-            await self._require_free(customer, cleaned)
-            return await self._under_new_key(collection, ContainerId(identifier), act)
+        return await self._under_new_key(collection, ContainerId(identifier), act)
 
-    async def list(self, customer: CustomerId | None = None) -> list[Collection]:
-        """One customer's collections, or all with None, oldest first; without those whose key is gone."""
+    async def list(
+        self,
+        customer: CustomerId | None = None,
+        *,
+        after: CollectionId | None = None,
+        limit: int | None = None,
+    ) -> list[Collection]:
+        """One customer's collections, or all with None, oldest first; without those whose key is gone.
+
+        At most `limit`, those that come after the one `after`. Raises InvalidInput when there is no such one.
+        """
 
         def query(connection: Connection) -> tuple[list[Collection], set[ContainerId]]:
-            found = entries.list_collections(connection, customer)
+            found = entries.list_collections(connection, customer, after, limit)
             pairs = [(entry, self._opened_entry(entry)) for entry in found]
             return (
                 [one for _, one in pairs if one is not None],
@@ -189,6 +186,12 @@ class Collections:
         """Raises NotFound when it does not exist, is another customer's (None: anybody's), or has no key."""
         return (await self._find(customer, collection))[1]
 
+    async def named(self, customer: CustomerId, name: str) -> Collection:
+        """A customer's collection of this name, trimmed. Raises NotFound when there is none."""
+        handle = names.handle_of(self._keyring, customer, name.strip())
+        found = await self._ledger.read(partial(entries.find_named, customer=customer, handle=handle))
+        return await self.get(customer, found.id)
+
     async def rename(
         self, actor: Actor, customer: CustomerId | None, collection: CollectionId, name: str
     ) -> Collection:
@@ -200,19 +203,20 @@ class Collections:
 
         def act(connection: Connection) -> Entry:
             entry = entries.find_collection(connection, customer, collection)
-            entries.rename_collection(connection, entry.number, self._seals(entry).seal_name(checked))
+            handle = names.handle_of(self._keyring, entry.customer, checked)
+            entries.check_free(connection, entry.customer, handle, besides=collection)
+            entries.rename_collection(connection, entry.number, self._seals(entry).seal_name(checked), handle)
             now = int(self._clock() * 1000)
             record(connection, now, actor, Event.COLLECTION_RENAME, entry.customer, collection)
             return entry
 
         def apply(_: Entry) -> None:
-            if collection in self._open:
-                self._open[collection].rename(checked)
-            self._stale.add(collection)
+            self._changes += 1
+            if (opened := self._known.get(collection)) is not None:
+                opened.rename(checked)
 
         async with self._naming:
             _, found = await self._find(customer, collection)
-            await self._require_free(found.customer, checked, besides=collection)
             entry = await self._ledger.write(act, then=apply)
         return dataclasses.replace(found, name=checked, count=entry.count)
 
@@ -225,7 +229,6 @@ class Collections:
         old records fail with NotFound. Raises NotFound as `get`.
         """
         tombstone = CollectionId(str(uuid.uuid4()))
-        old: list[OpenCollection] = []
 
         def act(new: Entry, connection: Connection) -> Entry:
             entry = entries.find_collection(connection, customer, collection)
@@ -236,18 +239,12 @@ class Collections:
             return entry
 
         def apply(_: Entry) -> None:
-            self._stale.add(collection)
-            if (opened := self._open.pop(collection, None)) is not None:
-                opened.mark_removed()
-                self._opened.dec()
-                old.append(opened)
+            self._forget(collection)
 
         async with self._naming:  # a name that is given meanwhile would be lost
             _, found = await self._find(customer, collection)
             entry = await self._under_new_key(found, ContainerId(str(uuid.uuid4())), act, apply)
-        for opened in old:
-            await opened.close()
-        await asyncio.shield(self._start_erasing(entry))
+        await asyncio.shield(self._erasing.start(entry))
         return await self.get(customer, collection)
 
     async def remove(self, actor: Actor, customer: CustomerId | None, collection: CollectionId) -> None:
@@ -267,93 +264,58 @@ class Collections:
             return found
 
         def apply(_: Entry) -> None:
-            self._removed.add(collection)
-            if collection in self._open:
-                self._open[collection].mark_removed()
+            self._forget(collection)
 
         entry = await self._ledger.write(act, then=apply)
-        if (opened := self._open.pop(collection, None)) is not None:
-            self._opened.dec()
-            await opened.close()
-        await asyncio.shield(self._start_erasing(entry))
+        await asyncio.shield(self._erasing.start(entry))
 
     async def open(self, customer: CustomerId | None, collection: CollectionId) -> OpenCollection:
-        """The collection, ready to search: loaded from the ledger at its first use, in memory from then on.
+        """The collection, ready to search: in memory, which it leaves unused when others need the room.
 
-        Raises NotFound as `get`. Records whose vector is damaged (its frame does not open, or it is not of
-        length 1) are logged by collection and label and left out of searches; all others are served.
+        What is asked of it then loads it again. Raises NotFound as `get`. Records whose vector is damaged
+        (its frame does not open, or it is not of length 1) are logged by collection and label and left out
+        of searches; all others are served.
         """
-        if collection not in self._open:
-            await self.get(customer, collection)
-        opened = self._open.get(collection)  # asked again: another caller's load may have ended meanwhile
-        if opened is None:
-            opened = await asyncio.shield(self._loaded(collection))
-        if customer is not None and opened.collection.customer != customer:
-            raise NotFound("no such collection")
-        return opened
-
-    def _loaded(self, collection: CollectionId) -> asyncio.Task[OpenCollection]:
-        if collection not in self._loading:
-            self._loading[collection] = asyncio.get_running_loop().create_task(self._load(collection))
-        return self._loading[collection]
-
-    async def _load(self, identifier: CollectionId) -> OpenCollection:
-        try:
-            while True:
-                self._stale.discard(identifier)
-                try:
-                    opened = await self._read(identifier)
-                except NotFound:
-                    if identifier in self._removed or identifier not in self._stale:
-                        raise
-                    continue
-                self._open[identifier] = opened
-                self._opened.inc()
+        while True:
+            opened = self._known.get(collection) or await self._handle(customer, collection)
+            if customer is not None and opened.customer != customer:
+                raise NotFound("no such collection")
+            try:
+                await opened.ready()
+            except NotFound:
+                if self._known.get(collection) is opened:  # it was not emptied meanwhile
+                    raise
+            else:
                 return opened
-        finally:
-            del self._loading[identifier]
 
-    async def _read(self, identifier: CollectionId) -> OpenCollection:
-        """Raises NotFound when it is removed meanwhile, or emptied or renamed: read it again then."""
-        entry, collection = await self._find(None, identifier)
-        seals = self._seals(entry)
-        opened = OpenCollection(
-            entry.number,
-            collection,
-            seals=seals,
-            ledger=self._ledger,
-            settings=self._settings,
-            clock=self._clock,
-            graphs=self._graphs,
-            scans=self._scans,
-            damages=self._damaged,
-            erased=self._empty_log_soon,
-        )
-        try:
-            opened.reserve(collection.count)
-            last = -1
-            read = partial(load_page, seals=seals, number=entry.number, dim=collection.dim)
-            while (page := await self._ledger.read(partial(read, after=last))).last >= 0:
-                self._require_current(identifier)  # without its key nothing opens, and nothing is damaged
-                opened.adopt(page)
-                last = page.last
-            self._require_current(identifier)
-            await opened.reconcile(partial(self._require_current, identifier))
-            self._require_current(identifier)
-        except BaseException:
-            await opened.close()
-            raise
+    async def _handle(self, customer: CustomerId | None, identifier: CollectionId) -> OpenCollection:
+        while True:
+            before = self._changes
+            entry, collection = await self._find(customer, identifier)
+            if before == self._changes:  # else it may have been read as it was
+                break
+        if (opened := self._known.get(identifier)) is None:
+            opened = self._known[identifier] = OpenCollection(
+                entry.number,
+                collection,
+                seals=self._seals(entry),
+                ledger=self._ledger,
+                settings=self._settings,
+                clock=self._clock,
+                graphs=self._graphs,
+                scans=self._scans,
+                damages=self._damaged,
+                residents=self._residents,
+                erased=self._erasing.empty_log_soon,
+            )
         return opened
 
-    def _require_current(self, identifier: CollectionId) -> None:
-        if identifier in self._removed or identifier in self._stale:
-            raise NotFound("no such collection")
-
-    async def _require_free(
-        self, customer: CustomerId, name: str, besides: CollectionId | None = None
-    ) -> None:
-        if any(one.name == name and one.id != besides for one in await self.list(customer)):
-            raise Conflict("a collection of this name exists already")
+    def _forget(self, collection: CollectionId) -> None:
+        """Its rows are gone, or no longer its."""
+        self._changes += 1
+        if (opened := self._known.pop(collection, None)) is not None:
+            opened.mark_removed()
+            self._residents.discard(opened)
 
     async def _under_new_key(
         self,
@@ -369,6 +331,7 @@ class Collections:
         owner, identity = UUID(collection.customer), UUID(container)
         await asyncio.to_thread(self._keyring.add, owner, identity, "collection")
         name = Seals(self._keyring, collection.customer, container).seal_name(collection.name)
+        handle = names.handle_of(self._keyring, collection.customer, collection.name)
         new = Entry(
             0,
             collection.id,
@@ -379,6 +342,7 @@ class Collections:
             collection.dim,
             collection.created_at,
             count=0,
+            handle=handle,
         )
         try:
             return await self._ledger.write(partial(act, new), then=apply)
@@ -401,7 +365,7 @@ class Collections:
     def _opened_entry(self, entry: Entry) -> Collection | None:
         """None when there is no key for it. A name that was changed costs nothing but itself."""
         try:
-            name = self._seals(entry).open_name(entry.name)
+            name = names.opened(self._keyring, entry)
         except NotFound:
             return None
         except SealBroken:
@@ -412,37 +376,3 @@ class Collections:
 
     def _seals(self, entry: Entry) -> Seals:
         return Seals(self._keyring, entry.customer, entry.container)
-
-    def _start_erasing(self, entry: Entry) -> asyncio.Future[None]:
-        task = asyncio.get_running_loop().create_task(self._erase(entry))
-        self._erasing.add(task)
-        task.add_done_callback(self._erasing.discard)
-        return task
-
-    async def _erase(self, entry: Entry) -> None:
-        try:
-            await asyncio.to_thread(self._keyring.destroy, UUID(entry.customer), UUID(entry.container))
-            while not await self._ledger.write(
-                partial(entries.erase_some, number=entry.number, limit=_ERASE_ROWS)
-            ):
-                pass
-        except (StorageFailed, VolumeFull):
-            _log.exception("a removed collection is not erased yet; the next start goes on with it")
-            raise
-        self._empty_log_soon()
-
-    def _empty_log_soon(self) -> None:
-        """What was deleted is overwritten in the database, and still in its log until that is cut."""
-        self._left_in_log = True
-        if self._emptying is None or self._emptying.done():
-            self._emptying = asyncio.get_running_loop().create_task(self._empty_log())
-
-    async def _empty_log(self) -> None:
-        try:
-            while self._left_in_log:
-                self._left_in_log = False
-                if not await self._ledger.empty_log():  # a reader was in the way
-                    self._left_in_log = True
-                await asyncio.sleep(_LOG_SECONDS)
-        except (StorageFailed, VolumeFull) as error:
-            _log.error("deleted records stay in the ledger's log for now: %s", error)

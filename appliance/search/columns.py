@@ -26,6 +26,8 @@ MAX_DECIDED = 8
 """Filters of one collection whose masks are kept while nothing changes: one byte a record each."""
 _SPREAD_EFFORT, _VALUE_EFFORT, _STRING_EFFORT = 25, 15, 300
 """Bytes that are read in the time for one slot of a field, one value of a condition, one string compared."""
+_VALUE_BYTES = 250
+"""What a distinct value takes in memory, about: itself, its numbers, its place in the order."""
 _STALE_FACTOR = 4
 """A column with this many times more numbered values than records is dropped: updates left them behind."""
 
@@ -132,6 +134,11 @@ class Column:
         self._codes = self._codes[old_slots]
 
     @property
+    def bytes(self) -> int:
+        """What it takes in memory, about."""
+        return self._codes.nbytes + _VALUE_BYTES * len(self._values)
+
+    @property
     def stale(self) -> bool:
         return len(self._values) > _STALE_FACTOR * max(len(self._codes), 256)
 
@@ -153,6 +160,14 @@ class Columns:
         self._building = asyncio.Lock()
         self._changed: dict[int, Metadata] | None = None
         """While columns are being built: what was inserted or updated since."""
+
+    @property
+    def bytes(self) -> int:
+        """What they take in memory, about."""
+        if not self._columns:
+            return 0
+        masks = sum(decided.slots for decided in self._decided.values())
+        return masks + sum(column.bytes for column in self._columns.values())
 
     async def matching(self, wanted: Filter) -> tuple[Matching, View]:
         """The filter decided for every record of the view that comes with it."""

@@ -4,18 +4,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.accounts.customers import CustomerId
-from appliance.errors import NotFound
+from appliance.errors import CapacityExceeded, Conflict, InvalidInput, NotFound
 from appliance.ledger import Connection
 from appliance.search.numbering import span
 from appliance.search.records import CollectionId
 from appliance.search.seals import ContainerId
 
-_COLUMNS = "number, id, container, customer, name, backbone, dim, created_at, count"
+_COLUMNS = "number, id, container, customer, name, backbone, dim, created_at, count, name_handle"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A collection's row: `name` is sealed with all else under the key of `container`."""
+    """A collection's row: `name` is sealed with all else under the key of `container`.
+
+    `handle` is what the name is found by, see `names`; None where it does not open.
+    """
 
     number: int
     id: CollectionId
@@ -26,6 +29,7 @@ class Entry:
     dim: int
     created_at: int
     count: int
+    handle: bytes | None
 
 
 def check_customer(connection: Connection, customer: CustomerId) -> None:
@@ -34,21 +38,58 @@ def check_customer(connection: Connection, customer: CustomerId) -> None:
         raise NotFound("no such customer")
 
 
+def check_room(connection: Connection, customer: CustomerId, most: int) -> None:
+    """Raises CapacityExceeded when a customer has `most` collections."""
+    query = "SELECT collections FROM search_usage WHERE customer = ?"
+    if (connection.execute(query, (customer,)).get or 0) >= most:
+        fix = "remove one, or raise [search] max_collections"
+        raise CapacityExceeded(f"a customer has at most {most} collections: {fix}")
+
+
+def check_free(
+    connection: Connection, customer: CustomerId, handle: bytes, besides: CollectionId | None = None
+) -> None:
+    """Raises Conflict when a customer has a collection of this name other than `besides`."""
+    try:
+        named = find_named(connection, customer, handle)
+    except NotFound:
+        return
+    if named.id != besides:
+        raise Conflict("a collection of this name exists already")
+
+
 def add_collection(connection: Connection, new: Entry) -> None:
     """Its number is the next one, and it is empty, whatever `new` says of these."""
     connection.execute(
-        "INSERT INTO collections (id, container, customer, name, backbone, dim, created_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (new.id, new.container, new.customer, new.name, new.backbone, new.dim, new.created_at),
+        "INSERT INTO collections (id, container, customer, name, backbone, dim, created_at, name_handle)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (new.id, new.container, new.customer, new.name, new.backbone, new.dim, new.created_at, new.handle),
     )
 
 
-def list_collections(connection: Connection, customer: CustomerId | None) -> list[Entry]:
-    """By age, oldest first; of one customer, or all with None."""
+def list_collections(
+    connection: Connection,
+    customer: CustomerId | None,
+    after: CollectionId | None = None,
+    limit: int | None = None,
+) -> list[Entry]:
+    """By age, oldest first; of one customer, or all with None; at most `limit`, from the one `after` this on.
+
+    Raises InvalidInput when there is no such one.
+    """
+    of_one = "customer = ?1" if customer is not None else "?1 IS NULL"
+    position = (-1, -1)
+    if after is not None:
+        query = f"SELECT created_at, number FROM collections WHERE id = ?2 AND {of_one}"  # noqa: S608
+        found = connection.execute(query, (customer, after)).fetchone()
+        if found is None:
+            raise InvalidInput("after: no such collection, it may have been removed; begin without it")
+        position = found
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM collections"  # noqa: S608 -- a constant
-        " WHERE (?1 IS NULL OR customer = ?1) AND NOT removed ORDER BY created_at, number",
-        (customer,),
+        f"SELECT {_COLUMNS} FROM collections"  # noqa: S608 -- constants
+        f" WHERE {of_one} AND NOT removed AND (created_at, number) > (?2, ?3)"
+        " ORDER BY created_at, number LIMIT ?4",
+        (customer, *position, -1 if limit is None else limit),
     )
     return [_entry(row) for row in rows]
 
@@ -68,9 +109,35 @@ def find_collection(
     return _entry(row)
 
 
-def rename_collection(connection: Connection, number: int, name: bytes) -> None:
+def find_named(connection: Connection, customer: CustomerId, handle: bytes) -> Entry:
+    """A customer's collection by its name's handle. Raises NotFound."""
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM collections WHERE customer = ? AND name_handle = ? AND NOT removed",  # noqa: S608
+        (customer, handle),
+    ).fetchone()
+    if row is None:
+        raise NotFound("no such collection")
+    return _entry(row)
+
+
+def rename_collection(connection: Connection, number: int, name: bytes, handle: bytes) -> None:
     """`name` is the sealed one."""
-    connection.execute("UPDATE collections SET name = ? WHERE number = ?", (name, number))
+    connection.execute(
+        "UPDATE collections SET name = ?, name_handle = ? WHERE number = ?", (name, handle, number)
+    )
+
+
+def without_handle(connection: Connection) -> list[Entry]:
+    """Those that cannot be found by name."""
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM collections WHERE name_handle IS NULL AND NOT removed"  # noqa: S608
+    )
+    return [_entry(row) for row in rows]
+
+
+def set_handle(connection: Connection, collection: CollectionId, handle: bytes | None) -> None:
+    """Unless another one of its customer has it."""
+    connection.execute("UPDATE OR IGNORE collections SET name_handle = ? WHERE id = ?", (handle, collection))
 
 
 def renew_collection(connection: Connection, old: int, new: Entry, tombstone: CollectionId) -> None:

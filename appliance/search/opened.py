@@ -1,5 +1,6 @@
 """One open collection: changes go to the ledger first and into RAM once they are durable."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -24,6 +25,7 @@ from appliance.search.records import (
     Upserted,
     encode_metadata,
 )
+from appliance.search.residents import Residents, held
 from appliance.search.sealed import SealedGraphs
 from appliance.search.seals import Seals
 from appliance.search.segments import Scans
@@ -60,6 +62,7 @@ class OpenCollection(ReadableCollection):
         graphs: SealedGraphs,
         scans: Scans,
         damages: Counter,
+        residents: Residents,
         erased: Callable[[], None],
     ) -> None:
         """`erased` is told that records were deleted, whose bytes are still in the ledger's log."""
@@ -72,6 +75,7 @@ class OpenCollection(ReadableCollection):
             graphs=graphs,
             scans=scans,
             damages=damages,
+            residents=residents,
         )
         self._clock = clock
         self._erased = erased
@@ -80,21 +84,21 @@ class OpenCollection(ReadableCollection):
         """Raise the InvalidInput that `insert` would raise for this record."""
         self._row(new)
 
+    @held
     async def insert(
         self, actor: Actor, records: Sequence[NewRecord], also: Also[list[Inserted]] = nothing
     ) -> list[Inserted]:
         """Store the records that are new, in one durable transaction; searchable on return.
 
         An outcome for each: "duplicate" for an id that exists already or came earlier in this call (nothing
-        is overwritten), "full" when the collection's capacity is reached. Raises InvalidInput, which names
-        the record and the field, before anything is stored; StorageFailed when nothing could be.
+        is overwritten), "full" when the collection's capacity is reached, or its customer's. Raises
+        InvalidInput, which names the record and the field, before anything is stored; StorageFailed when
+        nothing could be.
         """
         prepared = [at(position, self._row, new) for position, new in enumerate(records)]
 
         def act(connection: Connection) -> tuple[list[Inserted], list[int]]:
-            outcomes, labels = rows.insert(
-                connection, self._seals, self._number, prepared, self._settings.capacity
-            )
+            outcomes, labels = rows.insert(connection, self._seals, self._number, prepared, self._quota)
             self._audit(connection, actor, Event.SEARCH_INSERT, {"inserted": len(labels)})
             also(connection, outcomes)
             return outcomes, labels
@@ -107,6 +111,7 @@ class OpenCollection(ReadableCollection):
 
         return (await self._write(act, apply))[0]
 
+    @held
     async def upsert(
         self, actor: Actor, records: Sequence[NewRecord], also: Also[list[Upserted]] = nothing
     ) -> list[Upserted]:
@@ -120,7 +125,7 @@ class OpenCollection(ReadableCollection):
 
         def act(connection: Connection) -> tuple[list[Upserted], list[int], dict[int, str]]:
             outcomes, labels, replaced = rows.upsert(
-                connection, self._seals, self._number, prepared, self._settings.capacity
+                connection, self._seals, self._number, prepared, self._quota
             )
             counts: dict[str, object] = {"inserted": len(labels) - len(replaced), "replaced": len(replaced)}
             self._audit(connection, actor, Event.SEARCH_UPSERT, counts)
@@ -138,6 +143,7 @@ class OpenCollection(ReadableCollection):
 
         return (await self._write(act, apply))[0]
 
+    @held
     async def update(
         self,
         actor: Actor,
@@ -173,6 +179,7 @@ class OpenCollection(ReadableCollection):
         committed = await self._write(act, apply)
         return self._damages.sound(committed)
 
+    @held
     async def delete(self, actor: Actor, ids: Sequence[str], also: Also[list[bool]] = nothing) -> list[bool]:
         """Erase records and their vectors, durably; in no later answer on return. Whether each existed.
 
@@ -192,6 +199,7 @@ class OpenCollection(ReadableCollection):
 
         return [label is not None for label in await self._write(act, apply)]
 
+    @held
     async def delete_matching(self, actor: Actor, wanted: Filter) -> int:
         """Erase the records that match, as `delete` does, in steps of 256; how many went.
 
@@ -224,7 +232,7 @@ class OpenCollection(ReadableCollection):
         self, labels: list[int], stored: list[int], records: Sequence[NewRecord], prepared: list[rows.Row]
     ) -> None:
         """Take the records at the positions `stored` into RAM, under these labels."""
-        if not stored or self._removed:
+        if not stored or self.removed:
             return
         slot = self._segments.append(labels, np.stack([prepared[n].vector for n in stored]))
         for offset, n in enumerate(stored):
@@ -241,6 +249,10 @@ class OpenCollection(ReadableCollection):
         if labels:
             self._erased()
 
+    @property
+    def _quota(self) -> rows.Quota:
+        return rows.Quota(self._settings.capacity, self._settings.max_records)
+
     def _row(self, new: NewRecord) -> rows.Row:
         return rows.Row(
             self._encoded_id(new.id),
@@ -254,4 +266,9 @@ class OpenCollection(ReadableCollection):
 
     async def _write(self, act: Callable[[Connection], T], apply: Callable[[T], None]) -> T:
         self._require_present()
+        # To its end, and in memory until then, even when the caller is cancelled: RAM follows the ledger.
+        return await asyncio.shield(asyncio.ensure_future(self._written(act, apply)))
+
+    @held
+    async def _written(self, act: Callable[[Connection], T], apply: Callable[[T], None]) -> T:
         return await self._ledger.write(act, then=apply)

@@ -1,4 +1,4 @@
-"""One collection in memory, as it is read: vectors in RAM, all else opened from the ledger."""
+"""One collection as it is read: vectors in RAM while it is used, all else opened from the ledger."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,10 +16,11 @@ from appliance.search.columns import Columns
 from appliance.search.damages import Damages
 from appliance.search.exact import Positions
 from appliance.search.filters import Filter
-from appliance.search.loading import Page, is_sound
+from appliance.search.loading import is_sound, load_page
 from appliance.search.reading import Reading, matches
 from appliance.search.recent import RecentIds
 from appliance.search.records import AnyVector, Collection, Hit, Record, Vector, encode_id
+from appliance.search.residents import Residents, held
 from appliance.search.sealed import SealedGraphs
 from appliance.search.seals import Seals
 from appliance.search.segments import Scans, Segments
@@ -31,10 +32,14 @@ T = TypeVar("T")
 MAX_PAGE = 10_000
 _METADATA_PAGE = 1_000
 _RACES = 3
+_OPEN_BYTES = 6144
+"""What a collection takes in memory beside what grows with its records (measured, rounded up)."""
 
 
 class ReadableCollection:
     """What an open collection answers. Everything raises NotFound once it is removed or emptied.
+
+    It is a resident (see `residents`): what needs its memory is `held`, and loads it where it was dropped.
 
     A record with a damaged vector (see `Collections.open`) is fetched, paged, updated and deleted like any
     other, but no search finds it. One whose id and metadata do not open is in no answer from the first time
@@ -52,19 +57,30 @@ class ReadableCollection:
         graphs: SealedGraphs,
         scans: Scans,
         damages: Counter,
+        residents: Residents,
     ) -> None:
+        self.customer = collection.customer
+        self.place = residents.place(self)
+        self.removed = False
         self._number = number
         self._collection = collection
         self._seals = seals
         self._ledger = ledger
         self._settings = settings
+        self._graphs = graphs
         self._scans = scans
-        self._segments = Segments(settings, collection.dim, graphs, scans, self._moved)
+        self._damages_found = damages
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have nothing in memory."""
+        self._segments = Segments(
+            self._settings, self._collection.dim, self._graphs, self._scans, self._moved
+        )
         self._columns = Columns(self._metadata_page, self._segments.view)
-        self._damages = Damages(collection.id, self._segments, damages)
+        self._damages = Damages(self._collection.id, self._segments, self._damages_found)
         self._reading = Reading(self._read, self._damages.sound)
         self._recent = RecentIds()
-        self._removed = False
 
     @property
     def collection(self) -> Collection:
@@ -74,11 +90,16 @@ class ReadableCollection:
     @property
     def count(self) -> int:
         """Records, damaged ones included."""
+        if not self.place.loaded:
+            return self._collection.count
         return self._segments.count + len(self._damages.labels)
 
     @property
     def damaged(self) -> int:
-        """Records that no search finds: their vector, or their id and metadata, are not what was stored."""
+        """Records that no search finds: their vector, or their id and metadata, are not what was stored.
+
+        Known of a collection in memory, 0 of another.
+        """
         return len(self._damages.labels)
 
     @property
@@ -86,15 +107,34 @@ class ReadableCollection:
         """How many records the graph in use knows; None while there is none and every search is exact."""
         return self._segments.known
 
+    @property
+    def expected_bytes(self) -> int:
+        return _OPEN_BYTES + self._segments.expected_bytes(self._collection.count)
+
+    @property
+    def memory_bytes(self) -> int:
+        return _OPEN_BYTES + self._segments.bytes + self._columns.bytes + self._recent.bytes
+
+    @property
+    def tended(self) -> bool:
+        return self._segments.tended
+
     def rename(self, name: str) -> None:
         """Follow the ledger, where the collection has this name now."""
         self._collection = dataclasses.replace(self._collection, name=name)
 
+    @held
+    async def ready(self) -> None:
+        """Be in memory. What was removed or emptied raises NotFound."""
+        self._require_present()
+
+    @held
     async def get(self, ids: Sequence[str]) -> list[Record | None]:
         """The records of these ids, None for one that does not exist."""
         encoded = [at(position, self._encoded_id, external) for position, external in enumerate(ids)]
         return self._damages.sound(await self._read(rows.records_by_id, external_ids=encoded))
 
+    @held
     async def vectors(self, ids: Sequence[str]) -> list[Vector | None]:
         """The vectors, float32 of shape (dim,) and length 1; None where there is none to search by."""
         encoded = [at(position, self._encoded_id, external) for position, external in enumerate(ids)]
@@ -102,6 +142,7 @@ class ReadableCollection:
         vectors = [None if one is None else one[0] for one in found]
         return [None if vector is None or not is_sound(vector) else vector for vector in vectors]
 
+    @held
     async def search(
         self, vector: AnyVector, k: int, wanted: Filter | None = None, *, metadata: bool = True
     ) -> list[Hit]:
@@ -161,6 +202,7 @@ class ReadableCollection:
                 hits.append(Hit(found[1].id, distance, found[1].metadata if metadata else {}))
         return sorted(hits, key=lambda hit: hit.distance)
 
+    @held
     async def sample(self, count: int, wanted: Filter | None, rng: np.random.Generator) -> list[Record]:
         """`count` different records that match (all, if there are fewer), drawn at random."""
         exact.check_k(count)
@@ -169,6 +211,7 @@ class ReadableCollection:
             chosen = rng.choice(labels, min(count, len(labels)), replace=False)
             return await self._reading.present(chosen, replaced, wanted)
 
+    @held
     async def page(self, page: int, size: int) -> tuple[list[Record], bool]:
         """Page 1, 2, ... of `size` records in order of insertion, and whether another one follows."""
         _check_size(size)
@@ -180,6 +223,7 @@ class ReadableCollection:
             records = await self._reading.present(labels[first : first + size], replaced)
         return records, first + size < len(labels)
 
+    @held
     async def after(
         self, label: int, size: int, wanted: Filter | None = None
     ) -> tuple[list[Record], int | None]:
@@ -196,47 +240,55 @@ class ReadableCollection:
             records = await self._reading.present(page, replaced, wanted)
         return records, int(page[-1]) if first + size < len(labels) else None
 
+    @held
     async def all(self, wanted: Filter | None = None) -> list[Record]:
         """Every record that matches, in order of insertion."""
         with self._reading.following() as replaced:
             return await self._reading.present(await self._matching(wanted), replaced, wanted)
 
+    @held
     async def seal(self) -> None:
         """Build a graph over every record now instead of when the exact tail has grown; see `[search]`."""
         await self._segments.seal()
 
+    @held
     async def settle(self) -> None:
         """Return when no graph is being built and no memory compacted."""
         await self._segments.settle()
 
-    def reserve(self, records: int) -> None:
-        """Before the first `adopt`: make room."""
-        self._segments.reserve(records)
+    async def load(self) -> None:
+        """Read every vector from the ledger, a page at a time. NotFound when it is removed meanwhile."""
+        self._segments.reserve(self._collection.count)
+        last = -1
+        while (page := await self._read(load_page, dim=self._collection.dim, after=last)).last >= 0:
+            for frame in page.sound:
+                self._segments.append(frame.labels, frame.rows)
+            self._damages.note_vectors(page.damaged)
+            last = page.last
+        await self._reconcile()
 
-    def adopt(self, loaded: Page) -> None:
-        """Take over a page of vectors from the ledger, in order of their labels."""
-        for frame in loaded.sound:
-            self._segments.append(frame.labels, frame.rows)
-        self._damages.note_vectors(loaded.damaged)
-
-    async def reconcile(self, check: Callable[[], None]) -> None:
-        """After the last `adopt`: what has a record and no vector is damaged, and vectors need a record.
-
-        `check` raises NotFound when the collection has been erased meanwhile, and no record is there.
-        """
-        if self.count == self._collection.count:
+    async def _reconcile(self) -> None:
+        """What has a record and no vector is damaged, and vectors need a record."""
+        if self._segments.count + self.damaged == self._collection.count:
             return
         known = np.array(await self._ledger.read(partial(rows.labels, number=self._number)), np.int64)
-        check()
+        self._require_present()  # erased meanwhile, it would have no record
         view = self._segments.view()
         for label in np.setdiff1d(view.labels, known).tolist():
             self._segments.kill(label)
         missing = np.setdiff1d(known, view.labels).tolist()
         self._damages.note_vectors(label for label in missing if label not in self._damages.labels)
 
+    def unload(self) -> None:
+        """Drop what is in memory; the graph as well."""
+        if self.place.loaded:
+            self._collection = self.collection
+        self._segments.drop()
+        self._begin()
+
     def mark_removed(self) -> None:
         """Refuse every later call: the ledger has the collection no more."""
-        self._removed = True
+        self.removed = True
 
     async def close(self) -> None:
         """Stop the upkeep and drop the graph."""
@@ -246,7 +298,7 @@ class ReadableCollection:
         return encode_id(external, self._settings.max_id_bytes)
 
     def _require_present(self) -> None:
-        if self._removed:
+        if self.removed:
             raise NotFound("no such collection")
 
     async def _read(

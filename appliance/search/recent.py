@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 MOST = 16_384
-"""About 2 MB where they are of 36 characters."""
+_ID_BYTES = 200
+"""Of one, with its place in the dict, where it is of 36 characters."""
 
 
 class RecentIds:
@@ -11,6 +12,11 @@ class RecentIds:
 
     def __init__(self) -> None:
         self._ids: dict[int, str] = {}  # least recently used first
+
+    @property
+    def bytes(self) -> int:
+        """What they take in memory, about."""
+        return _ID_BYTES * len(self._ids)
 
     def find(self, labels: Sequence[int]) -> list[str] | None:
         """Their ids, None unless all are known."""

@@ -33,11 +33,20 @@ class Row:
     metadata: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How many records a collection may have, and how many all collections of its customer together."""
+
+    collection: int
+    customer: int
+
+
 def insert(
-    connection: Connection, seals: Seals, number: int, rows: Sequence[Row], capacity: int
+    connection: Connection, seals: Seals, number: int, rows: Sequence[Row], quota: Quota
 ) -> tuple[list[Inserted], list[int]]:
     """Store rows with new ids while there is room: an outcome for each, a label for each inserted one."""
     label, count, _ = _counters(connection, number)
+    room = _room(connection, number, count, quota)
     outcomes: list[Inserted] = []
     labels: list[int] = []
     vectors: list[Vector] = []
@@ -45,7 +54,7 @@ def insert(
         handle = seals.handle(row.external_id)
         if _key_of(connection, number, handle) is not None:
             outcomes.append("duplicate")
-        elif count >= capacity or label >= LABELS:
+        elif room <= 0 or label >= LABELS:
             outcomes.append("full")
         else:
             add_record(connection, seals, key_of(number, label), handle, row.external_id, row.metadata)
@@ -54,6 +63,7 @@ def insert(
             vectors.append(row.vector)
             label += 1
             count += 1
+            room -= 1
     if labels:
         frames.add(connection, seals, number, np.array(labels), np.stack(vectors))
         connection.execute(
@@ -63,7 +73,7 @@ def insert(
 
 
 def upsert(
-    connection: Connection, seals: Seals, number: int, rows: Sequence[Row], capacity: int
+    connection: Connection, seals: Seals, number: int, rows: Sequence[Row], quota: Quota
 ) -> tuple[list[Upserted], list[int], dict[int, str]]:
     """Store each row in the place of the one with its id, or as a new one while there is room.
 
@@ -71,6 +81,7 @@ def upsert(
     is replaced comes last in order of insertion: its label is new, as labels stand for one vector.
     """
     label, count, dim = _counters(connection, number)
+    room = _room(connection, number, count, quota)
     outcomes: list[Upserted] = []
     labels: list[int] = []
     replaced: dict[int, str] = {}
@@ -79,7 +90,7 @@ def upsert(
     for row in rows:
         handle = seals.handle(row.external_id)
         key = key_of(number, new[handle][0]) if handle in new else _key_of(connection, number, handle)
-        if label >= LABELS or (key is None and count >= capacity):
+        if label >= LABELS or (key is None and room <= 0):
             outcomes.append("full")
             continue
         if key is not None:
@@ -91,6 +102,7 @@ def upsert(
         labels.append(label)
         label += 1
         count += key is None
+        room -= key is None
     # The old ones first: a frame is taken for that of all records above its label.
     _erase(connection, seals, number, dim, old)
     for handle, (fresh, row) in new.items():
@@ -235,6 +247,13 @@ def _counters(connection: Connection, number: int) -> tuple[int, int, int]:
     if row is None:
         raise NotFound("no such collection")
     return row[0], row[1], row[2]
+
+
+def _room(connection: Connection, number: int, count: int, quota: Quota) -> int:
+    """For how many more records there is room; below 0 where a quota was lowered."""
+    query = "SELECT records FROM search_usage JOIN collections USING (customer) WHERE number = ?"
+    used: int = connection.execute(query, (number,)).get
+    return min(quota.collection - count, quota.customer - used)
 
 
 def _count(connection: Connection, number: int, count: int) -> None:

@@ -37,6 +37,8 @@ _FEW_DEAD = 256
 _MOST_FROM_GRAPH = 1000
 _RACES = 3
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_GRAPH_BYTES = 2_700_000
+"""Of an hnswlib index, whatever its size (measured)."""
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +110,20 @@ class Segments:
     def known(self) -> int | None:
         """How many living records the graph in use knows, None while there is none."""
         return None if self._sealed is None else self._sealed.size - self._sealed_dead
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory, the graph in the other process included, about."""
+        return self._vectors.bytes + (0 if self._sealed is None else self._graph_bytes(self._sealed.size))
+
+    def expected_bytes(self, rows: int) -> int:
+        """What so many rows will take, without a graph."""
+        return self._vectors.expected_bytes(rows)
+
+    @property
+    def tended(self) -> bool:
+        """Whether upkeep is under way."""
+        return self._upkeep is not None
 
     def view(self) -> View:
         """The vectors as they are now."""
@@ -182,6 +198,11 @@ class Segments:
         if self._upkeep is not None:
             self._upkeep.cancel()
             await self.settle()
+        self.drop()
+
+    def drop(self) -> None:
+        """Drop the graph, and start no upkeep any more; only while none is under way."""
+        self._closed = True
         self._unseal()
 
     def tend(self) -> None:
@@ -275,6 +296,11 @@ class Segments:
             return None
         reach = k if self._sealed_dead == 0 else int(1.5 * k * sealed.size / living) + 4
         return None if reach > min(sealed.size, _MOST_FROM_GRAPH) else reach
+
+    def _graph_bytes(self, size: int) -> int:
+        # hnswlib keeps of each a copy, a label, 2M links on the lowest level (above it M for one in M), a
+        # lock and a place in a hash table.
+        return _GRAPH_BYTES + size * (4 * self._dim + 8 + 4 * (2 * self._settings.m + 3) + 100)
 
     def _large(self) -> bool:
         return self._vectors.count * self._dim * 4 > self._settings.flat_bytes

@@ -139,12 +139,21 @@ class Vectors:
         self.count = 0
         """Rows that are alive."""
         if expected:
-            self._grow(expected)
+            self._grow(expected, least=1)
 
     @property
     def slots(self) -> int:
         """Rows, dead ones included."""
         return self._used
+
+    @property
+    def bytes(self) -> int:
+        """Memory that is taken, room for later rows included."""
+        return self._room * self._dim * 4 + self._labels.nbytes + self._alive.nbytes
+
+    def expected_bytes(self, rows: int) -> int:
+        """What so many rows take that got their room at once."""
+        return rows * (self._dim * 4 + self._labels.itemsize + self._alive.itemsize)
 
     def view(self) -> View:
         used = self._used
@@ -202,9 +211,9 @@ class Vectors:
         self.append(now.labels[later], now.rows(later))
         return np.concatenate([kept, later])
 
-    def _grow(self, rows: int) -> None:
+    def _grow(self, rows: int, least: int = _FIRST_ROWS) -> None:
         most = max(1, _BLOCK_BYTES // (self._dim * 4))
-        size = min(max(rows, self._room, _FIRST_ROWS), most)
+        size = min(max(rows, self._room, least), most)
         self._starts.append(self._room)
         self._blocks.append(np.empty((size, self._dim), np.float32))
         self._room += size

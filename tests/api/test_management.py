@@ -53,7 +53,10 @@ def test_an_operator_manages_from_nothing_to_a_search(served: Served) -> None:
     assert operate(served, "DELETE", f"/tokens/{issued['id']}") is None
     assert served.site.call("POST", "/similarity/photos/v2/random", None, headers).status == 401
     assert operate(served, "DELETE", f"/collections/{collection['id']}") is None
-    assert operate(served, "GET", f"/collections?customer={customer['id']}") == {"collections": []}
+    assert operate(served, "GET", f"/collections?customer={customer['id']}") == {
+        "collections": [],
+        "next": None,
+    }
 
 
 def test_a_suspended_customer_gets_nothing_until_it_is_resumed(served: Served) -> None:
@@ -202,6 +205,45 @@ def test_ids_that_do_not_exist(served: Served) -> None:
 
 def test_status(served: Served) -> None:
     assert operate(served, "GET", "/status") == {"state": "ready"}
+
+
+def test_collections_come_in_pages_and_by_name(served: Served) -> None:
+    tenant, stranger = served.tenant(unique()), served.tenant(unique())
+    for number in range(4):
+        admin(served, tenant, "POST", "/collections", {"name": f"shelf {number}"})
+    whole = admin(served, tenant, "GET", "/collections").document
+    assert (len(whole["collections"]), whole["next"]) == (5, None)
+    page = admin(served, tenant, "GET", "/collections?limit=2").document
+    seen = page["collections"]
+    while page["next"]:
+        page = admin(served, tenant, "GET", f"/collections?limit=2&after={page['next']}").document
+        seen += page["collections"]
+    assert seen == whole["collections"]
+    (third,) = admin(served, tenant, "GET", "/collections?name=shelf%202").document["collections"]
+    assert third == whole["collections"][3]
+    named = operate(served, "GET", f"/collections?customer={tenant.id}&name=shelf%202")
+    assert named["collections"] == [third]
+    nothing: dict[str, object] = {"collections": [], "next": None}
+    assert admin(served, tenant, "GET", "/collections?name=shelf").document == nothing
+    assert admin(served, stranger, "GET", "/collections?name=shelf%202").document == nothing
+    for bad in ("limit=0", "limit=1001", "limit=x", "after=nobody", f"limit=2&after={stranger.collection}"):
+        assert admin(served, tenant, "GET", f"/collections?{bad}").status == 400, bad
+    refused = served.site.operate("GET", f"{V1}/collections?name=x")
+    assert (refused.status, refused.document["detail"][:5]) == (400, "name:")
+
+
+def test_a_customer_with_all_the_collections_it_may_have_is_told_so(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = served.tenant(unique())
+    few = served.parts.config.search.model_copy(update={"max_collections": 1})
+    monkeypatch.setattr(served.parts.collections, "_settings", few)
+    refused = admin(served, tenant, "POST", "/collections", {"name": "one more"})
+    assert refused.status == 412
+    assert refused.headers["content-type"].startswith("application/problem+json")
+    assert "max_collections" in refused.document["detail"]
+    assert admin(served, tenant, "DELETE", f"/collections/{tenant.collection}").status == 204
+    assert admin(served, tenant, "POST", "/collections", {"name": "one more"}).status == 201
 
 
 def test_a_collection_is_renamed(served: Served) -> None:

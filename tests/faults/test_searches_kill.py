@@ -41,7 +41,7 @@ def sealing_writers(tmp_path: Path) -> Iterator[Writers]:
 async def check(state: Path, heard: Heard) -> None:
     """A restart finds what was acknowledged, of the rest all or nothing, and nothing that was deleted."""
     async with shelf(state) as things:
-        await asyncio.gather(*things.collections._erasing)
+        await things.collections._erasing.settle()
         named = {one.name: one for one in await things.collections.list()}
         kept = await things.collections.open(None, named["kept"].id)
         await _check_records(things, kept, heard)

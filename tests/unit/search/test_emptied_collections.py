@@ -64,7 +64,7 @@ async def test_an_erasure_that_is_interrupted_goes_on(tmp_path: Path) -> None:
         await first.ledger.write(lambda connection: renew_collection(connection, old.number, new, tombstone))
     async with shelf(tmp_path) as second:
         assert (await second.collections.open(None, old.id)).count == 0
-        await asyncio.gather(*second.collections._erasing)
+        await second.collections._erasing.settle()
         assert await second.ledger.read(rows) == 0
         assert [one.id for one in await second.collections.list()] == [old.id]
         keys = {key for _, key, kind in second.keyring.containers() if kind == "collection"}

@@ -12,7 +12,7 @@ import pytest
 
 from appliance.errors import Conflict, NotFound, StorageFailed
 from appliance.ledger import Connection
-from appliance.search import collections, entries, frames
+from appliance.search import entries, erasing, frames, readable
 from appliance.search.collections import NewRecord, OpenCollection
 from appliance.search.loading import load_page
 from appliance.search.numbering import key_of
@@ -34,7 +34,7 @@ async def things(tmp_path: Path) -> AsyncIterator[Shelf]:
 @pytest.fixture
 def prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """The log is emptied as soon as something was deleted."""
-    monkeypatch.setattr(collections, "_LOG_SECONDS", 0.0)
+    monkeypatch.setattr(erasing, "_LOG_SECONDS", 0.0)
 
 
 def words(number: int) -> dict[str, object]:
@@ -262,7 +262,7 @@ async def test_a_collection_that_is_removed_while_it_is_opened_is_gone_and_not_d
             asyncio.run_coroutine_threadsafe(removal, loop).result(10)
             return load_page(connection, *arguments, **more)
 
-        monkeypatch.setattr(collections, "load_page", removed_meanwhile)
+        monkeypatch.setattr(readable, "load_page", removed_meanwhile)
         with pytest.raises(NotFound):
             await things.collections.open(None, identity)
         assert things.count("appliance_search_damaged_records_total") == 0
@@ -367,13 +367,13 @@ async def test_a_collection_that_is_emptied_while_it_is_opened_is_opened_empty(
     async with shelf(tmp_path) as things:
 
         def emptied_meanwhile(connection: Connection, *arguments: Any, **more: Any) -> Any:
-            monkeypatch.setattr(collections, "load_page", load_page)
+            monkeypatch.setattr(readable, "load_page", load_page)
             connection.execute("SELECT count(*) FROM frames").fetchall()
             emptying = things.collections.empty(ACTOR, None, identity)
             asyncio.run_coroutine_threadsafe(emptying, loop).result(10)
             return load_page(connection, *arguments, **more)
 
-        monkeypatch.setattr(collections, "load_page", emptied_meanwhile)
+        monkeypatch.setattr(readable, "load_page", emptied_meanwhile)
         assert (await things.collections.open(None, identity)).count == 0
         assert things.count("appliance_search_damaged_records_total") == 0
     assert "damaged" not in caplog.text

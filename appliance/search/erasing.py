@@ -1,0 +1,79 @@
+"""Erasing removed collections: the key first, with which nothing of them opens any more, then every row."""
+
+import asyncio
+import logging
+from functools import partial
+from uuid import UUID
+
+from appliance.errors import StorageFailed, VolumeFull
+from appliance.ledger import Ledger
+from appliance.search import entries
+from appliance.search.entries import Entry
+from appliance.vault import Keyring
+
+_ROWS = 256
+"""At once, so that others' writes get in between."""
+_LOG_SECONDS = 1.0
+"""From one cut of the ledger's log to the next: each syncs twice, or a reader was in the way."""
+
+_log = logging.getLogger(__name__)
+
+
+class Erasing:
+    """The erasures that are under way; on the event loop only."""
+
+    def __init__(self, ledger: Ledger, keyring: Keyring) -> None:
+        self._ledger = ledger
+        self._keyring = keyring
+        self._erasures: set[asyncio.Task[None]] = set()
+        self._emptying: asyncio.Task[None] | None = None
+        self._left_in_log = False
+
+    def start(self, entry: Entry) -> asyncio.Future[None]:
+        """Erase a collection that is marked as removed; done when its last row is gone.
+
+        What interrupts it leaves the mark, by which the next start goes on.
+        """
+        task = asyncio.get_running_loop().create_task(self._erase(entry))
+        self._erasures.add(task)
+        task.add_done_callback(self._erasures.discard)
+        return task
+
+    def empty_log_soon(self) -> None:
+        """What was deleted is overwritten in the database, and still in its log until that is cut."""
+        self._left_in_log = True
+        if self._emptying is None or self._emptying.done():
+            self._emptying = asyncio.get_running_loop().create_task(self._empty_log())
+
+    async def settle(self) -> None:
+        """Return when every erasure has ended. Raises what one of them raised."""
+        await asyncio.gather(*self._erasures)
+
+    async def close(self) -> None:
+        """Interrupt all."""
+        unfinished = [*self._erasures]
+        if self._emptying is not None:
+            unfinished.append(self._emptying)
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)
+
+    async def _erase(self, entry: Entry) -> None:
+        try:
+            await asyncio.to_thread(self._keyring.destroy, UUID(entry.customer), UUID(entry.container))
+            while not await self._ledger.write(partial(entries.erase_some, number=entry.number, limit=_ROWS)):
+                pass
+        except (StorageFailed, VolumeFull):
+            _log.exception("a removed collection is not erased yet; the next start goes on with it")
+            raise
+        self.empty_log_soon()
+
+    async def _empty_log(self) -> None:
+        try:
+            while self._left_in_log:
+                self._left_in_log = False
+                if not await self._ledger.empty_log():  # a reader was in the way
+                    self._left_in_log = True
+                await asyncio.sleep(_LOG_SECONDS)
+        except (StorageFailed, VolumeFull) as error:
+            _log.error("deleted records stay in the ledger's log for now: %s", error)
