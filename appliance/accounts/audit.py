@@ -30,6 +30,8 @@ class Event(StrEnum):
     SEARCH_UPSERT = "search.upsert"
     SEARCH_UPDATE = "search.update"
     SEARCH_DELETE = "search.delete"
+    SEARCH_IMPORT = "search.import"
+    SEARCH_EXPORT = "search.export"
     BUNDLE_INSTALL = "bundle.install"
     BUNDLE_ACTIVATE = "bundle.activate"
     BUNDLE_REMOVE = "bundle.remove"

@@ -38,6 +38,7 @@ from appliance.api.similarity import Similarity
 from appliance.api.similarity_changes import SimilarityChanges
 from appliance.api.tasks import Tasks
 from appliance.api.training_images import TrainingImages
+from appliance.api.transfers import Transfers
 from appliance.errors import NotInstalled
 
 PREFIX = "/localhost"  # the official client posts its token to the cloud unless its endpoint holds this word
@@ -312,6 +313,23 @@ ROUTES: tuple[Route, ...] = (
         Collections.stats,
         _ADMIN,
         READ,
+        surfaces=MANAGED,
+    ),
+    Route(
+        "POST",
+        f"{_V1}/collections/{{id}}/import",
+        Transfers.receive,
+        Scope.SEARCH_WRITE,
+        Event.SEARCH_IMPORT,
+        Form.VECTORS,
+        MANAGED,
+    ),
+    Route(
+        "GET",
+        f"{_V1}/collections/{{id}}/export",
+        Transfers.give,
+        Scope.SEARCH_READ,
+        Event.SEARCH_EXPORT,
         surfaces=MANAGED,
     ),
     Route(

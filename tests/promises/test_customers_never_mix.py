@@ -21,7 +21,7 @@ from appliance.api.payload import Form
 from appliance.api.routes import ROUTES, Access, Route, Surface
 from tests import bundles, images
 from tests.datasets import TAR, tar
-from tests.serving import ACTOR, Reply, Served, Tenant
+from tests.serving import ACTOR, DIM, Reply, Served, Tenant
 
 PHOTOS = "/similarity/photos/v2"
 SECRET = "the victim's secret"
@@ -101,6 +101,7 @@ class Victim:
     request: str
     agreement: str
     stored: Stored
+    pin: str = ""
 
     def target(self, route: Route) -> str:
         """The path with the victim's own id in it."""
@@ -123,7 +124,11 @@ class Victim:
             "agreements": self.agreement,
             "datasets": self.stored.ids["dataset"],
         }
-        query = "?format=coco" if route.path.endswith("/export") else ""
+        query = {
+            "datasets/export": "?format=coco",
+            "collections/export": "?format=ndjson",
+            "collections/import": "?on_conflict=replace&backbone=" + self.pin,
+        }.get(f"{noun(route)}/{route.path.rsplit('/', 1)[1]}", "")
         return route.path.replace("{id}", ids[noun(route)]) + query
 
     def body(self, route: Route, task: str) -> bytes | None:
@@ -132,6 +137,8 @@ class Victim:
             return None
         if route.form is Form.ARCHIVE:
             return tar({"taken/over.png": images.plain(uuid.uuid4().bytes)})
+        if route.form is Form.VECTORS:
+            return json.dumps({"_id": SECRET, "note": "overwritten", "_vector": [1] * DIM}).encode()
         if route.form is Form.BYTES:
             encoded = {"name": "encoded", "datatype": "BYTES", "shape": [1], "data": [PHOTO]}
             return json.dumps({"id": SECRET, "inputs": [encoded]}).encode()
@@ -202,7 +209,7 @@ def new_victim(served: Served, name: str) -> Victim:
     request, _ = served.run(served.parts.requests.add(ACTOR, tenant.id, "dominant-colors-generic"))
     stored = store(served, tenant)
     signing = served.parts.agreements.sign(ACTOR, tenant.id, Kind.TRAINING_DATA, await_acceptance=True)
-    return Victim(tenant, token.id, request.id, served.run(signing).id, stored)
+    return Victim(tenant, token.id, request.id, served.run(signing).id, stored, served.bundle.pin)
 
 
 def store(served: Served, tenant: Tenant) -> Stored:
@@ -290,7 +297,8 @@ def unharmed(
 def attack(
     served: Served, route: Route, victim: Victim, authorization: str | None, form: str = "{}"
 ) -> Reply:
-    headers = victim.tenant.headers(**({"content_type": TAR} if route.form is Form.ARCHIVE else {}))
+    media = {Form.ARCHIVE: TAR, Form.VECTORS: "application/x-ndjson"}
+    headers = victim.tenant.headers(content_type=media.get(route.form, "application/json"))
     del headers["authorization"]
     if authorization is not None:
         headers["authorization"] = authorization
