@@ -26,6 +26,8 @@ class Event(StrEnum):
     COLLECTION_RENAME = "collection.rename"
     COLLECTION_EMPTY = "collection.empty"
     COLLECTION_REMOVE = "collection.remove"
+    ALIAS_SET = "alias.set"
+    ALIAS_REMOVE = "alias.remove"
     SEARCH_INSERT = "search.insert"
     SEARCH_UPSERT = "search.upsert"
     SEARCH_UPDATE = "search.update"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from appliance.accounts.audit import Event
 from appliance.accounts.tokens import Scope
 from appliance.api.account import Account
+from appliance.api.aliases import Aliases
 from appliance.api.annotate import Annotate
 from appliance.api.answers import Answer, Refused
 from appliance.api.asynchronous import PATH as REQUEST
@@ -340,6 +341,9 @@ ROUTES: tuple[Route, ...] = (
         Event.COLLECTION_REMOVE,
         surfaces=MANAGED,
     ),
+    Route("GET", f"{_V1}/aliases", Aliases.list, _ADMIN, READ, surfaces=MANAGED),
+    Route("PUT", f"{_V1}/aliases/{{name}}", Aliases.point, _ADMIN, Event.ALIAS_SET, Form.FIELDS, MANAGED),
+    Route("DELETE", f"{_V1}/aliases/{{name}}", Aliases.remove, _ADMIN, Event.ALIAS_REMOVE, surfaces=MANAGED),
     Route(
         "POST",
         f"{_V1}/bundles",

@@ -14,6 +14,7 @@ from typing import Self
 from aiohttp import http_parser
 
 from appliance.api.account import Account
+from appliance.api.aliases import Aliases
 from appliance.api.annotate import Annotate
 from appliance.api.asynchronous import Asynchronous
 from appliance.api.backups import Backups
@@ -116,6 +117,7 @@ class Server:
                 status=parts.status,
             ),
             Collections(parts.customers, parts.collections, parts.bundles),
+            Aliases(parts.customers, parts.collections.aliases),
             Transfers(parts.collections, parts.config.search),
             Oversight(parts.customers, parts.agreements, parts.audit),
             KeyManagement(parts.rotations, parts.config.vault.root_key),

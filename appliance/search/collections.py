@@ -27,6 +27,7 @@ from appliance.errors import (
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
 from appliance.search import entries
+from appliance.search.aliases import Aliases
 from appliance.search.clear import seal_clear_rows
 from appliance.search.entries import Entry
 from appliance.search.loading import load_page
@@ -88,6 +89,8 @@ class Collections:
         self._keyring = keyring
         self._settings = settings
         self._clock = clock
+        self.aliases = Aliases(ledger, keyring, clock)
+        """Names that stand for collections: see `named`."""
         self._graphs = SealedGraphs(settings)
         self._scans = Scans(registry)
         self._stack = AsyncExitStack()
@@ -111,6 +114,7 @@ class Collections:
         await self._stack.enter_async_context(self._graphs)
         self._stack.callback(self._scans.close)
         await seal_clear_rows(self._ledger, self._keyring)
+        await self._stack.enter_async_context(self.aliases)
         for entry in await self._ledger.read(entries.removed_collections):
             _ = self._start_erasing(entry)
         held = {container for _, container, _ in self._keyring.containers()}
@@ -291,6 +295,17 @@ class Collections:
         if customer is not None and opened.collection.customer != customer:
             raise NotFound("no such collection")
         return opened
+
+    async def named(self, customer: CustomerId, name: str) -> OpenCollection:
+        """As `open`, by the collection's id or by one of the customer's aliases: its name or its id."""
+        alias = self.aliases.find(customer, name)
+        if alias is None:
+            return await self.open(customer, CollectionId(name))
+        try:
+            return await self.open(customer, alias.collection)
+        except NotFound:
+            reason = f"the alias stands for the collection {alias.collection}, which is no more"
+            raise NotFound(f"{reason}: have it stand for another one") from None
 
     def _loaded(self, collection: CollectionId) -> asyncio.Task[OpenCollection]:
         if collection not in self._loading:
