@@ -32,6 +32,7 @@ class Event(StrEnum):
     SEARCH_UPSERT = "search.upsert"
     SEARCH_UPDATE = "search.update"
     SEARCH_DELETE = "search.delete"
+    SEARCH_DAMAGED = "search.damaged"
     SEARCH_IMPORT = "search.import"
     SEARCH_EXPORT = "search.export"
     BUNDLE_INSTALL = "bundle.install"

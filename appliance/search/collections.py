@@ -43,6 +43,7 @@ from appliance.search.records import (
     Vector,
     check_name,
 )
+from appliance.search.scrub import Scrub
 from appliance.search.sealed import SealedGraphs
 from appliance.search.seals import ContainerId, Seals
 from appliance.search.segments import Scans
@@ -91,6 +92,8 @@ class Collections:
         self._clock = clock
         self.aliases = Aliases(ledger, keyring, clock)
         """Names that stand for collections: see `named`."""
+        self.scrub = Scrub(ledger, keyring, clock, registry, scrub_days=settings.scrub_days)
+        """To be entered where it shall run in the background."""
         self._graphs = SealedGraphs(settings)
         self._scans = Scans(registry)
         self._stack = AsyncExitStack()
