@@ -17,7 +17,8 @@ MOST_REASONS = 100
 
 _AT_ONCE = 256
 """Records of one batch: a commit's sync is a small part of it, and others' writes wait some milliseconds."""
-_JUDGED_AT_ONCE = 64
+_NUMBERS_AT_ONCE = 16 << 10
+"""Of the vectors that are parsed and judged before others get their turn: some milliseconds."""
 _FULL = "hard capacity exceeded"
 
 Candidate = NewRecord | InvalidInput | None
@@ -77,14 +78,15 @@ async def run(actor: Actor, collection: OpenCollection, candidates: Candidates, 
 async def of_lines(pieces: AsyncIterator[bytes], dim: int, most: int) -> Candidates:
     """Of JSON lines of up to `most` bytes, each with its vector."""
     async for some in lines.split(pieces, most):
-        for low in range(0, len(some), _JUDGED_AT_ONCE):
-            yield [_of_line(line, dim, most) for line in some[low : low + _JUDGED_AT_ONCE]]
+        step = _at_once(dim)
+        for low in range(0, len(some), step):
+            yield [_of_line(line, dim, most) for line in some[low : low + step]]
 
 
 async def of_array(pieces: AsyncIterator[bytes], dim: int, prefix: str) -> Candidates:
     """Of an array alone: the ids are the rows' numbers, from 0, behind `prefix`. Raises InvalidInput."""
     array, row = await Array.open(pieces, dim), 0
-    async for block in array.blocks(_JUDGED_AT_ONCE):
+    async for block in array.blocks(_at_once(dim)):
         yield [NewRecord(f"{prefix}{row + place}", vector) for place, vector in enumerate(block)]
         row += len(block)
 
@@ -103,7 +105,7 @@ async def of_parts(files: AsyncIterator[tuple[str, AsyncIterator[bytes]]], dim: 
             array, row = await Array.open(content, dim), 0
             if array.rows != len(named):
                 raise InvalidInput(f"vectors: {array.rows} rows for the {len(named)} lines before them")
-            async for block in array.blocks(_JUDGED_AT_ONCE):
+            async for block in array.blocks(_at_once(dim)):
                 some = zip(named[row : row + len(block)], block, strict=True)
                 yield [_beside(line, vector) for line, vector in some]
                 row += len(block)
@@ -112,6 +114,10 @@ async def of_parts(files: AsyncIterator[tuple[str, AsyncIterator[bytes]]], dim: 
             raise InvalidInput("multipart: the parts records and vectors are expected in turns")
     if named is not None:
         raise InvalidInput("multipart: records without the vectors that belong to them")
+
+
+def _at_once(dim: int) -> int:
+    return max(1, _NUMBERS_AT_ONCE // dim)
 
 
 async def _store(
