@@ -151,6 +151,7 @@ class Search(Section):
     m: int = Field(16, ge=2, le=128)
     ef_construction: int = Field(200, ge=2, le=100_000)
     ef: int = Field(64, ge=1, le=100_000)
+    scrub_days: float = Field(30, gt=0, le=3650)
 
 
 class Datasets(Section):

@@ -57,6 +57,7 @@ from appliance.recognition.trust import Trust
 from appliance.residency import Residency
 from appliance.search.collections import Collections
 from appliance.search.replies import Replies
+from appliance.search.scrub import Scrub
 
 _log = logging.getLogger(__name__)
 
@@ -355,6 +356,7 @@ class _Daemon:
         )
         for part in (state.requests, state.outbound, state.webhooks):
             await enter(part)
+        await enter(state.collections.scrub)
         _tell("observing the machine")
         self._health = await enter(Health(settings.health, self._sources(), registry))
         for finding in unusable:
@@ -424,6 +426,7 @@ class _Daemon:
         if damaged := self._images.upkeep.damaged:
             message = f"{damaged} stored images are damaged: the log and the audit log name them"
             found.append(health.Finding("degraded", "datasets.damaged", message))
+        found += _of_collections(self._state.collections.scrub)
         if (rotation := self._state.rotations.rotation) is not None:
             fix = {
                 "restart": "put the new one in place as root.key and restart",
@@ -534,6 +537,18 @@ def _pinned_beyond(budget: int, taken: int) -> Iterator[health.Finding]:
             f"backbones and `pinned` take {taken >> 20} of the {budget >> 20} MiB for models: the others have"
             " room for one at a time, and are loaded anew after another was asked for: allow more, pin fewer",
         )
+
+
+def _of_collections(scrub: Scrub) -> Iterator[health.Finding]:
+    if scrub.damaged:
+        message = f"{scrub.damaged} blocks of stored vectors are damaged: the log and the audit log name them"
+        yield health.Finding("degraded", "search.damaged", message)
+    if scrub.keyless:
+        message = (
+            f"{len(scrub.keyless)} collections have no key, the log names them: keyring and ledger are not of"
+            " the same time; remove these, or restore a backup of both"
+        )
+        yield health.Finding("degraded", "search.keys", message)
 
 
 async def _count(listing: Any) -> int | None:

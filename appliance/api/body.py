@@ -3,9 +3,9 @@
 Three forms: JSON with `_base64`, one raw image (`Content-Type: image/*`, its record in the header `X-Record`,
 the request's fields in the query), or multipart (part `request` is the JSON, parts `image-0` to `image-9` the
 images of its records in order). aiohttp's `Request.post()` writes uploads over 1 MiB to a temporary file and
-is never used. Files that an operator sends (`Form.FILES`) and archives (`Form.ARCHIVE`) may be of any length
-and are not held: the handler reads them as they come. A body that a family parses itself (`Form.BYTES`) is
-handed on as it is.
+is never used. Files that an operator sends (`Form.FILES`), archives (`Form.ARCHIVE`) and vectors
+(`Form.VECTORS`) may be of any length and are not held: the handler reads them as they come. A body that a
+family parses itself (`Form.BYTES`) is handed on as it is.
 """
 
 import asyncio
@@ -47,6 +47,8 @@ IN_FLIGHT_BODIES = 16  # bodies of the largest size that may be held at the same
 
 _CHUNK = 1 << 18
 _TAR = "application/x-tar"
+_MULTIPART = "multipart/form-data"
+_VECTORS = ("application/x-npy", "application/x-ndjson")
 _IMAGE_PART = re.compile(r"image-([0-9])")
 _PLAIN_ENCODINGS = {"", "binary", "8bit", "7bit"}
 # These would print a part's header to the log: as errors they are refused like all that is malformed.
@@ -90,11 +92,12 @@ class Bodies:
         """
         if form is Form.NOTHING:
             return Held(Payload())
-        if form is Form.FILES:
+        if form is Form.FILES or (form is Form.VECTORS and request.content_type == _MULTIPART):
             files = _Upload(request, self._config).files()
             return Held(Payload(files=files), arriving=files)
-        if form is Form.ARCHIVE:
-            pieces = _Upload(request, self._config).pieces()
+        if form is Form.ARCHIVE or form is Form.VECTORS:
+            media = (_TAR,) if form is Form.ARCHIVE else (*_VECTORS, _MULTIPART)
+            pieces = _Upload(request, self._config).pieces(media)
             return Held(Payload(pieces=pieces), arriving=pieces)
         transfer = _Transfer(request, self._config, self._room)
         try:
@@ -230,18 +233,18 @@ class _Upload:
 
     async def files(self) -> AsyncGenerator[tuple[str, AsyncIterator[bytes]]]:
         """Every part's name and content. Raises Refused for a media type or a slow sender, InvalidInput."""
-        if self._request.content_type != "multipart/form-data":
-            raise Refused(415, "Content-Type: multipart/form-data is expected")
+        if self._request.content_type != _MULTIPART:
+            raise Refused(415, f"Content-Type: {_MULTIPART} is expected")
         await _invite(self._request)
         reader = await self._waited(self._request.multipart())
         while (part := await self._waited(reader.next())) is not None:
             plain = _plain(part)
             yield plain.name or "", self._content(plain)
 
-    async def pieces(self) -> AsyncGenerator[bytes]:
-        """An archive. Raises Refused for a media type or a slow sender, InvalidInput."""
-        if self._request.content_type != _TAR:
-            raise Refused(415, f"Content-Type: {_TAR} is expected")
+    async def pieces(self, media: tuple[str, ...]) -> AsyncGenerator[bytes]:
+        """A body of one of these types. Raises Refused for another one or a slow sender, InvalidInput."""
+        if self._request.content_type not in media:
+            raise Refused(415, f"Content-Type: {' or '.join(media)} is expected")
         await _invite(self._request)
         content = self._request.content
         content.set_read_chunk_size(_CHUNK)
@@ -297,7 +300,7 @@ def _plain(part: object) -> BodyPartReader:
 
 async def _payload(request: web.BaseRequest, form: Form, transfer: _Transfer, parsing: CpuTime) -> Payload:
     media = request.content_type if "Content-Type" in request.headers else ""
-    if media == "multipart/form-data" and form.takes_images:
+    if media == _MULTIPART and form.takes_images:
         parts: dict[str, bytearray] = {}
         with _dropped_on_failure(parts):
             async with transfer.deadline():

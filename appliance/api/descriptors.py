@@ -12,7 +12,6 @@ from appliance.errors import Conflict, InvalidInput, NotFound, NotInstalled
 from appliance.recognition import hashing
 from appliance.recognition.bundles import Bundle
 from appliance.search.collections import Collections, OpenCollection
-from appliance.search.records import CollectionId
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,13 @@ class Descriptors:
         self._vision = vision
 
     async def collection(self, call: Call) -> OpenCollection:
-        """The collection that a call names. Raises InvalidInput when it names none, NotFound."""
+        """The collection that a call names, by its id or an alias. Raises InvalidInput for none, NotFound."""
         named = collection_id(call)
         if named is None:
             raise InvalidInput("collection-id: the header is expected")
         if not named.isascii():  # bytes of a header that are no UTF-8 arrive as what no id can hold
             raise NotFound("no such collection")
-        return await self._collections.open(call.customer, CollectionId(named))
+        return await self._collections.named(call.customer, named)
 
     def check(self, collection: OpenCollection) -> None:
         """Raises Conflict where no vector for this collection can be made now, NotInstalled."""
@@ -94,7 +93,7 @@ class Descriptors:
 
 
 def collection_id(call: Call) -> str | None:
-    """The id of the collection that a call names, None when it names none. Raises InvalidInput."""
+    """What a call names its collection by, None when it names none. Raises InvalidInput."""
     # `collection-id` is today's header, `collection` the old clients'; some send it in the body as well.
     header = call.headers.get("collection-id") or call.headers.get("collection")
     return header or call.payload.text("collection_id")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from appliance.accounts.audit import Event
 from appliance.accounts.tokens import Scope
 from appliance.api.account import Account
+from appliance.api.aliases import Aliases
 from appliance.api.annotate import Annotate
 from appliance.api.answers import Answer, Refused
 from appliance.api.asynchronous import PATH as REQUEST
@@ -38,6 +39,7 @@ from appliance.api.similarity import Similarity
 from appliance.api.similarity_changes import SimilarityChanges
 from appliance.api.tasks import Tasks
 from appliance.api.training_images import TrainingImages
+from appliance.api.transfers import Transfers
 from appliance.errors import NotInstalled
 
 PREFIX = "/localhost"  # the official client posts its token to the cloud unless its endpoint holds this word
@@ -315,6 +317,23 @@ ROUTES: tuple[Route, ...] = (
         surfaces=MANAGED,
     ),
     Route(
+        "POST",
+        f"{_V1}/collections/{{id}}/import",
+        Transfers.receive,
+        Scope.SEARCH_WRITE,
+        Event.SEARCH_IMPORT,
+        Form.VECTORS,
+        MANAGED,
+    ),
+    Route(
+        "GET",
+        f"{_V1}/collections/{{id}}/export",
+        Transfers.give,
+        Scope.SEARCH_READ,
+        Event.SEARCH_EXPORT,
+        surfaces=MANAGED,
+    ),
+    Route(
         "DELETE",
         f"{_V1}/collections/{{id}}",
         Collections.remove,
@@ -322,6 +341,9 @@ ROUTES: tuple[Route, ...] = (
         Event.COLLECTION_REMOVE,
         surfaces=MANAGED,
     ),
+    Route("GET", f"{_V1}/aliases", Aliases.list, _ADMIN, READ, surfaces=MANAGED),
+    Route("PUT", f"{_V1}/aliases/{{name}}", Aliases.point, _ADMIN, Event.ALIAS_SET, Form.FIELDS, MANAGED),
+    Route("DELETE", f"{_V1}/aliases/{{name}}", Aliases.remove, _ADMIN, Event.ALIAS_REMOVE, surfaces=MANAGED),
     Route(
         "POST",
         f"{_V1}/bundles",

@@ -14,6 +14,7 @@ from typing import Self
 from aiohttp import http_parser
 
 from appliance.api.account import Account
+from appliance.api.aliases import Aliases
 from appliance.api.annotate import Annotate
 from appliance.api.asynchronous import Asynchronous
 from appliance.api.backups import Backups
@@ -44,6 +45,7 @@ from appliance.api.similarity import Similarity
 from appliance.api.similarity_changes import SimilarityChanges
 from appliance.api.tasks import Tasks
 from appliance.api.training_images import TrainingImages
+from appliance.api.transfers import Transfers
 from appliance.api.vision import Vision
 from appliance.config import Api, listen_address
 from appliance.datasets.images import Images
@@ -115,6 +117,8 @@ class Server:
                 status=parts.status,
             ),
             Collections(parts.customers, parts.collections, parts.bundles),
+            Aliases(parts.customers, parts.collections.aliases),
+            Transfers(parts.collections, parts.config.search),
             Oversight(parts.customers, parts.agreements, parts.audit),
             KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),

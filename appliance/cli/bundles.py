@@ -3,10 +3,9 @@
 import argparse
 import os
 import sys
-from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
 
-from appliance.cli.client import BOUNDARY, Operator, client, segment
+from appliance.cli.client import Operator, client, form, segment
 from appliance.cli.output import Output, Refused, table
 from appliance.cli.words import Words
 
@@ -94,7 +93,7 @@ async def _install(operator: Operator, arguments: argparse.Namespace) -> Output:
     path = arguments.path.absolute()
     query = [("customer", await operator.customer_id(one)) for one in arguments.customer or ()]
     query += [("activate", "false")] if arguments.no_activate else []
-    parts = _form(staging.from_path(path, arguments.name))
+    parts = form(staging.from_path(path, arguments.name))
     try:
         made = await operator.call("POST", "/bundles", query=query, parts=parts)
     except InvalidInput as refusal:
@@ -107,16 +106,6 @@ async def _install(operator: Operator, arguments: argparse.Namespace) -> Output:
         raise Refused(refusal.error, f"{path}: {refusal}") from refusal
     waits = "" if made["active"] else "; it answers once it is activated"
     return Output(made, f"{made['name']} {made['version']} is installed as task {made['task']}{waits}")
-
-
-async def _form(files: AsyncIterable[tuple[str, AsyncIterable[bytes]]]) -> AsyncIterator[bytes]:
-    """Files as multipart/form-data (RFC 7578), each read when it is sent: an archive is read once."""
-    async for name, content in files:
-        yield f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode()
-        async for piece in content:
-            yield piece
-        yield b"\r\n"
-    yield f"--{BOUNDARY}--\r\n".encode()
 
 
 async def _list(operator: Operator, _: argparse.Namespace) -> Output:

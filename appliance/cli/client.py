@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket as sockets
+import sys
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from appliance.cli.output import UNAVAILABLE, Document, Output, Refused
 STARTING_SECONDS = 10.0
 BOUNDARY = os.urandom(16).hex()
 """Between the parts of what is sent: nobody can have written it into a file."""
+MULTIPART = f"multipart/form-data; boundary={BOUNDARY}"
 
 
 class Operator:
@@ -33,24 +35,25 @@ class Operator:
         body: Document | None = None,
         parts: AsyncIterable[bytes] | None = None,
         raw: bytes | bytearray | None = None,
-        tar: AsyncIterable[bytes] | None = None,
+        pieces: AsyncIterable[bytes] | None = None,
+        media: str = "application/x-tar",
     ) -> Document:
         """The answer's document ({} for none); raises Refused with the problem's own title and detail.
 
-        What is sent is the document `body`, the multipart `parts`, a `tar`, or `raw` bytes.
+        What is sent is the document `body`, multipart `parts`, `pieces` of a `media` type, or `raw` bytes.
         """
         url = f"http://appliance/appliance/v1{path}"
         headers = {}
         if parts is not None:
-            headers["Content-Type"] = f"multipart/form-data; boundary={BOUNDARY}"
-        elif tar is not None:
-            headers["Content-Type"] = "application/x-tar"
+            headers["Content-Type"] = MULTIPART
+        elif pieces is not None:
+            headers["Content-Type"] = media
         elif raw is not None:
             headers["Content-Type"] = "application/octet-stream"
-        data = next((sent for sent in (parts, tar, raw) if sent is not None), None)
-        # Of a tar that is refused nothing is sent: who still sends would not hear why.
+        data = next((sent for sent in (parts, pieces, raw) if sent is not None), None)
+        # Of pieces that are refused nothing is sent: who still sends would not hear why.
         async with self._session.request(
-            method, url, params=query, json=body, data=data, headers=headers, expect100=tar is not None
+            method, url, params=query, json=body, data=data, headers=headers, expect100=pieces is not None
         ) as response:
             document: Document = {} if response.status == 204 else await response.json(content_type=None)
             if response.status >= 400:
@@ -87,6 +90,28 @@ class Operator:
     async def of_customer(self, id_or_name: str | None) -> dict[str, str]:
         """The query of a listing: for everybody's things none."""
         return {} if id_or_name is None else {"customer": await self.customer_id(id_or_name)}
+
+
+async def form(parts: AsyncIterable[tuple[str, AsyncIterable[bytes]]]) -> AsyncIterator[bytes]:
+    """Parts as multipart/form-data (RFC 7578), each read when it is sent."""
+    async for name, content in parts:
+        yield f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode()
+        async for piece in content:
+            yield piece
+        yield b"\r\n"
+    yield f"--{BOUNDARY}--\r\n".encode()
+
+
+def token_of(file: str) -> str:
+    """A customer's token, in a file or, for `-`, on stdin. Raises Refused."""
+    try:
+        text = sys.stdin.readline() if file == "-" else Path(file).read_text(encoding="ascii")
+    except (OSError, ValueError) as error:
+        raise Refused("failed", f"{file}: {getattr(error, 'strerror', None) or 'is no token'}") from None
+    token = text.strip()
+    if not token or len(token) > 100 or not token.isprintable() or not token.isascii():
+        raise Refused("bad_request", f"{'stdin' if file == '-' else file}: is no token")
+    return token
 
 
 def _refused(document: Document) -> Refused:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from appliance.cli import transfers
 from appliance.cli.client import Operator, client, segment
 from appliance.cli.output import Output, table
 from appliance.cli.words import Words
@@ -26,6 +27,7 @@ def add(words: Words) -> None:
     emptying.add_argument("id")
     removing = collections.verb("remove", client(_remove), "erase a collection and its records")
     removing.add_argument("id")
+    transfers.add(collections)
 
 
 async def _add(operator: Operator, arguments: argparse.Namespace) -> Output:

@@ -2,21 +2,18 @@
 
 import argparse
 import asyncio
-import sys
 import time
 import zipfile
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
-from appliance.cli.client import Operator, client, segment
+from appliance.cli.client import Operator, client, segment, token_of
 from appliance.cli.output import UNAVAILABLE, Document, Output, Refused, table
+from appliance.cli.progress import Progress
 from appliance.cli.words import Words
 
 _FORMATS = ("imagefolder", "coco", "yolo", "csv")
-_TOLD_EVERY = 5.0
-_DRAWN_EVERY = 0.2
 _NAMED = 20  # refused images, for people
 _BUSY, _BUSY_SECONDS, _PAUSE = "too_many_requests", 60.0, 1.0
 
@@ -84,7 +81,7 @@ async def _sent(
     try:
         with ExitStack() as stack:
             tar, ignored = _tar(path, held, stack)
-            report = await operator.call("POST", route, query=query, tar=tar)
+            report = await operator.call("POST", route, query=query, pieces=tar)
     except InvalidInput as refusal:
         raise Refused("bad_request", f"{path}: {refusal}") from refusal
     except ClientError as error:
@@ -116,11 +113,11 @@ def _tar(path: Path, held: set[bytes], stack: ExitStack) -> tuple[AsyncIterator[
             opened = stack.enter_context(zipfile.ZipFile(path))
             found = sending.of_zip(opened, path.stat().st_size)
         else:
-            told = stack.enter_context(_Progress("sent", None, path.stat().st_size))
+            told = stack.enter_context(Progress("sent", None, path.stat().st_size))
             return sending.again_as_tar(sending.of_file(path), held, told), 0
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise Refused("bad_request", f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    told = stack.enter_context(_Progress("sent", len(found.files), found.size))
+    told = stack.enter_context(Progress("sent", len(found.files), found.size))
     return sending.as_tar(found, held, told), found.ignored
 
 
@@ -142,48 +139,8 @@ async def _export(operator: Operator, arguments: argparse.Namespace) -> Output:
     target = arguments.path.absolute()
     query = {"format": arguments.format} | ({"skip_damaged": "true"} if arguments.skip_damaged else {})
     path = f"/datasets/{segment(arguments.dataset, 'dataset')}/export"
-    pieces = operator.stream("GET", path, query=query, token=_token(arguments.token_file))
-    with _Progress("written", None, None) as told:
+    pieces = operator.stream("GET", path, query=query, token=token_of(arguments.token_file))
+    with Progress("written", None, None) as told:
         files = await landing.land(pieces, target, told)
     document: Document = {"path": str(target), "files": files}
     return Output(document, f"{target}: {files} files")
-
-
-def _token(file: str) -> str:
-    try:
-        text = sys.stdin.readline() if file == "-" else Path(file).read_text(encoding="ascii")
-    except (OSError, ValueError) as error:
-        raise Refused("failed", f"{file}: {getattr(error, 'strerror', None) or 'is no token'}") from None
-    token = text.strip()
-    if not token or len(token) > 100 or not token.isprintable() or not token.isascii():
-        raise Refused("bad_request", f"{'stdin' if file == '-' else file}: is no token")
-    return token
-
-
-class _Progress:
-    """Tells on stderr how far it has come: in one line of a terminal, else now and then."""
-
-    def __init__(self, done: str, files: int | None, size: int | None) -> None:
-        self._done = done
-        self._of_files = "" if files is None else f" of {files}"
-        self._of_size = "" if size is None else f" of {size / 2**20:.0f}"
-        self._draws = sys.stderr.isatty()
-        self._next = time.monotonic() + (_DRAWN_EVERY if self._draws else _TOLD_EVERY)
-        self._drawn = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._drawn:
-            print(file=sys.stderr)
-
-    def __call__(self, files: int, size: int) -> None:
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + (_DRAWN_EVERY if self._draws else _TOLD_EVERY)
-        text = f"{files}{self._of_files} files, {size / 2**20:.0f}{self._of_size} MiB {self._done}"
-        self._drawn = self._draws
-        print(f"\r{text}\x1b[K" if self._draws else text, end="" if self._draws else "\n", file=sys.stderr)
-        sys.stderr.flush()

@@ -20,6 +20,7 @@ from appliance.errors import ApplianceError, InvalidInput, NotFound, SealBroken,
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
 from appliance.search import entries, names
+from appliance.search.aliases import Aliases
 from appliance.search.clear import seal_clear_rows
 from appliance.search.entries import Entry
 from appliance.search.erasing import Erasing
@@ -36,6 +37,7 @@ from appliance.search.records import (
     check_name,
 )
 from appliance.search.residents import Residents
+from appliance.search.scrub import Scrub
 from appliance.search.sealed import SealedGraphs
 from appliance.search.seals import ContainerId, Seals
 from appliance.search.segments import Scans
@@ -77,6 +79,10 @@ class Collections:
         self._keyring = keyring
         self._settings = settings
         self._clock = clock
+        self.aliases = Aliases(ledger, keyring, clock)
+        """Names that stand for collections: see `named`."""
+        self.scrub = Scrub(ledger, keyring, clock, registry, scrub_days=settings.scrub_days)
+        """To be entered where it shall run in the background."""
         self._graphs = SealedGraphs(settings)
         self._scans = Scans(registry)
         self._residents = Residents(settings.memory_bytes, registry)
@@ -100,6 +106,7 @@ class Collections:
         self._stack.push_async_callback(self._erasing.close)
         await seal_clear_rows(self._ledger, self._keyring)
         await names.fill_handles(self._ledger, self._keyring)
+        await self._stack.enter_async_context(self.aliases)
         for entry in await self._ledger.read(entries.removed_collections):
             _ = self._erasing.start(entry)
         held = {container for _, container, _ in self._keyring.containers()}
@@ -287,6 +294,17 @@ class Collections:
                     raise
             else:
                 return opened
+
+    async def named(self, customer: CustomerId, name: str) -> OpenCollection:
+        """As `open`, by the collection's id or by one of the customer's aliases: its name or its id."""
+        alias = self.aliases.find(customer, name)
+        if alias is None:
+            return await self.open(customer, CollectionId(name))
+        try:
+            return await self.open(customer, alias.collection)
+        except NotFound:
+            reason = f"the alias stands for the collection {alias.collection}, which is no more"
+            raise NotFound(f"{reason}: have it stand for another one") from None
 
     async def _handle(self, customer: CustomerId | None, identifier: CollectionId) -> OpenCollection:
         while True:

@@ -20,6 +20,9 @@ Distances = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
 
 MAX_K = 10_000
+_ROUNDING = 2.0**-23
+"""Twice as far from 1 as the length of what was normalised and rounded to float32 can be: each number is off
+by 2^-24 of itself at most, and so is the length."""
 MIN_NORM = 1e-12
 """Below this a vector has no direction that float32 pixels and weights could have meant."""
 RESOLUTION = 7
@@ -27,7 +30,7 @@ RESOLUTION = 7
 
 
 def normalised(vector: object, dim: int, field: str = "vector") -> Vector:
-    """The vector as float32 of length 1 and shape (dim,).
+    """The vector as float32 of length 1 and shape (dim,); what this has returned comes back bit by bit.
 
     Raises InvalidInput that names `field` when it is not numeric, has another shape, is not finite or is
     zero.
@@ -49,7 +52,9 @@ def normalised(vector: object, dim: int, field: str = "vector") -> Vector:
         raise InvalidInput(f"{field}: holds a number that is not finite")
     if norm < MIN_NORM:
         raise InvalidInput(f"{field}: is zero, it has no direction to compare")
-    return (wide / norm).astype(np.float32)
+    if abs(norm - 1.0) > _ROUNDING:
+        wide /= norm
+    return wide.astype(np.float32)
 
 
 def check_k(k: int) -> int:

@@ -98,6 +98,11 @@ def load(  # noqa: PLR0917
     return [(label_of(key), _opened(seals, key, count, dim, content)) for key, count, content in stored]
 
 
+def is_whole(seals: Seals, key: int, count: int, dim: int, content: bytes) -> bool:
+    """Whether a stored frame is what was sealed. Raises NotFound when its key is destroyed."""
+    return _opened(seals, key, count, dim, content) is not None
+
+
 def _take_out(  # noqa: PLR0917
     connection: Connection, seals: Seals, number: int, dim: int, key: int, labels: list[int]
 ) -> None:

@@ -86,7 +86,12 @@ class OpenCollection(ReadableCollection):
 
     @held
     async def insert(
-        self, actor: Actor, records: Sequence[NewRecord], also: Also[list[Inserted]] = nothing
+        self,
+        actor: Actor,
+        records: Sequence[NewRecord],
+        also: Also[list[Inserted]] = nothing,
+        *,
+        event: Event = Event.SEARCH_INSERT,
     ) -> list[Inserted]:
         """Store the records that are new, in one durable transaction; searchable on return.
 
@@ -99,7 +104,7 @@ class OpenCollection(ReadableCollection):
 
         def act(connection: Connection) -> tuple[list[Inserted], list[int]]:
             outcomes, labels = rows.insert(connection, self._seals, self._number, prepared, self._quota)
-            self._audit(connection, actor, Event.SEARCH_INSERT, {"inserted": len(labels)})
+            self._audit(connection, actor, event, {"inserted": len(labels)})
             also(connection, outcomes)
             return outcomes, labels
 
@@ -113,7 +118,12 @@ class OpenCollection(ReadableCollection):
 
     @held
     async def upsert(
-        self, actor: Actor, records: Sequence[NewRecord], also: Also[list[Upserted]] = nothing
+        self,
+        actor: Actor,
+        records: Sequence[NewRecord],
+        also: Also[list[Upserted]] = nothing,
+        *,
+        event: Event = Event.SEARCH_UPSERT,
     ) -> list[Upserted]:
         """Store each record, in the place of the one with its id if there is one: vector and metadata.
 
@@ -128,7 +138,7 @@ class OpenCollection(ReadableCollection):
                 connection, self._seals, self._number, prepared, self._quota
             )
             counts: dict[str, object] = {"inserted": len(labels) - len(replaced), "replaced": len(replaced)}
-            self._audit(connection, actor, Event.SEARCH_UPSERT, counts)
+            self._audit(connection, actor, event, counts)
             also(connection, outcomes)
             self._reading.note(replaced)
             return outcomes, labels, replaced
@@ -216,6 +226,13 @@ class OpenCollection(ReadableCollection):
         for low in range(0, len(labels), _DELETED_AT_ONCE):
             gone += await self._delete_some(actor, wanted, labels[low : low + _DELETED_AT_ONCE].tolist())
         return gone
+
+    async def note_export(self, actor: Actor) -> None:
+        """Have the audit log say, durably, that the records are given out."""
+        details: dict[str, object] = {"records": self.count}
+        await self._write(
+            lambda connection: self._audit(connection, actor, Event.SEARCH_EXPORT, details), lambda _: None
+        )
 
     async def _delete_some(self, actor: Actor, wanted: Filter, labels: list[int]) -> int:
         def act(connection: Connection) -> list[int]:

@@ -1,7 +1,7 @@
 """One collection as it is read: vectors in RAM while it is used, all else opened from the ledger."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -246,6 +246,28 @@ class ReadableCollection:
         with self._reading.following() as replaced:
             return await self._reading.present(await self._matching(wanted), replaced, wanted)
 
+    async def stored(self, size: int) -> AsyncIterator[list[tuple[Record, Vector]]]:
+        """Every sound record of this moment with its vector, in order of insertion, up to `size` at a time.
+
+        One that is deleted before its turn is left out; one that is updated or replaced meanwhile comes once,
+        as it was or as it is.
+        """
+        with self._reading.following() as replaced:
+            labels = await self._known()
+            for low in range(0, len(labels), size):
+                some = labels[low : low + size].tolist()
+                found = await self._read(rows.current_by_label, labels=some)
+                gone = [place for place, one in enumerate(found) if one is None]
+                renewed = {place: known for place in gone if (known := replaced.get(some[place]))}
+                encoded = [self._encoded_id(external) for external in renewed.values()]
+                again = await self._read(rows.current, external_ids=encoded) if encoded else []
+                for place, one in zip(renewed, again, strict=True):
+                    found[place] = one
+                present = [(one[1], one[0]) for one in found if one is not None]
+                yield [
+                    (record, vector) for record, vector in present if vector is not None and is_sound(vector)
+                ]
+
     @held
     async def seal(self) -> None:
         """Build a graph over every record now instead of when the exact tail has grown; see `[search]`."""
@@ -324,6 +346,10 @@ class ReadableCollection:
                 return sound
             after = page[-1][0]
         return []
+
+    @held
+    async def _known(self) -> Positions:
+        return await self._matching(None)
 
     async def _matching(self, wanted: Filter | None) -> Positions:
         """Labels, ascending, of the records that match; without a filter the damaged ones too."""

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NewType
 
@@ -23,6 +24,7 @@ Upserted = Literal["inserted", "replaced", "full"]
 MAX_DIM = 4096
 MAX_METADATA_DEPTH = 32
 MAX_NAME = 128
+_INTEGERS = range(-(1 << 63), 1 << 64)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -89,8 +91,8 @@ def encode_id(external: object, max_bytes: int) -> bytes:
 def encode_metadata(metadata: object, max_bytes: int) -> bytes:
     """The metadata as JSON bytes.
 
-    Raises InvalidInput for what JSON cannot carry (NaN, infinities, other types, a key that is not a string)
-    or more than 32 levels, naming the field; TooLarge above `max_bytes` of JSON.
+    Raises InvalidInput for what JSON cannot carry (NaN, infinities, other types, a key that is not a string),
+    integers beyond 64 bit or more than 32 levels, naming the field; TooLarge above `max_bytes` of JSON.
     """
     if not isinstance(metadata, dict):
         raise InvalidInput(f"metadata: an object is needed, not {type(metadata).__name__}")
@@ -121,21 +123,30 @@ def check_name(name: str) -> str:
 
 def _check_json(value: object, path: str, depth: int) -> None:
     match value:
-        case None | bool() | int() | str():
+        case None | bool() | str():
             return
+        case int():
+            if value not in _INTEGERS:
+                raise InvalidInput(f"metadata{path}: an integer has more than 64 bit")
         case float():
             if not math.isfinite(value):
                 raise InvalidInput(f"metadata{path}: {value} is not a JSON number")
         case dict() | list():
             if depth == 0:
                 raise InvalidInput(f"metadata: nested deeper than {MAX_METADATA_DEPTH} levels")
-            if isinstance(value, list):
-                for position, item in enumerate(value):
-                    _check_json(item, f"{path}[{position}]", depth - 1)
-                return
-            for key, item in value.items():
-                if not isinstance(key, str):
-                    raise InvalidInput(f"metadata{path}: the key {key!r} is not a string")
-                _check_json(item, f"{path}.{key[:64]}", depth - 1)
+            for below, item in _inside(value, path):
+                _check_json(item, below, depth - 1)
         case _:
             raise InvalidInput(f"metadata{path}: {type(value).__name__} is not a JSON type")
+
+
+def _inside(value: dict[object, object] | list[object], path: str) -> Iterator[tuple[str, object]]:
+    """The paths and the values of what an object or a list holds."""
+    if isinstance(value, list):
+        for position, item in enumerate(value):
+            yield f"{path}[{position}]", item
+        return
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise InvalidInput(f"metadata{path}: the key {key!r} is not a string")
+        yield f"{path}.{key[:64]}", item

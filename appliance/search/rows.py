@@ -198,10 +198,14 @@ def current(
 
     Instead of a vector None where its frame does not open, or has none.
     """
-    _, _, dim = _counters(connection, number)
-    found = records_by_id(connection, seals, number, external_ids)
-    vectors = frames.read(connection, seals, number, dim, {one[0] for one in found if one is not None})
-    return [None if one is None or one[1] is None else (vectors.get(one[0]), one[1]) for one in found]
+    return _with_vectors(connection, seals, number, records_by_id(connection, seals, number, external_ids))
+
+
+def current_by_label(
+    connection: Connection, seals: Seals, number: int, labels: Iterable[int]
+) -> list[tuple[Vector | None, Record] | None]:
+    """As `current`, by the labels that the records have."""
+    return _with_vectors(connection, seals, number, records_by_label(connection, seals, number, labels))
 
 
 def records_by_id(
@@ -267,6 +271,14 @@ def _erase(connection: Connection, seals: Seals, number: int, dim: int, labels: 
         "DELETE FROM records WHERE key = ?", [(key_of(number, label),) for label in labels]
     )
     frames.remove(connection, seals, number, dim, labels)
+
+
+def _with_vectors(
+    connection: Connection, seals: Seals, number: int, found: Sequence[Found | None]
+) -> list[tuple[Vector | None, Record] | None]:
+    _, _, dim = _counters(connection, number)
+    vectors = frames.read(connection, seals, number, dim, {one[0] for one in found if one is not None})
+    return [None if one is None or one[1] is None else (vectors.get(one[0]), one[1]) for one in found]
 
 
 def _key_of(connection: Connection, number: int, handle: bytes) -> int | None:

@@ -32,7 +32,8 @@ CHECKS = [
     response_schema_conformance,
 ]
 
-schemathesis.serializer.alias("application/x-tar", "application/octet-stream")
+for media in ("application/x-tar", "application/x-npy", "application/x-ndjson"):
+    schemathesis.serializer.alias(media, "application/octet-stream")
 schema = schemathesis.openapi.from_dict(DOCUMENT)
 # The same path items and handlers as under similarity/photos: what is generated for one is for all.
 SIBLINGS = (

@@ -19,9 +19,10 @@ from appliance.accounts.customers import CustomerId
 from appliance.accounts.tokens import Scope
 from appliance.api.payload import Form
 from appliance.api.routes import ROUTES, Access, Route, Surface
+from appliance.search.records import CollectionId
 from tests import bundles, images
 from tests.datasets import TAR, tar
-from tests.serving import ACTOR, Reply, Served, Tenant
+from tests.serving import ACTOR, DIM, Reply, Served, Tenant
 
 PHOTOS = "/similarity/photos/v2"
 SECRET = "the victim's secret"
@@ -101,6 +102,7 @@ class Victim:
     request: str
     agreement: str
     stored: Stored
+    pin: str = ""
 
     def target(self, route: Route) -> str:
         """The path with the victim's own id in it."""
@@ -123,7 +125,11 @@ class Victim:
             "agreements": self.agreement,
             "datasets": self.stored.ids["dataset"],
         }
-        query = "?format=coco" if route.path.endswith("/export") else ""
+        query = {
+            "datasets/export": "?format=coco",
+            "collections/export": "?format=ndjson",
+            "collections/import": "?on_conflict=replace&backbone=" + self.pin,
+        }.get(f"{noun(route)}/{route.path.rsplit('/', 1)[1]}", "")
         return route.path.replace("{id}", ids[noun(route)]) + query
 
     def body(self, route: Route, task: str) -> bytes | None:
@@ -132,6 +138,8 @@ class Victim:
             return None
         if route.form is Form.ARCHIVE:
             return tar({"taken/over.png": images.plain(uuid.uuid4().bytes)})
+        if route.form is Form.VECTORS:
+            return json.dumps({"_id": SECRET, "note": "overwritten", "_vector": [1] * DIM}).encode()
         if route.form is Form.BYTES:
             encoded = {"name": "encoded", "datatype": "BYTES", "shape": [1], "data": [PHOTO]}
             return json.dumps({"id": SECRET, "inputs": [encoded]}).encode()
@@ -158,6 +166,7 @@ class Victim:
                 "customers": {"name": "taken over"},
                 "tokens": owner,
                 "collections": {"name": "taken over", **owner},
+                "aliases": {"collection": self.tenant.collection},
                 "bundles": {"path": "/nowhere"},
                 "agreements": {"customer": self.tenant.id, "kind": "training-data"},
                 "datasets": {"visibility": "public"} if "{id}" in route.path else {"name": str(uuid.uuid4())},
@@ -170,7 +179,7 @@ class Victim:
         site, headers = served.site, self.tenant.headers()
         everything = json.dumps({"fields_to_return": ["*"]}).encode()
         records = site.call("POST", f"{PHOTOS}/allRecords", everything, headers).document["answer_records"]
-        lists = ("tokens", "collections", "customers", "agreements", "datasets", "audit")
+        lists = ("tokens", "collections", "aliases", "customers", "agreements", "datasets", "audit")
         requests = site.call("GET", "/account/v2/request", headers=headers).document
         stored = [
             site.call("GET", self.target(route), headers=headers).document
@@ -198,11 +207,14 @@ def new_victim(served: Served, name: str) -> Victim:
     record = {"_id": SECRET, "note": SECRET, "_base64": PHOTO}
     body = json.dumps({"records": [record]}).encode()
     assert served.site.call("POST", f"{PHOTOS}/insert", body, tenant.headers()).code == 210
+    served.run(
+        served.parts.collections.aliases.point(ACTOR, tenant.id, "fashion", CollectionId(tenant.collection))
+    )
     (token,) = served.run(served.parts.tokens.list(tenant.id))
     request, _ = served.run(served.parts.requests.add(ACTOR, tenant.id, "dominant-colors-generic"))
     stored = store(served, tenant)
     signing = served.parts.agreements.sign(ACTOR, tenant.id, Kind.TRAINING_DATA, await_acceptance=True)
-    return Victim(tenant, token.id, request.id, served.run(signing).id, stored)
+    return Victim(tenant, token.id, request.id, served.run(signing).id, stored, served.bundle.pin)
 
 
 def store(served: Served, tenant: Tenant) -> Stored:
@@ -290,7 +302,8 @@ def unharmed(
 def attack(
     served: Served, route: Route, victim: Victim, authorization: str | None, form: str = "{}"
 ) -> Reply:
-    headers = victim.tenant.headers(**({"content_type": TAR} if route.form is Form.ARCHIVE else {}))
+    media = {Form.ARCHIVE: TAR, Form.VECTORS: "application/x-ndjson"}
+    headers = victim.tenant.headers(content_type=media.get(route.form, "application/json"))
     del headers["authorization"]
     if authorization is not None:
         headers["authorization"] = authorization
@@ -400,7 +413,7 @@ def test_naming_another_customer_in_the_query_finds_nothing(
 
 def names_the_victim(route: Route) -> bool:
     if route.problem:
-        return "{id}" in route.path or (route.method == "POST" and noun(route) != "datasets")
+        return "{" in route.path or (route.method == "POST" and noun(route) != "datasets")
     if route.path.startswith("/files/"):
         return True
     if of_training(route):

@@ -41,6 +41,7 @@ LONG = 5 * 256  # in less every histogram is uneven
 BOUNDARY = "7MA4YWxkTrZu0gW"
 IMAGES, WORKSPACES = "/recognition/v2/training-image", "/appliance/v1/datasets"
 PHOTOS, COLLECTIONS = "/similarity/photos/v2", "/appliance/v1/collections"
+ALIASES = "/appliance/v1/aliases"
 SEARCHED = 60  # images that become records of a collection, ten in one call
 # What else lies beside the sealed files, and how large it may be: ids, counters, zeros.
 OWN_FILES = {".volume": 33, ".probe": 16, "witness": 9}
@@ -270,6 +271,9 @@ def insert_records(stored: Stored) -> None:
     answer = stored.appliance.post(f"{PHOTOS}/update", {"records": changed})
     assert answer.document["status"]["code"] == 200, answer.body[:300]
     stored.collection = stored.post(COLLECTIONS, name=stored.word())
+    alias = f"{ALIASES}/{stored.word().split()[1]}"
+    pointed = json.dumps({"collection": stored.collection}).encode()
+    assert stored.appliance.call("PUT", alias, pointed).status == 200
     replace_and_empty(stored)
     with opened(stored) as keyring:
         contents = list(collection_contents(stored.folder, keyring))
@@ -515,6 +519,8 @@ def collection_blobs(folder: Path) -> Iterator[tuple[str, str, str, bytes, bytes
         for customer, container, content in ledger.execute(
             "SELECT customer, container, name FROM collections"
         ):
+            yield "name", customer, container, UUID(container).bytes, content
+        for customer, container, content in ledger.execute("SELECT customer, id, name FROM aliases"):
             yield "name", customer, container, UUID(container).bytes, content
         for customer, container, key, handle, content in ledger.execute(
             "SELECT customer, container, key, handle, words FROM records"

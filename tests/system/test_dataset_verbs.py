@@ -116,7 +116,7 @@ def test_in_and_out_again(
 def test_what_is_held_is_not_sent_again(state: DemoState, customer: str, tmp_path: Path) -> None:
     source = unpacked(tmp_path / "source", boxes())
     script = (  # progress is told at once
-        "import sys; from appliance.cli import datasets, main; datasets._TOLD_EVERY = 0;"
+        "import sys; from appliance.cli import main, progress; progress._TOLD_EVERY = 0;"
         f"sys.exit(main({state.command('dataset', 'import', customer, str(source))[1:]!r}))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -1,11 +1,15 @@
 """What is wrong with stored images stands in the status, where an operator looks."""
 
+from contextlib import closing
+
+import apsw
 import pytest
 
 from demo.state import DemoState
 from tests import images
 from tests.running import CopyState, RunningAppliance
 from tests.storing import damage, files, restore
+from tests.waiting import eventually
 
 IMAGES = "/recognition/v2/training-image"
 
@@ -27,7 +31,8 @@ def upload(appliance: RunningAppliance) -> str:
 
 def findings(state: DemoState) -> dict[str, str]:
     found = state.ask("status")["findings"]
-    return {finding["key"]: finding["message"] for finding in found if finding["key"].startswith("datasets.")}
+    parts = ("datasets.", "search.")
+    return {finding["key"]: finding["message"] for finding in found if finding["key"].startswith(parts)}
 
 
 def test_a_damaged_image(state: DemoState) -> None:
@@ -51,3 +56,16 @@ def test_a_ledger_of_yesterday(state: DemoState) -> None:
     with RunningAppliance(state, state.port):
         assert any("older than the sealed files" in message for message in findings(state).values())
     assert len(files(state.folder)) == 1
+
+
+def test_damaged_vectors(state: DemoState) -> None:
+    with RunningAppliance(state, state.port) as appliance:
+        headers = appliance.headers(content_type="image/jpeg")
+        answer = appliance.call("POST", "/similarity/photos/v2/insert", images.jpeg(256), headers=headers)
+        assert answer.status == 200, answer.body
+    with closing(apsw.Connection(str(state.folder / "ledger.db"))) as ledger:
+        ledger.execute("UPDATE frames SET content = zeroblob(length(content))")
+        ledger.execute("UPDATE frame_scrub SET began_at = 0")  # as if its days had passed
+    with RunningAppliance(state, state.port):
+        eventually(lambda: "search.damaged" in findings(state), "the finding")
+        assert "1 blocks of stored vectors are damaged" in findings(state)["search.damaged"]

@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import zipfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -25,16 +25,35 @@ async def land(pieces: AsyncIterator[bytes], target: Path, progress: Progress) -
     called TARGET.partial, which is removed when this fails. Blocks on the disk. Raises Conflict where either
     exists, StorageFailed, InvalidInput for what is no archive of ours, and what `pieces` raises.
     """
-    partial = target.with_name(f"{target.name}.partial")
-    for path in (target, partial):
-        if path.exists() or path.is_symlink():
-            raise Conflict(f"{path} exists already: remove it, or choose another name")
-    try:
+    with _landing(target) as partial:
         if target.suffix.lower() == ".tar":
             return await _as_tar(pieces, partial, target, progress)
         if target.suffix.lower() == ".zip":
             return await _as_zip(pieces, partial, target, progress)
         return await _as_folder(pieces, partial, target, progress)
+
+
+async def land_whole(pieces: AsyncIterator[bytes], target: Path, progress: Progress) -> int:
+    """As `land`, but `pieces` are the file itself, whatever it holds; how many bytes it has."""
+    size = 0
+    with _landing(target) as partial, os.fdopen(create(partial), "wb") as file:
+        async for piece in pieces:
+            file.write(piece)
+            size += len(piece)
+            progress(0, size)
+        _publish(file, partial, target)
+    return size
+
+
+@contextlib.contextmanager
+def _landing(target: Path) -> Iterator[Path]:
+    """What the target is called until it is whole."""
+    partial = target.with_name(f"{target.name}.partial")
+    for path in (target, partial):
+        if path.exists() or path.is_symlink():
+            raise Conflict(f"{path} exists already: remove it, or choose another name")
+    try:
+        yield partial
     except OSError as error:
         raise StorageFailed(f"{target}: {error.strerror}") from error
     finally:

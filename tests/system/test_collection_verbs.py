@@ -1,0 +1,104 @@
+"""`appliance collection import` and `export`: arrays, JSON lines and zips, through a running daemon."""
+
+import json
+import stat
+import subprocess
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from appliance.recognition.hashing import BITS, PIN
+from demo.state import DemoState
+from tests.running import RunningAppliance
+from tests.searching import unit
+
+VECTORS = unit(np.random.default_rng(2), 9000, BITS)
+
+
+@pytest.fixture(scope="module")
+def state(appliance: RunningAppliance) -> DemoState:
+    return appliance.state
+
+
+@pytest.fixture
+def customer(state: DemoState, request: pytest.FixtureRequest) -> str:
+    return str(state.ask("customer", "add", request.node.name[:100])["id"])
+
+
+@pytest.fixture
+def token(state: DemoState, customer: str, tmp_path: Path) -> Path:
+    file = tmp_path / "token"
+    file.write_text(state.ask("token", "add", customer)["token"] + "\n")
+    return file
+
+
+def collection(state: DemoState, customer: str, name: str) -> str:
+    return str(state.ask("collection", "add", customer, name, "--backbone", "phash")["id"])
+
+
+def refused(state: DemoState, *words: str) -> str:
+    command = state.command("collection", *words)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("ending", ["zip", "jsonl"])
+def test_in_and_out_and_in_again(
+    state: DemoState, customer: str, token: Path, tmp_path: Path, ending: str
+) -> None:
+    array, records = tmp_path / "vectors.npy", tmp_path / "records.jsonl"
+    np.save(array, VECTORS)
+    records.write_text("".join(json.dumps({"_id": f"r{n}", "n": n}) + "\n" for n in range(len(VECTORS))))
+    first, second = (collection(state, customer, name) for name in ("first", "second"))
+    words = (str(array), "--backbone", PIN, "--records", str(records))
+    report = state.ask("collection", "import", first, *words)
+    assert (report["inserted"], report["refused"]) == (9000, 0)
+    assert state.ask("collection", "import", first, *words)["kept"] == 9000
+    target = tmp_path / f"target.{ending}"
+    export = ("export", first, str(target), "--token-file", str(token))
+    done = state.ask("collection", *export)
+    assert done["bytes"] == target.stat().st_size
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    if ending == "zip":
+        with zipfile.ZipFile(target) as archive, archive.open("vectors-00001.npy") as given:
+            assert len(np.load(given)) == 9000
+    report = state.ask("collection", "import", second, str(target), "--backbone", PIN)
+    assert (report["inserted"], report["refused"]) == (9000, 0)
+    again = tmp_path / f"again.{ending}"
+    state.ask("collection", "export", second, str(again), "--token-file", str(token))
+    assert again.read_bytes() == target.read_bytes()
+    assert "exists already" in refused(state, *export)
+
+
+def test_what_is_refused_is_named(state: DemoState, customer: str, tmp_path: Path) -> None:
+    made, array = collection(state, customer, "bad"), tmp_path / "vectors.npy"
+    np.save(array, np.concatenate([VECTORS[:1], np.zeros((1, BITS), np.float32)]))
+    command = state.command("collection", "import", made, str(array), "--backbone", PIN)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[0] == "1 records stored, 0 replaced, 0 were there"
+    assert "row 1: vector: is zero" in done.stdout
+    lines = tmp_path / "records.jsonl"
+    lines.write_text('{"_id": "a"}\n')
+    for words, reason in (
+        ((str(array), "--backbone", "other@1"), "another model"),
+        ((str(array), "--backbone", PIN, "--records", str(lines)), "2x64"),
+        ((str(tmp_path / "none.npy"), "--backbone", PIN), "No such file"),
+    ):
+        assert reason in refused(state, "import", made, *words)
+    (tmp_path / "broken.zip").write_bytes(b"no zip")
+    assert "zip" in refused(state, "import", made, str(tmp_path / "broken.zip"), "--backbone", PIN)
+
+
+def test_records_leave_with_their_customers_token_alone(
+    state: DemoState, customer: str, token: Path, tmp_path: Path
+) -> None:
+    other = str(state.ask("customer", "add", "somebody else")["id"])
+    theirs = collection(state, other, "theirs")
+    target = tmp_path / "target.jsonl"
+    words = ("export", theirs, str(target), "--token-file", str(token))
+    assert "no such collection" in refused(state, *words)
+    assert not target.exists()
+    assert "jsonl" in refused(state, "export", theirs, str(tmp_path / "target"), "--token-file", str(token))
