@@ -45,6 +45,7 @@ from appliance.search.records import (
 from appliance.search.sealed import SealedGraphs
 from appliance.search.seals import ContainerId, Seals
 from appliance.search.segments import Scans
+from appliance.search.sync.feeds import carry_over
 from appliance.vault import Keyring
 
 __all__ = [
@@ -219,6 +220,7 @@ class Collections:
     async def empty(self, actor: Actor, customer: CustomerId | None, collection: CollectionId) -> Collection:
         """Erase all records of a collection, which keeps its id, name and backbone; the empty collection.
 
+        One that follows a feed goes on following it: the next run fills it anew.
         They are gone for every caller, all at once, when this is durable. It goes on under a key of its own;
         this returns when the old one is destroyed, with which none of them opens any more, and the last row
         is erased. An erasure that is interrupted goes on at the next start. Calls that are under way on the
@@ -230,6 +232,7 @@ class Collections:
         def act(new: Entry, connection: Connection) -> Entry:
             entry = entries.find_collection(connection, customer, collection)
             entries.renew_collection(connection, entry.number, new, tombstone)
+            carry_over(connection, entry, self._seals(entry), self._seals(new))
             now = int(self._clock() * 1000)
             details: dict[str, object] = {"records": entry.count, "container": entry.container}
             record(connection, now, actor, Event.COLLECTION_EMPTY, entry.customer, collection, details)

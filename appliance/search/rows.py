@@ -122,8 +122,11 @@ def update(
     number: int,
     changes: Iterable[tuple[bytes, Metadata]],
     max_metadata_bytes: int,
+    *,
+    whole: bool = False,
 ) -> list[Found | None]:
-    """Set the given metadata fields; the whole record for each id, None where it does not exist.
+    """Set the given metadata fields, keeping the others unless `whole`; the record for each id, None where it
+    does not exist.
 
     What does not open stays as it is. Raises InvalidInput when a record's metadata would become too large.
     """
@@ -133,7 +136,8 @@ def update(
         handle = seals.handle(external_id)
         found = _found(connection, seals, number, handle)
         if found is not None and found[1] is not None:
-            label, record = found[0], Record(found[1].id, found[1].metadata | fields)
+            kept = {} if whole else found[1].metadata
+            label, record = found[0], Record(found[1].id, kept | fields)
             key, encoded = key_of(number, label), encode_metadata(record.metadata, max_metadata_bytes)
             words = seals.seal_words(key, handle, external_id, encoded)
             connection.execute("UPDATE records SET words = ? WHERE key = ?", (words, key))
