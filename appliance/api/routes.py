@@ -22,6 +22,7 @@ from appliance.api.call import Call
 from appliance.api.collections import Collections
 from appliance.api.colours import Colours
 from appliance.api.datasets import Datasets
+from appliance.api.feeds import Feeds
 from appliance.api.files import Files
 from appliance.api.image_matching import ImageMatching
 from appliance.api.interchange import Interchange
@@ -179,6 +180,19 @@ def _training() -> tuple[Route, ...]:
     )
 
 
+def _feeds(source: str) -> tuple[Route, ...]:
+    """What a collection follows."""
+    write = Scope.SEARCH_WRITE
+    return (
+        Route("PUT", source, Feeds.set, write, Event.FEED_SET, Form.FIELDS),
+        Route("GET", source, Feeds.get, write, READ),
+        Route("DELETE", source, Feeds.remove, write, Event.FEED_REMOVE),
+        Route("POST", f"{source}/run", Feeds.run, write, Event.FEED_RUN),
+        Route("GET", f"{source}/runs", Feeds.runs, write, READ),
+        Route("POST", f"{source}/confirm", Feeds.confirm, write, Event.FEED_CONFIRM),
+    )
+
+
 _V1 = "/appliance/v1"
 _ADMIN, _OPERATOR, _READ_SEARCH = Scope.ADMIN, Access.OPERATOR, Scope.SEARCH_READ
 
@@ -322,6 +336,7 @@ ROUTES: tuple[Route, ...] = (
         Event.COLLECTION_REMOVE,
         surfaces=MANAGED,
     ),
+    *_feeds(f"{_V1}/collections/{{id}}/source"),
     Route(
         "POST",
         f"{_V1}/bundles",

@@ -24,6 +24,7 @@ from appliance.api.colours import Colours
 from appliance.api.connections import Door, HttpServer
 from appliance.api.datasets import Datasets
 from appliance.api.descriptors import Descriptors
+from appliance.api.feeds import Feeds
 from appliance.api.files import Files
 from appliance.api.gate import Gate
 from appliance.api.image_matching import ImageMatching
@@ -115,6 +116,7 @@ class Server:
                 status=parts.status,
             ),
             Collections(parts.customers, parts.collections, parts.bundles),
+            Feeds(parts.synchronisation),
             Oversight(parts.customers, parts.agreements, parts.audit),
             KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),

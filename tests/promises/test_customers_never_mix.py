@@ -19,12 +19,16 @@ from appliance.accounts.customers import CustomerId
 from appliance.accounts.tokens import Scope
 from appliance.api.payload import Form
 from appliance.api.routes import ROUTES, Access, Route, Surface
+from appliance.residency import Destination, Residency
+from appliance.search.records import CollectionId
+from appliance.search.sync.source import Source
 from tests import bundles, images
 from tests.datasets import TAR, tar
 from tests.serving import ACTOR, Reply, Served, Tenant
 
 PHOTOS = "/similarity/photos/v2"
 SECRET = "the victim's secret"
+SHOP = "http://shop.example:1"
 PHOTO = base64.b64encode(images.encoded(Image.new("RGB", (30, 20), "red"), "PNG")).decode()
 
 PUBLIC = [route for route in ROUTES if Surface.PUBLIC in route.surfaces]
@@ -130,6 +134,8 @@ class Victim:
         """What the route needs to act on the victim's things: everything that any route asks for at once."""
         if route.form is Form.NOTHING:
             return None
+        if route.path.endswith("/source"):
+            return json.dumps({"url": f"{SHOP}/taken-over"}).encode()
         if route.form is Form.ARCHIVE:
             return tar({"taken/over.png": images.plain(uuid.uuid4().bytes)})
         if route.form is Form.BYTES:
@@ -177,7 +183,9 @@ class Victim:
             for route in SCOPED
             if route.method == "GET" and of_training(route) and "/model/" not in route.path
         ]
-        return (records, requests, stored), [
+        path = f"/appliance/v1/collections/{self.tenant.collection}/source"
+        source = site.call("GET", path, headers=headers)
+        return (records, requests, stored, source.document), [
             site.call("GET", f"/appliance/v1/{name}", headers=headers).document
             for name in (*lists, f"datasets/{self.stored.ids['dataset']}")
         ]
@@ -201,6 +209,10 @@ def new_victim(served: Served, name: str) -> Victim:
     (token,) = served.run(served.parts.tokens.list(tenant.id))
     request, _ = served.run(served.parts.requests.add(ACTOR, tenant.id, "dominant-colors-generic"))
     stored = store(served, tenant)
+    assert served.parts.synchronisation is not None
+    source = Source(f"{SHOP}/feed?key={SECRET.replace(' ', '-')}")
+    following = served.parts.synchronisation.set(ACTOR, tenant.id, CollectionId(tenant.collection), source)
+    served.run(following)
     signing = served.parts.agreements.sign(ACTOR, tenant.id, Kind.TRAINING_DATA, await_acceptance=True)
     return Victim(tenant, token.id, request.id, served.run(signing).id, stored)
 
@@ -246,7 +258,19 @@ def store(served: Served, tenant: Tenant) -> Stored:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server on which every route has something to answer with."""
     folder = tmp_path_factory.mktemp("never mix")
-    with Served(folder) as served:
+    declared = Destination.model_validate(
+        {
+            "name": "shop",
+            "host": "shop.example",
+            "cidrs": ["127.0.0.1/32"],
+            "port": 1,  # nobody listens
+            "country": "CZ",
+            "purpose": "feeds",
+            "uses": ["feeds"],
+            "tls": False,
+        }
+    )
+    with Served(folder, Residency("Prague", "CZ", False, (declared,), ())) as served:
         served.install(bundles.tagger(folder / "tagger"))
         served.install(bundles.detector(folder / "detector"))
         yield served
@@ -331,8 +355,10 @@ def test_the_owner_is_served_so_that_the_attacks_fail_for_the_right_reason(
         assert answer.status == 409
     elif "/model/" in route.path:
         assert answer.document["detail"] == "no such model"
+    elif route.path.endswith("/confirm"):
+        assert answer.document["detail"] == "no run of this source waits for a confirmation"
     else:
-        assert answer.status in {200, 201, 204, 411}, answer.body
+        assert answer.status in {200, 201, 202, 204, 411}, answer.body
 
 
 @pytest.mark.usefixtures("unharmed")
