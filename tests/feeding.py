@@ -142,9 +142,9 @@ class Followed:
         """The latest run, when it is not under way any more."""
         return await self.until(lambda run: run.state not in OPEN)
 
-    async def until(self, holds: Callable[[Run], bool]) -> Run:
+    async def until(self, holds: Callable[[Run], bool], seconds: float = 30) -> Run:
         """The latest run, as soon as this holds for it."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(seconds):
             while True:
                 runs = await self.sync.runs(self.customer, self.id)
                 if runs and holds(runs[0]):

@@ -3,11 +3,12 @@
 A source's URL and headers may hold secrets: nobody is told more of them than the host and the names.
 """
 
+from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import msgspec
 
-from appliance.api.answers import Answer, moment
+from appliance.api.answers import JSON, Answer, Stream, moment
 from appliance.api.call import Call
 from appliance.errors import NotInstalled
 from appliance.search.records import CollectionId
@@ -49,11 +50,29 @@ class Feeds:
         runs = await self._sync.runs(call.customer, _asked(call))
         return Answer({"runs": [_run(run) for run in runs]})
 
+    async def diff(self, call: Call) -> Answer:
+        """Which ids are to be inserted, updated and deleted, for the collection to hold those in the body."""
+        media = call.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        difference = await self._sync.diff(
+            call.customer,
+            _asked(call),
+            call.payload.pieces,
+            lines=media != JSON,
+            hash_field=call.query.get("hash_field", "hash"),
+        )
+        pieces = difference.document()
+        return Answer(stream=Stream(sum(map(len, pieces)), _given(pieces), lambda: None))
+
     @property
     def _sync(self) -> Synchronisation:
         if self._given is None:
             raise NotInstalled("this process manages the appliance and follows no feeds")
         return self._given
+
+
+async def _given(pieces: list[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
 
 
 def _asked(call: Call) -> CollectionId:

@@ -51,6 +51,7 @@ class Form(Enum):
     UPLOAD = "upload"  # JSON, raw or multipart; the fields and the one image belong to the same record
     FILES = "files"  # multipart, read by the handler as it comes
     ARCHIVE = "archive"  # a tar of any length, read by the handler as it comes
+    LINES = "lines"  # JSON lines or a JSON array of any length, read by the handler as it comes
     BYTES = "bytes"  # of any media type, parsed by the handler
     KEY = "key"  # a few raw bytes, which stand in no field and in no text
 

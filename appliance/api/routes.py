@@ -337,6 +337,7 @@ ROUTES: tuple[Route, ...] = (
         surfaces=MANAGED,
     ),
     *_feeds(f"{_V1}/collections/{{id}}/source"),
+    Route("POST", f"{_V1}/collections/{{id}}/diff", Feeds.diff, _READ_SEARCH, READ, Form.LINES),
     Route(
         "POST",
         f"{_V1}/bundles",

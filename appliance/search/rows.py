@@ -134,7 +134,7 @@ def update(
     updated: list[Found | None] = []
     for external_id, fields in changes:
         handle = seals.handle(external_id)
-        found = _found(connection, seals, number, handle)
+        found = record_by_handle(connection, seals, number, handle)
         if found is not None and found[1] is not None:
             kept = {} if whole else found[1].metadata
             label, record = found[0], Record(found[1].id, kept | fields)
@@ -200,7 +200,8 @@ def records_by_id(
     connection: Connection, seals: Seals, number: int, external_ids: Iterable[bytes]
 ) -> list[Found | None]:
     """In the order of the ids; None for one that does not exist."""
-    return [_found(connection, seals, number, seals.handle(external_id)) for external_id in external_ids]
+    handles = map(seals.handle, external_ids)
+    return [record_by_handle(connection, seals, number, handle) for handle in handles]
 
 
 def records_by_label(
@@ -260,7 +261,8 @@ def _key_of(connection: Connection, number: int, handle: bytes) -> int | None:
     return found
 
 
-def _found(connection: Connection, seals: Seals, number: int, handle: bytes) -> Found | None:
+def record_by_handle(connection: Connection, seals: Seals, number: int, handle: bytes) -> Found | None:
+    """The record whose id has this handle, None where there is none."""
     query = "SELECT key, words FROM records WHERE collection = ? AND handle = ?"
     row = connection.execute(query, (number, handle)).fetchone()
     return None if row is None else (label_of(row[0]), _opened(seals, row[0], handle, row[1]))

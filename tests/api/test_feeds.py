@@ -146,3 +146,20 @@ def test_a_collection_of_a_bundle_that_is_gone_says_so(served: Served, host: Hos
     run = ended(served, other)
     assert run["state"] == "failed"
     assert "colours@0" in run["report"]["reason"]
+
+
+def test_a_difference_is_told_of_json_and_of_lines(served: Served, host: Host) -> None:
+    tenant = served.tenant("differing")
+    offer(host, "red", "blue")
+    ask(served, tenant, "PUT", document={"url": f"{host.address}/feed.xml"})
+    ask(served, tenant, "POST", "/run")
+    ended(served, tenant)
+    path = f"/appliance/v1/collections/{tenant.collection}/diff?hash_field=price"
+    expected = {"insert": ["green"], "update": ["red"], "delete": ["blue"], "unchanged": 0}
+    desired = [{"id": "red", "hash": "8.00 EUR"}, {"id": "green"}]
+    lines = b"\n".join(json.dumps(one).encode() for one in desired)
+    for body, media in ((json.dumps(desired).encode(), "application/json"), (lines, "application/x-ndjson")):
+        told = served.site.call("POST", path, body, tenant.headers(content_type=media))
+        assert (told.status, told.document) == (200, expected)
+    assert served.site.call("POST", path, b"id", tenant.headers(content_type="text/csv")).status == 415
+    assert served.site.call("POST", path, b"[", tenant.headers()).status == 400

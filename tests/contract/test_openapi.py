@@ -32,7 +32,7 @@ CHECKS = [
     response_schema_conformance,
 ]
 
-schemathesis.serializer.alias("application/x-tar", "application/octet-stream")
+schemathesis.serializer.alias(["application/x-tar", "application/x-ndjson"], "application/octet-stream")
 schema = schemathesis.openapi.from_dict(DOCUMENT)
 # The same path items and handlers as under similarity/photos: what is generated for one is for all.
 SIBLINGS = (

@@ -134,10 +134,8 @@ class Victim:
         """What the route needs to act on the victim's things: everything that any route asks for at once."""
         if route.form is Form.NOTHING:
             return None
-        if route.path.endswith("/source"):
-            return json.dumps({"url": f"{SHOP}/taken-over"}).encode()
-        if route.form is Form.ARCHIVE:
-            return tar({"taken/over.png": images.plain(uuid.uuid4().bytes)})
+        if route.form in {Form.ARCHIVE, Form.LINES}:
+            return streamed(route.form)
         if route.form is Form.BYTES:
             encoded = {"name": "encoded", "datatype": "BYTES", "shape": [1], "data": [PHOTO]}
             return json.dumps({"id": SECRET, "inputs": [encoded]}).encode()
@@ -163,7 +161,9 @@ class Victim:
             managed: dict[str, dict[str, Any]] = {
                 "customers": {"name": "taken over"},
                 "tokens": owner,
-                "collections": {"name": "taken over", **owner},
+                "collections": {"url": f"{SHOP}/taken-over"}
+                if route.path.endswith("/source")
+                else {"name": "taken over", **owner},
                 "bundles": {"path": "/nowhere"},
                 "agreements": {"customer": self.tenant.id, "kind": "training-data"},
                 "datasets": {"visibility": "public"} if "{id}" in route.path else {"name": str(uuid.uuid4())},
@@ -189,6 +189,13 @@ class Victim:
             site.call("GET", f"/appliance/v1/{name}", headers=headers).document
             for name in (*lists, f"datasets/{self.stored.ids['dataset']}")
         ]
+
+
+def streamed(form: Form) -> bytes:
+    """A body that is read as it comes."""
+    if form is Form.LINES:
+        return b'[{"id": "mine"}]'
+    return tar({"taken/over.png": images.plain(uuid.uuid4().bytes)})
 
 
 def of_training(route: Route) -> bool:

@@ -58,16 +58,23 @@ def remembered(connection: Connection, number: int) -> int:
     return count
 
 
-def gone(  # noqa: PLR0917 - a page of a query
-    connection: Connection, seals: Seals, number: int, seen: Container[bytes], after: int, limit: int
+def unseen(  # noqa: PLR0917 - a page of a query
+    connection: Connection,
+    seals: Seals,
+    number: int,
+    seen: Container[bytes],
+    after: int,
+    limit: int,
+    *,
+    of_feed: bool,
 ) -> tuple[list[str], int | None]:
-    """Ids of records that the feed brought and whose handles are not `seen`, among the next `limit` after the
-    key `after`; and the key to go on after, None at the end.
+    """Ids of records whose handles are not `seen`, among the next `limit` after the key `after`, and the key
+    to go on after, None at the end; with `of_feed` of those alone that the feed brought.
     """
     first, last = span(number)
     found: list[tuple[Any, ...]] = connection.execute(
-        "SELECT records.key, handle FROM feed_items JOIN records ON records.key = feed_items.key"
-        " WHERE feed_items.key BETWEEN ? AND ? ORDER BY feed_items.key LIMIT ?",
+        f"SELECT key, handle FROM records {'JOIN feed_items USING (key)' if of_feed else ''}"  # noqa: S608
+        " WHERE key BETWEEN ? AND ? ORDER BY key LIMIT ?",
         (max(first, after + 1), last, limit),
     ).fetchall()
     labels = [label_of(key) for key, handle in found if handle not in seen]

@@ -286,7 +286,7 @@ class FeedRun:
         after: int | None = -1
         while after is not None:
             self._require_active()
-            query = partial(items.gone, seen=plan.seen, after=after, limit=20 * _GONE_AT_ONCE)
+            query = partial(items.unseen, seen=plan.seen, after=after, limit=20 * _GONE_AT_ONCE, of_feed=True)
             ids, after = await self._read_ledger(query)
             for start in range(0, len(ids), _GONE_AT_ONCE):
                 await self._remove(ids[start : start + _GONE_AT_ONCE])

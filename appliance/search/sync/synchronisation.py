@@ -19,6 +19,7 @@ from appliance.metrics import Registry
 from appliance.outbound import Outbound
 from appliance.search.collections import Collections
 from appliance.search.records import CollectionId
+from appliance.search.sync.diff import Difference, Differences
 from appliance.search.sync.feeds import Begun, Feeds, Following
 from appliance.search.sync.report import Run, State
 from appliance.search.sync.running import Embed, FeedRun, Running, Suspended
@@ -56,6 +57,7 @@ class Synchronisation:
         self._outbound = outbound
         self._feeds = Feeds(ledger, keyring, clock)
         self._parts = Running(ledger, self._feeds, collections, customers, outbound, embed, settings, pause)
+        self._differences = Differences(ledger, self._feeds.seals, settings)
         self._woken = asyncio.Event()
         self._tasks: dict[CollectionId, tuple[CustomerId, asyncio.Task[None]]] = {}
         self._under_way: dict[CollectionId, FeedRun] = {}
@@ -122,6 +124,20 @@ class Synchronisation:
         run = await self._feeds.confirm(actor, customer, collection)
         self.wake()
         return run
+
+    async def diff(
+        self,
+        customer: CustomerId,
+        collection: CollectionId,
+        pieces: AsyncIterator[bytes],
+        *,
+        lines: bool,
+        hash_field: str,
+    ) -> Difference:
+        """What it takes to have the collection hold what `pieces` want; see `Differences.between`."""
+        return await self._differences.between(
+            customer, collection, pieces, lines=lines, hash_field=hash_field
+        )
 
     async def runs(self, customer: CustomerId, collection: CollectionId) -> list[Run]:
         """The last runs, the newest first; the one under way as it is now."""

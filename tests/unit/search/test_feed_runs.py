@@ -1,10 +1,12 @@
 """Runs of a feed: what comes of items that are new, changed, gone or failing, and what nothing comes of."""
 
 import asyncio
+import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from appliance import config
@@ -398,6 +400,24 @@ def files(folder: Path) -> list[bytes]:
     found = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
     assert found
     return found
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+async def test_a_feed_of_a_million_items_fits_into_little_memory(one: Followed) -> None:
+    title = "a thing of some length, as titles are"
+    one.shop.feed = b"".join(
+        b'{"id": "item %d", "title": "%d %s", "image_link": "http://undeclared.example/%d.png"}\n'
+        % (number, number * 7919 % 1_000_003, title.encode(), number)
+        for number in range(1_000_000)
+    )
+    before = psutil.Process().memory_info().rss
+    await one.sync.run(ACTOR, one.customer, one.id)
+    run = await one.until(lambda run: run.state not in {State.WAITING, State.RUNNING}, seconds=1700)
+    assert (run.report.items, run.report.failed, len(run.report.failures)) == (1_000_000, 1_000_000, 100)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before
+    print(f"{grown >> 20} MiB for a million items of {len(one.shop.feed) >> 20} MiB")
+    assert grown < 400 << 20
 
 
 @pytest.mark.parametrize(
