@@ -2,7 +2,9 @@
 
 import asyncio
 import resource
+import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,9 @@ from appliance import config
 from appliance.errors import Conflict, InvalidInput, NotFound
 from appliance.search.records import NewRecord
 from appliance.search.sync.report import State
-from tests.feeding import Followed, Shop, direction, followed, serving
-from tests.searching import ACTOR
+from appliance.search.sync.source import Source
+from tests.feeding import DIM, Followed, Shop, direction, followed, serving
+from tests.searching import ACTOR, BACKBONE
 
 
 @pytest.fixture
@@ -325,6 +328,64 @@ async def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path, shop:
         assert (run.report.added, run.report.unchanged, run.report.left) == (200, 0, 0)
         assert sorted(shop.images) == sorted(f"/{n}.png" for n in range(128, 200))
         assert len(await one.records()) == 200
+
+
+async def test_a_crash_in_the_middle_loses_and_repeats_nothing(tmp_path: Path, shop: Shop) -> None:
+    """The files as they are in the middle of a run are those that a kill would leave."""
+    reached = asyncio.Event()
+
+    async def hold(path: str) -> None:
+        if path == "/70.png":
+            reached.set()
+            await asyncio.Event().wait()
+
+    running, crashed = tmp_path / "running", tmp_path / "crashed"
+    running.mkdir()
+    async with followed(running, shop) as one:
+        await one.follow(every_seconds=3600)
+        shop.offer(shop.items(range(80)))
+        shop.hold = hold
+        await reached.wait()
+        await asyncio.to_thread(shutil.copytree, running, crashed)
+    shop.hold = None
+    shop.images.clear()
+    async with followed(crashed, shop) as one:
+        run = await one.ended()
+        assert (run.state, run.report.added, run.report.gone) == (State.DONE, 80, 0)
+        assert sorted(shop.images) == sorted(f"/{n}.png" for n in range(64, 80))
+        assert len(await one.records()) == 80
+        for number in (0, 63, 79):
+            (hit,) = await (await one.opened()).search(direction(f"image of /{number}.png".encode()), 1)
+            assert hit.id == str(number)
+
+
+async def test_a_customer_runs_one_feed_at_a_time_and_others_do_not_wait(tmp_path: Path, shop: Shop) -> None:
+    going, reached = asyncio.Event(), asyncio.Event()
+
+    async def hold(path: str) -> None:
+        if path == "/slow.png":
+            reached.set()
+            await going.wait()
+
+    shop.hold = hold
+    async with followed(tmp_path, shop) as one:
+        shop.offer(shop.items(["slow"]))
+        await one.follow(every_seconds=3600)
+        await reached.wait()
+        shop.offer(shop.items(["quick"]))
+        second = await one.collections.add(ACTOR, one.customer, "second", BACKBONE, DIM)
+        other = await one.customers.add(ACTOR, "another")
+        foreign = await one.collections.add(ACTOR, other.id, "third", BACKBONE, DIM)
+        source = Source(f"{shop.address}/feed", every_seconds=3600)
+        for customer, collection in ((one.customer, second.id), (other.id, foreign.id)):
+            await one.sync.set(ACTOR, customer, collection, source)
+        own = replace(one, customer=other.id, id=foreign.id)
+        assert (await own.ended()).report.added == 1
+        assert await one.sync.runs(one.customer, second.id) == []  # the customer's first one is under way
+        with pytest.raises(NotFound):
+            await one.sync.runs(one.customer, foreign.id)
+        going.set()
+        assert (await replace(one, id=second.id).ended()).report.added == 1
 
 
 async def test_an_emptied_collection_is_filled_anew_and_a_removed_one_is_forgotten(one: Followed) -> None:
