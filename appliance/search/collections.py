@@ -220,11 +220,10 @@ class Collections:
     async def empty(self, actor: Actor, customer: CustomerId | None, collection: CollectionId) -> Collection:
         """Erase all records of a collection, which keeps its id, name and backbone; the empty collection.
 
-        One that follows a feed goes on following it: the next run fills it anew.
         They are gone for every caller, all at once, when this is durable. It goes on under a key of its own;
         this returns when the old one is destroyed, with which none of them opens any more, and the last row
         is erased. An erasure that is interrupted goes on at the next start. Calls that are under way on the
-        old records fail with NotFound. Raises NotFound as `get`.
+        old records fail with NotFound. A feed that it follows fills it anew. Raises NotFound as `get`.
         """
         tombstone = CollectionId(str(uuid.uuid4()))
         old: list[OpenCollection] = []

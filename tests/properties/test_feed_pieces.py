@@ -41,7 +41,7 @@ def read(content: bytes, places: list[int], mapping: Mapping | None = None) -> l
     return found + feed.close()
 
 
-@settings(derandomize=True, deadline=None)
+@settings(derandomize=True, deadline=None, max_examples=50)
 @given(objects, cuts, st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]), st.sampled_from([None, 1]))
 def test_json(items: list[dict[str, Any]], places: list[int], encoding: str, indent: int | None) -> None:
     text = json.dumps(items, ensure_ascii=False, indent=indent)
@@ -50,13 +50,13 @@ def test_json(items: list[dict[str, Any]], places: list[int], encoding: str, ind
     assert read(within.encode(encoding), places, Mapping(items="in.items")) == items
 
 
-@settings(derandomize=True, deadline=None)
+@settings(derandomize=True, deadline=None, max_examples=50)
 @given(objects, cuts)
 def test_json_lines(items: list[dict[str, Any]], places: list[int]) -> None:
     assert read("\n".join(map(json.dumps, items)).encode(), places) == items
 
 
-@settings(derandomize=True, deadline=None)
+@settings(derandomize=True, deadline=None, max_examples=50)
 @given(names, st.data(), cuts, st.sampled_from(",;\t|"))
 def test_csv(columns: list[str], data: st.DataObject, places: list[int], delimiter: str) -> None:
     row = st.lists(cells, min_size=len(columns), max_size=len(columns))
@@ -67,7 +67,7 @@ def test_csv(columns: list[str], data: st.DataObject, places: list[int], delimit
     assert read(written.getvalue().encode(), places) == expected
 
 
-@settings(derandomize=True, deadline=None)
+@settings(derandomize=True, deadline=None, max_examples=50)
 @given(st.lists(st.dictionaries(st.sampled_from("abcd"), plain, max_size=3), max_size=5), cuts)
 def test_xml(items: list[dict[str, str]], places: list[int]) -> None:
     written = "".join(f"<item>{''.join(map(element, one.items()))}</item>" for one in items)
@@ -80,7 +80,7 @@ def element(named: tuple[str, str]) -> str:
     return f"<g:{name} x={quoteattr(value)}>{escape(value)}</g:{name}>"
 
 
-@settings(derandomize=True, deadline=None)
+@settings(derandomize=True, deadline=None, max_examples=50)
 @given(st.binary(max_size=200) | st.text('[]{}":,<>/!&;a1 \n', max_size=80).map(str.encode), cuts)
 def test_any_bytes_are_read_or_refused(content: bytes, places: list[int]) -> None:
     for named in ("auto", "json", "jsonl", "csv", "xml"):

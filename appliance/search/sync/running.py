@@ -47,7 +47,8 @@ T = TypeVar("T")
 
 MOST_LOST = 0.3
 """Of the records that a feed brought; one that has lost more asks before they go."""
-IMAGES_AT_ONCE = 8
+IMAGES_AT_ONCE = 4
+"""Of one run: half of what the gate lets go to one destination at a time."""
 AGAIN_SECONDS = (1.0, 5.0)
 """Before a second and a third try, of what may go well in a while."""
 _GONE_AT_ONCE = 256

@@ -157,6 +157,9 @@ class Synchronisation:
                 seconds = await self._start_due()
             except (StorageFailed, VolumeFull):  # a finding of its own
                 seconds = _FAULT_SECONDS
+            except Exception as error:  # noqa: BLE001 - what is wrong with one must not end all others
+                _log.error("feeds: %s\n%s", type(error).__name__, _places(error))
+                seconds = _IDLE_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._woken.wait()
@@ -202,8 +205,7 @@ class Synchronisation:
         except ApplianceError as error:
             state, run.known, run.report.reason = State.FAILED, None, str(error)
         except Exception as error:  # noqa: BLE001 - what is wrong with one feed must not end all others
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            _log.error("collection %s: %s\n%s", begun.collection, type(error).__name__, frames)
+            _log.error("collection %s: %s\n%s", begun.collection, type(error).__name__, _places(error))
             state, run.known, run.report.reason = State.FAILED, None, _UNFORESEEN
         known = run.known if state in {State.DONE, State.UNCHANGED} else None
         await self._feeds.end(begun, state, run.report, known)
@@ -235,3 +237,8 @@ class Synchronisation:
         finally:
             self._changing.discard(collection)
             self.wake()
+
+
+def _places(error: Exception) -> str:
+    """Where it happened; its message may quote what a feed says."""
+    return "".join(traceback.format_tb(error.__traceback__))
