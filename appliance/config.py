@@ -148,6 +148,7 @@ class Search(Section):
     max_records: int = Field(100_000_000, ge=1, le=1_000_000_000_000)
     max_metadata_bytes: int = Field(64 << 10, ge=2, le=64 * MIB)
     max_id_bytes: int = Field(1024, ge=1, le=MIB)
+    feed_bytes: int = Field(2 * GIB, ge=1024, le=TIB)
     m: int = Field(16, ge=2, le=128)
     ef_construction: int = Field(200, ge=2, le=100_000)
     ef: int = Field(64, ge=1, le=100_000)

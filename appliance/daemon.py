@@ -52,12 +52,14 @@ from appliance.outbound import Outbound
 from appliance.recognition import selftest
 from appliance.recognition.bundles import Bundles
 from appliance.recognition.decoders import Decoders
+from appliance.recognition.embedding import Embedding
 from appliance.recognition.engine import Engine
 from appliance.recognition.trust import Trust
 from appliance.residency import Residency
 from appliance.search.collections import Collections
 from appliance.search.replies import Replies
 from appliance.search.scrub import Scrub
+from appliance.search.sync.synchronisation import Synchronisation
 
 _log = logging.getLogger(__name__)
 
@@ -160,6 +162,7 @@ class _State:
         engine: Engine | None = None,
         images: Images | None = None,
         backups: Backups | None = None,
+        synchronisation: Synchronisation | None = None,
     ) -> Parts:
         """What the server serves; without an engine that is the operator socket only."""
         return Parts(
@@ -184,6 +187,7 @@ class _State:
             registry=self.registry,
             clock=_clock,
             backups=backups,
+            synchronisation=synchronisation,
         )
 
     def backups(self, settings: Config, images: ImagesAtHand) -> Backups:
@@ -357,6 +361,19 @@ class _Daemon:
         for part in (state.requests, state.outbound, state.webhooks):
             await enter(part)
         await enter(state.collections.scrub)
+        self._synchronisation = await enter(
+            Synchronisation(
+                state.ledger,
+                state.keyring,
+                state.collections,
+                state.customers,
+                state.outbound,
+                Embedding(state.bundles, decoders, self._engine),
+                settings.search,
+                _clock,
+                registry,
+            )
+        )
         _tell("observing the machine")
         self._health = await enter(Health(settings.health, self._sources(), registry))
         for finding in unusable:
@@ -378,6 +395,7 @@ class _Daemon:
             engine=self._engine,
             images=self._images,
             backups=backups,
+            synchronisation=self._synchronisation,
         )
         self._server = await enter(Server(parts))
         # What is here now stays: the collector need not walk it again and again.
@@ -427,6 +445,9 @@ class _Daemon:
             message = f"{damaged} stored images are damaged: the log and the audit log name them"
             found.append(health.Finding("degraded", "datasets.damaged", message))
         found += _of_collections(self._state.collections.scrub)
+        if asking := self._synchronisation.asking:
+            message = f"{asking} feeds have lost many items: their customers confirm it, or put them right"
+            found.append(health.Finding("notice", "search.feeds", message))
         if (rotation := self._state.rotations.rotation) is not None:
             fix = {
                 "restart": "put the new one in place as root.key and restart",

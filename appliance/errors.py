@@ -65,6 +65,10 @@ class InvalidImage(InvalidInput):
     """The bytes of one record are not an image that the appliance decodes."""
 
 
+class HostFailed(InvalidInput):
+    """A declared host gave nothing in time, or says that it cannot now: in a while it may."""
+
+
 class ImageFailed(InvalidImage):
     """The image crashed its decoder or took it too long: it is not tried again."""
 

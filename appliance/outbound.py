@@ -10,6 +10,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from types import TracebackType
 from typing import Self
@@ -27,15 +28,18 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from prometheus_client import Counter
 from yarl import URL
 
-from appliance.errors import InvalidInput, Overloaded, TooLarge
+from appliance.errors import HostFailed, InvalidInput, Overloaded, TooLarge
 from appliance.metrics import Registry
 from appliance.residency import Destination, Residency, Use
 
-SECONDS = 10.0  # for one exchange, redirects included
+SECONDS = 10.0  # for one exchange, redirects included; of a feed for its beginning
+FEED_PAUSE_SECONDS = 60.0  # that a feed may stay silent
+FEED_SECONDS = 3600.0  # for a whole feed, what is done with its pieces included
 IMAGE_BYTES = 20 << 20
 URL_CHARACTERS = 2048
 REDIRECTS = 3
 CONNECTIONS = 8  # to one destination at a time: one that is slow keeps nobody from the others
+FEEDS = 2  # beside these: whoever reads a feed for an hour takes nothing from images and webhooks
 MEDIA = ("image/", "application/octet-stream", "binary/octet-stream")
 
 # What an address can mean beside "a machine over there". A network that merely contains one of these does not
@@ -54,7 +58,8 @@ SPECIAL = tuple(
 
 Network = IPv4Network | IPv6Network
 
-_FIELDS: dict[Use, str] = {"images": "_url", "webhooks": "webhook"}  # of a request, as refusals name them
+_FIELDS: dict[Use, str] = {"images": "_url", "webhooks": "webhook", "feeds": "url"}  # as refusals name them
+_LATER = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that may be others in a while
 
 log = logging.getLogger(__name__)
 
@@ -112,11 +117,12 @@ class _Way:
     def __init__(self, destination: Destination, resolver: AbstractResolver) -> None:
         self.destination = destination
         self.free = asyncio.Semaphore(CONNECTIONS)
+        self.feeds = asyncio.Semaphore(FEEDS)
         self.session = ClientSession(
             connector=TCPConnector(
                 resolver=_Declared(destination, resolver),
                 socket_factory=self._socket,
-                limit=CONNECTIONS,
+                limit=CONNECTIONS + FEEDS,
                 use_dns_cache=False,
             ),
             cookie_jar=DummyCookieJar(),
@@ -132,6 +138,16 @@ class _Way:
             log.warning("destination %s: a connection to %s is refused", self.destination.name, address)
             raise PermissionError(f"{address} is not declared")
         return socket.socket(family, kind, protocol)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A feed whose host has answered: the headers `ETag` and `Last-Modified` as far as there are any, and its
+    bytes, packed by gzip where the host packs it.
+    """
+
+    known: Mapping[str, str]
+    pieces: AsyncIterator[bytes]
 
 
 class Outbound:
@@ -219,33 +235,72 @@ class Outbound:
             self._count(way, "failed")
             return None
 
-    async def _fetched(self, way: _Way, target: URL) -> bytes:
+    @contextlib.asynccontextmanager
+    async def feed(
+        self, url: str, headers: Mapping[str, str], most_bytes: int
+    ) -> AsyncIterator[Fetched | None]:
+        """The feed behind `url`, to be read within the block; None when it is as `headers` have it.
+
+        Redirects are followed as for images. Raises InvalidInput for what is not declared or not there,
+        HostFailed for a host that fails, Overloaded; the pieces HostFailed when they break off or stall, and
+        TooLarge above `most_bytes`.
+        """
+        target, way = self._way(url, "feeds")
         try:
             async with asyncio.timeout(SECONDS):
-                for _ in range(REDIRECTS + 1):
-                    async with way.session.get(target, allow_redirects=False) as answer:
-                        if answer.status in {301, 302, 303, 307, 308}:
-                            target = self._redirected(way, target, answer)
-                            continue
-                        content = await _content(answer)
-                        self._count(way, "2xx")
-                        return content
-        except (ClientError, OSError, TimeoutError, ValueError):
-            self._count(way, "failed")
-            raise InvalidInput("_url: the host gave no image in time") from None
+                await way.feeds.acquire()
+        except TimeoutError:
+            raise Overloaded("url: too many feeds are being fetched from this host", retry_after=60) from None
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                answered = self._answered(way, target, "url", headers, _FEED_TIMEOUT)
+                try:
+                    async with asyncio.timeout(SECONDS):
+                        answer = await stack.enter_async_context(answered)
+                        fetched = _feed(answer, most_bytes)
+                except InvalidInput:
+                    self._count(way, "refused")
+                    raise
+                except _BROKEN:
+                    self._count(way, "failed")
+                    raise HostFailed("url: the host gave no feed in time") from None
+                self._count(way, f"{answer.status // 100}xx")
+                yield fetched
+        finally:
+            way.feeds.release()
+
+    async def _fetched(self, way: _Way, target: URL) -> bytes:
+        try:
+            async with asyncio.timeout(SECONDS), self._answered(way, target, "_url") as answer:
+                content = await _content(answer)
+                self._count(way, "2xx")
+                return content
         except InvalidInput:
             self._count(way, "refused")
             raise
-        raise InvalidInput(f"_url: more than {REDIRECTS} redirects")
+        except _BROKEN:
+            self._count(way, "failed")
+            raise HostFailed("_url: the host gave no image in time") from None
 
-    def _redirected(self, way: _Way, target: URL, answer: ClientResponse) -> URL:
-        try:
-            following = _parsed(str(target.join(URL(answer.headers.get("Location", "")))))
-        except ValueError:
-            raise InvalidInput("_url: the host redirects nowhere") from None
-        if not _leads_to(way.destination, following):
-            raise InvalidInput("_url: the host redirects to another one")
-        return following
+    @contextlib.asynccontextmanager
+    async def _answered(
+        self,
+        way: _Way,
+        target: URL,
+        field: str,
+        headers: Mapping[str, str] | None = None,
+        timeout: ClientTimeout | None = None,  # noqa: ASYNC109 - aiohttp's own, between pieces
+    ) -> AsyncIterator[ClientResponse]:
+        """The answer that redirects within the destination lead to. Raises InvalidInput."""
+        for _ in range(REDIRECTS + 1):
+            async with way.session.get(
+                target, headers=headers, timeout=timeout or way.session.timeout, allow_redirects=False
+            ) as answer:
+                if answer.status not in {301, 302, 303, 307, 308}:
+                    yield answer
+                    return
+                target = _redirected(way, target, answer, field)
+        raise InvalidInput(f"{field}: more than {REDIRECTS} redirects")
 
     def _way(self, url: str, use: Use) -> tuple[URL, _Way]:
         field = _FIELDS[use]
@@ -266,6 +321,8 @@ class Outbound:
 
 
 _EXPECTED = "a URL such as https://HOST/PATH is expected"
+_BROKEN = (ClientError, OSError, TimeoutError, ValueError)  # what aiohttp raises when an exchange fails
+_FEED_TIMEOUT = ClientTimeout(total=None, sock_read=FEED_PAUSE_SECONDS)
 
 
 def _parsed(url: str) -> URL:
@@ -302,9 +359,24 @@ def _host(name: str) -> str:
         return name.lower()
 
 
-async def _content(answer: ClientResponse) -> bytes:
+def _redirected(way: _Way, target: URL, answer: ClientResponse, field: str) -> URL:
+    try:
+        following = _parsed(str(target.join(URL(answer.headers.get("Location", "")))))
+    except ValueError:
+        raise InvalidInput(f"{field}: the host redirects nowhere") from None
+    if not _leads_to(way.destination, following):
+        raise InvalidInput(f"{field}: the host redirects to another one")
+    return following
+
+
+def _require_found(answer: ClientResponse, field: str) -> None:
     if answer.status != 200:
-        raise InvalidInput(f"_url: the host answered {answer.status}")
+        kind = HostFailed if answer.status in _LATER else InvalidInput
+        raise kind(f"{field}: the host answered {answer.status}")
+
+
+async def _content(answer: ClientResponse) -> bytes:
+    _require_found(answer, "_url")
     if not answer.content_type.startswith(MEDIA) or "Content-Encoding" in answer.headers:
         raise InvalidInput("_url: the host answered with something else than an image")
     if (answer.content_length or 0) > IMAGE_BYTES:
@@ -315,3 +387,36 @@ async def _content(answer: ClientResponse) -> bytes:
         if len(content) > IMAGE_BYTES:
             raise TooLarge(f"_url: the image is larger than {IMAGE_BYTES} bytes")
     return bytes(content)
+
+
+def _feed(answer: ClientResponse, most_bytes: int) -> Fetched | None:
+    if answer.status == 304:
+        return None
+    _require_found(answer, "url")
+    if answer.headers.get("Content-Encoding", "gzip").lower() not in {"gzip", "x-gzip", "identity"}:
+        raise InvalidInput("url: the host packs the feed in another way than gzip")
+    if (answer.content_length or 0) > most_bytes:
+        raise TooLarge(f"url: the feed is larger than {most_bytes} bytes")
+    known = {
+        name: answer.headers[name][:1024] for name in ("ETag", "Last-Modified") if name in answer.headers
+    }
+    return Fetched(known, _pieces(answer, most_bytes))
+
+
+async def _pieces(answer: ClientResponse, most_bytes: int) -> AsyncIterator[bytes]:
+    clock, size = asyncio.get_running_loop().time, 0
+    until = clock() + FEED_SECONDS
+    pieces = answer.content.iter_any()
+    while True:
+        try:
+            piece = await anext(pieces, None)
+        except _BROKEN:
+            raise HostFailed("url: the feed breaks off before its end") from None
+        if piece is None:
+            return
+        size += len(piece)
+        if size > most_bytes:
+            raise TooLarge(f"url: the feed is larger than {most_bytes} bytes")
+        if clock() > until:
+            raise HostFailed(f"url: the feed took longer than {FEED_SECONDS:g} s")
+        yield piece

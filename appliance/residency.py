@@ -65,7 +65,7 @@ def _host(name: str) -> str:
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 Country = Annotated[str, AfterValidator(_allowed_country)]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
-Use = Literal["images", "webhooks"]
+Use = Literal["images", "webhooks", "feeds"]
 
 
 class _Table(BaseModel):
@@ -75,7 +75,7 @@ class _Table(BaseModel):
 class Destination(_Table):
     """Somewhere outside that the appliance may connect to: where it is, whose country, what for.
 
-    `uses` is what requests of customers may lead there: images fetched for them, webhooks called. Without
+    `uses` is what requests of customers may lead there: images and feeds fetched, webhooks called. Without
     `tls` they go over plain HTTP.
     """
 

@@ -1,4 +1,4 @@
-"""A host of a customer on loopback, and its declaration: where images are fetched from and webhooks go to."""
+"""A host of a customer on loopback, declared: images and feeds are fetched from it, webhooks go to it."""
 
 import http.server
 import queue
@@ -63,7 +63,7 @@ class Host:
             "port": self.port,
             "country": "CZ",
             "purpose": "photos and news",
-            "uses": ["images", "webhooks"],
+            "uses": ["images", "webhooks", "feeds"],
             "tls": False,
         }
 

@@ -38,11 +38,13 @@ from appliance.metrics import Registry
 from appliance.outbound import Outbound
 from appliance.recognition.bundles import Bundle, Bundles
 from appliance.recognition.decoders import Decoders
+from appliance.recognition.embedding import Embedding
 from appliance.recognition.engine import Engine
 from appliance.recognition.staging import from_folder, from_path
 from appliance.residency import Residency
 from appliance.search.collections import Collections
 from appliance.search.replies import Replies
+from appliance.search.sync.synchronisation import Synchronisation
 from tests import bundles
 
 T = TypeVar("T")
@@ -212,8 +214,10 @@ class Served:
     site: Site
     bundle: Bundle
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, residency: Residency | None = None) -> None:
+        """`residency` is where feeds and links may lead; clients come from anywhere."""
         self._folder = folder
+        self._residency = residency
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="served")
         self._stack = AsyncExitStack()
@@ -279,7 +283,7 @@ class Served:
                 registry=registry,
             )
         )
-        outbound = await enter(Outbound(None, registry))
+        outbound = await enter(Outbound(self._residency, registry))
         requests = await enter(Requests(ledger, keys, lambda: self.clock, settings.requests.keep_seconds))
         self.ledger, self.keyring, self._keys = ledger, keyring, keys
         self.parts = Parts(
@@ -296,6 +300,19 @@ class Served:
             decoders=decoders,
             engine=engine,
             outbound=outbound,
+            synchronisation=await enter(
+                Synchronisation(
+                    ledger,
+                    keyring,
+                    collections,
+                    customers,
+                    outbound,
+                    Embedding(installed, decoders, engine),
+                    settings.search,
+                    lambda: self.clock,
+                    registry,
+                )
+            ),
             images=self.images,
             requests=requests,
             webhooks=Webhooks(requests, outbound, keys, lambda: self.clock),

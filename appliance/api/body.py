@@ -3,9 +3,9 @@
 Three forms: JSON with `_base64`, one raw image (`Content-Type: image/*`, its record in the header `X-Record`,
 the request's fields in the query), or multipart (part `request` is the JSON, parts `image-0` to `image-9` the
 images of its records in order). aiohttp's `Request.post()` writes uploads over 1 MiB to a temporary file and
-is never used. Files that an operator sends (`Form.FILES`), archives (`Form.ARCHIVE`) and vectors
-(`Form.VECTORS`) may be of any length and are not held: the handler reads them as they come. A body that a
-family parses itself (`Form.BYTES`) is handed on as it is.
+is never used. Files that an operator sends (`Form.FILES`), archives, lists and vectors (`_STREAMED`) may be
+of any length and are not held: the handler reads them as they come. A body that a family parses itself
+(`Form.BYTES`) is handed on as it is.
 """
 
 import asyncio
@@ -46,9 +46,13 @@ T = TypeVar("T")
 IN_FLIGHT_BODIES = 16  # bodies of the largest size that may be held at the same time
 
 _CHUNK = 1 << 18
-_TAR = "application/x-tar"
 _MULTIPART = "multipart/form-data"
-_VECTORS = ("application/x-npy", "application/x-ndjson")
+# Media types of what is not held: it may be of any length.
+_STREAMED: dict[Form, tuple[str, ...]] = {
+    Form.ARCHIVE: ("application/x-tar",),
+    Form.LINES: ("application/x-ndjson", "application/json"),
+    Form.VECTORS: ("application/x-npy", "application/x-ndjson", _MULTIPART),
+}
 _IMAGE_PART = re.compile(r"image-([0-9])")
 _PLAIN_ENCODINGS = {"", "binary", "8bit", "7bit"}
 # These would print a part's header to the log: as errors they are refused like all that is malformed.
@@ -95,9 +99,8 @@ class Bodies:
         if form is Form.FILES or (form is Form.VECTORS and request.content_type == _MULTIPART):
             files = _Upload(request, self._config).files()
             return Held(Payload(files=files), arriving=files)
-        if form is Form.ARCHIVE or form is Form.VECTORS:
-            media = (_TAR,) if form is Form.ARCHIVE else (*_VECTORS, _MULTIPART)
-            pieces = _Upload(request, self._config).pieces(media)
+        if form in _STREAMED:
+            pieces = _Upload(request, self._config).pieces(_STREAMED[form])
             return Held(Payload(pieces=pieces), arriving=pieces)
         transfer = _Transfer(request, self._config, self._room)
         try:
@@ -242,7 +245,7 @@ class _Upload:
             yield plain.name or "", self._content(plain)
 
     async def pieces(self, media: tuple[str, ...]) -> AsyncGenerator[bytes]:
-        """A body of one of these types. Raises Refused for another one or a slow sender, InvalidInput."""
+        """The body as it comes. Raises Refused for another media type or a slow sender, InvalidInput."""
         if self._request.content_type not in media:
             raise Refused(415, f"Content-Type: {' or '.join(media)} is expected")
         await _invite(self._request)

@@ -98,7 +98,7 @@ class Collections:
         if owner is None:
             raise InvalidInput("name: customer is expected as well, as names are each customer's own")
         try:
-            return _listing([await self._collections.named(owner, name)])
+            return _listing([await self._collections.find(owner, name)])
         except NotFound:
             return _listing([])
 

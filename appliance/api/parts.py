@@ -23,11 +23,14 @@ from appliance.recognition.heads import Heads, NoHeads
 from appliance.residency import Residency
 from appliance.search.collections import Collections
 from appliance.search.replies import Replies
+from appliance.search.sync.synchronisation import Synchronisation
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a `Server` serves. `decoders`, `engine` and `images` are None in a process that only manages."""
+    """What a `Server` serves. `decoders`, `engine`, `images` and `synchronisation` are None in a process that
+    only manages.
+    """
 
     config: Config
     residency: Residency | None
@@ -50,4 +53,5 @@ class Parts:
     registry: Registry
     clock: Callable[[], float]
     backups: Backups | None = None
+    synchronisation: Synchronisation | None = None
     heads: Heads = NoHeads()  # noqa: RUF009 - it holds nothing

@@ -52,6 +52,7 @@ class Form(Enum):
     FILES = "files"  # multipart, read by the handler as it comes
     ARCHIVE = "archive"  # a tar of any length, read by the handler as it comes
     VECTORS = "vectors"  # arrays and JSON lines of any length, read by the handler as they come
+    LINES = "lines"  # JSON lines or a JSON array of any length, read by the handler as it comes
     BYTES = "bytes"  # of any media type, parsed by the handler
     KEY = "key"  # a few raw bytes, which stand in no field and in no text
 

@@ -23,6 +23,7 @@ from appliance.api.call import Call
 from appliance.api.collections import Collections
 from appliance.api.colours import Colours
 from appliance.api.datasets import Datasets
+from appliance.api.feeds import Feeds
 from appliance.api.files import Files
 from appliance.api.image_matching import ImageMatching
 from appliance.api.interchange import Interchange
@@ -178,6 +179,19 @@ def _training() -> tuple[Route, ...]:
         Route("GET", point, Annotate.list_points, read, READ),
         Route("POST", point, Annotate.add_point, write, Event.POINT_ADD, fields),
         Route("DELETE", f"{point}/{{id}}", Annotate.delete_point, write, Event.POINT_DELETE),
+    )
+
+
+def _feeds(source: str) -> tuple[Route, ...]:
+    """What a collection follows."""
+    write = Scope.SEARCH_WRITE
+    return (
+        Route("PUT", source, Feeds.set, write, Event.FEED_SET, Form.FIELDS),
+        Route("GET", source, Feeds.get, write, READ),
+        Route("DELETE", source, Feeds.remove, write, Event.FEED_REMOVE),
+        Route("POST", f"{source}/run", Feeds.run, write, Event.FEED_RUN),
+        Route("GET", f"{source}/runs", Feeds.runs, write, READ),
+        Route("POST", f"{source}/confirm", Feeds.confirm, write, Event.FEED_CONFIRM),
     )
 
 
@@ -344,6 +358,8 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", f"{_V1}/aliases", Aliases.list, _ADMIN, READ, surfaces=MANAGED),
     Route("PUT", f"{_V1}/aliases/{{name}}", Aliases.point, _ADMIN, Event.ALIAS_SET, Form.FIELDS, MANAGED),
     Route("DELETE", f"{_V1}/aliases/{{name}}", Aliases.remove, _ADMIN, Event.ALIAS_REMOVE, surfaces=MANAGED),
+    *_feeds(f"{_V1}/collections/{{id}}/source"),
+    Route("POST", f"{_V1}/collections/{{id}}/diff", Feeds.diff, _READ_SEARCH, READ, Form.LINES),
     Route(
         "POST",
         f"{_V1}/bundles",

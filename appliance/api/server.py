@@ -25,6 +25,7 @@ from appliance.api.colours import Colours
 from appliance.api.connections import Door, HttpServer
 from appliance.api.datasets import Datasets
 from appliance.api.descriptors import Descriptors
+from appliance.api.feeds import Feeds
 from appliance.api.files import Files
 from appliance.api.gate import Gate
 from appliance.api.image_matching import ImageMatching
@@ -119,6 +120,7 @@ class Server:
             Collections(parts.customers, parts.collections, parts.bundles),
             Aliases(parts.customers, parts.collections.aliases),
             Transfers(parts.collections, parts.config.search),
+            Feeds(parts.synchronisation),
             Oversight(parts.customers, parts.agreements, parts.audit),
             KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),

@@ -41,6 +41,7 @@ from appliance.search.scrub import Scrub
 from appliance.search.sealed import SealedGraphs
 from appliance.search.seals import ContainerId, Seals
 from appliance.search.segments import Scans
+from appliance.search.sync.feeds import carry_over
 from appliance.vault import Keyring
 
 __all__ = [
@@ -193,7 +194,7 @@ class Collections:
         """Raises NotFound when it does not exist, is another customer's (None: anybody's), or has no key."""
         return (await self._find(customer, collection))[1]
 
-    async def named(self, customer: CustomerId, name: str) -> Collection:
+    async def find(self, customer: CustomerId, name: str) -> Collection:
         """A customer's collection of this name, trimmed. Raises NotFound when there is none."""
         handle = names.handle_of(self._keyring, customer, name.strip())
         found = await self._ledger.read(partial(entries.find_named, customer=customer, handle=handle))
@@ -233,13 +234,14 @@ class Collections:
         They are gone for every caller, all at once, when this is durable. It goes on under a key of its own;
         this returns when the old one is destroyed, with which none of them opens any more, and the last row
         is erased. An erasure that is interrupted goes on at the next start. Calls that are under way on the
-        old records fail with NotFound. Raises NotFound as `get`.
+        old records fail with NotFound. A feed that it follows fills it anew. Raises NotFound as `get`.
         """
         tombstone = CollectionId(str(uuid.uuid4()))
 
         def act(new: Entry, connection: Connection) -> Entry:
             entry = entries.find_collection(connection, customer, collection)
             entries.renew_collection(connection, entry.number, new, tombstone)
+            carry_over(connection, entry, self._seals(entry), self._seals(new))
             now = int(self._clock() * 1000)
             details: dict[str, object] = {"records": entry.count, "container": entry.container}
             record(connection, now, actor, Event.COLLECTION_EMPTY, entry.customer, collection, details)

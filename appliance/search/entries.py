@@ -166,7 +166,8 @@ def erase_some(connection: Connection, number: int, limit: int) -> bool:
         )
         if connection.changes():
             return False
-    connection.execute("DELETE FROM search_replies WHERE collection = ?", (number,))
+    for table in ("search_replies", "feed_runs", "feeds"):
+        connection.execute(f"DELETE FROM {table} WHERE collection = ?", (number,))  # noqa: S608 -- a constant
     connection.execute("DELETE FROM collections WHERE number = ?", (number,))
     return True
 

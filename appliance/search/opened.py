@@ -159,10 +159,13 @@ class OpenCollection(ReadableCollection):
         actor: Actor,
         changes: Sequence[tuple[str, Metadata]],
         also: Also[list[Record | None]] = nothing,
+        *,
+        whole: bool = False,
     ) -> list[Record | None]:
         """Set the given metadata fields of each id, keeping the others; all or nothing, durable on return.
 
-        The whole record after the change, None for an id that does not exist. Raises InvalidInput.
+        With `whole` no others are kept. The record after the change, None for an id that does not exist.
+        Raises InvalidInput.
         """
         limit = self._settings.max_metadata_bytes
         for position, (_, fields) in enumerate(changes):
@@ -173,7 +176,7 @@ class OpenCollection(ReadableCollection):
         ]
 
         def act(connection: Connection) -> list[rows.Found | None]:
-            updated = rows.update(connection, self._seals, self._number, encoded, limit)
+            updated = rows.update(connection, self._seals, self._number, encoded, limit, whole=whole)
             found = sum(change is not None and change[1] is not None for change in updated)
             self._audit(connection, actor, Event.SEARCH_UPDATE, {"updated": found})
             also(connection, [change and change[1] for change in updated])

@@ -134,8 +134,11 @@ def update(
     number: int,
     changes: Iterable[tuple[bytes, Metadata]],
     max_metadata_bytes: int,
+    *,
+    whole: bool = False,
 ) -> list[Found | None]:
-    """Set the given metadata fields; the whole record for each id, None where it does not exist.
+    """Set the given metadata fields, keeping the others unless `whole`; the record for each id, None where it
+    does not exist.
 
     What does not open stays as it is. Raises InvalidInput when a record's metadata would become too large.
     """
@@ -143,9 +146,10 @@ def update(
     updated: list[Found | None] = []
     for external_id, fields in changes:
         handle = seals.handle(external_id)
-        found = _found(connection, seals, number, handle)
+        found = record_by_handle(connection, seals, number, handle)
         if found is not None and found[1] is not None:
-            label, record = found[0], Record(found[1].id, found[1].metadata | fields)
+            kept = {} if whole else found[1].metadata
+            label, record = found[0], Record(found[1].id, kept | fields)
             key, encoded = key_of(number, label), encode_metadata(record.metadata, max_metadata_bytes)
             words = seals.seal_words(key, handle, external_id, encoded)
             connection.execute("UPDATE records SET words = ? WHERE key = ?", (words, key))
@@ -212,7 +216,8 @@ def records_by_id(
     connection: Connection, seals: Seals, number: int, external_ids: Iterable[bytes]
 ) -> list[Found | None]:
     """In the order of the ids; None for one that does not exist."""
-    return [_found(connection, seals, number, seals.handle(external_id)) for external_id in external_ids]
+    handles = map(seals.handle, external_ids)
+    return [record_by_handle(connection, seals, number, handle) for handle in handles]
 
 
 def records_by_label(
@@ -287,7 +292,8 @@ def _key_of(connection: Connection, number: int, handle: bytes) -> int | None:
     return found
 
 
-def _found(connection: Connection, seals: Seals, number: int, handle: bytes) -> Found | None:
+def record_by_handle(connection: Connection, seals: Seals, number: int, handle: bytes) -> Found | None:
+    """The record whose id has this handle, None where there is none."""
     query = "SELECT key, words FROM records WHERE collection = ? AND handle = ?"
     row = connection.execute(query, (number, handle)).fetchone()
     return None if row is None else (label_of(row[0]), _opened(seals, row[0], handle, row[1]))

@@ -64,6 +64,17 @@ class Seals:
     def open_reply(self, key: str, sealed: bytes) -> bytes:
         return self._keys().unseal("reply", sealed, key.encode())
 
+    def seal_feed(self, kind: str, content: bytes, of: str = "") -> bytes:
+        """Something of the feed that the collection follows, and of the run of this id."""
+        return self._keys().seal(f"feed {kind}", content, self._container.bytes + of.encode())
+
+    def open_feed(self, kind: str, sealed: bytes, of: str = "") -> bytes:
+        return self._keys().unseal(f"feed {kind}", sealed, self._container.bytes + of.encode())
+
+    def digest(self, kind: str, content: bytes) -> bytes:
+        """What tells whether something of an item has changed: a keyed hash of 16 bytes."""
+        return self._keys().mac(f"item {kind}", content)[:HANDLE_BYTES]
+
     def _keys(self) -> Container:
         try:
             return self._keyring.container(self._customer, self._container)

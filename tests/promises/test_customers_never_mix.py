@@ -19,13 +19,16 @@ from appliance.accounts.customers import CustomerId
 from appliance.accounts.tokens import Scope
 from appliance.api.payload import Form
 from appliance.api.routes import ROUTES, Access, Route, Surface
+from appliance.residency import Destination, Residency
 from appliance.search.records import CollectionId
+from appliance.search.sync.source import Source
 from tests import bundles, images
 from tests.datasets import TAR, tar
 from tests.serving import ACTOR, DIM, Reply, Served, Tenant
 
 PHOTOS = "/similarity/photos/v2"
 SECRET = "the victim's secret"
+SHOP = "http://shop.example:1"
 PHOTO = base64.b64encode(images.encoded(Image.new("RGB", (30, 20), "red"), "PNG")).decode()
 
 PUBLIC = [route for route in ROUTES if Surface.PUBLIC in route.surfaces]
@@ -136,10 +139,8 @@ class Victim:
         """What the route needs to act on the victim's things: everything that any route asks for at once."""
         if route.form is Form.NOTHING:
             return None
-        if route.form is Form.ARCHIVE:
-            return tar({"taken/over.png": images.plain(uuid.uuid4().bytes)})
-        if route.form is Form.VECTORS:
-            return json.dumps({"_id": SECRET, "note": "overwritten", "_vector": [1] * DIM}).encode()
+        if route.form in {Form.ARCHIVE, Form.LINES, Form.VECTORS}:
+            return streamed(route.form)
         if route.form is Form.BYTES:
             encoded = {"name": "encoded", "datatype": "BYTES", "shape": [1], "data": [PHOTO]}
             return json.dumps({"id": SECRET, "inputs": [encoded]}).encode()
@@ -165,7 +166,9 @@ class Victim:
             managed: dict[str, dict[str, Any]] = {
                 "customers": {"name": "taken over"},
                 "tokens": owner,
-                "collections": {"name": "taken over", **owner},
+                "collections": {"url": f"{SHOP}/taken-over"}
+                if route.path.endswith("/source")
+                else {"name": "taken over", **owner},
                 "aliases": {"collection": self.tenant.collection},
                 "bundles": {"path": "/nowhere"},
                 "agreements": {"customer": self.tenant.id, "kind": "training-data"},
@@ -186,10 +189,21 @@ class Victim:
             for route in SCOPED
             if route.method == "GET" and of_training(route) and "/model/" not in route.path
         ]
-        return (records, requests, stored), [
+        path = f"/appliance/v1/collections/{self.tenant.collection}/source"
+        source = site.call("GET", path, headers=headers)
+        return (records, requests, stored, source.document), [
             site.call("GET", f"/appliance/v1/{name}", headers=headers).document
             for name in (*lists, f"datasets/{self.stored.ids['dataset']}")
         ]
+
+
+def streamed(form: Form) -> bytes:
+    """A body that is read as it comes."""
+    if form is Form.LINES:
+        return b'[{"id": "mine"}]'
+    if form is Form.VECTORS:
+        return json.dumps({"_id": SECRET, "note": "overwritten", "_vector": [1] * DIM}).encode()
+    return tar({"taken/over.png": images.plain(uuid.uuid4().bytes)})
 
 
 def of_training(route: Route) -> bool:
@@ -213,6 +227,10 @@ def new_victim(served: Served, name: str) -> Victim:
     (token,) = served.run(served.parts.tokens.list(tenant.id))
     request, _ = served.run(served.parts.requests.add(ACTOR, tenant.id, "dominant-colors-generic"))
     stored = store(served, tenant)
+    assert served.parts.synchronisation is not None
+    source = Source(f"{SHOP}/feed?key={SECRET.replace(' ', '-')}")
+    following = served.parts.synchronisation.set(ACTOR, tenant.id, CollectionId(tenant.collection), source)
+    served.run(following)
     signing = served.parts.agreements.sign(ACTOR, tenant.id, Kind.TRAINING_DATA, await_acceptance=True)
     return Victim(tenant, token.id, request.id, served.run(signing).id, stored, served.bundle.pin)
 
@@ -258,7 +276,19 @@ def store(served: Served, tenant: Tenant) -> Stored:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server on which every route has something to answer with."""
     folder = tmp_path_factory.mktemp("never mix")
-    with Served(folder) as served:
+    declared = Destination.model_validate(
+        {
+            "name": "shop",
+            "host": "shop.example",
+            "cidrs": ["127.0.0.1/32"],
+            "port": 1,  # nobody listens
+            "country": "CZ",
+            "purpose": "feeds",
+            "uses": ["feeds"],
+            "tls": False,
+        }
+    )
+    with Served(folder, Residency("Prague", "CZ", False, (declared,), ())) as served:
         served.install(bundles.tagger(folder / "tagger"))
         served.install(bundles.detector(folder / "detector"))
         yield served
@@ -344,8 +374,10 @@ def test_the_owner_is_served_so_that_the_attacks_fail_for_the_right_reason(
         assert answer.status == 409
     elif "/model/" in route.path:
         assert answer.document["detail"] == "no such model"
+    elif route.path.endswith("/confirm"):
+        assert answer.document["detail"] == "no run of this source waits for a confirmation"
     else:
-        assert answer.status in {200, 201, 204, 411}, answer.body
+        assert answer.status in {200, 201, 202, 204, 411}, answer.body
 
 
 @pytest.mark.usefixtures("unharmed")

@@ -7,6 +7,7 @@ import secrets
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tests import images
 from tests.hosts import Host
 from tests.running import RunningAppliance
 from tests.tracing import Traced, opened_for_writing
+from tests.waiting import eventually
 
 PHOTOS = "/similarity/photos/v2"
 # Written by the kernel or thrown away by it; a read would give nothing back.
@@ -31,6 +33,7 @@ def test_nothing_of_an_image_is_found_in_any_file(traced: Traced, host: Host) ->
     needles = Needles()
     send_every_way(appliance, needles)
     send_links(appliance, needles, host)
+    send_feed(appliance, needles, host)
     send_to_be_seen_later(appliance, needles, host)
     log = appliance.state.log.read_bytes()
     assert b"classify" in log, "the log does not show the requests: nothing was proved by searching it"
@@ -221,6 +224,28 @@ def send_links(appliance: RunningAppliance, needles: Needles, host: Host) -> Non
             record["_id"] = secrets.token_hex(8)
         answer = appliance.post(path, one_record(path, appliance, record))
         assert answer.status == 200, (path, answer.body[:300])
+
+
+def send_feed(appliance: RunningAppliance, needles: Needles, host: Host) -> None:
+    """A collection follows a feed, whose images nobody sends: they are fetched."""
+    items = []
+    for number in range(2):
+        name = f"/{secrets.token_hex(8)}.png"
+        host.pictures[name] = marked_png(needles) if number else b"no image"
+        items.append(json.dumps({"id": str(number), "image": host.address + name}))
+    host.pictures["/feed"] = "\n".join(items).encode()
+    source = f"/appliance/v1/collections/{appliance.add_collection()}/source"
+    body = json.dumps({"url": f"{host.address}/feed"}).encode()
+    headers = appliance.headers(content_type="application/json")
+    assert appliance.call("PUT", source, body, headers=headers).status == 200
+    assert appliance.call("POST", f"{source}/run", headers=headers).status == 202
+
+    def newest() -> dict[str, Any]:
+        run: dict[str, Any] = appliance.call("GET", f"{source}/runs", headers=headers).document["runs"][0]
+        return run
+
+    eventually(lambda: newest()["ended_at"] is not None, "the run of the feed")
+    assert (newest()["report"]["added"], newest()["report"]["failed"]) == (1, 1)
 
 
 def send_to_be_seen_later(appliance: RunningAppliance, needles: Needles, host: Host) -> None:

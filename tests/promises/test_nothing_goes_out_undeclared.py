@@ -55,7 +55,7 @@ def destination(*cidrs: str, host: str = HOST) -> Destination:
             "port": PORT,
             "country": "CZ",
             "purpose": "photos",
-            "uses": ["images", "webhooks"],
+            "uses": ["images", "webhooks", "feeds"],
             "tls": False,
         }
     )
@@ -91,6 +91,9 @@ async def attempt(url: str, declared: Sequence[Destination], *answers: str) -> N
     async with Outbound(residency, Registry(), resolver=answering(*answers)) as way:
         with pytest.raises(InvalidInput):
             async with way.image(url):
+                pass
+        with pytest.raises(InvalidInput):
+            async with way.feed(url, {}, 1 << 20):
                 pass
         with contextlib.suppress(InvalidInput):
             assert await way.post(url, b"{}", {}) is None

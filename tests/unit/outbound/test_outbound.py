@@ -1,14 +1,14 @@
 """The way out, towards hosts that are declared: what is fetched, what is refused, what is not repeated."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
 
 from appliance import outbound as gate
-from appliance.errors import InvalidInput, Overloaded, TooLarge
+from appliance.errors import HostFailed, InvalidInput, Overloaded, TooLarge
 from appliance.metrics import Registry
 from appliance.outbound import Outbound
 from appliance.residency import Destination, Residency, Use
@@ -177,8 +177,8 @@ async def test_a_slow_host_keeps_no_more_than_its_connections(monkeypatch: pytes
         outcomes = [type(task.result()) for task in waiting]
         released.set()
     assert running <= 2 * gate.CONNECTIONS
-    assert outcomes[: gate.CONNECTIONS] == [InvalidInput] * gate.CONNECTIONS
-    assert set(outcomes[gate.CONNECTIONS :]) <= {Overloaded, InvalidInput}
+    assert outcomes[: gate.CONNECTIONS] == [HostFailed] * gate.CONNECTIONS
+    assert set(outcomes[gate.CONNECTIONS :]) <= {Overloaded, HostFailed}
 
 
 async def _outcome(work: Awaitable[bytes]) -> object:
@@ -223,3 +223,87 @@ async def test_a_post_says_how_it_was_answered_and_follows_nothing() -> None:
     assert bodies == [b"{}"] * 3
     async with Outbound(declared(port, uses=("webhooks",)), Registry()) as way:
         assert await way.post(f"{address}/hook", b"{}", {}) is None
+
+
+async def read_feed(
+    way: Outbound, url: str, headers: Mapping[str, str] | None = None, most: int = 1 << 20
+) -> tuple[bytes, object]:
+    async with way.feed(url, headers or {}, most) as feed:
+        if feed is None:
+            return b"", None
+        return b"".join([piece async for piece in feed.pieces]), feed.known
+
+
+async def test_a_feed_comes_in_pieces_with_what_its_host_knows_it_by() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        assert request.headers["Authorization"] == "Bearer x"
+        if request.path == "/moved":
+            return web.Response(status=302, headers={"Location": "/feed"})
+        if request.headers.get("If-None-Match") == '"7"':
+            return web.Response(status=304)
+        return web.Response(body=b"[" + b" " * 500_000 + b"]", headers={"ETag": '"7"', "X-Other": "y"})
+
+    async with host(handler, "feeds") as (way, address, _):
+        for path in ("feed", "moved"):
+            content, known = await read_feed(way, f"{address}/{path}", {"Authorization": "Bearer x"})
+            assert (len(content), known) == (500_002, {"ETag": '"7"'})
+        same = {"Authorization": "Bearer x", "If-None-Match": '"7"'}
+        assert await read_feed(way, f"{address}/feed", same) == (b"", None)
+
+
+async def test_a_feed_that_breaks_off_or_is_too_large_or_refused_says_so() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        match request.path:
+            case "/declared":
+                return web.Response(body=b"x" * 1001)
+            case "/streamed" | "/short":
+                response = web.StreamResponse()
+                if request.path == "/short":
+                    response.content_length = 1000
+                await response.prepare(request)
+                await response.write(b"x" * (1001 if request.path == "/streamed" else 500))
+                if request.path == "/short" and request.transport is not None:
+                    request.transport.abort()
+                return response
+            case "/packed":
+                return web.Response(body=b"x", headers={"Content-Encoding": "br"})
+            case path:
+                return web.Response(status=int(path[1:]), text="<secret>")
+
+    async with host(handler, "feeds") as (way, address, _):
+        for path in ("declared", "streamed"):
+            with pytest.raises(TooLarge, match="1000"):
+                await read_feed(way, f"{address}/{path}", most=1000)
+        with pytest.raises(HostFailed, match="breaks off"):
+            await read_feed(way, f"{address}/short")
+        for path, kind in (
+            ("404", InvalidInput),
+            ("503", HostFailed),
+            ("429", HostFailed),
+            ("packed", InvalidInput),
+        ):
+            with pytest.raises(InvalidInput) as refusal:
+                await read_feed(way, f"{address}/{path}")
+            assert type(refusal.value) is kind
+            assert "secret" not in str(refusal.value)
+
+
+async def test_feeds_that_take_their_time_leave_the_connections_of_images() -> None:
+    begun, released = asyncio.Semaphore(0), asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.path == "/a.jpg":
+            return jpeg()
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"[")
+        begun.release()
+        await released.wait()
+        return response
+
+    async with host(handler, "feeds", "images") as (way, address, _), asyncio.TaskGroup() as group:
+        for _n in range(gate.FEEDS):
+            group.create_task(read_feed(way, f"{address}/feed"))
+            await begun.acquire()
+        assert await fetch(way, f"{address}/a.jpg") == IMAGE
+        released.set()

@@ -38,17 +38,17 @@ async def test_a_name_finds_its_customer_s_collection_alone(tmp_path: Path) -> N
         async with Customers(things.ledger, lambda: NOW) as customers:
             other = (await customers.add(ACTOR, "other")).id
         theirs = await add(things, "shoes", other)
-        assert (await things.collections.named(things.customer, " shoes ")).id == one
-        assert (await things.collections.named(other, "shoes")).id == theirs
+        assert (await things.collections.find(things.customer, " shoes ")).id == one
+        assert (await things.collections.find(other, "shoes")).id == theirs
         await things.collections.rename(ACTOR, None, one, "boots")
         await things.collections.empty(ACTOR, None, one)
-        assert (await things.collections.named(things.customer, "boots")).id == one
+        assert (await things.collections.find(things.customer, "boots")).id == one
         for name in ("shoes", "Boots", ""):
             with pytest.raises(NotFound):
-                await things.collections.named(things.customer, name)
+                await things.collections.find(things.customer, name)
         await things.collections.remove(ACTOR, None, theirs)
         with pytest.raises(NotFound):
-            await things.collections.named(other, "shoes")
+            await things.collections.find(other, "shoes")
 
 
 async def test_equal_names_of_two_customers_leave_different_traces(tmp_path: Path) -> None:
@@ -100,9 +100,9 @@ async def test_a_name_that_does_not_open_stops_no_start(tmp_path: Path) -> None:
         await things.ledger.write(damage)
     async with shelf(tmp_path) as things:
         assert [one.name for one in await things.collections.list()] == [f"damaged {broken}", "sound"]
-        assert (await things.collections.named(things.customer, "sound")).id == sound
+        assert (await things.collections.find(things.customer, "sound")).id == sound
         renamed = await things.collections.rename(ACTOR, None, broken, "broken")
-        assert (await things.collections.named(things.customer, "broken")) == renamed
+        assert (await things.collections.find(things.customer, "broken")) == renamed
 
 
 async def test_two_of_one_name_are_both_there(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ async def test_two_of_one_name_are_both_there(tmp_path: Path) -> None:
         await things.ledger.write(rename)
     async with shelf(tmp_path) as things:
         assert [one.name for one in await things.collections.list()] == ["same", "same"]
-        assert (await things.collections.named(things.customer, "same")).id == first
+        assert (await things.collections.find(things.customer, "same")).id == first
         await things.collections.rename(ACTOR, None, second, "another")
 
 
