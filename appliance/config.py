@@ -147,7 +147,8 @@ class Search(Section):
     max_id_bytes: int = Field(1024, ge=1, le=MIB)
     m: int = Field(16, ge=2, le=128)
     ef_construction: int = Field(200, ge=2, le=100_000)
-    ef: int = Field(64, ge=1, le=100_000)
+    ef: int = Field(16, ge=1, le=100_000)
+    tail_bytes: int = Field(4 * MIB, ge=1, le=TIB)
 
 
 class Datasets(Section):

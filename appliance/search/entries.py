@@ -10,7 +10,7 @@ from appliance.search.numbering import span
 from appliance.search.records import CollectionId
 from appliance.search.seals import ContainerId
 
-_COLUMNS = "number, id, container, customer, name, backbone, dim, created_at, count"
+_COLUMNS = "number, id, container, customer, name, backbone, dim, created_at, count, recall"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class Entry:
     dim: int
     created_at: int
     count: int
+    recall: float
 
 
 def check_customer(connection: Connection, customer: CustomerId) -> None:
@@ -37,9 +38,9 @@ def check_customer(connection: Connection, customer: CustomerId) -> None:
 def add_collection(connection: Connection, new: Entry) -> None:
     """Its number is the next one, and it is empty, whatever `new` says of these."""
     connection.execute(
-        "INSERT INTO collections (id, container, customer, name, backbone, dim, created_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (new.id, new.container, new.customer, new.name, new.backbone, new.dim, new.created_at),
+        "INSERT INTO collections (id, container, customer, name, backbone, dim, created_at, recall)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (new.id, new.container, new.customer, new.name, new.backbone, new.dim, new.created_at, new.recall),
     )
 
 
@@ -71,6 +72,10 @@ def find_collection(
 def rename_collection(connection: Connection, number: int, name: bytes) -> None:
     """`name` is the sealed one."""
     connection.execute("UPDATE collections SET name = ? WHERE number = ?", (name, number))
+
+
+def aim_collection(connection: Connection, number: int, recall: float) -> None:
+    connection.execute("UPDATE collections SET recall = ? WHERE number = ?", (recall, number))
 
 
 def renew_collection(connection: Connection, old: int, new: Entry, tombstone: CollectionId) -> None:

@@ -18,6 +18,8 @@ from appliance.search.records import AnyVector, Vector
 Scores = npt.NDArray[np.float32]
 Distances = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
+Found = tuple[Positions, Distances]
+"""Labels and, parallel to them, distances."""
 
 MAX_K = 10_000
 MIN_NORM = 1e-12
@@ -75,7 +77,7 @@ def distances(rows: Vector, query: Vector) -> Distances:
     return rounded.clip(0.0, 2.0) + 0.0  # the sum turns -0.0, which callers would be shown, into 0.0
 
 
-def nearest(labels: Positions, measured: Distances, k: int) -> tuple[Positions, Distances]:
+def nearest(labels: Positions, measured: Distances, k: int) -> Found:
     """The k nearest, ascending by distance and, where distances are equal, by label."""
     order = np.lexsort((labels, measured))[:k]
     return labels[order], measured[order]

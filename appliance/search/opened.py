@@ -24,9 +24,9 @@ from appliance.search.records import (
     Upserted,
     encode_metadata,
 )
+from appliance.search.scans import Scans
 from appliance.search.sealed import SealedGraphs
 from appliance.search.seals import Seals
-from appliance.search.segments import Scans
 
 __all__ = ["MAX_PAGE", "Also", "OpenCollection", "nothing"]
 

@@ -1,8 +1,9 @@
 """One collection in memory, as it is read: vectors in RAM, all else opened from the ledger."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -20,9 +21,10 @@ from appliance.search.loading import Page, is_sound
 from appliance.search.reading import Reading, matches
 from appliance.search.recent import RecentIds
 from appliance.search.records import AnyVector, Collection, Hit, Record, Vector, encode_id
+from appliance.search.scans import Scans
 from appliance.search.sealed import SealedGraphs
 from appliance.search.seals import Seals
-from appliance.search.segments import Scans, Segments
+from appliance.search.segments import Sealing, Segments
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -59,7 +61,9 @@ class ReadableCollection:
         self._ledger = ledger
         self._settings = settings
         self._scans = scans
-        self._segments = Segments(settings, collection.dim, graphs, scans, self._moved)
+        self._segments = Segments(
+            settings, collection.dim, graphs, scans, moved=self._moved, target=collection.recall
+        )
         self._columns = Columns(self._metadata_page, self._segments.view)
         self._damages = Damages(collection.id, self._segments, damages)
         self._reading = Reading(self._read, self._damages.sound)
@@ -83,12 +87,22 @@ class ReadableCollection:
 
     @property
     def graphed(self) -> int | None:
-        """How many records the graph in use knows; None while there is none and every search is exact."""
+        """How many records the graphs in use know; None while there is none and every search is exact."""
         return self._segments.known
+
+    @property
+    def sealing(self) -> Sealing:
+        """How the records are held, and what the graphs are tuned to."""
+        return self._segments.sealing
 
     def rename(self, name: str) -> None:
         """Follow the ledger, where the collection has this name now."""
         self._collection = dataclasses.replace(self._collection, name=name)
+
+    def aim(self, recall: float) -> None:
+        """Follow the ledger, where this is the recall that is asked of the graphs."""
+        self._collection = dataclasses.replace(self._collection, recall=recall)
+        self._segments.aim(recall)
 
     async def get(self, ids: Sequence[str]) -> list[Record | None]:
         """The records of these ids, None for one that does not exist."""
@@ -103,48 +117,97 @@ class ReadableCollection:
         return [None if vector is None or not is_sound(vector) else vector for vector in vectors]
 
     async def search(
-        self, vector: AnyVector, k: int, wanted: Filter | None = None, *, metadata: bool = True
+        self,
+        vector: AnyVector,
+        k: int,
+        wanted: Filter | None = None,
+        *,
+        metadata: bool = True,
+        exactly: bool = False,
     ) -> list[Hit]:
         """The k records nearest to a vector of any length: always min(k, those that match), ascending.
 
         Records at equal distance come in order of insertion. While the collection is small or has no graph,
-        and where few records match, the answer is exact; else it is the graph's, whose recall `[search] ef`
-        decides.
-        `metadata=False` leaves the hits' metadata empty and saves reading it. Raises InvalidInput.
+        where few records match, and with `exactly`, the answer is exact; else it is the graphs', of the
+        collection's recall. `metadata=False` leaves the hits' metadata empty and saves reading it. Raises
+        InvalidInput.
         """
+        (hits,) = await self.search_many([vector], k, wanted, metadata=metadata, exactly=exactly)
+        return hits
+
+    async def search_many(
+        self,
+        vectors: Sequence[AnyVector],
+        k: int,
+        wanted: Filter | None = None,
+        *,
+        metadata: bool = True,
+        exactly: bool = False,
+    ) -> list[list[Hit]]:
+        """What `search` finds for each of the vectors, which costs less than so many searches."""
         exact.check_k(k)
-        query = exact.normalised(vector, self._collection.dim, "query vector")
+        queries = np.empty((len(vectors), self._collection.dim), np.float32)
+        for position, vector in enumerate(vectors):
+            queries[position] = exact.normalised(vector, self._collection.dim, "query vector")
+        answers: dict[int, list[Hit]] = {}
         races = 0
-        while True:
+        while pending := [position for position in range(len(queries)) if position not in answers]:
             self._require_present()
+            some = queries[pending]
             if wanted is None or wanted.everything:
-                labels, distances = await self._segments.nearest(query, k)
+                found = await self._segments.nearest(some, k, exactly=exactly)
             else:
-                labels, distances = await self._segments.nearest_matching(
-                    query, k, partial(self._columns.matching, wanted)
-                )
-            if not metadata and (ids := self._recent.find(labels.tolist())) is not None:
-                hits = zip(ids, distances.tolist(), strict=True)
-                return [Hit(external, distance, {}) for external, distance in hits]
+                matching = partial(self._columns.matching, wanted)
+                found = await self._segments.nearest_matching(some, k, matching, exactly=exactly)
             damaged = self.damaged
             with self._reading.following() as replaced:
-                found = await self._reading.records(labels, metadata=metadata)
-            known = [record for record in found if record is not None]
-            if len(known) == len(found):
-                break
+                hits = await self._hits(found, metadata=metadata)
+            answers |= {position: one for position, one in zip(pending, hits, strict=True) if one is not None}
             # Short of a hit that was deleted or replaced meanwhile, or does not open: search again, unless
             # changes overtake every search.
             races += self.damaged == damaged
             if races > _RACES:
-                named = zip(labels.tolist(), found, strict=True)
-                now = [record.id if record else replaced.get(label, "") for label, record in named]
-                return await self._as_now([one for one in now if one], query, wanted, metadata=metadata)
-        if not metadata and len(self._segments.view().slots(labels)) == len(labels):  # none deleted meanwhile
-            self._recent.remember(zip(labels.tolist(), (record.id for record in known), strict=True))
-        return [
-            Hit(record.id, distance, record.metadata)
-            for record, distance in zip(known, distances.tolist(), strict=True)
-        ]
+                for position, (labels, _) in zip(pending, found, strict=True):
+                    if position not in answers:
+                        ids = await self._ids_now(labels, replaced)
+                        answers[position] = await self._as_now(
+                            ids, queries[position], wanted, metadata=metadata
+                        )
+        return [answers[position] for position in range(len(queries))]
+
+    async def _hits(self, found: Sequence[exact.Found], *, metadata: bool) -> list[list[Hit] | None]:
+        """Of each answer what its labels stand for, None where one of them stands for nothing any more."""
+        hits: list[list[Hit] | None] = [None] * len(found)
+        unknown = list(range(len(found)))
+        if not metadata:
+            for position, (labels, distances) in enumerate(found):
+                if (ids := self._recent.find(labels.tolist())) is not None:
+                    named = zip(ids, distances.tolist(), strict=True)
+                    hits[position] = [Hit(external, distance, {}) for external, distance in named]
+                    unknown.remove(position)
+        if not unknown:
+            return hits
+        labels = np.concatenate([found[position][0] for position in unknown])
+        records = iter(await self._reading.records(labels, metadata=metadata))
+        view = self._segments.view()
+        for position in unknown:
+            labels, distances = found[position]
+            known = [record for record in islice(records, len(labels)) if record is not None]
+            if len(known) < len(labels):
+                continue
+            hits[position] = [
+                Hit(record.id, distance, record.metadata)
+                for record, distance in zip(known, distances.tolist(), strict=True)
+            ]
+            if not metadata and len(view.slots(labels)) == len(labels):  # none deleted meanwhile
+                self._recent.remember(zip(labels.tolist(), (one.id for one in known), strict=True))
+        return hits
+
+    async def _ids_now(self, labels: Positions, replaced: Mapping[int, str]) -> list[str]:
+        """Of the records of these labels, those that were `replaced` meanwhile included."""
+        named = zip(labels.tolist(), await self._reading.records(labels, metadata=False), strict=True)
+        now = [record.id if record else replaced.get(label, "") for label, record in named]
+        return [one for one in now if one]
 
     async def _as_now(
         self, ids: Sequence[str], query: Vector, wanted: Filter | None, *, metadata: bool
@@ -202,7 +265,7 @@ class ReadableCollection:
             return await self._reading.present(await self._matching(wanted), replaced, wanted)
 
     async def seal(self) -> None:
-        """Build a graph over every record now instead of when the exact tail has grown; see `[search]`."""
+        """Build one graph over every record now, whatever is due; see `[search]`."""
         await self._segments.seal()
 
     async def settle(self) -> None:
@@ -239,7 +302,7 @@ class ReadableCollection:
         self._removed = True
 
     async def close(self) -> None:
-        """Stop the upkeep and drop the graph."""
+        """Stop the upkeep and drop the graphs."""
         await self._segments.close()
 
     def _encoded_id(self, external: object) -> bytes:
