@@ -178,15 +178,16 @@ def _known(graphs: dict[int, hnswlib.Index], graph: int) -> hnswlib.Index:
 def _nearest(index: hnswlib.Index, vectors: Vectors, ask: Ask) -> tuple[Labels, Horizons]:
     """Labels (n, k) and horizons (n) as in an answer to `Query`."""
     k = min(ask.k, index.element_count)
-    labels = np.full((len(vectors), ask.k), -1, np.int64)
-    horizons = np.full(len(vectors), -np.inf, np.float32)
     index.set_ef(max(ask.ef, k))
     try:
-        labels[:, :k], distances = index.knn_query(vectors, k, num_threads=1)
+        found, distances = index.knn_query(vectors, k, num_threads=1)
     except RuntimeError:  # of some vector fewer than k can be reached
-        if len(vectors) > 1:
-            each = [_nearest(index, vectors[n : n + 1], ask) for n in range(len(vectors))]
-            return np.concatenate([one[0] for one in each]), np.concatenate([one[1] for one in each])
-    else:
-        horizons[:] = np.inf if k == index.element_count else distances[:, -1]
-    return labels, horizons
+        if len(vectors) == 1:
+            return np.full((1, ask.k), -1, np.int64), np.array([-np.inf], np.float32)
+        each = [_nearest(index, vectors[n : n + 1], ask) for n in range(len(vectors))]
+        return np.concatenate([one[0] for one in each]), np.concatenate([one[1] for one in each])
+    labels: Labels = found.view(np.int64)
+    if k == index.element_count:
+        missing = np.full((len(vectors), ask.k - k), -1, np.int64)
+        return np.concatenate([labels, missing], axis=1), np.full(len(vectors), np.inf, np.float32)
+    return labels, distances[:, -1]

@@ -64,19 +64,15 @@ def asks_matching(segments: Sequence[Segment], k: int, ef: int, view: View, want
     ]
 
 
-def nominated(asked: Sequence[Ask], proposed: Proposed, view: View, wanted: Mask | None) -> list[Positions]:
-    """For each query the slots, ascending and each once, of what lives among the proposed, and is wanted.
+def nominated(proposed: Proposed, view: View, tail: int, wanted: Mask | None) -> list[Positions]:
+    """For each query the slots of what lives among the proposed, and is wanted.
 
-    Whatever the other process says: of each graph only labels that it was given.
+    Ascending, each once, and before slot `tail`, whatever the other process says.
     """
-    if not len(view.labels):
+    if not tail:
         return [np.empty(0, np.int64)] * len(proposed.labels)
-    counts = [ask.k for ask in asked]
-    lowest = np.repeat([ask.sealed.first for ask in asked], counts)
-    highest = np.repeat([ask.sealed.through for ask in asked], counts)
-    believed = (proposed.labels >= lowest) & (proposed.labels <= highest)
-    labels = np.sort(np.where(believed, proposed.labels, -1), axis=1)
-    slots = np.minimum(np.searchsorted(view.labels, labels), len(view.labels) - 1)
+    labels = np.sort(proposed.labels, axis=1)
+    slots = np.minimum(view.labels[:tail].searchsorted(labels), tail - 1)
     here = (view.labels[slots] == labels) & view.alive[slots]
     here[:, 1:] &= labels[:, 1:] != labels[:, :-1]
     if wanted is not None:

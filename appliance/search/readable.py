@@ -1,7 +1,7 @@
 """One collection in memory, as it is read: vectors in RAM, all else opened from the ledger."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Concatenate, ParamSpec, TypeVar
@@ -161,53 +161,47 @@ class ReadableCollection:
                 found = await self._segments.nearest_matching(some, k, matching, exactly=exactly)
             damaged = self.damaged
             with self._reading.following() as replaced:
-                hits = await self._hits(found, metadata=metadata)
-            answers |= {position: one for position, one in zip(pending, hits, strict=True) if one is not None}
+                records = await self._records(found, metadata=metadata)
+            missed: list[tuple[int, list[str]]] = []
+            for position, (labels, distances), named in zip(pending, found, records, strict=True):
+                known = [record for record in named if record is not None]
+                if len(known) == len(named):
+                    answers[position] = [
+                        Hit(record.id, distance, record.metadata)
+                        for record, distance in zip(known, distances.tolist(), strict=True)
+                    ]
+                else:
+                    pairs = zip(labels.tolist(), named, strict=True)
+                    now = [record.id if record else replaced.get(label, "") for label, record in pairs]
+                    missed.append((position, [one for one in now if one]))
             # Short of a hit that was deleted or replaced meanwhile, or does not open: search again, unless
             # changes overtake every search.
             races += self.damaged == damaged
             if races > _RACES:
-                for position, (labels, _) in zip(pending, found, strict=True):
-                    if position not in answers:
-                        ids = await self._ids_now(labels, replaced)
-                        answers[position] = await self._as_now(
-                            ids, queries[position], wanted, metadata=metadata
-                        )
+                for position, ids in missed:
+                    answers[position] = await self._as_now(ids, queries[position], wanted, metadata=metadata)
         return [answers[position] for position in range(len(queries))]
 
-    async def _hits(self, found: Sequence[exact.Found], *, metadata: bool) -> list[list[Hit] | None]:
-        """Of each answer what its labels stand for, None where one of them stands for nothing any more."""
-        hits: list[list[Hit] | None] = [None] * len(found)
-        unknown = list(range(len(found)))
-        if not metadata:
-            for position, (labels, distances) in enumerate(found):
-                if (ids := self._recent.find(labels.tolist())) is not None:
-                    named = zip(ids, distances.tolist(), strict=True)
-                    hits[position] = [Hit(external, distance, {}) for external, distance in named]
-                    unknown.remove(position)
-        if not unknown:
-            return hits
-        labels = np.concatenate([found[position][0] for position in unknown])
-        records = iter(await self._reading.records(labels, metadata=metadata))
+    async def _records(self, found: Sequence[exact.Found], *, metadata: bool) -> list[list[Record | None]]:
+        """Of each answer what its labels stand for, None where one stands for nothing any more."""
+        named = [None if metadata else self._recently(labels) for labels, _ in found]
+        unknown = [labels for (labels, _), known in zip(found, named, strict=True) if known is None]
+        read: Iterator[Record | None] = iter(())
+        if unknown:
+            read = iter(await self._reading.records(np.concatenate(unknown), metadata=metadata))
         view = self._segments.view()
-        for position in unknown:
-            labels, distances = found[position]
-            known = [record for record in islice(records, len(labels)) if record is not None]
-            if len(known) < len(labels):
-                continue
-            hits[position] = [
-                Hit(record.id, distance, record.metadata)
-                for record, distance in zip(known, distances.tolist(), strict=True)
-            ]
-            if not metadata and len(view.slots(labels)) == len(labels):  # none deleted meanwhile
-                self._recent.remember(zip(labels.tolist(), (one.id for one in known), strict=True))
-        return hits
+        records: list[list[Record | None]] = []
+        for (labels, _), known in zip(found, named, strict=True):
+            records.append(list(islice(read, len(labels))) if known is None else known)
+            ids = [record.id for record in records[-1] if record is not None]
+            # None of them deleted meanwhile.
+            if known is None and not metadata and len(view.slots(labels)) == len(ids) == len(labels):
+                self._recent.remember(zip(labels.tolist(), ids, strict=True))
+        return records
 
-    async def _ids_now(self, labels: Positions, replaced: Mapping[int, str]) -> list[str]:
-        """Of the records of these labels, those that were `replaced` meanwhile included."""
-        named = zip(labels.tolist(), await self._reading.records(labels, metadata=False), strict=True)
-        now = [record.id if record else replaced.get(label, "") for label, record in named]
-        return [one for one in now if one]
+    def _recently(self, labels: Positions) -> list[Record | None] | None:
+        ids = self._recent.find(labels.tolist())
+        return None if ids is None else [Record(external, {}) for external in ids]
 
     async def _as_now(
         self, ids: Sequence[str], query: Vector, wanted: Filter | None, *, metadata: bool

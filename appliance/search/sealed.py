@@ -33,11 +33,10 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A graph over the `size` records that lived when it was built, with labels from `first` to `through`."""
+    """A graph over the `size` records that lived when it was built; no label in it is above `through`."""
 
     number: int
     size: int
-    first: int
     through: int
 
 
@@ -93,8 +92,7 @@ class SealedGraphs:
         """
         worker, memory = await self._start()
         slots = np.flatnonzero(view.alive)
-        first, last = view.labels[slots[[0, -1]]].tolist()
-        sealed = Sealed(next(self._numbers), len(slots), first, last)
+        sealed = Sealed(next(self._numbers), len(slots), int(view.labels[-1]))
         begin = graph.Begin(
             sealed.number, view.dim, sealed.size, self._settings.m, self._settings.ef_construction
         )

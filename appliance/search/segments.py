@@ -22,7 +22,7 @@ from appliance.search.exact import Found, Positions
 from appliance.search.proposals import Segment
 from appliance.search.records import Vector
 from appliance.search.scans import Scans
-from appliance.search.sealed import SealedGraphs
+from appliance.search.sealed import Proposed, SealedGraphs
 from appliance.search.tuning import Tuned
 from appliance.search.vectors import QUERIES_TOGETHER, Mask, Vectors, View
 
@@ -150,9 +150,10 @@ class Segments:
                 found = await self._through_graphs(some, k, self._ef)
             left = [n for n, one in enumerate(found) if one is None]
             self._scans.by_graph.inc(len(some) - len(left))
-            self._scans.exact.inc(len(left))
-            for n, one in zip(left, await self._exactly(some[left], k), strict=True):
-                found[n] = one
+            if left:
+                self._scans.exact.inc(len(left))
+                for n, one in zip(left, await self._exactly(some[left], k), strict=True):
+                    found[n] = one
             answers += [one for one in found if one is not None]
         return answers
 
@@ -255,8 +256,7 @@ class Segments:
                 self._lose(segments)
             return [None] * len(queries)
         view, replaced = self.view(), self._replaced
-        nominated = proposals.nominated(asks, proposed, view, None)
-        found = await self._beside_tail(segments, queries, k, view, None, nominated)
+        found = await self._measured(segments, proposed, queries, k, view, None)
         complete = [n for n, whole in enumerate(proposals.complete(found, proposed, k)) if whole]
         sound = self._undisturbed(complete, [found[n] for n in complete], replaced)
         return [sound.get(n) for n in range(len(queries))]
@@ -270,8 +270,7 @@ class Segments:
         found: list[Found | None] = [None] * len(queries)
         proposed = await self._graphs.query(asks, queries) if asks else None
         if proposed is not None:
-            nominated = proposals.nominated(asks, proposed, view, wanted)
-            measured = await self._beside_tail(segments, queries, k, view, wanted, nominated)
+            measured = await self._measured(segments, proposed, queries, k, view, wanted)
             complete = proposals.complete(measured, proposed, k)
             found = [one if whole else None for one, whole in zip(measured, complete, strict=True)]
         elif asks:
@@ -281,24 +280,25 @@ class Segments:
         (self._scans.filtered_both if asks else self._scans.filtered_exact).inc(left)
         return found
 
-    async def _beside_tail(  # noqa: PLR0917 -- what is searched, and among what
+    async def _measured(  # noqa: PLR0917 -- what is searched, and among what
         self,
         segments: Sequence[Segment],
+        proposed: Proposed,
         queries: Vector,
         k: int,
         view: View,
         wanted: Mask | None,
-        nominated: Sequence[Positions],
     ) -> list[Found]:
-        """The k nearest of what is nominated for each query and of the records that no graph knows."""
-        first = view.after(segments[-1].through)
-        size = _reads(len(queries)) * (len(view.labels) - first) * self._dim * 4
-        return await self._scans.run(size, view.scan, queries, k, wanted, first, nominated)
+        """The k nearest of what is proposed for each query and of the records that no graph knows."""
+        tail = view.after(segments[-1].through)
+        nominated = proposals.nominated(proposed, view, tail, wanted)
+        size = _reads(len(queries)) * (len(view.labels) - tail) * self._dim * 4
+        return await self._scans.run(size, view.scan, queries, k, wanted, tail, nominated)
 
     def _undisturbed(
         self, positions: Sequence[int], found: Sequence[Found | None], replaced: int
     ) -> dict[int, Found]:
-        """By position the answers of which nothing has been deleted since. None when anything at all has been
+        """By position the answers of which nothing has been deleted since; none at all when anything has been
         replaced: the old record may have been missed where the view has no new one.
         """
         if self._replaced != replaced:

@@ -26,6 +26,10 @@ _GATHER_EFFORT = 2.2
 """A row that is copied takes about as long as so many in order (measured)."""
 _GATHER_BYTES = 256 << 10
 """Copied at once: what stays in a core's own cache until it is scored."""
+_FEW = 2
+"""So many times as wanted are measured at once; of more it is cheaper to see first which may be nearest."""
+_MEASURED_TOGETHER = 4096
+"""Rows, of several queries: a few megabytes."""
 QUERIES_TOGETHER = 16
 """In one pass over the rows, and in one message to the graphs; then others get their turn."""
 
@@ -71,7 +75,7 @@ class View:
         gathered = np.empty((len(slots), self.dim), np.float32)
         for block, start, part in self._parts(slots):
             # "clip" copies once, "raise" twice.
-            np.take(block, slots[part] - start, axis=0, out=gathered[part], mode="clip")
+            block.take(slots[part] - start, axis=0, out=gathered[part], mode="clip")
         return gathered
 
     def part(self, first: int, last: int) -> "View":
@@ -96,16 +100,34 @@ class View:
         found: list[Found] = []
         for low in range(0, len(queries), QUERIES_TOGETHER):
             some = queries[low : low + QUERIES_TOGETHER]
-            for offset, near in enumerate(self._near(some, k, wanted, first)):
-                query, before = some[offset], None if beside is None else beside[low + offset]
-                if before is None or not len(before):
-                    slots, rows = near, self.rows(near)
-                else:
-                    slots = np.concatenate([before, near])
-                    rows = self.rows(slots)
-                    best = exact.contenders(rows @ query, k, self.dim)
-                    slots, rows = slots[best], rows[best]
-                found.append(exact.nearest(self.labels[slots], exact.distances(rows, query), k))
+            slots = self._near(some, k, wanted, first)
+            if beside is not None:
+                slots = [np.concatenate(pair) for pair in zip(beside[low:], slots, strict=False)]
+                slots = [self._fewer(query, one, k) for query, one in zip(some, slots, strict=True)]
+            together = max(1, _MEASURED_TOGETHER // max(1, *map(len, slots)))
+            for start in range(0, len(some), together):
+                part = slice(start, start + together)
+                found += self._nearest(some[part], slots[part], k)
+        return found
+
+    def _fewer(self, query: Vector, slots: Positions, k: int) -> Positions:
+        """Those of these ascending slots that may be among the k nearest, where that leaves out many."""
+        if len(slots) <= _FEW * k:
+            return slots
+        return slots[exact.contenders(self.rows(slots) @ query, k, self.dim)]
+
+    def _nearest(self, queries: Vector, slots: Sequence[Positions], k: int) -> list[Found]:
+        """The k nearest to each query of the slots that it has, measured exactly."""
+        together = np.concatenate(slots)
+        order = together.argsort(kind="stable")  # rows are read in order
+        owner = np.repeat(np.arange(len(slots)), [len(one) for one in slots])
+        measured = np.empty(len(together))
+        measured[order] = exact.distances(self.rows(together[order]), queries[owner[order]])
+        labels, low, found = self.labels[together], 0, list[Found]()
+        for one in slots:
+            high = low + len(one)
+            found.append(exact.nearest(labels[low:high], measured[low:high], k))
+            low = high
         return found
 
     def _near(self, queries: Vector, k: int, wanted: Mask | None, first: int) -> list[Positions]:

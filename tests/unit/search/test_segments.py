@@ -187,7 +187,7 @@ def assert_each_record_is_in_one_graph_or_the_tail(opened: OpenCollection) -> No
     held, view = opened._segments, opened._segments.view()
     end = -1
     for segment in held._segments:
-        assert end <= segment.above < segment.sealed.first <= segment.sealed.through <= segment.through
+        assert end <= segment.above < segment.sealed.through <= segment.through
         assert segment.dead <= 0.2 * segment.sealed.size
         between = view.alive[view.after(segment.above) : view.after(segment.through)]
         assert np.count_nonzero(between) == segment.living
