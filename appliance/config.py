@@ -151,7 +151,8 @@ class Search(Section):
     feed_bytes: int = Field(2 * GIB, ge=1024, le=TIB)
     m: int = Field(16, ge=2, le=128)
     ef_construction: int = Field(200, ge=2, le=100_000)
-    ef: int = Field(64, ge=1, le=100_000)
+    ef: int = Field(16, ge=1, le=100_000)
+    tail_bytes: int = Field(4 * MIB, ge=1, le=TIB)
     scrub_days: float = Field(30, gt=0, le=3650)
 
 

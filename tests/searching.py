@@ -14,6 +14,7 @@ from appliance.accounts.customers import CustomerId, Customers
 from appliance.ledger import Ledger
 from appliance.metrics import Registry
 from appliance.search.collections import Collections, NewRecord, OpenCollection
+from appliance.search.records import RECALL
 from appliance.vault import Keyring, open_keyring
 
 ACTOR = Actor("system", "test")
@@ -34,9 +35,9 @@ class Shelf:
     customer: CustomerId
     registry: Registry
 
-    async def collection(self, dim: int, name: str = "things") -> OpenCollection:
+    async def collection(self, dim: int, name: str = "things", *, recall: float = RECALL) -> OpenCollection:
         """A new, empty one, opened."""
-        added = await self.collections.add(ACTOR, self.customer, name, BACKBONE, dim)
+        added = await self.collections.add(ACTOR, self.customer, name, BACKBONE, dim, recall=recall)
         return await self.collections.open(self.customer, added.id)
 
     def count(self, metric: str, **labels: str) -> float:

@@ -24,6 +24,7 @@ class Event(StrEnum):
     AGREEMENT_REVOKE = "agreement.revoke"
     COLLECTION_ADD = "collection.add"
     COLLECTION_RENAME = "collection.rename"
+    COLLECTION_RECALL = "collection.recall"
     COLLECTION_EMPTY = "collection.empty"
     COLLECTION_REMOVE = "collection.remove"
     ALIAS_SET = "alias.set"

@@ -13,7 +13,9 @@ from appliance.errors import InvalidInput, NotFound
 from appliance.recognition import hashing
 from appliance.recognition.bundles import Bundles
 from appliance.search.collections import Collections as Shelf
-from appliance.search.records import Collection, CollectionId
+from appliance.search.records import RECALL, Collection, CollectionId, check_recall
+
+METRIC = "cosine"
 
 MAX_PAGE = 1000
 
@@ -22,10 +24,13 @@ class NewCollection(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     customer: str | None = None
     backbone: str | None = None
+    metric: str | None = None
+    recall: float | None = None
 
 
-class Renamed(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
+class Changed(msgspec.Struct, forbid_unknown_fields=True):
+    name: str | None = None
+    recall: float | None = None
 
 
 class Collections:
@@ -40,7 +45,14 @@ class Collections:
         asked = call.document(NewCollection)
         owner = named(call.owner(asked.customer))
         pin, dim = self._pin(asked.backbone)
-        return Answer(_collection(await self._collections.add(call.actor, owner, asked.name, pin, dim)), 201)
+        if asked.metric not in {None, METRIC}:
+            raise InvalidInput(
+                f"metric: {METRIC} is what there is; embeddings have length 1, so that by euclidean distance"
+                " and by inner product the order is the same"
+            )
+        recall = RECALL if asked.recall is None else asked.recall
+        made = await self._collections.add(call.actor, owner, asked.name, pin, dim, recall=recall)
+        return Answer(_collection(made), 201)
 
     async def list(self, call: Call) -> Answer:
         """All, or a page: `limit` of them after the one `after`; `next` is the `after` of the next page.
@@ -63,10 +75,19 @@ class Collections:
     async def get(self, call: Call) -> Answer:
         return Answer(_collection(await self._collections.get(call.principal.customer, _asked(call))))
 
-    async def rename(self, call: Call) -> Answer:
-        name = call.document(Renamed).name
-        owner = call.principal.customer
-        return Answer(_collection(await self._collections.rename(call.actor, owner, _asked(call), name)))
+    async def change(self, call: Call) -> Answer:
+        """Its name, its recall, or both."""
+        asked = call.document(Changed)
+        owner, identifier = call.principal.customer, _asked(call)
+        if asked.name is None and asked.recall is None:
+            raise InvalidInput("name or recall: one of them is expected")
+        if asked.recall is not None:
+            check_recall(asked.recall)  # before the name is changed
+        if asked.name is not None:
+            await self._collections.rename(call.actor, owner, identifier, asked.name)
+        if asked.recall is not None:
+            await self._collections.aim(call.actor, owner, identifier, asked.recall)
+        return Answer(_collection(await self._collections.get(owner, identifier)))
 
     async def empty(self, call: Call) -> Answer:
         """All records go; id, name and backbone stay."""
@@ -81,7 +102,7 @@ class Collections:
     async def stats(self, call: Call) -> Answer:
         """What is in a collection and how it is searched; loads it if it is not in memory."""
         opened = await self._collections.open(call.principal.customer, _asked(call))
-        searchable, graphed = opened.count - opened.damaged, opened.graphed
+        searchable, graphed, sealing = opened.count - opened.damaged, opened.graphed, opened.sealing
         return Answer(
             {
                 "count": opened.count,
@@ -91,6 +112,14 @@ class Collections:
                 "graph": graphed is not None,
                 "graph_records": graphed or 0,
                 "graph_share": round(graphed / searchable, 4) if graphed and searchable else 0.0,
+                "segments": [
+                    {"records": records, "dead_share": round(dead / records, 4)}
+                    for records, dead in sealing.segments
+                ],
+                "tail_records": sealing.tail,
+                "recall": opened.collection.recall,
+                "ef": sealing.tuned and sealing.tuned.ef,
+                "measured_recall": sealing.tuned and round(sealing.tuned.recall, 4),
             }
         )
 
@@ -125,6 +154,8 @@ def _collection(collection: Collection) -> dict[str, object]:
         "name": collection.name,
         "backbone": collection.backbone,
         "dim": collection.dim,
+        "metric": METRIC,
+        "recall": collection.recall,
         "created_at": moment(collection.created_at),
         "count": collection.count,
     }

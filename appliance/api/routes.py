@@ -308,7 +308,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "PATCH",
         f"{_V1}/collections/{{id}}",
-        Collections.rename,
+        Collections.change,
         _ADMIN,
         Event.COLLECTION_RENAME,
         Form.FIELDS,

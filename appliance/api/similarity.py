@@ -4,8 +4,9 @@ All siblings serve the same collections.
 """
 
 import asyncio
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from appliance.api.answers import Answer, status
 from appliance.api.call import Call
 from appliance.api.cursors import decode_cursor, encode_cursor
 from appliance.api.descriptors import Descriptors, Measure, collection_id
-from appliance.api.payload import MAX_IMAGES, Record, integer
+from appliance.api.payload import MAX_IMAGES, integer
 from appliance.api.projection import ID_ONLY, wanted
 from appliance.api.similarity_answers import (
     TEXTS,
@@ -35,6 +36,9 @@ from appliance.search.exact import MAX_K, rank
 from appliance.search.filters import Filter
 from appliance.search.opened import MAX_PAGE
 from appliance.search.records import Metadata
+from appliance.search.vectors import QUERIES_TOGETHER
+
+T = TypeVar("T")
 
 MAX_QUERIES = 100
 """Of one call."""
@@ -69,32 +73,39 @@ class Similarity:
         k = call.payload.integer("k", 5, 1, MAX_K)
         condition = filter_of(call.payload)
         measure = self._descriptors.measure(collection)
+        exactly = call.payload.flag("exact")
 
-        async def found(query: Record) -> Metadata:
-            vector = await self._descriptors.vector(collection, query)
+        async def found(vectors: Sequence[Vector]) -> list[Metadata]:
             with call.measures.stage("search"):
-                hits = await collection.search(vector, k, condition, metadata=not projection.id_only)
-            return {
-                "answer_records": [projection.of({"_id": hit.id, **hit.metadata}) for hit in hits],
-                "answer_count": len(hits),
-                "answer_distances": [measure.told(hit.distance) for hit in hits],
-            }
+                answers = await collection.search_many(
+                    vectors, k, condition, metadata=not projection.id_only, exactly=exactly
+                )
+            return [
+                {
+                    "answer_records": [projection.of({"_id": hit.id, **hit.metadata}) for hit in hits],
+                    "answer_count": len(hits),
+                    "answer_distances": [measure.told(hit.distance) for hit in hits],
+                }
+                for hits in answers
+            ]
 
         if call.payload.query is not None or not call.payload.records:
-            return enveloped(call, 200, await found(query_of(call)))
+            vector = await self._descriptors.vector(collection, query_of(call))
+            return enveloped(call, 200, (await found([vector]))[0])
         queries = call.payload.records
         if len(queries) > MAX_QUERIES or len(queries) * k > MAX_K:
             raise InvalidInput(f"records: at most {MAX_QUERIES} queries in one call, their k {MAX_K} in all")
-        outcomes = await each(queries, found)
+        outcomes = await each(queries, lambda query: self._descriptors.vector(collection, query))
+        usable = [one for one in outcomes if not isinstance(one, ApplianceError)]
+        searched = iter(await found(usable) if usable else ())
         refused = [one for one in outcomes if isinstance(one, ApplianceError)]
         answers = [
             skipped(call, query, one)
             if isinstance(one, ApplianceError)
-            else query.fields | one | {"_status": status(200, TEXTS[200], call.id)}
+            else query.fields | next(searched) | {"_status": status(200, TEXTS[200], call.id)}
             for query, one in zip(queries, outcomes, strict=True)
         ]
-        found_some = range(len(outcomes) - len(refused))
-        return enveloped(call, found_code(200, found_some, refused), {"answers": answers})
+        return enveloped(call, found_code(200, usable, refused), {"answers": answers})
 
     async def visual_rank_records(self, call: Call) -> Answer:
         """The given records (images, or stored ones by `_id`) in order of their distance to the query."""
@@ -131,12 +142,12 @@ class Similarity:
         k = call.payload.integer("k", 10, 1, MAX_K - 1)
         measure = self._descriptors.measure(collection)
         limit = call.payload.number("max_distance", measure.near, measure.whole)
-        near = _Near(collection, k, measure, limit, filter_of(call.payload))
+        near = _Near(collection, k, measure, limit, filter_of(call.payload), call.payload.flag("exact"))
         if call.payload.query is not None:
             query = await self._descriptors.vector(collection, call.payload.query)
             own = None if call.payload.query.has_image else call.payload.query.fields.get("_id")
             with call.measures.stage("search"):
-                hits = await near.to(query, own, metadata=not projection.id_only)
+                (hits,) = await near.to([(query, own)], metadata=not projection.id_only)
             answers = [projection.of({"_id": hit.id, **hit.metadata}) for hit in hits]
             distances = [measure.told(hit.distance) for hit in hits]
             return answer(call, 200, answers, answer_distances=distances)
@@ -146,10 +157,17 @@ class Similarity:
             records, following = await collection.after(position, size, near.condition)
             vectors = await collection.vectors([record.id for record in records])
             answers = []
-            for record, vector in zip(records, vectors, strict=True):
-                if vector is not None and (hits := await near.to(vector, record.id, metadata=False)):
-                    found = [{"_id": hit.id, "_distance": measure.told(hit.distance)} for hit in hits]
-                    answers.append(shown(record, projection) | {"_near_duplicates": found})
+            pairs = [
+                (record, vector)
+                for record, vector in zip(records, vectors, strict=True)
+                if vector is not None
+            ]
+            for some in _together(pairs):
+                queries = [(vector, record.id) for record, vector in some]
+                for (record, _), hits in zip(some, await near.to(queries, metadata=False), strict=True):
+                    if hits:
+                        found = [{"_id": hit.id, "_distance": measure.told(hit.distance)} for hit in hits]
+                        answers.append(shown(record, projection) | {"_near_duplicates": found})
                 await asyncio.sleep(0)  # a scan of a small collection does not let go of the loop
         return answer(call, 200, answers, **_following(call, collection, size, following))
 
@@ -209,13 +227,23 @@ class _Near:
     measure: Measure
     limit: float
     condition: Filter | None
+    exactly: bool
 
-    async def to(self, query: Vector, own: object, *, metadata: bool) -> list[Hit]:
-        """The near ones but for the record with the id `own`, nearest first."""
-        hits = await self.collection.search(query, self.k + 1, self.condition, metadata=metadata)
-        return [hit for hit in hits if hit.id != own and self.measure.told(hit.distance) <= self.limit][
-            : self.k
+    async def to(self, queries: Sequence[tuple[Vector, object]], *, metadata: bool) -> list[list[Hit]]:
+        """For each vector the near ones but for the record with the id beside it, nearest first."""
+        vectors = [vector for vector, _ in queries]
+        found = await self.collection.search_many(
+            vectors, self.k + 1, self.condition, metadata=metadata, exactly=self.exactly
+        )
+        return [
+            [hit for hit in hits if hit.id != own and self.measure.told(hit.distance) <= self.limit][: self.k]
+            for hits, (_, own) in zip(found, queries, strict=True)
         ]
+
+
+def _together(pairs: Sequence[T]) -> Iterator[Sequence[T]]:
+    for low in range(0, len(pairs), QUERIES_TOGETHER):
+        yield pairs[low : low + QUERIES_TOGETHER]
 
 
 def _following(call: Call, collection: OpenCollection, size: int, label: int | None) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from appliance.search.erasing import Erasing
 from appliance.search.opened import OpenCollection
 from appliance.search.records import (
     MAX_DIM,
+    RECALL,
     Collection,
     CollectionId,
     Hit,
@@ -35,12 +36,13 @@ from appliance.search.records import (
     Record,
     Vector,
     check_name,
+    check_recall,
 )
 from appliance.search.residents import Residents
+from appliance.search.scans import Scans
 from appliance.search.scrub import Scrub
 from appliance.search.sealed import SealedGraphs
 from appliance.search.seals import ContainerId, Seals
-from appliance.search.segments import Scans
 from appliance.search.sync.feeds import carry_over
 from appliance.vault import Keyring
 
@@ -131,16 +133,27 @@ class Collections:
         """The pid of the process that holds the graphs, None while there is none."""
         return self._graphs.pid
 
-    async def add(self, actor: Actor, customer: CustomerId, name: str, backbone: str, dim: int) -> Collection:
+    async def add(
+        self,
+        actor: Actor,
+        customer: CustomerId,
+        name: str,
+        backbone: str,
+        dim: int,
+        *,
+        recall: float = RECALL,
+    ) -> Collection:
         """Create an empty collection, durably and audited.
 
-        `backbone` (name@version) is what its vectors are made by, `dim` their width, 1 to 4,096. Raises
-        InvalidInput for the name or `dim`, Conflict when the customer has one of this name, CapacityExceeded
-        when it has as many as it may, NotFound for the customer.
+        `backbone` (name@version) is what its vectors are made by, `dim` their width, 1 to 4,096; `recall`,
+        0.8 to 0.999, what its graphs are tuned to. Raises InvalidInput for any of these or the name, Conflict
+        when the customer has one of this name, CapacityExceeded when it has as many as it may, NotFound for
+        the customer.
         """
         if not 1 <= dim <= MAX_DIM:
             raise InvalidInput(f"dim: 1 to {MAX_DIM}")
         cleaned = check_name(name)
+        check_recall(recall)
         handle = names.handle_of(self._keyring, customer, cleaned)
 
         def check(connection: Connection) -> None:
@@ -150,7 +163,7 @@ class Collections:
 
         await self._ledger.read(check)  # before a key is made for nothing
         now, identifier = int(self._clock() * 1000), CollectionId(str(uuid.uuid4()))
-        collection = Collection(identifier, customer, cleaned, backbone, dim, now, count=0)
+        collection = Collection(identifier, customer, cleaned, backbone, dim, now, 0, recall)
 
         def act(new: Entry, connection: Connection) -> Collection:
             check(connection)
@@ -227,6 +240,33 @@ class Collections:
             _, found = await self._find(customer, collection)
             entry = await self._ledger.write(act, then=apply)
         return dataclasses.replace(found, name=checked, count=entry.count)
+
+    async def aim(
+        self, actor: Actor, customer: CustomerId | None, collection: CollectionId, recall: float
+    ) -> Collection:
+        """Ask another recall of a collection's graphs, durably and audited; they are tuned to it soon.
+
+        Raises NotFound as `get`, InvalidInput unless it is from 0.8 to 0.999.
+        """
+        check_recall(recall)
+
+        def act(connection: Connection) -> Entry:
+            entry = entries.find_collection(connection, customer, collection)
+            entries.aim_collection(connection, entry.number, recall)
+            now = int(self._clock() * 1000)
+            details: dict[str, object] = {"recall": recall}
+            record(connection, now, actor, Event.COLLECTION_RECALL, entry.customer, collection, details)
+            return entry
+
+        def apply(_: Entry) -> None:
+            self._changes += 1
+            if (opened := self._known.get(collection)) is not None:
+                opened.aim(recall)
+
+        async with self._naming:  # emptied meanwhile, it would go on with the old one
+            _, found = await self._find(customer, collection)
+            entry = await self._ledger.write(act, then=apply)
+        return dataclasses.replace(found, recall=recall, count=entry.count)
 
     async def empty(self, actor: Actor, customer: CustomerId | None, collection: CollectionId) -> Collection:
         """Erase all records of a collection, which keeps its id, name and backbone; the empty collection.
@@ -363,6 +403,7 @@ class Collections:
             collection.created_at,
             count=0,
             handle=handle,
+            recall=collection.recall,
         )
         try:
             return await self._ledger.write(partial(act, new), then=apply)
@@ -391,7 +432,14 @@ class Collections:
         except SealBroken:
             name = f"damaged {entry.id}"
         return Collection(
-            entry.id, entry.customer, name, entry.backbone, entry.dim, entry.created_at, entry.count
+            entry.id,
+            entry.customer,
+            name,
+            entry.backbone,
+            entry.dim,
+            entry.created_at,
+            entry.count,
+            entry.recall,
         )
 
     def _seals(self, entry: Entry) -> Seals:

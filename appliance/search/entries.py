@@ -10,7 +10,7 @@ from appliance.search.numbering import span
 from appliance.search.records import CollectionId
 from appliance.search.seals import ContainerId
 
-_COLUMNS = "number, id, container, customer, name, backbone, dim, created_at, count, name_handle"
+_COLUMNS = "number, id, container, customer, name, backbone, dim, created_at, count, name_handle, recall"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Entry:
     created_at: int
     count: int
     handle: bytes | None
+    recall: float
 
 
 def check_customer(connection: Connection, customer: CustomerId) -> None:
@@ -61,9 +62,20 @@ def check_free(
 def add_collection(connection: Connection, new: Entry) -> None:
     """Its number is the next one, and it is empty, whatever `new` says of these."""
     connection.execute(
-        "INSERT INTO collections (id, container, customer, name, backbone, dim, created_at, name_handle)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (new.id, new.container, new.customer, new.name, new.backbone, new.dim, new.created_at, new.handle),
+        "INSERT INTO collections"
+        " (id, container, customer, name, backbone, dim, created_at, name_handle, recall)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            new.id,
+            new.container,
+            new.customer,
+            new.name,
+            new.backbone,
+            new.dim,
+            new.created_at,
+            new.handle,
+            new.recall,
+        ),
     )
 
 
@@ -138,6 +150,10 @@ def without_handle(connection: Connection) -> list[Entry]:
 def set_handle(connection: Connection, collection: CollectionId, handle: bytes | None) -> None:
     """Unless another one of its customer has it."""
     connection.execute("UPDATE OR IGNORE collections SET name_handle = ? WHERE id = ?", (handle, collection))
+
+
+def aim_collection(connection: Connection, number: int, recall: float) -> None:
+    connection.execute("UPDATE collections SET recall = ? WHERE number = ?", (recall, number))
 
 
 def renew_collection(connection: Connection, old: int, new: Entry, tombstone: CollectionId) -> None:

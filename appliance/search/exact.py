@@ -18,6 +18,8 @@ from appliance.search.records import AnyVector, Vector
 Scores = npt.NDArray[np.float32]
 Distances = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
+Found = tuple[Positions, Distances]
+"""Labels and, parallel to them, distances."""
 
 MAX_K = 10_000
 _ROUNDING = 2.0**-23
@@ -72,15 +74,18 @@ def contenders(scores: Scores, k: int, dim: int) -> Positions:
     return np.flatnonzero(scores >= threshold - dim * 2.0**-23)
 
 
-def distances(rows: Vector, query: Vector) -> Distances:
-    """1 - cosine in [0, 2] of each row (n, dim) to the query (dim,), both of unit length, to 7 decimals."""
+def distances(rows: Vector, queries: Vector) -> Distances:
+    """1 - cosine in [0, 2] of each row (n, dim) to the query (dim,), or to one of its own (n, dim), to 7
+    decimals; all of unit length.
+    """
     # einsum adds up each row by itself; a matrix product would treat rows at a block's edge differently.
-    cosines: Distances = np.einsum("ij,j->i", rows, query, dtype=np.float64)
+    pairs = "ij,ij->i" if queries.ndim > 1 else "ij,j->i"
+    cosines: Distances = np.einsum(pairs, rows, queries, dtype=np.float64)
     rounded: Distances = np.round(1.0 - cosines, RESOLUTION)
     return rounded.clip(0.0, 2.0) + 0.0  # the sum turns -0.0, which callers would be shown, into 0.0
 
 
-def nearest(labels: Positions, measured: Distances, k: int) -> tuple[Positions, Distances]:
+def nearest(labels: Positions, measured: Distances, k: int) -> Found:
     """The k nearest, ascending by distance and, where distances are equal, by label."""
     order = np.lexsort((labels, measured))[:k]
     return labels[order], measured[order]

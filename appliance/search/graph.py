@@ -23,6 +23,10 @@ from appliance.errors import InvalidInput, NotFound
 BUILD_NICENESS = 10
 TARGET = "appliance.search.graph:serve"
 
+Vectors = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+Horizons = npt.NDArray[np.float32]
+
 
 class Begin(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """Start a graph of at most `size` vectors of `dim` float32."""
@@ -47,13 +51,25 @@ class Finish(msgspec.Struct, frozen=True, array_like=True, tag=2):
     graph: int
 
 
-class Query(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """The labels (int64) of about the k nearest to a float32 vector, nearest first."""
+class Ask(msgspec.Struct, frozen=True, array_like=True):
+    """How many nearest are wanted of a graph, and how many candidates it shall look at for them."""
 
     graph: int
     k: int
     ef: int
-    vector: bytes
+
+
+class Query(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """What these graphs have nearest to each of the float32 vectors (n, dim).
+
+    The answer is the labels (int64), for each vector those of the first graph, then of the next, k each, -1
+    where it has fewer; then (float32) for each vector and graph how far away the last of them is, at which
+    distance the graph may have more: infinite where it has not, negative infinite where it gave none.
+    """
+
+    asks: list[Ask]
+    dim: int
+    vectors: bytes
 
 
 class Drop(msgspec.Struct, frozen=True, array_like=True, tag=4):
@@ -97,19 +113,17 @@ class Graphs:
         return b""
 
     def query(self, message: Query) -> bytes:
-        """The labels, int64; empty where the graph cannot reach k. NotFound, InvalidInput."""
-        index = _known(self._finished, message.graph)
-        index.set_ef(max(message.ef, message.k))
-        vector = np.frombuffer(message.vector, np.float32)
-        if len(vector) != index.dim:  # hnswlib would read past its end
-            raise InvalidInput(f"graph {message.graph} has {index.dim} dimensions, the query {len(vector)}")
-        labels: npt.NDArray[np.uint64]
-        try:
-            labels, _ = index.knn_query(vector, min(message.k, index.element_count), num_threads=1)
-        except RuntimeError:  # fewer than k can be reached: the daemon finds the answer short and scans
-            return b""
-        found: bytes = labels[0].astype(np.int64).tobytes()
-        return found
+        """See `Query`. Raises NotFound, InvalidInput."""
+        vectors = np.frombuffer(message.vectors, np.float32).reshape(-1, message.dim)
+        labels, horizons = [], []
+        for ask in message.asks:
+            index = _known(self._finished, ask.graph)
+            if message.dim != index.dim:  # hnswlib would read past the vector's end
+                raise InvalidInput(f"graph {ask.graph} has {index.dim} dimensions, the query {message.dim}")
+            found, horizon = _nearest(index, vectors, ask)
+            labels.append(found)
+            horizons.append(horizon)
+        return np.concatenate(labels, axis=1).tobytes() + np.stack(horizons, axis=1).tobytes()
 
 
 class _Answers:
@@ -159,3 +173,21 @@ def _known(graphs: dict[int, hnswlib.Index], graph: int) -> hnswlib.Index:
     if graph not in graphs:
         raise NotFound(f"no graph {graph}")
     return graphs[graph]
+
+
+def _nearest(index: hnswlib.Index, vectors: Vectors, ask: Ask) -> tuple[Labels, Horizons]:
+    """Labels (n, k) and horizons (n) as in an answer to `Query`."""
+    k = min(ask.k, index.element_count)
+    index.set_ef(max(ask.ef, k))
+    try:
+        found, distances = index.knn_query(vectors, k, num_threads=1)
+    except RuntimeError:  # of some vector fewer than k can be reached
+        if len(vectors) == 1:
+            return np.full((1, ask.k), -1, np.int64), np.array([-np.inf], np.float32)
+        each = [_nearest(index, vectors[n : n + 1], ask) for n in range(len(vectors))]
+        return np.concatenate([one[0] for one in each]), np.concatenate([one[1] for one in each])
+    labels: Labels = found.view(np.int64)
+    if k == index.element_count:
+        missing = np.full((len(vectors), ask.k - k), -1, np.int64)
+        return np.concatenate([labels, missing], axis=1), np.full(len(vectors), np.inf, np.float32)
+    return labels, distances[:, -1]

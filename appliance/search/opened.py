@@ -26,9 +26,9 @@ from appliance.search.records import (
     encode_metadata,
 )
 from appliance.search.residents import Residents, held
+from appliance.search.scans import Scans
 from appliance.search.sealed import SealedGraphs
 from appliance.search.seals import Seals
-from appliance.search.segments import Scans
 
 __all__ = ["MAX_PAGE", "Also", "OpenCollection", "nothing"]
 

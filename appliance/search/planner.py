@@ -8,6 +8,8 @@ The constants were measured with hnswlib 0.8.0, M 16, over 20,000 vectors of 256
 core of an AMD EPYC with AVX2. Only their ratios count.
 """
 
+from collections.abc import Sequence
+
 _BYTE = 0.1e-9
 _CANDIDATE_DIMENSION = 11e-9
 _QUESTION = 1e-4
@@ -18,16 +20,19 @@ _MOST = 2000
 """A graph process answers one question at a time: none may take longer than some 5 ms."""
 
 
-def reach(k: int, known: int, size: int, *, ef: int, dim: int, scanned: int) -> int | None:
-    """How many candidates to ask of a graph for k that match, or None: scan exactly.
+def reach(k: int, graphs: Sequence[tuple[int, int]], *, ef: int, dim: int, scanned: int) -> list[int] | None:
+    """How many candidates to ask of each graph for k that match in all, or None: scan exactly.
 
-    Of the graph's `size` records, dead ones included, `known` match; `ef` is what it looks at for a search
-    without a filter. The exact scan takes as long as reading `scanned` bytes in order.
+    Of each graph its size, dead records included, and how many of its records match; of one without any
+    nothing is asked. `ef` is what a search without a filter has a graph look at. The exact scan takes as long
+    as reading `scanned` bytes in order.
     """
+    known = sum(matching for _, matching in graphs)
     if known < k:
         return None
-    candidates = max(ef, int(ef / 2 + _DEPTH * k * size / known))
-    cost = _QUESTION + candidates * dim * _CANDIDATE_DIMENSION
-    if candidates > min(size, _MOST) or cost >= scanned * _BYTE:
+    depth = _DEPTH * k / known
+    candidates = [min(size, max(ef, int(ef / 2 + depth * size))) if some else 0 for size, some in graphs]
+    cost = _QUESTION + sum(candidates) * dim * _CANDIDATE_DIMENSION
+    if depth > 1 or sum(candidates) > _MOST or cost >= scanned * _BYTE:
         return None
     return candidates

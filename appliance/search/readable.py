@@ -1,8 +1,9 @@
 """One collection as it is read: vectors in RAM while it is used, all else opened from the ledger."""
 
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -21,9 +22,10 @@ from appliance.search.reading import Reading, matches
 from appliance.search.recent import RecentIds
 from appliance.search.records import AnyVector, Collection, Hit, Record, Vector, encode_id
 from appliance.search.residents import Residents, held
+from appliance.search.scans import Scans
 from appliance.search.sealed import SealedGraphs
 from appliance.search.seals import Seals
-from appliance.search.segments import Scans, Segments
+from appliance.search.segments import Sealing, Segments
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -75,7 +77,12 @@ class ReadableCollection:
     def _begin(self) -> None:
         """Have nothing in memory."""
         self._segments = Segments(
-            self._settings, self._collection.dim, self._graphs, self._scans, self._moved
+            self._settings,
+            self._collection.dim,
+            self._graphs,
+            self._scans,
+            moved=self._moved,
+            target=self._collection.recall,
         )
         self._columns = Columns(self._metadata_page, self._segments.view)
         self._damages = Damages(self._collection.id, self._segments, self._damages_found)
@@ -104,7 +111,7 @@ class ReadableCollection:
 
     @property
     def graphed(self) -> int | None:
-        """How many records the graph in use knows; None while there is none and every search is exact."""
+        """How many records the graphs in use know; None while there is none and every search is exact."""
         return self._segments.known
 
     @property
@@ -119,9 +126,22 @@ class ReadableCollection:
     def tended(self) -> bool:
         return self._segments.tended
 
+    @property
+    def sealing(self) -> Sealing:
+        """How the records are held, and what the graphs are tuned to."""
+        return self._segments.sealing
+
     def rename(self, name: str) -> None:
         """Follow the ledger, where the collection has this name now."""
         self._collection = dataclasses.replace(self._collection, name=name)
+
+    def aim(self, recall: float) -> None:
+        """Follow the ledger, where this is the recall that is asked of the graphs."""
+        self._collection = dataclasses.replace(self._collection, recall=recall)
+        if self.place.loaded:
+            self._segments.aim(recall)
+        else:
+            self._begin()
 
     @held
     async def ready(self) -> None:
@@ -144,48 +164,92 @@ class ReadableCollection:
 
     @held
     async def search(
-        self, vector: AnyVector, k: int, wanted: Filter | None = None, *, metadata: bool = True
+        self,
+        vector: AnyVector,
+        k: int,
+        wanted: Filter | None = None,
+        *,
+        metadata: bool = True,
+        exactly: bool = False,
     ) -> list[Hit]:
         """The k records nearest to a vector of any length: always min(k, those that match), ascending.
 
         Records at equal distance come in order of insertion. While the collection is small or has no graph,
-        and where few records match, the answer is exact; else it is the graph's, whose recall `[search] ef`
-        decides.
-        `metadata=False` leaves the hits' metadata empty and saves reading it. Raises InvalidInput.
+        where few records match, and with `exactly`, the answer is exact; else it is the graphs', of the
+        collection's recall. `metadata=False` leaves the hits' metadata empty and saves reading it. Raises
+        InvalidInput.
         """
+        (hits,) = await self.search_many([vector], k, wanted, metadata=metadata, exactly=exactly)
+        return hits
+
+    @held
+    async def search_many(
+        self,
+        vectors: Sequence[AnyVector],
+        k: int,
+        wanted: Filter | None = None,
+        *,
+        metadata: bool = True,
+        exactly: bool = False,
+    ) -> list[list[Hit]]:
+        """What `search` finds for each of the vectors, which costs less than so many searches."""
         exact.check_k(k)
-        query = exact.normalised(vector, self._collection.dim, "query vector")
+        queries = np.empty((len(vectors), self._collection.dim), np.float32)
+        for position, vector in enumerate(vectors):
+            queries[position] = exact.normalised(vector, self._collection.dim, "query vector")
+        answers: dict[int, list[Hit]] = {}
         races = 0
-        while True:
+        while pending := [position for position in range(len(queries)) if position not in answers]:
             self._require_present()
+            some = queries[pending]
             if wanted is None or wanted.everything:
-                labels, distances = await self._segments.nearest(query, k)
+                found = await self._segments.nearest(some, k, exactly=exactly)
             else:
-                labels, distances = await self._segments.nearest_matching(
-                    query, k, partial(self._columns.matching, wanted)
-                )
-            if not metadata and (ids := self._recent.find(labels.tolist())) is not None:
-                hits = zip(ids, distances.tolist(), strict=True)
-                return [Hit(external, distance, {}) for external, distance in hits]
+                matching = partial(self._columns.matching, wanted)
+                found = await self._segments.nearest_matching(some, k, matching, exactly=exactly)
             damaged = self.damaged
             with self._reading.following() as replaced:
-                found = await self._reading.records(labels, metadata=metadata)
-            known = [record for record in found if record is not None]
-            if len(known) == len(found):
-                break
+                records = await self._records(found, metadata=metadata)
+            missed: list[tuple[int, list[str]]] = []
+            for position, (labels, distances), named in zip(pending, found, records, strict=True):
+                known = [record for record in named if record is not None]
+                if len(known) == len(named):
+                    answers[position] = [
+                        Hit(record.id, distance, record.metadata)
+                        for record, distance in zip(known, distances.tolist(), strict=True)
+                    ]
+                else:
+                    pairs = zip(labels.tolist(), named, strict=True)
+                    now = [record.id if record else replaced.get(label, "") for label, record in pairs]
+                    missed.append((position, [one for one in now if one]))
             # Short of a hit that was deleted or replaced meanwhile, or does not open: search again, unless
             # changes overtake every search.
             races += self.damaged == damaged
             if races > _RACES:
-                named = zip(labels.tolist(), found, strict=True)
-                now = [record.id if record else replaced.get(label, "") for label, record in named]
-                return await self._as_now([one for one in now if one], query, wanted, metadata=metadata)
-        if not metadata and len(self._segments.view().slots(labels)) == len(labels):  # none deleted meanwhile
-            self._recent.remember(zip(labels.tolist(), (record.id for record in known), strict=True))
-        return [
-            Hit(record.id, distance, record.metadata)
-            for record, distance in zip(known, distances.tolist(), strict=True)
-        ]
+                for position, ids in missed:
+                    answers[position] = await self._as_now(ids, queries[position], wanted, metadata=metadata)
+        return [answers[position] for position in range(len(queries))]
+
+    async def _records(self, found: Sequence[exact.Found], *, metadata: bool) -> list[list[Record | None]]:
+        """Of each answer what its labels stand for, None where one stands for nothing any more."""
+        named = [None if metadata else self._recently(labels) for labels, _ in found]
+        unknown = [labels for (labels, _), known in zip(found, named, strict=True) if known is None]
+        read: Iterator[Record | None] = iter(())
+        if unknown:
+            read = iter(await self._reading.records(np.concatenate(unknown), metadata=metadata))
+        view = self._segments.view()
+        records: list[list[Record | None]] = []
+        for (labels, _), known in zip(found, named, strict=True):
+            records.append(list(islice(read, len(labels))) if known is None else known)
+            ids = [record.id for record in records[-1] if record is not None]
+            # None of them deleted meanwhile.
+            if known is None and not metadata and len(view.slots(labels)) == len(ids) == len(labels):
+                self._recent.remember(zip(labels.tolist(), ids, strict=True))
+        return records
+
+    def _recently(self, labels: Positions) -> list[Record | None] | None:
+        ids = self._recent.find(labels.tolist())
+        return None if ids is None else [Record(external, {}) for external in ids]
 
     async def _as_now(
         self, ids: Sequence[str], query: Vector, wanted: Filter | None, *, metadata: bool
@@ -270,7 +334,7 @@ class ReadableCollection:
 
     @held
     async def seal(self) -> None:
-        """Build a graph over every record now instead of when the exact tail has grown; see `[search]`."""
+        """Build one graph over every record now, whatever is due; see `[search]`."""
         await self._segments.seal()
 
     @held
@@ -313,7 +377,7 @@ class ReadableCollection:
         self.removed = True
 
     async def close(self) -> None:
-        """Stop the upkeep and drop the graph."""
+        """Stop the upkeep and drop the graphs."""
         await self._segments.close()
 
     def _encoded_id(self, external: object) -> bytes:

@@ -25,12 +25,16 @@ MAX_DIM = 4096
 MAX_METADATA_DEPTH = 32
 MAX_NAME = 128
 _INTEGERS = range(-(1 << 63), 1 << 64)
+RECALL, LOWEST_RECALL, HIGHEST_RECALL = 0.95, 0.8, 0.999
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """A customer's set of records of one backbone; `created_at` in unix milliseconds."""
+    """A customer's set of records of one backbone; `created_at` in unix milliseconds.
+
+    `recall` is what its graphs are tuned to, see `tuning`.
+    """
 
     id: CollectionId
     customer: CustomerId
@@ -39,6 +43,7 @@ class Collection:
     dim: int
     created_at: int
     count: int
+    recall: float = RECALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +124,13 @@ def check_name(name: str) -> str:
     if not trimmed or len(trimmed) > MAX_NAME or _CONTROL.search(trimmed):
         raise InvalidInput(f"name: 1 to {MAX_NAME} printable characters are needed")
     return trimmed
+
+
+def check_recall(recall: float) -> float:
+    """`recall` itself; InvalidInput unless 0.8 <= recall <= 0.999."""
+    if not LOWEST_RECALL <= recall <= HIGHEST_RECALL:
+        raise InvalidInput(f"recall: a number from {LOWEST_RECALL} to {HIGHEST_RECALL} is needed")
+    return recall
 
 
 def _check_json(value: object, path: str, depth: int) -> None:

@@ -1,40 +1,37 @@
-"""The searchable side of one collection: every vector, a sealed graph over most, tombstones over both.
+"""The searchable side of one collection: every vector, sealed graphs over most, tombstones over both.
 
-A search takes what the graph proposes, measures it again on the exact vectors, and scans the tail of records
-that are younger than the graph. Dead records stay in the graph until it is built anew, and a filter leaves
-others out (see `planner`), so more is asked of it than is wanted. Where that is not enough, and while there
-is no graph, every vector that matches is scanned.
+Each graph is over the records of a range of labels and is never changed. A search takes what all of them
+propose, measures it again on the exact vectors, and scans the tail of records that are younger than the last
+graph. Dead records stay in a graph until it is built anew, and a filter leaves others out (see `planner`), so
+more is asked of it than is wanted. Where that is not enough, and while there is no graph, every vector that
+matches is scanned.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from prometheus_client import Counter
 
 from appliance import config
 from appliance.errors import WorkerLost, WorkerRefused
-from appliance.metrics import Registry
-from appliance.search import exact, planner
+from appliance.search import proposals, tiers, tuning
 from appliance.search.columns import Matching
-from appliance.search.exact import Distances, Positions
+from appliance.search.exact import Found, Positions
+from appliance.search.proposals import Segment
 from appliance.search.records import Vector
-from appliance.search.sealed import Sealed, SealedGraphs
-from appliance.search.vectors import Mask, Vectors, View
+from appliance.search.scans import Scans
+from appliance.search.sealed import Proposed, SealedGraphs
+from appliance.search.tuning import Tuned
+from appliance.search.vectors import QUERIES_TOGETHER, Mask, Vectors, View
 
-P = ParamSpec("P")
-T = TypeVar("T")
-Found = tuple[Positions, Distances]
-
-_INLINE_BYTES = 8 << 20
-"""A scan of this much takes well under a millisecond; a larger one goes to a thread."""
+_QUERIES_A_READ = 4
+"""So many queries together take about as long as reading the rows for one (measured)."""
 _LARGE_SHARE = 0.2
-"""Of dead rows or of records the graph does not know: rebuilding then costs less than searching around."""
+"""Of dead rows: building anew then costs less than searching around. Of new ones in graphs: tuning is due."""
 _FEW_DEAD = 256
-_MOST_FROM_GRAPH = 1000
+_UNTUNED_EF = 64
 _RACES = 3
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _GRAPH_BYTES = 2_700_000
@@ -43,35 +40,20 @@ _GRAPH_BYTES = 2_700_000
 _log = logging.getLogger(__name__)
 
 
-class Scans:
-    """Where scans run: small ones at once, large ones in a thread, so that the event loop is never held."""
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """How the records of a collection are held."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._threads = ThreadPoolExecutor(thread_name_prefix="search")
-        queries = Counter(
-            "appliance_search_queries", "Searches, by what answered them", ["path"], registry=registry
-        )
-        self.by_graph = queries.labels("graph")
-        self.exact = queries.labels("exact")
-        self.filtered_by_graph = queries.labels("filtered_graph")
-        self.filtered_exact = queries.labels("filtered_exact")
-        self.filtered_both = queries.labels("filtered_both")
-        self.graphs = Counter(
-            "appliance_search_graphs", "Graphs, by what became of their building", ["end"], registry=registry
-        )
-
-    async def run(self, size: int, scan: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`scan(...)`, which takes about as long as reading `size` bytes in order."""
-        if size <= _INLINE_BYTES:
-            return scan(*args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: scan(*args, **kwargs))
-
-    def close(self) -> None:
-        self._threads.shutdown()
+    segments: tuple[tuple[int, int], ...]
+    """Of each graph the records that it knows, and how many of these are dead; oldest first."""
+    tail: int
+    """Records that no graph knows: they are scanned."""
+    tuned: Tuned | None
+    """None before there are graphs, and until they are tuned."""
 
 
 class Segments:
-    """One collection's vectors and, while there is one, its graph; on the event loop only."""
+    """One collection's vectors and, while there are any, its graphs; on the event loop only."""
 
     def __init__(
         self,
@@ -79,17 +61,24 @@ class Segments:
         dim: int,
         graphs: SealedGraphs,
         scans: Scans,
+        *,
         moved: Callable[[Positions], None],
+        target: float,
     ) -> None:
-        """`moved` is told the old slot of every slot when compaction moves the vectors."""
+        """`moved` is told the old slot of every slot when compaction moves the vectors. `target` is the
+        recall of graphs, see `tuning`.
+        """
         self._settings = settings
         self._dim = dim
         self._graphs = graphs
         self._scans = scans
         self._moved = moved
+        self._target = target
         self._vectors = Vectors(dim)
-        self._sealed: Sealed | None = None
-        self._sealed_dead = 0
+        self._segments: tuple[Segment, ...] = ()
+        self._tail = 0
+        self._tuned: Tuned | None = None
+        self._untuned = False
         self._replaced = 0
         self._upkeep: asyncio.Task[None] | None = None
         self._closed = False
@@ -102,22 +91,23 @@ class Segments:
         return self._vectors.count
 
     @property
-    def sealed(self) -> Sealed | None:
-        """The graph in use."""
-        return self._sealed
+    def known(self) -> int | None:
+        """How many living records the graphs know, None while there are none."""
+        return sum(segment.living for segment in self._segments) if self._segments else None
 
     @property
-    def known(self) -> int | None:
-        """How many living records the graph in use knows, None while there is none."""
-        return None if self._sealed is None else self._sealed.size - self._sealed_dead
+    def sealing(self) -> Sealing:
+        """How the records are held now."""
+        parts = tuple((segment.sealed.size, segment.dead) for segment in self._segments)
+        return Sealing(parts, self._tail, self._tuned if self._segments else None)
 
     @property
     def bytes(self) -> int:
-        """What it takes in memory, the graph in the other process included, about."""
-        return self._vectors.bytes + (0 if self._sealed is None else self._graph_bytes(self._sealed.size))
+        """What it takes in memory, the graphs in the other process included, about."""
+        return self._vectors.bytes + sum(self._graph_bytes(one.sealed.size) for one in self._segments)
 
     def expected_bytes(self, rows: int) -> int:
-        """What so many rows will take, without a graph."""
+        """What so many rows will take, without graphs."""
         return self._vectors.expected_bytes(rows)
 
     @property
@@ -137,6 +127,7 @@ class Segments:
         """Add rows of length 1, labels ascending and new; the slot of the first."""
         first = self._vectors.slots
         self._vectors.append(labels, rows)
+        self._tail += len(labels)
         return first
 
     def kill(self, label: int, *, replaced: bool = False) -> bool:
@@ -146,45 +137,62 @@ class Segments:
         """
         killed = self._vectors.kill(label)
         self._replaced += replaced
-        if killed and self._sealed is not None and label <= self._sealed.through:
-            self._sealed_dead += 1
+        if killed:
+            for segment in self._segments:
+                if label <= segment.through:
+                    segment.dead += 1
+                    break
+            else:
+                self._tail -= 1
         return killed
 
-    async def nearest(self, query: Vector, k: int) -> Found:
-        """Labels and distances of the k nearest records (all, if there are fewer), ascending."""
+    def aim(self, target: float) -> None:
+        """Have the graphs tuned to another recall."""
+        self._target = target
+        self._untuned = True
         self.tend()
-        found = await self._through_graph(query, k)
-        if found is not None:
-            self._scans.by_graph.inc()
-            return found
-        self._scans.exact.inc()
-        return await self._exactly(query, k)
+
+    async def nearest(self, queries: Vector, k: int, *, exactly: bool = False) -> list[Found]:
+        """For each query (n, dim) labels and distances of the k nearest records (all, if there are fewer),
+        ascending.
+
+        `exactly`: without the graphs.
+        """
+        self.tend()
+        answers: list[Found] = []
+        for some in _together(queries):
+            found: list[Found | None] = [None] * len(some)
+            if not exactly:
+                found = await self._through_graphs(some, k, self._ef)
+            left = [n for n, one in enumerate(found) if one is None]
+            self._scans.by_graph.inc(len(some) - len(left))
+            if left:
+                self._scans.exact.inc(len(left))
+                for n, one in zip(left, await self._exactly(some[left], k), strict=True):
+                    found[n] = one
+            answers += [one for one in found if one is not None]
+        return answers
 
     async def nearest_matching(
-        self, query: Vector, k: int, matching: Callable[[], Awaitable[tuple[Matching, View]]]
-    ) -> Found:
+        self,
+        queries: Vector,
+        k: int,
+        matching: Callable[[], Awaitable[tuple[Matching, View]]],
+        *,
+        exactly: bool = False,
+    ) -> list[Found]:
         """As `nearest`, among the records that match: always k when k match."""
         self.tend()
-        races = 0
-        while True:
-            decided, view = await matching()
-            replaced = self._replaced
-            hurried = races >= _RACES
-            mask = await self._scans.run(0 if hurried else decided.effort, decided.mask)
-            wanted = mask & view.alive
-            found = None if races else await self._matching_through_graph(query, k, view, wanted)
-            if found is None:
-                size = 0 if hurried else view.effort(int(np.count_nonzero(wanted)))
-                found = await self._scans.run(size, _scan, view, query, k, wanted)
-            if self._undisturbed(found, replaced):
-                return found
-            races += 1
+        answers: list[Found] = []
+        for some in _together(queries):
+            answers += await self._nearest_matching(some, k, matching, exactly=exactly)
+        return answers
 
     async def seal(self) -> None:
-        """Build a graph over every record now, if the collection is large enough to have one."""
+        """Build one graph over every record now, if the collection is large enough to have one."""
         await self.settle()
         if self._large() and not self._closed:
-            self._start(self._build)
+            self._start(self._build_whole)
             await self.settle()
 
     async def settle(self) -> None:
@@ -193,7 +201,7 @@ class Segments:
             await asyncio.wait([self._upkeep])
 
     async def close(self) -> None:
-        """Stop the upkeep and drop the graph."""
+        """Stop the upkeep and drop the graphs."""
         self._closed = True
         if self._upkeep is not None:
             self._upkeep.cancel()
@@ -201,7 +209,7 @@ class Segments:
         self.drop()
 
     def drop(self) -> None:
-        """Drop the graph, and start no upkeep any more; only while none is under way."""
+        """Drop the graphs, and start no upkeep any more; only while none is under way."""
         self._closed = True
         self._unseal()
 
@@ -209,93 +217,119 @@ class Segments:
         """Start upkeep in the background if it is due; to be called after changes."""
         if self._upkeep is not None or self._closed:
             return
-        due = self._crowded() or self._seal_due() or (self._sealed is not None and self._small())
-        if due and asyncio.get_running_loop().time() >= self._not_before:
+        due = self._crowded() or self._work() is not None or (self._segments and self._small())
+        if (due or self._untuned) and asyncio.get_running_loop().time() >= self._not_before:
             self._start(self._tend)
 
-    async def _exactly(self, query: Vector, k: int) -> Found:
+    async def _nearest_matching(
+        self,
+        queries: Vector,
+        k: int,
+        matching: Callable[[], Awaitable[tuple[Matching, View]]],
+        *,
+        exactly: bool,
+    ) -> list[Found]:
+        answers: dict[int, Found] = {}
         races = 0
-        while True:
+        while pending := [n for n in range(len(queries)) if n not in answers]:
+            decided, view = await matching()
+            replaced = self._replaced
+            hurried = races >= _RACES
+            mask = await self._scans.run(0 if hurried else decided.effort, decided.mask)
+            wanted = mask & view.alive
+            some = queries[pending]
+            found: list[Found | None] = [None] * len(some)
+            if not races and not exactly:
+                found = await self._matching_through_graphs(some, k, view, wanted)
+            left = [n for n, one in enumerate(found) if one is None]
+            if left:
+                size = 0 if hurried else _reads(len(left)) * view.effort(int(np.count_nonzero(wanted)))
+                scanned = await self._scans.run(size, _scan, view, some[left], k, wanted)
+                for n, answer in zip(left, scanned, strict=True):
+                    found[n] = answer
+            answers |= self._undisturbed(pending, found, replaced)
+            races += 1
+        return [answers[n] for n in range(len(queries))]
+
+    async def _exactly(self, queries: Vector, k: int) -> list[Found]:
+        answers: dict[int, Found] = {}
+        races = 0
+        while pending := [n for n in range(len(queries)) if n not in answers]:
             view, replaced = self.view(), self._replaced
             # A record deleted while a thread scans leaves the answer short: scan again, at last right here.
-            size = view.bytes if races < _RACES else 0
-            found = await self._scans.run(size, _scan, view, query, k, None)
-            if self._undisturbed(found, replaced):
-                return found
+            size = _reads(len(pending)) * view.bytes if races < _RACES else 0
+            found = await self._scans.run(size, _scan, view, queries[pending], k, None)
+            answers |= self._undisturbed(pending, found, replaced)
             races += 1
+        return [answers[n] for n in range(len(queries))]
 
-    async def _through_graph(self, query: Vector, k: int) -> Found | None:
-        sealed = self._sealed
-        if sealed is None or (reach := self._reach(sealed, k)) is None:
-            return None
-        proposed = await self._proposed(sealed, query, reach)
+    @property
+    def _ef(self) -> int:
+        return max(self._settings.ef, self._tuned.ef if self._tuned else _UNTUNED_EF)
+
+    async def _through_graphs(self, queries: Vector, k: int, ef: int) -> list[Found | None]:
+        """None for a query that is left to a scan."""
+        segments = self._segments
+        asks = proposals.asks(segments, k, ef) if (self.known or 0) + self._tail >= k else []
+        proposed = await self._graphs.query(asks, queries) if asks else None
         if proposed is None:
-            return None
+            if asks:
+                self._lose(segments)
+            return [None] * len(queries)
         view, replaced = self.view(), self._replaced
-        slots = view.slots(proposed)
-        if len(slots) < k:
-            return None
-        known = _measured(view, slots, query, k)
-        found = _merged(known, await self._tail(view, query, k, sealed, None), k)
-        return found if self._undisturbed(found, replaced) else None
+        found = await self._measured(segments, proposed, queries, k, view, None)
+        complete = [n for n, whole in enumerate(proposals.complete(found, proposed, k)) if whole]
+        sound = self._undisturbed(complete, [found[n] for n in complete], replaced)
+        return [sound.get(n) for n in range(len(queries))]
 
-    async def _matching_through_graph(self, query: Vector, k: int, view: View, wanted: Mask) -> Found | None:
-        """Of the view's records that are wanted; None when the planner or the graph leaves them to a scan."""
-        sealed = self._sealed
-        reach = None if sealed is None else self._reach_matching(sealed, k, view, wanted)
-        if sealed is None or reach is None:
-            self._scans.filtered_exact.inc()
-            return None
-        proposed = await self._proposed(sealed, query, reach)
-        slots = np.empty(0, np.int64) if proposed is None else view.slots(proposed)
-        slots = slots[wanted[slots]]
-        if len(slots) < k:
-            self._scans.filtered_both.inc()
-            return None
-        self._scans.filtered_by_graph.inc()
-        known = _measured(view, slots, query, k)
-        return _merged(known, await self._tail(view, query, k, sealed, wanted), k)
+    async def _matching_through_graphs(
+        self, queries: Vector, k: int, view: View, wanted: Mask
+    ) -> list[Found | None]:
+        """Of the view's records that are wanted; None for a query that is left to a scan."""
+        segments = self._segments
+        asks = proposals.asks_matching(segments, k, self._ef, view, wanted)
+        found: list[Found | None] = [None] * len(queries)
+        proposed = await self._graphs.query(asks, queries) if asks else None
+        if proposed is not None:
+            measured = await self._measured(segments, proposed, queries, k, view, wanted)
+            complete = proposals.complete(measured, proposed, k)
+            found = [one if whole else None for one, whole in zip(measured, complete, strict=True)]
+        elif asks:
+            self._lose(segments)
+        left = found.count(None)
+        self._scans.filtered_by_graph.inc(len(found) - left)
+        (self._scans.filtered_both if asks else self._scans.filtered_exact).inc(left)
+        return found
 
-    def _reach_matching(self, sealed: Sealed, k: int, view: View, wanted: Mask) -> int | None:
-        known = int(np.count_nonzero(wanted[: view.after(sealed.through)]))
-        return planner.reach(
-            k,
-            known,
-            sealed.size,
-            ef=self._settings.ef,
-            dim=self._dim,
-            scanned=view.effort(int(np.count_nonzero(wanted))),
-        )
+    async def _measured(  # noqa: PLR0917 -- what is searched, and among what
+        self,
+        segments: Sequence[Segment],
+        proposed: Proposed,
+        queries: Vector,
+        k: int,
+        view: View,
+        wanted: Mask | None,
+    ) -> list[Found]:
+        """The k nearest of what is proposed for each query and of the records that no graph knows."""
+        tail = view.after(segments[-1].through)
+        nominated = proposals.nominated(proposed, view, tail, wanted)
+        size = _reads(len(queries)) * (len(view.labels) - tail) * self._dim * 4
+        return await self._scans.run(size, view.scan, queries, k, wanted, tail, nominated)
 
-    async def _proposed(self, sealed: Sealed, query: Vector, reach: int) -> Positions | None:
-        """Labels, ascending, of about so many nearest that the graph knows; None when it is lost."""
-        proposed = await self._graphs.query(sealed, query, reach, max(self._settings.ef, reach))
-        if proposed is None:
-            self._lose(sealed)
-            return None
-        # In order and each once, whatever the other process says.
-        believed = np.unique(proposed)
-        return believed[believed <= sealed.through]
-
-    async def _tail(self, view: View, query: Vector, k: int, sealed: Sealed, wanted: Mask | None) -> Found:
-        """The k nearest of the view's records that the graph does not know."""
-        first = view.after(sealed.through)
-        size = (len(view.labels) - first) * self._dim * 4
-        return await self._scans.run(size, view.scan, query, k, wanted, first)
-
-    def _undisturbed(self, found: Found, replaced: int) -> bool:
-        """Whether nothing that was found has been deleted since, and nothing at all replaced: the old record
-        may have been missed where the view has no new one.
+    def _undisturbed(
+        self, positions: Sequence[int], found: Sequence[Found | None], replaced: int
+    ) -> dict[int, Found]:
+        """By position the answers of which nothing has been deleted since; none at all when anything has been
+        replaced: the old record may have been missed where the view has no new one.
         """
-        return self._replaced == replaced and len(self.view().slots(found[0])) == len(found[0])
-
-    def _reach(self, sealed: Sealed, k: int) -> int | None:
-        """How many to ask of the graph for k living ones; None when it cannot give that many."""
-        living = sealed.size - self._sealed_dead
-        if living < k:
-            return None
-        reach = k if self._sealed_dead == 0 else int(1.5 * k * sealed.size / living) + 4
-        return None if reach > min(sealed.size, _MOST_FROM_GRAPH) else reach
+        if self._replaced != replaced:
+            return {}
+        view = self.view()
+        return {
+            position: one
+            for position, one in zip(positions, found, strict=True)
+            if one is not None and len(view.slots(one[0])) == len(one[0])
+        }
 
     def _graph_bytes(self, size: int) -> int:
         # hnswlib keeps of each a copy, a label, 2M links on the lowest level (above it M for one in M), a
@@ -313,13 +347,16 @@ class Segments:
         dead = self._vectors.slots - self._vectors.count
         return dead > max(_FEW_DEAD, _LARGE_SHARE * self._vectors.slots)
 
-    def _seal_due(self) -> bool:
+    def _work(self) -> tuple[int, int] | None:
+        """The labels, above one and up to another, that are to get one new graph; None while none is due."""
         if not self._large():
-            return False
-        if self._sealed is None or self._sealed_dead > _LARGE_SHARE * self._sealed.size:
-            return True
-        tail = self._vectors.slots - self.view().after(self._sealed.through)
-        return tail > _LARGE_SHARE * self._sealed.size and tail * self._dim * 4 > self._settings.flat_bytes
+            return None
+        segments, portion = self._segments, max(1, self._settings.tail_bytes // (self._dim * 4))
+        if not segments or self._tail >= portion:
+            kept = tiers.kept([segment.sealed.size for segment in segments], self._tail, portion)
+            return segments[kept - 1].through if kept else -1, int(self.view().labels[-1])
+        dead = (one for one in segments if one.dead > _LARGE_SHARE * one.sealed.size)
+        return next(((one.above, one.through) for one in dead), None)
 
     def _start(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         self._upkeep = asyncio.get_running_loop().create_task(work())
@@ -333,12 +370,14 @@ class Segments:
         self.tend()  # what changed meanwhile may need more of it
 
     async def _tend(self) -> None:
-        if self._sealed is not None and self._small():
+        if self._segments and self._small():
             self._unseal()
         if self._crowded():
             await self._compact()
-        if self._seal_due():
-            await self._build()
+        if (work := self._work()) is not None:
+            await self._build(*work)
+        if self._untuned:
+            await self._tune()
 
     async def _compact(self) -> None:
         view = self.view()
@@ -347,32 +386,86 @@ class Segments:
         self._vectors = compact
         self._moved(old_slots)
 
-    async def _build(self) -> None:
-        view = self.view()
-        try:
-            sealed = await self._graphs.build(view)
-        except (WorkerLost, WorkerRefused) as error:
-            self._scans.graphs.labels("failed").inc()
-            self._delay()
-            _log.warning("no graph could be built, answers stay exact: %s", error)
-            return
-        self._scans.graphs.labels("built").inc()
-        self._pause = 0.0
-        self._unseal()
-        now = self.view()
-        self._sealed = sealed
-        self._sealed_dead = sealed.size - int(np.count_nonzero(now.alive[: now.after(sealed.through)]))
+    async def _build_whole(self) -> None:
+        await self._build(-1, int(self.view().labels[-1]))
+        if self._untuned:
+            await self._tune()
 
-    def _lose(self, sealed: Sealed) -> None:
-        if self._sealed is sealed:
+    async def _build(self, above: int, through: int) -> None:
+        """Put a graph over the records of these labels in the place of those that know some of them."""
+        before, view = self._segments, self.view()
+        part = view.part(view.after(above), view.after(through))
+        built: list[Segment] = []
+        if part.alive.any():
+            try:
+                built = [Segment(await self._graphs.build(part), above, through)]
+            except (WorkerLost, WorkerRefused) as error:
+                self._scans.graphs.labels("failed").inc()
+                self._delay()
+                _log.warning("no graph could be built, answers stay exact: %s", error)
+                return
+            self._scans.graphs.labels("built").inc()
+        if self._segments is not before:  # the process was lost meanwhile
+            self._drop(built)
+            return
+        self._pause = 0.0
+        now = self.view()
+        for segment in built:
+            living = np.count_nonzero(now.alive[now.after(above) : now.after(through)])
+            segment.dead = segment.sealed.size - int(living)
+        older = [one for one in before if one.through <= above]
+        newer = [one for one in before if one.above >= through]
+        self._segments = (*older, *built, *newer)
+        self._drop(one for one in before if one not in self._segments)
+        last = self._segments[-1].through if self._segments else -1
+        self._tail = int(np.count_nonzero(now.alive[now.after(last) :]))
+        self._untuned |= any(one.living > _LARGE_SHARE * self.count for one in built)
+
+    async def _tune(self) -> None:
+        """Find the candidates to look at for the recall that is asked for."""
+        self._untuned = False
+        if not self._segments:
+            return
+        view = self.view()
+        known = np.flatnonzero(view.alive[: view.after(self._segments[-1].through)])
+        chosen = np.random.default_rng(len(known)).choice(
+            known, min(tuning.SAMPLE, len(known)), replace=False
+        )
+        queries = await self._moved_away(view, np.sort(chosen))
+        size = _reads(len(queries)) * view.bytes
+        true = await self._scans.run(size, _scan, view, queries, tuning.K, None)
+        found = await tuning.tuned(queries, true, self._target, self._through_graphs)
+        if self._segments:  # else they were lost meanwhile, and nothing was measured
+            self._tuned = found
+
+    async def _moved_away(self, view: View, slots: Positions) -> Vector:
+        """Queries made of these records and, as far as the graphs know them, their nearest neighbours."""
+        records, neighbours = view.rows(slots), view.rows(slots)
+        for low in range(0, len(slots), QUERIES_TOGETHER):
+            some = slice(low, low + QUERIES_TOGETHER)
+            pairs = await self._through_graphs(records[some], 2, _UNTUNED_EF)
+            for n, (slot, pair) in enumerate(zip(slots[some], pairs, strict=True), low):
+                if pair is not None:
+                    other = view.slots(pair[0][pair[0] != view.labels[slot]])[:1]
+                    neighbours[n : n + len(other)] = view.rows(other)
+        return tuning.moved(records, neighbours)
+
+    def _lose(self, segments: Sequence[Segment]) -> None:
+        """They are gone with their process."""
+        if self._segments is segments:
             self._scans.graphs.labels("lost").inc()
-            self._sealed = None
+            self._segments = ()
+            self._tail = self.count
             self._delay()
 
     def _unseal(self) -> None:
-        if self._sealed is not None:
-            self._graphs.drop(self._sealed)
-            self._sealed = None
+        self._drop(self._segments)
+        self._segments = ()
+        self._tail = self.count
+
+    def _drop(self, segments: Iterable[Segment]) -> None:
+        for segment in segments:
+            self._graphs.drop(segment.sealed)
 
     def _delay(self) -> None:
         """Do not try again at once, and each time later."""
@@ -380,18 +473,15 @@ class Segments:
         self._not_before = asyncio.get_running_loop().time() + self._pause
 
 
-def _scan(view: View, query: Vector, k: int, wanted: Mask | None) -> Found:
-    return view.scan(query, k, wanted)
+def _together(queries: Vector) -> Iterator[Vector]:
+    for low in range(0, len(queries), QUERIES_TOGETHER):
+        yield queries[low : low + QUERIES_TOGETHER]
 
 
-def _measured(view: View, slots: Positions, query: Vector, k: int) -> Found:
-    """What may be the k nearest of these slots, measured exactly."""
-    rows = view.rows(slots)
-    best = exact.contenders(rows @ query, k, view.dim)
-    return view.labels[slots[best]], exact.distances(rows[best], query)
+def _reads(queries: int) -> int:
+    """How many scans for one query take as long as one for so many together."""
+    return -(-queries // _QUERIES_A_READ)
 
 
-def _merged(one: Found, other: Found, k: int) -> Found:
-    """The k nearest of both."""
-    labels, measured = (np.concatenate(pair) for pair in zip(one, other, strict=True))
-    return exact.nearest(labels, measured, k)
+def _scan(view: View, queries: Vector, k: int, wanted: Mask | None) -> list[Found]:
+    return view.scan(queries, k, wanted)

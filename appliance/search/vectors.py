@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.search import exact
-from appliance.search.exact import Distances, Positions
+from appliance.search.exact import Found, Positions
 from appliance.search.records import Vector
 
 Mask = npt.NDArray[np.bool_]
@@ -26,6 +26,12 @@ _GATHER_EFFORT = 2.2
 """A row that is copied takes about as long as so many in order (measured)."""
 _GATHER_BYTES = 256 << 10
 """Copied at once: what stays in a core's own cache until it is scored."""
+_FEW = 2
+"""So many times as wanted are measured at once; of more it is cheaper to see first which may be nearest."""
+_MEASURED_TOGETHER = 4096
+"""Rows, of several queries: a few megabytes."""
+QUERIES_TOGETHER = 16
+"""In one pass over the rows, and in one message to the graphs; then others get their turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,44 +75,91 @@ class View:
         gathered = np.empty((len(slots), self.dim), np.float32)
         for block, start, part in self._parts(slots):
             # "clip" copies once, "raise" twice.
-            np.take(block, slots[part] - start, axis=0, out=gathered[part], mode="clip")
+            block.take(slots[part] - start, axis=0, out=gathered[part], mode="clip")
         return gathered
 
-    def scan(
-        self, query: Vector, k: int, wanted: Mask | None = None, first: int = 0
-    ) -> tuple[Positions, Distances]:
-        """Labels and distances of the min(k, n) nearest alive rows from slot `first` on, exactly.
+    def part(self, first: int, last: int) -> "View":
+        """The slots from `first` to before `last`, as a view of their own."""
+        starts = tuple(start - first for start in self.starts)
+        return View(self.blocks, starts, self.labels[first:last], self.alive[first:last], self.dim)
 
-        `wanted` (one bool a slot) narrows them; `query` has length 1. Ties in order of label.
+    def scan(
+        self,
+        queries: Vector,
+        k: int,
+        wanted: Mask | None = None,
+        first: int = 0,
+        beside: Sequence[Positions] | None = None,
+    ) -> list[Found]:
+        """For each query (n, dim) the min(k, m) nearest alive rows from slot `first` on, exactly.
+
+        `wanted` (one bool a slot) narrows them. `beside` has for each query ascending slots before `first`
+        whose rows are nominated too, whatever `wanted` says of them. Queries have length 1. Ties in order of
+        label.
         """
+        found: list[Found] = []
+        for low in range(0, len(queries), QUERIES_TOGETHER):
+            some = queries[low : low + QUERIES_TOGETHER]
+            slots = self._near(some, k, wanted, first)
+            if beside is not None:
+                slots = [np.concatenate(pair) for pair in zip(beside[low:], slots, strict=False)]
+                slots = [self._fewer(query, one, k) for query, one in zip(some, slots, strict=True)]
+            together = max(1, _MEASURED_TOGETHER // max(1, *map(len, slots)))
+            for start in range(0, len(some), together):
+                part = slice(start, start + together)
+                found += self._nearest(some[part], slots[part], k)
+        return found
+
+    def _fewer(self, query: Vector, slots: Positions, k: int) -> Positions:
+        """Those of these ascending slots that may be among the k nearest, where that leaves out many."""
+        if len(slots) <= _FEW * k:
+            return slots
+        return slots[exact.contenders(self.rows(slots) @ query, k, self.dim)]
+
+    def _nearest(self, queries: Vector, slots: Sequence[Positions], k: int) -> list[Found]:
+        """The k nearest to each query of the slots that it has, measured exactly."""
+        together = np.concatenate(slots)
+        order = together.argsort(kind="stable")  # rows are read in order
+        owner = np.repeat(np.arange(len(slots)), [len(one) for one in slots])
+        measured = np.empty(len(together))
+        measured[order] = exact.distances(self.rows(together[order]), queries[owner[order]])
+        labels, low, found = self.labels[together], 0, list[Found]()
+        for one in slots:
+            high = low + len(one)
+            found.append(exact.nearest(labels[low:high], measured[low:high], k))
+            low = high
+        return found
+
+    def _near(self, queries: Vector, k: int, wanted: Mask | None, first: int) -> list[Positions]:
+        """For each query the slots, ascending, of all that may be among the k nearest from `first` on."""
+        nothing = [np.empty(0, np.int64)] * len(queries)
         if first >= len(self.labels):
-            return np.empty(0, np.int64), np.empty(0, np.float64)
+            return nothing
         # A copy: the loop may mark rows dead while this runs in a thread.
         eligible = self.alive[first:].copy() if wanted is None else self.alive[first:] & wanted[first:]
         matches = int(np.count_nonzero(eligible))
         if matches == 0:
-            return np.empty(0, np.int64), np.empty(0, np.float64)
+            return nothing
         if matches * _GATHER_SHARE < len(eligible):
             slots = np.flatnonzero(eligible) + first
-            slots = slots[exact.contenders(self._gathered(query, slots), k, self.dim)]
-        else:
-            scores = self._scores(query, first)
-            scores[~eligible] = -np.inf
-            slots = exact.contenders(scores, min(k, matches), self.dim) + first
-            slots = slots[eligible[slots - first]]
-        return exact.nearest(self.labels[slots], exact.distances(self.rows(slots), query), k)
+            gathered = self._gathered(queries, slots)
+            return [slots[exact.contenders(scores, k, self.dim)] for scores in gathered]
+        whole = self._scores(queries, first)
+        whole[:, ~eligible] = -np.inf
+        near = (exact.contenders(scores, min(k, matches), self.dim) for scores in whole)
+        return [one[eligible[one]] + first for one in near]
 
-    def _scores(self, query: Vector, first: int) -> exact.Scores:
-        scores = np.empty(len(self.labels) - first, np.float32)
+    def _scores(self, queries: Vector, first: int) -> exact.Scores:
+        scores = np.empty((len(queries), len(self.labels) - first), np.float32)
         for block, start in zip(self.blocks, self.starts, strict=True):
             low, high = max(start, first), min(start + len(block), len(self.labels))
             if low < high:
-                np.dot(block[low - start : high - start], query, out=scores[low - first : high - first])
+                _multiply(queries, block[low - start : high - start], scores[:, low - first : high - first])
         return scores
 
-    def _gathered(self, query: Vector, slots: Positions) -> exact.Scores:
+    def _gathered(self, queries: Vector, slots: Positions) -> exact.Scores:
         """Of ascending slots alone."""
-        scores = np.empty(len(slots), np.float32)
+        scores = np.empty((len(queries), len(slots)), np.float32)
         step = max(1, _GATHER_BYTES // (self.dim * 4))
         together = np.empty((min(step, len(slots)), self.dim), np.float32)
         for block, start, part in self._parts(slots):
@@ -114,7 +167,7 @@ class View:
                 some = slice(low, min(low + step, part.stop))
                 rows = together[: some.stop - some.start]
                 np.take(block, slots[some] - start, axis=0, out=rows, mode="clip")
-                np.dot(rows, query, out=scores[some])
+                _multiply(queries, rows, scores[:, some])
         return scores
 
     def _parts(self, slots: Positions) -> Iterator[tuple[Vector, int, slice]]:
@@ -221,3 +274,11 @@ class Vectors:
             room = max(self._room, 2 * len(self._labels))
             self._labels = np.concatenate([self._labels, np.empty(room - len(self._labels), np.int64)])
             self._alive = np.concatenate([self._alive, np.zeros(room - len(self._alive), np.bool_)])
+
+
+def _multiply(queries: Vector, rows: Vector, scores: exact.Scores) -> None:
+    """The products of n queries and m rows, into `scores` (n, m)."""
+    if len(queries) == 1:
+        np.dot(rows, queries[0], out=scores[0])
+    else:
+        scores[:] = queries @ rows.T

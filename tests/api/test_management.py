@@ -292,8 +292,36 @@ def test_a_collection_tells_how_it_is_searched(served: Served) -> None:
     tenant = served.tenant(unique())
     path = f"/collections/{tenant.collection}/stats"
     usual = {"dim": DIM, "backbone": "colours@1", "damaged": 0}
-    nothing = {"graph": False, "graph_records": 0, "graph_share": 0.0}
-    assert admin(served, tenant, "GET", path).document == usual | nothing | {"count": 0}
+    nothing = {"graph": False, "graph_records": 0, "graph_share": 0.0, "segments": []}
+    nothing |= {"recall": 0.95, "ef": None, "measured_recall": None}
+    assert admin(served, tenant, "GET", path).document == usual | nothing | {"count": 0, "tail_records": 0}
     Shop(served, tenant, tenant.collection).insert(record("a"))
-    assert operate(served, "GET", path) == usual | nothing | {"count": 1}
+    assert operate(served, "GET", path) == usual | nothing | {"count": 1, "tail_records": 1}
     assert admin(served, served.tenant(unique()), "GET", path).status == 404
+
+
+def test_a_collections_recall_is_chosen_and_changed(served: Served) -> None:
+    tenant = served.tenant(unique())
+    made = admin(served, tenant, "POST", "/collections", {"name": "x", "metric": "cosine", "recall": 0.99})
+    assert (made.status, made.document["recall"], made.document["metric"]) == (201, 0.99, "cosine")
+    path = f"/collections/{made.document['id']}"
+    assert admin(served, tenant, "PATCH", path, {"recall": 0.9}).document["recall"] == 0.9
+    both = admin(served, tenant, "PATCH", path, {"recall": 0.8, "name": "y"}).document
+    assert (both["recall"], both["name"]) == (0.8, "y")
+    assert admin(served, tenant, "GET", path).document == both
+    assert [row.details for row in served.audited(tenant) if row.event is Event.COLLECTION_RECALL] == [
+        {"recall": 0.9},
+        {"recall": 0.8},
+    ]
+    for wrong, why in (
+        ({"recall": 1}, "0.8 to 0.999"),
+        ({"name": "z", "recall": 0.5}, "0.8 to 0.999"),
+        ({"recall": "high"}, "recall"),
+        ({}, "name or recall"),
+    ):
+        refused = admin(served, tenant, "PATCH", path, wrong)
+        assert (refused.status, why in refused.document["detail"]) == (400, True), wrong
+    assert admin(served, tenant, "GET", path).document == both
+    refused = admin(served, tenant, "POST", "/collections", {"name": "z", "metric": "euclidean"})
+    assert refused.status == 400
+    assert "the order is the same" in refused.document["detail"]

@@ -114,6 +114,20 @@ def test_the_nearest_come_first_with_their_distances(shop: Shop) -> None:
     assert all(one["even"] is True for one in filtered["answer_records"])
 
 
+def test_exact_answers_on_demand(shop: Shop) -> None:
+    shop.insert(*(record(f"r{level}", level, level=level) for level in range(0, 100, 10)))
+    usual = {"query_record": {"_id": "r40"}, "k": 3, "records": None}
+    for action in ("visualKNN", "nearDuplicates"):
+        for exact in (True, False, None):
+            answered = shop.post(action, usual | {"exact": exact})
+            assert ids(answered) == ids(shop.post(action, usual))
+    several = {"records": [{"_id": "r40"}, {"_id": "r90"}], "k": 2, "exact": True}
+    assert [ids(one) for one in shop.post("visualKNN", several)["answers"]] == [
+        ["r40", "r50"],
+        ["r90", "r80"],
+    ]
+
+
 def test_every_route_returns_the_fields_that_are_asked_for(shop: Shop) -> None:
     sent = record("a", 10, size={"eu": 42, "us": 9}, note="x")
     expected = {"_id": "a", "size": {"eu": 42}}
@@ -152,6 +166,7 @@ def test_what_cannot_be_returned_is_refused_before_anything_is_stored(shop: Shop
         ({"query_record": {"_id": 5}}, 400, "_id"),
         ({"query_record": {"_base64": "?"}}, 400, "_base64"),
         ({"query_record": {"_id": "a"}, "k": 0}, 400, "k:"),
+        ({"query_record": {"_id": "a"}, "exact": "yes"}, 400, "exact: true or false"),
         ({"query_record": {"_id": "a"}, "k": 1e3}, 400, "k:"),
         ({"query_record": {"_id": "a"}, "filter": {"n": {"$mod": [2, 0]}}}, 400, "$mod"),
         ({"query_record": {"_id": "a"}, "filter": "n"}, 400, "filter"),

@@ -13,7 +13,7 @@ from appliance.search.collections import OpenCollection
 from tests.searching import ACTOR, Shelf, Vectors, brute_force, low_rank, numbered, shelf
 
 DIM = 32
-SETTINGS = config.Search(flat_bytes=500 * DIM * 4, ef=200)
+SETTINGS = config.Search(flat_bytes=500 * DIM * 4, tail_bytes=500 * DIM * 4, ef=200)
 
 
 async def assert_right(opened: OpenCollection, vectors: Vectors, query: int) -> None:

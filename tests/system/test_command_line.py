@@ -90,7 +90,9 @@ def test_customers_tokens_and_collections(state: DemoState) -> None:
     assert state.ask("collection", "empty", collection["id"])["id"] == collection["id"]
     assert refusal(state, "collection", "empty", "nothing") == (1, "not_found")
     hashes = state.ask("collection", "add", "Galerie Ž", "hashes", "--backbone", "phash")
-    assert (hashes["backbone"], hashes["dim"]) == ("phash@1", 64)
+    assert (hashes["backbone"], hashes["dim"], hashes["recall"]) == ("phash@1", 64, 0.95)
+    assert state.ask("collection", "recall", hashes["id"], "0.99")["recall"] == 0.99
+    assert refusal(state, "collection", "recall", hashes["id"], "1") == (1, "bad_request")
     for made in (collection, hashes):
         state.ask("collection", "remove", made["id"])
     assert state.ask("collection", "list", customer["id"])["collections"] == []

@@ -1,7 +1,6 @@
 """Collections above `flat_bytes`: a real graph process, and answers that stay right around it."""
 
 import asyncio
-import dataclasses
 import threading
 from pathlib import Path
 
@@ -10,21 +9,22 @@ import pytest
 
 from appliance import config
 from appliance.metrics import Registry
-from appliance.search import filters, planner, segments
+from appliance.search import filters, planner, scans, segments
 from appliance.search.collections import NewRecord, OpenCollection
-from appliance.search.exact import Positions
-from appliance.search.sealed import Sealed
-from appliance.search.segments import Scans
-from appliance.search.vectors import Mask, View
+from appliance.search.exact import Found
+from appliance.search.scans import Scans
+from appliance.search.sealed import Ask, Proposed
+from appliance.search.vectors import QUERIES_TOGETHER, Mask, View
 from tests.searching import ACTOR, Shelf, Vectors, brute_force, low_rank, numbered, shelf
 
 DIM = 32
 COUNT = 3000
-SETTINGS = config.Search(flat_bytes=1000 * DIM * 4)
+SETTINGS = config.Search(flat_bytes=1000 * DIM * 4, tail_bytes=800 * DIM * 4)
 
 
 async def filled(things: Shelf, vectors: Vectors) -> OpenCollection:
-    opened = await things.collection(DIM)
+    """Sealed whole, with a recall of 0.99."""
+    opened = await things.collection(DIM, recall=0.99)
     await opened.insert(ACTOR, numbered(vectors))
     await opened.seal()
     return opened
@@ -114,16 +114,30 @@ async def test_a_graph_that_proposes_only_dead_records_is_not_made_up_for_by_the
         assert [hit.id for hit in hits] == [f"r{n}" for n in nearest[300:310]]
 
 
-async def test_a_record_that_both_graph_and_tail_know_is_answered_once(tmp_path: Path) -> None:
+async def test_whatever_the_graph_process_says_answers_hold_each_record_once_and_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(11)
-    vectors = low_rank(rng, COUNT, DIM)
+    vectors = low_rank(rng, COUNT + 100, DIM)
     async with shelf(tmp_path, SETTINGS) as things:
-        opened = await filled(things, vectors)
-        sealed = opened._segments.sealed
-        assert sealed is not None
-        opened._segments._sealed = dataclasses.replace(sealed, through=sealed.through - 500)
-        assert await recall(opened, dict(enumerate(vectors)), vectors[-50:]) >= 0.97
-        assert len({hit.id for hit in await opened.search(vectors[-1], 100)}) == 100
+        opened = await filled(things, vectors[:COUNT])
+        await opened.insert(ACTOR, numbered(vectors[COUNT:], COUNT))
+
+        async def lies(asks: list[Ask], queries: Vectors) -> Proposed:
+            (ask,) = asks
+            labels = rng.integers(-5, COUNT + 200, (len(queries), ask.k))
+            labels[:, 1] = labels[:, 0]
+            labels[:, 2] = COUNT + 50  # the tail's
+            labels[:, 3] = 2**62
+            return Proposed(labels, np.full((len(queries), 1), np.inf, np.float32))
+
+        monkeypatch.setattr(opened._segments._graphs, "query", lies)
+        for query in vectors[::300]:
+            hits = await opened.search(query, 10)
+            assert len({hit.id for hit in hits}) == 10
+            for hit in hits:
+                cosine = float(vectors[int(hit.id[1:])].astype(np.float64) @ query.astype(np.float64))
+                assert hit.distance == pytest.approx(1 - cosine, abs=2e-7)
 
 
 async def test_many_deletions_rebuild_the_graph_and_shrink_memory(tmp_path: Path) -> None:
@@ -142,21 +156,106 @@ async def test_many_deletions_rebuild_the_graph_and_shrink_memory(tmp_path: Path
         assert [record.id for record in await opened.all(filters.compile({"n": 5}))] == ["r5"]
         await opened.delete(ACTOR, [f"r{n}" for n in range(1, COUNT - 800, 2)])
         await opened.settle()
-        assert opened._segments.sealed is None
+        assert opened.graphed is None
         assert len(await opened.search(vectors[0], 1000)) == 400
 
 
-async def test_a_growing_tail_is_sealed_by_itself(tmp_path: Path) -> None:
+async def test_a_growing_tail_is_sealed_and_graphs_are_merged_by_themselves(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
-    vectors = low_rank(rng, COUNT, DIM)
-    async with shelf(tmp_path, SETTINGS) as things:
-        opened = await things.collection(DIM)
-        for low in range(0, COUNT, 250):
-            await opened.insert(ACTOR, numbered(vectors[low : low + 250], low))
+    vectors = low_rank(rng, 4000, DIM)
+    counts = set()
+    async with shelf(tmp_path, config.Search(flat_bytes=300 * DIM * 4, tail_bytes=200 * DIM * 4)) as things:
+        opened = await things.collection(DIM, recall=0.99)
+        for low in range(0, 4000, 100):
+            await opened.insert(ACTOR, numbered(vectors[low : low + 100], low))
+            await opened.delete(ACTOR, [f"r{n}" for n in range(low, low + 100, 10)])
+            await opened.settle()
+            assert_each_record_is_in_one_graph_or_the_tail(opened)
+            counts.add(len(opened.sealing.segments))
+            assert opened.sealing.tail < 200 or not opened.sealing.segments
+        assert counts == {0, 1, 2, 3, 4}
+        living = {n: vectors[n] for n in range(4000) if n % 10}
+        assert await recall(opened, living, vectors[:100]) >= 0.97
+        await opened.delete(ACTOR, [f"r{n}" for n in range(3000, 4000)])
         await opened.settle()
-        sealed = opened._segments.sealed
-        assert sealed is not None
-        assert COUNT - sealed.size <= 1000
+        assert_each_record_is_in_one_graph_or_the_tail(opened)
+        living = {n: vectors[n] for n in range(3000) if n % 10}
+        assert await recall(opened, living, vectors[3000:3050]) >= 0.97
+
+
+def assert_each_record_is_in_one_graph_or_the_tail(opened: OpenCollection) -> None:
+    held, view = opened._segments, opened._segments.view()
+    end = -1
+    for segment in held._segments:
+        assert end <= segment.above < segment.sealed.through <= segment.through
+        assert segment.dead <= 0.2 * segment.sealed.size
+        between = view.alive[view.after(segment.above) : view.after(segment.through)]
+        assert np.count_nonzero(between) == segment.living
+        assert not view.alive[view.after(end) : view.after(segment.above)].any()
+        end = segment.through
+    assert np.count_nonzero(view.alive[view.after(end) :]) == opened.sealing.tail
+    assert sum(segment.living for segment in held._segments) + opened.sealing.tail == opened.count
+
+
+async def test_ten_rounds_of_deletions_and_insertions_cost_no_recall(tmp_path: Path) -> None:
+    rng = np.random.default_rng(15)
+    vectors = low_rank(rng, 5000, DIM)
+    queries, settings = vectors[-200:], SETTINGS.model_copy(update={"ef": 48, "tail_bytes": 400 * DIM * 4})
+    living = dict(enumerate(vectors[:1200]))
+    async with shelf(tmp_path, settings) as things:
+        opened = await filled(things, vectors[:1200])
+        for low in range(1200, 4800, 360):
+            gone = rng.choice(sorted(living), 360, replace=False).tolist()
+            await opened.delete(ACTOR, [f"r{n}" for n in gone])
+            await opened.insert(ACTOR, numbered(vectors[low : low + 360], low))
+            living |= dict(enumerate(vectors[low : low + 360], low))
+            for n in gone:
+                del living[n]
+            await opened.settle()
+        aged = await recall(opened, living, queries)
+        await opened.seal()
+        assert len(opened.sealing.segments) == 1
+        assert aged >= await recall(opened, living, queries) - 0.005
+
+
+async def test_many_queries_in_one_call_are_answered_as_each_alone(tmp_path: Path, graph_first: None) -> None:
+    vectors = low_rank(np.random.default_rng(16), COUNT + 300, DIM)
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await filled(things, vectors[:2000])
+        for low, high in ((2000, COUNT), (COUNT, COUNT + 300)):
+            await opened.insert(ACTOR, numbered(vectors[low:high], low))
+            await opened.settle()
+        await opened.delete(ACTOR, [f"r{n}" for n in range(0, COUNT, 20)])
+        assert len(opened.sealing.segments) >= 2
+        assert opened.sealing.tail > 0
+        queries = list(vectors[::100])
+        assert len(queries) > 2 * QUERIES_TOGETHER
+        half = filters.compile({"n": {"$gte": 0, "$lt": COUNT, "$not": {"$in": list(range(500))}}})
+        for wanted in (None, half, filters.compile({"n": {"$in": list(range(0, 900, 3))}})):
+            for exactly in (False, True):
+                many = await opened.search_many(queries, 7, wanted, exactly=exactly)
+                assert many == [await opened.search(query, 7, wanted, exactly=exactly) for query in queries]
+        ids = [[hit.id for hit in hits] for hits in await opened.search_many(queries, 7, metadata=False)]
+        assert ids == [[hit.id for hit in hits] for hits in await opened.search_many(queries, 7)]
+        assert await opened.search_many([], 7) == []
+
+
+async def test_an_exact_search_asks_no_graph(tmp_path: Path, graph_first: None) -> None:
+    vectors = low_rank(np.random.default_rng(17), COUNT, DIM)
+    async with shelf(tmp_path, SETTINGS) as things:
+        opened = await filled(things, vectors)
+        exact = things.count("appliance_search_queries_total", path="exact")
+        for query in vectors[:30]:
+            expected, _ = brute_force(vectors, query, 10)
+            assert [hit.id for hit in await opened.search(query, 10, exactly=True)] == [
+                f"r{n}" for n in expected
+            ]
+        assert things.count("appliance_search_queries_total", path="exact") == exact + 30
+        odd = filters.compile({"n": {"$not": {"$in": list(range(0, COUNT, 2))}}})
+        expected, _ = brute_force(vectors[1::2], vectors[0], 10)
+        hits = await opened.search(vectors[0], 10, odd, exactly=True)
+        assert [hit.id for hit in hits] == [f"r{2 * n + 1}" for n in expected]
+        assert through_graph(things) == filtered(things, "graph") == 0
 
 
 async def test_a_k_beyond_the_graphs_reach_is_answered_exactly(tmp_path: Path) -> None:
@@ -237,9 +336,9 @@ async def test_what_happens_while_the_graph_is_asked_never_shows_in_the_answer(
         ask = opened._segments._graphs.query
         asked = 0
 
-        async def overtaken(sealed: Sealed, query: Vectors, k: int, ef: int) -> Positions | None:
+        async def overtaken(asks: list[Ask], queries: Vectors) -> Proposed | None:
             nonlocal asked
-            proposed = await ask(sealed, query, k, ef)
+            proposed = await ask(asks, queries)
             asked += 1
             if meanwhile == "lose":
                 return None
@@ -288,11 +387,11 @@ async def test_writes_and_searches_at_once_never_miss_or_invent(tmp_path: Path, 
 
 
 async def test_large_scans_leave_the_loop_to_others() -> None:
-    scans = Scans(Registry())
+    running = Scans(Registry())
     here = threading.get_ident()
-    assert await scans.run(1 << 20, threading.get_ident) == here
-    assert await scans.run(20 << 20, threading.get_ident) != here
-    scans.close()
+    assert await running.run(1 << 20, threading.get_ident) == here
+    assert await running.run(20 << 20, threading.get_ident) != here
+    running.close()
 
 
 async def test_a_scan_that_deletions_overtake_is_repeated_and_at_last_made_at_once(
@@ -306,16 +405,16 @@ async def test_a_scan_that_deletions_overtake_is_repeated_and_at_last_made_at_on
         opened = await things.collection(DIM)
         await opened.insert(ACTOR, numbered(vectors))
 
-        def overtaken(view: View, query: Vectors, k: int, wanted: Mask | None) -> segments.Found:
-            found = scan(view, query, k, wanted)
+        def overtaken(view: View, queries: Vectors, k: int, wanted: Mask | None) -> list[Found]:
+            found = scan(view, queries, k, wanted)
             if threading.get_ident() != here:
                 deleted = threading.Event()
-                loop.call_soon_threadsafe(opened._segments.kill, int(found[0][0]))
+                loop.call_soon_threadsafe(opened._segments.kill, int(found[0][0][0]))
                 loop.call_soon_threadsafe(deleted.set)
                 assert deleted.wait(10)
             return found
 
-        monkeypatch.setattr(segments, "_INLINE_BYTES", 0)
+        monkeypatch.setattr(scans, "_INLINE_BYTES", 0)
         monkeypatch.setattr(segments, "_scan", overtaken)
         hits = await opened.search(vectors[0], 10, metadata=False)
         gone = segments._RACES

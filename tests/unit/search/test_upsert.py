@@ -13,7 +13,7 @@ from appliance.errors import InvalidInput
 from appliance.ledger import Connection
 from appliance.search import filters
 from appliance.search.collections import NewRecord, OpenCollection, Record
-from appliance.search.segments import Scans
+from appliance.search.scans import Scans
 from tests.searching import ACTOR, Shelf, numbered, shelf, unit
 
 DIM = 8

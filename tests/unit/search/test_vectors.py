@@ -21,7 +21,7 @@ def filled(rng: np.random.Generator, count: int, batch: int = 37) -> tuple[Vecto
 
 
 def assert_scan_is_exact(view: View, by_label: dict[int, np.ndarray], query: np.ndarray, k: int) -> None:
-    labels, distances = view.scan(query, k)
+    ((labels, distances),) = view.scan(query[None], k)
     living = sorted(by_label)
     expected, measured = brute_force(np.stack([by_label[label] for label in living]), query, k)
     assert labels.tolist() == [living[position] for position in expected]
@@ -52,7 +52,7 @@ def test_scan_of_few_and_of_many_wanted_rows_is_exact(
     wanted = rng.random(1000) < share
     chosen = {3 * slot: by_label[3 * slot] for slot in np.flatnonzero(wanted).tolist()}
     query = unit(rng, 1, DIM)[0]
-    labels, _ = view.scan(query, 20, wanted)
+    ((labels, _),) = view.scan(query[None], 20, wanted)
     living = sorted(chosen)
     expected, _ = brute_force(np.stack([chosen[label] for label in living]), query, 20)
     assert labels.tolist() == [living[position] for position in expected]
@@ -64,9 +64,9 @@ def test_scan_from_a_slot_on_leaves_out_what_lies_before() -> None:
     view = vectors.view()
     first = view.after(600)
     assert first == 201
-    labels, _ = view.scan(by_label[0], 500, first=first)
+    ((labels, _),) = view.scan(by_label[0][None], 500, first=first)
     assert sorted(labels.tolist()) == [3 * n for n in range(201, 500)]
-    assert len(view.scan(by_label[0], 5, first=500)[0]) == 0
+    assert len(view.scan(by_label[0][None], 5, first=500)[0][0]) == 0
 
 
 def test_equal_vectors_come_in_order_of_their_labels() -> None:
@@ -74,7 +74,7 @@ def test_equal_vectors_come_in_order_of_their_labels() -> None:
     vectors, by_label = filled(rng, 300)
     twin = by_label[30]
     vectors.append([1000, 1001, 1002], np.stack([twin, twin, twin]))
-    labels, distances = vectors.view().scan(twin, 3)
+    ((labels, distances),) = vectors.view().scan(twin[None], 3)
     assert labels.tolist() == [30, 1000, 1001]
     assert distances.tolist() == [0.0, 0.0, 0.0]
 
@@ -95,8 +95,8 @@ def test_a_view_does_not_see_later_rows() -> None:
     vectors, by_label = filled(rng, 10)
     view = vectors.view()
     vectors.append([9999], by_label[0][None])
-    assert view.scan(by_label[0], 2)[0][0] == 0
-    assert 9999 not in view.scan(by_label[0], 100)[0]
+    assert view.scan(by_label[0][None], 2)[0][0][0] == 0
+    assert 9999 not in view.scan(by_label[0][None], 100)[0][0]
 
 
 def test_compaction_keeps_the_living_and_what_happened_meanwhile() -> None:
@@ -123,5 +123,5 @@ def test_compaction_keeps_the_living_and_what_happened_meanwhile() -> None:
 
 def test_nothing_is_found_in_nothing() -> None:
     view = Vectors(DIM).view()
-    assert len(view.scan(np.ones(DIM, np.float32), 5)[0]) == 0
+    assert len(view.scan(np.ones((1, DIM), np.float32), 5)[0][0]) == 0
     assert len(view.slots(np.array([0, 1]))) == 0

@@ -1,0 +1,86 @@
+"""What is asked of the graphs of a collection for a search, and what is made of their answers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from appliance.search import planner
+from appliance.search.exact import Found, Positions
+from appliance.search.sealed import Ask, Proposed, Sealed
+from appliance.search.tuning import K
+from appliance.search.vectors import Mask, View
+
+_MOST_FROM_GRAPH = 1000
+_BLUR = 2e-4
+"""By so much a graph of half precision misjudges a distance."""
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """A sealed graph in use: it knows the records with labels above one and up to another.
+
+    `dead` of them have died since it was built.
+    """
+
+    sealed: Sealed
+    above: int
+    through: int
+    dead: int = 0
+
+    @property
+    def living(self) -> int:
+        return self.sealed.size - self.dead
+
+    def reach(self, k: int) -> int:
+        """How many to ask for k living ones, or for all."""
+        if not self.dead:
+            return min(k, self.sealed.size)
+        return min(int(1.5 * k * self.sealed.size / max(1, self.living)) + 4, self.sealed.size)
+
+
+def asks(segments: Sequence[Segment], k: int, ef: int) -> list[Ask]:
+    """What to ask for the k nearest, `ef` being enough for ten; nothing where a scan is the better way."""
+    reaches = [segment.reach(k) for segment in segments]
+    if not reaches or max(reaches) > _MOST_FROM_GRAPH:
+        return []
+    return [
+        Ask(segment.sealed, reach, max(reach, ef + reach - K))
+        for segment, reach in zip(segments, reaches, strict=True)
+    ]
+
+
+def asks_matching(segments: Sequence[Segment], k: int, ef: int, view: View, wanted: Mask) -> list[Ask]:
+    """What to ask for the k nearest of those that are wanted; nothing where a scan is the better way."""
+    bounds = [0, *(view.after(segment.through) for segment in segments)]
+    matching = [int(np.count_nonzero(wanted[low:high])) for low, high in pairwise(bounds)]
+    sizes = [segment.sealed.size for segment in segments]
+    scanned = view.effort(int(np.count_nonzero(wanted)))
+    graphs = list(zip(sizes, matching, strict=True))
+    reaches = planner.reach(k, graphs, ef=ef, dim=view.dim, scanned=scanned) or []
+    return [
+        Ask(segment.sealed, reach, reach) for segment, reach in zip(segments, reaches, strict=False) if reach
+    ]
+
+
+def nominated(proposed: Proposed, view: View, tail: int, wanted: Mask | None) -> list[Positions]:
+    """For each query the slots of what lives among the proposed, and is wanted.
+
+    Ascending, each once, and before slot `tail`, whatever the other process says.
+    """
+    if not tail:
+        return [np.empty(0, np.int64)] * len(proposed.labels)
+    labels = np.sort(proposed.labels, axis=1)
+    slots = np.minimum(view.labels[:tail].searchsorted(labels), tail - 1)
+    here = (view.labels[slots] == labels) & view.alive[slots]
+    here[:, 1:] &= labels[:, 1:] != labels[:, :-1]
+    if wanted is not None:
+        here &= wanted[slots]
+    return [one[living] for one, living in zip(slots, here, strict=True)]
+
+
+def complete(found: Sequence[Found], proposed: Proposed, k: int) -> Iterator[bool]:
+    """For each query whether k were found, and none farther away than every graph has looked."""
+    for (_, distances), horizon in zip(found, proposed.horizons.min(axis=1), strict=True):
+        yield len(distances) == k and distances[-1] <= horizon + _BLUR
