@@ -17,8 +17,8 @@ import numpy as np
 
 K = 10
 RECALL = 0.99
-EFFORTS = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
-PART, SECONDS = 50, 3.0
+EFFORTS = (10, 16, 24, 32, 48, 64, 96, 128, 256, 512)
+PART, SECONDS = 25, 3.0
 CASES = {"none": None, "10 %": 0.1, "1 %": 0.01}
 """By the share that the filter keeps."""
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from tests.bench.peers.environment import QUIET, ROOT, NotInstalled, Peer
 from tests.bench.peers.neighbours import CASES, EFFORTS, PART, RECALL, SECONDS
 from tests.bench.report import Report
 
-COUNT, DIM, QUERIES = 20_000, 256, 200
+COUNT, DIM, QUERIES = 20_000, 256, 100
 OURS = "the appliance"
 PEERS = tuple(
     Peer(name, title, ("python", "-m", f"tests.bench.peers.engine_{name}"))
@@ -60,6 +61,7 @@ def run(report: Report) -> None:
         for case, one in ours.items():
             _tell(report, OURS, case, one)
         for peer in PEERS:
+            print(f"  {peer.title}", file=sys.stderr, flush=True)
             try:
                 peer.install()
                 theirs = _theirs(peer, data)
