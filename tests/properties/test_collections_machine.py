@@ -398,13 +398,13 @@ def test_a_collection_is_a_dict_with_exact_search(tmp_path: Path, steps: int) ->
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("steps", [250, pytest.param(10_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("steps", [200, pytest.param(10_000, marks=pytest.mark.full)])
 def test_a_collection_with_a_graph_gives_the_same_distances(tmp_path: Path, steps: int) -> None:
     run_machine(GraphMachine, tmp_path, steps)
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("steps", [250, pytest.param(10_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("steps", [200, pytest.param(10_000, marks=pytest.mark.full)])
 def test_a_collection_that_gains_and_loses_its_graph_misses_few(
     tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
