@@ -9,6 +9,8 @@ from tests.bench.report import Report
 
 # What measurements are made of.
 PARTS = {"graphs", "large", "load", "report", "sight", "spent", "stages", "stand", "under_load", "vaults"}
+PEERS = {"recognition": "peers.comparison", "search": "peers.search"}
+LARGE = {"search": "nearest.million"}
 
 
 def main() -> int:
@@ -17,11 +19,16 @@ def main() -> int:
     )
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
     parser.add_argument("name", nargs="*", help=", ".join(names))
-    parser.add_argument("--peers", action="store_true", help="the same model behind other servers")
+    parser.add_argument("--peers", action="store_true", help=f"beside others instead: {', '.join(PEERS)}")
+    parser.add_argument("--large", action="store_true", help=f"of a million instead: {', '.join(LARGE)}")
     given = parser.parse_args()
     if unknown := set(given.name) - set(names):
         parser.error(f"no such measurement: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    wanted = [*given.name, *(["peers.comparison"] if given.peers else [])] or names
+    kinds = [kind for kind, asked in ((PEERS, given.peers), (LARGE, given.large)) if asked]
+    for kind in kinds:
+        if without := set(given.name) - set(kind):
+            parser.error(f"{', '.join(sorted(without))}: not of this kind; there is {', '.join(kind)}")
+    wanted = [kind[name] for kind in kinds for name in given.name or kind] if kinds else given.name or names
     missed = 0
     for name in wanted:
         report = Report()

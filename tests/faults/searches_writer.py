@@ -2,8 +2,9 @@
 
     python -m tests.faults.searches_writer
 
-It is driven and speaks as `store_writer`. Modes: "all" inserts, updates, deletes, adds and removes; "seal"
-opens a state from before collections had keys; "premature" is the control, which says "done" before it asks.
+It is driven and speaks as `store_writer`. Modes: "all" inserts, updates, upserts, deletes, and adds, renames,
+empties and removes collections; "seal" opens a state from before collections had keys; "premature" is the
+control, which says "done" before it asks.
 """
 
 import asyncio
@@ -23,25 +24,35 @@ from appliance.search.collections import Metadata, NewRecord, OpenCollection
 from appliance.vault import open_keyring
 from tests.faults.collections_writer import DIM, vector
 from tests.faults.store_writer import main, say
-from tests.searching import ACTOR, BACKBONE, ROOT, Shelf, shelf
+from tests.searching import ACTOR, BACKBONE, ROOT, Shelf, Vectors, shelf
 
 OLD = [f"old-{number}" for number in range(12)]
 DOOMED = [f"doomed-{number}" for number in range(5)]
+POURED = [f"poured-{number}" for number in range(5)]
+NAMED = ["named-0"]
 BATCH = [f"batch-{number}" for number in range(10)]
+UPSERTED = [OLD[8], "upserted-0", OLD[9]]
+INSERTED, UPDATED, REPLACED = 1, 2, 3
+"""The version in a record's metadata. An update leaves the vector, an upsert brings another one."""
 
 
-def record(label: str) -> NewRecord:
-    return NewRecord(label, vector(label), {"me": label, "version": 1})
+def direction(label: str, version: int) -> Vectors:
+    return vector(label, int(version == REPLACED))
+
+
+def record(label: str, version: int = INSERTED) -> NewRecord:
+    return NewRecord(label, direction(label, version), {"me": label, "version": version})
 
 
 async def prepare(state: Path) -> None:
-    """What every child finds: a collection in several frames, and one that will be removed."""
+    """What every child finds: a collection in several frames, and three that something will become of."""
     async with shelf(state) as things:
         kept = await things.collection(DIM, "kept")
         for label in OLD:
             await kept.insert(ACTOR, [record(label)])
-        doomed = await things.collection(DIM, "doomed")
-        await doomed.insert(ACTOR, [record(label) for label in DOOMED])
+        for name, labels in (("doomed", DOOMED), ("full", POURED), ("before", NAMED)):
+            opened = await things.collection(DIM, name)
+            await opened.insert(ACTOR, [record(label) for label in labels])
 
 
 class Work:
@@ -69,16 +80,21 @@ class Work:
         new = [record(label) for label in labels]
         await self.attempt("insert", labels, lambda: opened.insert(ACTOR, new))
 
+    async def upsert(self, opened: OpenCollection, labels: list[str]) -> None:
+        new = [record(label, REPLACED) for label in labels]
+        await self.attempt("upsert", labels, lambda: opened.upsert(ACTOR, new))
+
     async def delete(self, opened: OpenCollection, labels: list[str]) -> None:
         await self.attempt("delete", labels, lambda: opened.delete(ACTOR, labels))
 
     async def everything(self, kept: OpenCollection) -> None:
         collections, customer = self._things.collections, self._things.customer
-        doomed = next(one for one in await collections.list() if one.name == "doomed")
+        named = {one.name: one.id for one in await collections.list()}
         await self.insert(kept, ["solo-0"])
         await self.insert(kept, BATCH)
-        change: list[tuple[str, Metadata]] = [(OLD[0], {"version": 2})]
+        change: list[tuple[str, Metadata]] = [(OLD[0], {"version": UPDATED})]
         await self.attempt("update", OLD[:1], lambda: kept.update(ACTOR, change))
+        await self.upsert(kept, UPSERTED)
         await self.delete(kept, [OLD[1]])
         await self.delete(kept, [OLD[2], "batch-3"])
         added = await self.attempt(
@@ -91,7 +107,11 @@ class Work:
             self._things.keyring.rotate_container, UUID(customer), UUID(kept.collection.id)
         )
         await self.insert(kept, ["rotated-0"])
-        await self.attempt("remove", ["doomed"], lambda: collections.remove(ACTOR, None, doomed.id))
+        await self.attempt(
+            "rename", ["after"], lambda: collections.rename(ACTOR, None, named["before"], "after")
+        )
+        await self.attempt("empty", ["full"], lambda: collections.empty(ACTOR, None, named["full"]))
+        await self.attempt("remove", ["doomed"], lambda: collections.remove(ACTOR, None, named["doomed"]))
         await asyncio.gather(
             *(self.insert(kept, [f"group-{number}"]) for number in range(4)),
             self.delete(kept, [OLD[3]]),

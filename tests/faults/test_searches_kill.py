@@ -1,7 +1,8 @@
-"""kill -9 at the calls of insert, update, delete, add, remove and the sealing of an old state."""
+"""kill -9 at the calls of all that changes collections and records, and of the sealing of an old state."""
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -10,11 +11,25 @@ import pytest
 
 from appliance.ledger import Connection
 from appliance.search import frames
-from appliance.search.collections import OpenCollection
+from appliance.search.collections import Collection, OpenCollection
+from appliance.search.entries import list_collections
 from appliance.search.seals import ContainerId, Seals
 from tests import clear_collections as old
 from tests.faults.collections_writer import DIM, vector
-from tests.faults.searches_writer import BATCH, DOOMED, OLD, prepare, record
+from tests.faults.searches_writer import (
+    BATCH,
+    DOOMED,
+    INSERTED,
+    NAMED,
+    OLD,
+    POURED,
+    REPLACED,
+    UPDATED,
+    UPSERTED,
+    direction,
+    prepare,
+    record,
+)
 from tests.faults.store_harness import NAMES, SYNCS, WRITES, Heard, Point, Writers
 from tests.searching import ACTOR, Shelf, shelf
 
@@ -45,22 +60,7 @@ async def check(state: Path, heard: Heard) -> None:
         named = {one.name: one for one in await things.collections.list()}
         kept = await things.collections.open(None, named["kept"].id)
         await _check_records(things, kept, heard)
-        if "doomed" in named:
-            assert ("remove", "doomed") not in heard.done
-            doomed = await things.collections.open(None, named["doomed"].id)
-            assert [one.id for one in await doomed.all()] == DOOMED
-        else:
-            assert ("remove", "doomed") in heard.begun
-        if "fresh" in named:
-            fresh = await things.collections.open(None, named["fresh"].id)
-            assert fresh.count == 1 or ("fill", "fresh") not in heard.done
-        else:
-            assert ("add", "fresh") not in heard.done
-        held = {container for _, container, _ in things.keyring.containers()}
-        living = {UUID(one.id) for one in named.values()}
-        assert living <= held
-        # A key that was made before its row is left over when it is never followed by one.
-        assert len(held - living) <= (("add", "fresh") in heard.begun and "fresh" not in named)
+        await _check_collections(things, named, heard)
         assert await kept.insert(ACTOR, [record("afterwards")]) == ["inserted"]
     async with shelf(state) as things:
         kept = await things.collections.open(None, named["kept"].id)
@@ -71,20 +71,22 @@ async def _check_records(things: Shelf, kept: OpenCollection, heard: Heard) -> N
     records = {one.id: one.metadata for one in await kept.all()}
     assert kept.damaged == 0
     assert kept.count == len(records) == kept.collection.count
-    deleted, inserted = heard.said("done", "delete"), heard.said("done", "insert")
+    deleted, stored = (
+        heard.said("done", "delete"),
+        heard.said("done", "insert") | heard.said("done", "upsert"),
+    )
     stayed = set(OLD) - heard.said("begun", "delete")
-    assert (stayed | inserted) - heard.said("begun", "delete") <= set(records)
+    assert (stayed | stored) - heard.said("begun", "delete") <= set(records)
     assert not deleted & set(records)
-    assert set(records) <= heard.said("begun", "insert") | set(OLD)
+    assert set(records) <= heard.said("begun", "insert") | heard.said("begun", "upsert") | set(OLD)
     batch = set(BATCH) & set(records)
     assert len(batch | heard.said("begun", "delete") & set(BATCH)) in {0, 1, len(BATCH)}
+    versions = {label: int(str(metadata["version"])) for label, metadata in records.items()}
     for label, metadata in records.items():
-        expected = {1, 2} if label == OLD[0] and ("update", label) in heard.begun else {1}
-        if ("update", label) in heard.done:
-            expected = {2}
         assert metadata["me"] == label
-        assert metadata["version"] in expected
-        assert (await kept.search(vector(label), 1))[0].id == label
+        assert versions[label] in _versions(label, heard)
+        assert (await kept.search(direction(label, versions[label]), 1))[0].id == label
+    assert sum(versions.get(label) == REPLACED for label in UPSERTED) in {0, len(UPSERTED)}
     seals = Seals(things.keyring, things.customer, ContainerId(kept.collection.id))
 
     def vectors(connection: Connection) -> dict[int, np.ndarray]:
@@ -100,10 +102,58 @@ async def _check_records(things: Shelf, kept: OpenCollection, heard: Heard) -> N
             for label, row in zip(frame.labels.tolist(), frame.rows, strict=True)
         }
 
-    stored = list((await things.ledger.read(vectors)).values())
-    assert len(stored) == len(records)
-    wanted = np.stack([vector(label) / np.linalg.norm(vector(label)) for label in records])
-    np.testing.assert_allclose(np.stack(stored), wanted, atol=1e-6)
+    stored_vectors = list((await things.ledger.read(vectors)).values())
+    assert len(stored_vectors) == len(records)
+    wanted = [direction(label, version) for label, version in versions.items()]
+    normalised = np.stack([one / np.linalg.norm(one) for one in wanted])
+    np.testing.assert_allclose(np.stack(stored_vectors), normalised, atol=1e-6)
+
+
+def _versions(label: str, heard: Heard) -> set[int]:
+    """Which versions of a record that is there may be seen."""
+    for act, version in (("update", UPDATED), ("upsert", REPLACED)):
+        if (act, label) in heard.done:
+            return {version}
+        if (act, label) in heard.begun:
+            return {INSERTED, version}
+    return {INSERTED}
+
+
+async def _check_collections(things: Shelf, named: dict[str, Collection], heard: Heard) -> None:
+    """Each is as it was before what became of it, or as after; keys are there for these and no others."""
+
+    async def stored(name: str) -> list[str]:
+        opened = await things.collections.open(None, named[name].id)
+        return [one.id for one in await opened.all()]
+
+    if "doomed" in named:
+        assert ("remove", "doomed") not in heard.done
+        assert await stored("doomed") == DOOMED
+    else:
+        assert ("remove", "doomed") in heard.begun
+    assert len({"before", "after"} & named.keys()) == 1
+    if "after" in named:
+        assert ("rename", "after") in heard.begun
+    else:
+        assert ("rename", "after") not in heard.done
+    assert await stored("after" if "after" in named else "before") == NAMED
+    if left := await stored("full"):
+        assert ("empty", "full") not in heard.done
+        assert left == POURED
+    else:
+        assert ("empty", "full") in heard.begun
+    if "fresh" in named:
+        assert await stored("fresh") == ["fresh-0"] or ("fill", "fresh") not in heard.done
+    else:
+        assert ("add", "fresh") not in heard.done
+    held = {container for _, container, _ in things.keyring.containers()}
+    entries = await things.ledger.read(partial(list_collections, customer=None))
+    living = {UUID(one.container) for one in entries}
+    assert living <= held
+    # A key that was made before its row is left over when it is never followed by one.
+    unfollowed = ("add", "fresh") in heard.begun and "fresh" not in named
+    unfollowed |= ("empty", "full") in heard.begun and bool(left)
+    assert len(held - living) <= unfollowed
 
 
 @pytest.mark.timeout(1800)
@@ -140,6 +190,9 @@ async def test_the_check_finds_what_is_lost_or_came_back(writers: Writers) -> No
         Heard(heard.begun, heard.done | {("insert", "never")}),
         Heard(heard.begun, {("delete", OLD[7])}),
         Heard(heard.begun, {("update", OLD[0])}),
+        Heard(heard.begun, {("upsert", UPSERTED[0])}),
+        Heard(heard.begun, {("rename", "after")}),
+        Heard(heard.begun, {("empty", "full")}),
         Heard(heard.begun, {("remove", "doomed")}),
     ):
         with pytest.raises(AssertionError):

@@ -1,0 +1,152 @@
+"""Queries per CPU second against hnswlib's own at the same recall, and memory, over one set of embeddings."""
+
+import gc
+import itertools
+import time
+
+import msgspec
+import numpy as np
+
+from appliance.search.graph import Graphs, Query
+from tests.bench.nearest.direct import TARGETS, Direct
+from tests.bench.nearest.embeddings import Embeddings, K
+from tests.bench.nearest.filled import Filled, Paired, filled, in_turns, insert, paired, search, search_many
+from tests.bench.report import Report
+
+PART = 200  # queries in one of the rounds that take turns
+TOGETHER = 10
+TAIL_BYTES = 4 << 20
+LEAST = {20_000: 0.75, 100_000: 0.9}
+"""Through the child, by the number of vectors."""
+
+
+async def run(report: Report, data: Embeddings, direct: Direct) -> None:
+    """Of a collection with one graph over everything and nothing beside it."""
+    for target in TARGETS:
+        note = f"ef {direct.efs[target]}, for {target}"
+        report.figure(f"{data.name}: hnswlib, recall@10", direct.recalls[target], "", note=note)
+    _in_the_graph_process(report, data, direct)
+    async with filled(data.vectors) as mine:
+        sealing = await mine.measured(mine.opened.seal, len(data.vectors))
+        assert mine.opened.graphed == len(data.vectors)
+        note = "hnswlib's came from the cache" if direct.add is None else f"hnswlib {1000 * direct.add:.3f}"
+        report.figure("... building the graph", 1000 * sealing.cpu, "ms CPU a record", note=note)
+        for target in TARGETS:
+            await _one_in_flight(report, mine, data, direct, target)
+        for target in TARGETS:
+            await _ten_in_a_call(report, mine, data, direct, target)
+        _memory(report, mine, data, direct)
+
+
+def _in_the_graph_process(report: Report, data: Embeddings, direct: Direct) -> None:
+    """What it does with a query between receiving and sending, on the very index that is driven directly."""
+    graphs, decode = _holding(direct), msgspec.msgpack.Decoder(Query).decode
+    parts = in_turns(data.queries, PART)
+    for target in TARGETS:
+        ratios, costs = list[float](), list[float]()
+        for part in itertools.islice(parts, 7):
+            asked = [
+                msgspec.msgpack.encode(Query(1, K, direct.efs[target], query.tobytes())) for query in part
+            ]
+            began = time.process_time()
+            for message in asked:
+                graphs.query(decode(message))
+            between = time.process_time()
+            direct.search(part, target)
+            costs.append((between - began) / PART)
+            ratios.append((time.process_time() - between) / (between - began))
+        report.figure(
+            f"... in the graph process, at {target}: queries per CPU s / hnswlib's",
+            float(np.median(ratios)),
+            "x",
+            at_least=0.9,
+            note=f"{1000 * float(np.median(costs)):.4f} ms",
+        )
+
+
+def _holding(direct: Direct) -> Graphs:
+    """The graph process's own object, with hnswlib's index as its graph 1."""
+    graphs = Graphs(memoryview(b""), threads=1)
+    graphs._finished[1] = direct.index
+    return graphs
+
+
+async def _one_in_flight(
+    report: Report, mine: Filled, data: Embeddings, direct: Direct, target: float
+) -> None:
+    mine.look_at(direct.efs[target])
+    found, _ = await search(mine.opened, data.queries)  # the second time hits are known by their ids
+    through = mine.answered("graph")
+    seconds = list[float]()
+    parts = in_turns(data.queries, PART)
+
+    async def ours() -> None:
+        seconds.extend((await search(mine.opened, next(parts)))[1])
+
+    theirs = in_turns(data.queries, PART)
+    cost = await paired(mine, ours, lambda: direct.search(next(theirs), target), PART)
+    assert mine.answered("graph") - through == len(seconds)
+    report.figure("... recall@10 of a search", data.recall(found), "", at_least=target)
+    report.figure(
+        f"... one in flight, at {target}: queries per CPU s / hnswlib's",
+        cost.ratio,
+        "x",
+        at_least=LEAST[len(data.vectors)],
+        note=_costs(cost) + f"; p99 {1000 * float(np.quantile(seconds, 0.99)):.2f} ms wall",
+    )
+
+
+async def _ten_in_a_call(
+    report: Report, mine: Filled, data: Embeddings, direct: Direct, target: float
+) -> None:
+    mine.look_at(direct.efs[target])
+    parts = in_turns(data.queries, PART)
+
+    async def ours() -> None:
+        for few in np.split(next(parts), PART // TOGETHER):
+            await search_many(mine.opened, few)
+
+    theirs = in_turns(data.queries, PART)
+    cost = await paired(mine, ours, lambda: direct.search(next(theirs), target), PART)
+    name = f"... ten in one call, at {target}: queries per CPU s / hnswlib's"
+    report.figure(name, cost.ratio, "x", at_least=0.75, note=_costs(cost) + ", without HTTP")
+
+
+async def beside_a_tail(report: Report, data: Embeddings, direct: Direct) -> None:
+    """A graph over most of the vectors, and as many scanned beside it as there may be."""
+    known = len(data.vectors) - TAIL_BYTES // (4 * data.dim)
+    async with filled(data.vectors[:known]) as mine:
+        await mine.opened.seal()
+        await insert(mine.opened, data.vectors[known:], known)
+        assert mine.opened.graphed == known
+        for target in TARGETS:
+            mine.look_at(direct.efs[target])
+            await search(mine.opened, data.queries)
+            ours, theirs = in_turns(data.queries, PART), in_turns(data.queries, PART)
+            cost = await paired(
+                mine,
+                lambda: search(mine.opened, next(ours)),  # noqa: B023 -- called within this turn
+                lambda: direct.search(next(theirs), target),  # noqa: B023
+                PART,
+            )
+            name = f"... one graph and a full tail, at {target}: queries per CPU s / hnswlib's"
+            report.figure(name, cost.ratio, "x", at_least=0.35, note=_costs(cost))
+
+
+def _memory(report: Report, mine: Filled, data: Embeddings, direct: Direct) -> None:
+    """Vectors and graph; no filter has been asked for, and no metadata is in memory."""
+    gc.collect()
+    own, alone = mine.resident_mib(), direct.resident_mib()
+    count = len(data.vectors)
+    allowed = 1.05 * data.dim * 4 + 100
+    report.figure(
+        "... memory beside hnswlib's own",
+        (own - alone) * 2**20 / count,
+        "B a record",
+        at_most=allowed,
+        note=f"{own:.0f} MiB, hnswlib alone {alone:.0f} MiB",
+    )
+
+
+def _costs(cost: Paired) -> str:
+    return f"{1000 * cost.ours:.3f} ms, hnswlib {1000 * cost.theirs:.3f} ms"
