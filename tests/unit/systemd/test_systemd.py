@@ -48,7 +48,7 @@ def test_a_manager_that_does_not_read_holds_nobody_up(
     ("microseconds", "pid", "expected"),
     [
         ("30000000", None, 30.0),
-        ("500000", str(os.getpid()), 0.5),
+        pytest.param("500000", str(os.getpid()), 0.5, id="its own"),
         ("30000000", "1", None),
         ("0", None, None),
         ("soon", None, None),
