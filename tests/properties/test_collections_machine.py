@@ -374,11 +374,10 @@ class CrossingMachine(GraphMachine):
         type(self).found += sum(hit.distance <= nearest[-1] for hit in hits)
 
 
-def run_machine(machine: type[Machine], parent: Path, steps: int) -> None:
-    """So many steps or some more, in examples of fifty that each begin with an empty collection."""
-    machine.parent, machine.steps = parent, 0
-    wanted = settings(
-        max_examples=-(-11 * steps // (10 * STEPS)),  # a few run out of what there is to be drawn
+def machine_settings(examples: int) -> settings:
+    """So many examples of fifty steps, always the same ones."""
+    return settings(
+        max_examples=examples,
         stateful_step_count=STEPS,
         deadline=None,
         derandomize=True,
@@ -386,7 +385,13 @@ def run_machine(machine: type[Machine], parent: Path, steps: int) -> None:
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate, Phase.shrink),
     )
-    run_state_machine_as_test(machine, settings=wanted)
+
+
+def run_machine(machine: type[Machine], parent: Path, steps: int) -> None:
+    """So many steps or some more, in examples of fifty that each begin with an empty collection."""
+    machine.parent, machine.steps = parent, 0
+    examples = -(-11 * steps // (10 * STEPS))  # a few run out of what there is to be drawn
+    run_state_machine_as_test(machine, settings=machine_settings(examples))
     print(f"{machine.steps} steps")
     assert machine.steps >= steps
 

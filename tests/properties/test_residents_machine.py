@@ -228,4 +228,4 @@ def nearest(kept: Kept, direction: int) -> list[str]:
 @pytest.mark.parametrize("examples", [6, pytest.param(200, marks=pytest.mark.full)])
 def test_collections_come_and_go_and_nothing_is_lost(tmp_path: Path, examples: int) -> None:
     Tenants.parent = tmp_path
-    run_state_machine_as_test(Tenants, settings=machine_settings(examples, 50))
+    run_state_machine_as_test(Tenants, settings=machine_settings(examples))
