@@ -1,6 +1,5 @@
 """A collection that holds all embeddings, and what work on it costs: this process plays the daemon."""
 
-import asyncio
 import gc
 import itertools
 import os
@@ -17,6 +16,7 @@ import numpy as np
 from appliance import config
 from appliance.search.collections import Hit, OpenCollection
 from appliance.search.filters import Filter
+from appliance.search.tuning import Tuned
 from tests.bench import spent
 from tests.bench.nearest.embeddings import K
 from tests.searching import ACTOR, Shelf, Vectors, numbered, shelf
@@ -62,7 +62,9 @@ class Filled:
 
     def look_at(self, candidates: int) -> None:
         """How many candidates a graph compares for a search (ef), which decides its recall."""
-        self.opened._segments._settings = SETTINGS.model_copy(update={"ef": candidates})
+        segments = self.opened._segments
+        segments._settings = segments._settings.model_copy(update={"ef": 1})
+        segments._tuned = Tuned(candidates, 0.0)
 
     def answered(self, path: str) -> float:
         """Searches so far that were answered in this way."""
@@ -118,10 +120,7 @@ async def search(
 
 async def search_many(opened: OpenCollection, queries: Vectors) -> list[list[int]]:
     """All in one call."""
-    return [
-        numbers(hits)
-        for hits in await asyncio.gather(*(opened.search(query, K, metadata=False) for query in queries))
-    ]
+    return [numbers(hits) for hits in await opened.search_many(list(queries), K, metadata=False)]
 
 
 def numbers(hits: list[Hit]) -> list[int]:

@@ -7,15 +7,26 @@ import time
 import msgspec
 import numpy as np
 
-from appliance.search.graph import Graphs, Query
+from appliance import config
+from appliance.search.graph import Ask, Graphs, Query
 from tests.bench.nearest.direct import TARGETS, Direct
 from tests.bench.nearest.embeddings import Embeddings, K
-from tests.bench.nearest.filled import Filled, Paired, filled, in_turns, insert, paired, search, search_many
+from tests.bench.nearest.filled import (
+    SETTINGS,
+    Filled,
+    Paired,
+    empty,
+    filled,
+    in_turns,
+    insert,
+    paired,
+    search,
+    search_many,
+)
 from tests.bench.report import Report
 
 PART = 200  # queries in one of the rounds that take turns
 TOGETHER = 10
-TAIL_BYTES = 4 << 20
 LEAST = {20_000: 0.75, 100_000: 0.9}
 """Through the child, by the number of vectors."""
 
@@ -46,7 +57,8 @@ def _in_the_graph_process(report: Report, data: Embeddings, direct: Direct) -> N
         ratios, costs = list[float](), list[float]()
         for part in itertools.islice(parts, 7):
             asked = [
-                msgspec.msgpack.encode(Query(1, K, direct.efs[target], query.tobytes())) for query in part
+                msgspec.msgpack.encode(Query([Ask(1, K, direct.efs[target])], len(query), query.tobytes()))
+                for query in part
             ]
             began = time.process_time()
             for message in asked:
@@ -113,12 +125,16 @@ async def _ten_in_a_call(
 
 
 async def beside_a_tail(report: Report, data: Embeddings, direct: Direct) -> None:
-    """A graph over most of the vectors, and as many scanned beside it as there may be."""
-    known = len(data.vectors) - TAIL_BYTES // (4 * data.dim)
-    async with filled(data.vectors[:known]) as mine:
-        await mine.opened.seal()
-        await insert(mine.opened, data.vectors[known:], known)
-        assert mine.opened.graphed == known
+    """Four graphs of a portion each, and as many vectors as fit scanned beside them."""
+    portion = -(-SETTINGS.tail_bytes // (4 * data.dim))
+    async with empty(config.Search(flat_bytes=0), dim=data.dim) as mine:
+        for low in range(0, 4 * portion, portion):
+            await insert(mine.opened, data.vectors[low : low + portion], low, portion)
+            await mine.opened.settle()
+        rest = data.vectors[4 * portion :][: portion - 1]
+        await insert(mine.opened, rest, 4 * portion)
+        assert [size for size, _ in mine.opened.sealing.segments] == 4 * [portion]
+        assert mine.opened.sealing.tail == len(rest)
         for target in TARGETS:
             mine.look_at(direct.efs[target])
             await search(mine.opened, data.queries)
@@ -129,7 +145,7 @@ async def beside_a_tail(report: Report, data: Embeddings, direct: Direct) -> Non
                 lambda: direct.search(next(theirs), target),  # noqa: B023
                 PART,
             )
-            name = f"... one graph and a full tail, at {target}: queries per CPU s / hnswlib's"
+            name = f"... four graphs and a tail of {len(rest)}, at {target}: queries per CPU s / hnswlib's"
             report.figure(name, cost.ratio, "x", at_least=0.35, note=_costs(cost))
 
 
