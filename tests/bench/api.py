@@ -131,7 +131,10 @@ def one_search(report: Report, appliance: RunningAppliance, collection: str, vec
     index = hnswlib.Index(space="ip", dim=DIM)
     index.init_index(max_elements=RECORDS, M=search.m, ef_construction=search.ef_construction)
     index.add_items(vectors, np.arange(RECORDS), num_threads=-1)
-    index.set_ef(search.ef)
+    stats = appliance.call(
+        "GET", f"/appliance/v1/collections/{collection}/stats", headers=appliance.headers()
+    )
+    index.set_ef(stats.document["ef"] or search.ef)
     connection = http.client.HTTPConnection("127.0.0.1", appliance.port, timeout=20)
     headers = appliance.headers(collection_id=collection)
     numbers = itertools.count()

@@ -79,7 +79,7 @@ async def _answers(report: Report, mine: Filled, data: Embeddings) -> None:
     found, seconds = await search(mine.opened, data.queries)
     cost = await mine.measured(lambda: search(mine.opened, data.queries), QUERIES)
     p99 = 1000 * float(np.quantile(seconds, 0.99))
-    note = f"ef {SETTINGS.ef}, {1000 * cost.cpu:.3f} ms CPU, p99 {p99:.1f} ms wall"
+    note = f"{mine.opened.sealing.tuned}, {1000 * cost.cpu:.3f} ms CPU, p99 {p99:.1f} ms wall"
     report.figure("recall@10", data.recall(found), "", at_least=0.95, note=note)
     kept = int(KEPT * COUNT)
     wanted = filters.compile({"n": {"$lt": kept}})
