@@ -3,13 +3,17 @@
 import contextlib
 import csv
 import http.client
+import logging
 import socket
+import threading
 import uuid
 from pathlib import Path
 
 import pytest
 
 from appliance.accounts.tokens import Scope
+from appliance.datasets.interchange.annotated import Annotated
+from appliance.datasets.interchange.table import Csv
 from tests import images
 from tests.datasets import agreed, boxes, folders, give, new_dataset, receive, tar, untar
 from tests.serving import SECONDS, Reply, Served, Tenant
@@ -241,3 +245,31 @@ def test_no_name_that_an_import_took_stops_an_export(served: Served, owner: Tena
         first = exported(served, owner, dataset, format_name)
         assert sum(name.endswith(("png", "jpg")) for name in untar(first)) == seed
         assert exported(served, owner, filled(served, owner, first), format_name) == first
+
+
+def test_a_client_that_leaves_ends_the_plan_of_its_export(
+    served: Served, owner: Tenant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "appliance.access")
+    dataset = filled(served, owner, tar(folders()))
+    begun, go, placed = threading.Event(), threading.Event(), list[str]()
+
+    def slow(_: Csv, annotated: Annotated) -> str:
+        placed.append(annotated.name)
+        begun.set()
+        assert go.wait(SECONDS)
+        return annotated.name
+
+    monkeypatch.setattr(Csv, "place", slow)
+    with socket.create_connection((served.site.host, served.site.port), timeout=SECONDS) as leaving:
+        leaving.sendall(
+            f"GET /appliance/v1/datasets/{dataset}/export?format=csv HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Token {owner.token}\r\n\r\n".encode()
+        )
+        assert begun.wait(SECONDS)
+    try:
+        eventually(lambda: " 499 " in caplog.text, "it is noticed")
+    finally:
+        go.set()
+    exported(served, owner, dataset, "csv")
+    assert len(placed) == 1 + len(folders())

@@ -5,13 +5,13 @@ known before the first byte goes out, the length of the whole as well; then a pi
 time. Beside that a path and a few numbers an image are in memory, and the descriptions, compressed.
 """
 
-import asyncio
 import csv
 import io
 import tarfile
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self, TypeVar
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.datasets import rows
@@ -27,9 +27,13 @@ from appliance.datasets.records import Dataset, Image, ReadPermit
 from appliance.datasets.records import Format as Encoding
 from appliance.datasets.sources import Sources
 from appliance.datasets.store import Opened, Store
+from appliance.datasets.threads import Threads
 from appliance.errors import Conflict, Forbidden, NotFound
 from appliance.ledger import Connection, Ledger
 
+T = TypeVar("T")
+
+_PLANS_AT_ONCE = 2  # on threads of their own: a large dataset's takes a while, and uploads need the others
 _IMAGES_AT_ONCE = 500
 _END = 2 * tarfile.BLOCKSIZE
 _SMALL = 256 << 10  # goes out in one piece with its header
@@ -41,6 +45,10 @@ _ENDINGS: dict[Encoding, tuple[str, ...]] = {
 
 Permit = Callable[[Image], ReadPermit]
 """Mints the right to see an image: whoever exports has to have it for each."""
+
+
+class _LeftAlone(Exception):
+    """Nobody waits for the plan any more."""
 
 
 class _Stored(NamedTuple):
@@ -62,7 +70,7 @@ class _File:
 
 
 class Exporting:
-    """Exports of all customers."""
+    """Exports of all customers, begun between `async with`."""
 
     def __init__(  # noqa: PLR0917 - its neighbours
         self,
@@ -79,6 +87,14 @@ class Exporting:
         self._sources = sources
         self._annotations = annotations
         self._clock = clock
+        self._planning = Threads(_PLANS_AT_ONCE, "exporting")
+
+    async def __aenter__(self) -> Self:
+        self._planning.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._planning.close()
 
     async def begin(
         self, actor: Actor, dataset: Dataset, chosen: Format, permit: Permit, *, skip_damaged: bool = False
@@ -95,7 +111,12 @@ class Exporting:
                 "images of a restricted dataset leave sealed alone: fetch each with its key, or set the"
                 " dataset's visibility to link before it is exported"
             )
-        files, images = await asyncio.to_thread(self._planned, dataset, chosen, skip_damaged=skip_damaged)
+        left = threading.Event()
+        try:
+            planned = self._planning.run(self._planned, dataset, chosen, skip_damaged, left)
+            files, images = await planned
+        finally:
+            left.set()
 
         def act(connection: Connection) -> None:
             details: dict[str, object] = {"images": len(images)}
@@ -106,11 +127,11 @@ class Exporting:
         return Export(self._ledger, self._store, permit, files, images)
 
     def _planned(
-        self, dataset: Dataset, chosen: Format, *, skip_damaged: bool
+        self, dataset: Dataset, chosen: Format, skip_damaged: bool, left: threading.Event
     ) -> tuple[list[_File], list[_Placed]]:
         """The files that describe the images, and these in the order of their paths."""
         with self._ledger.reading() as connection:
-            stored, damaged = self._stored(connection, dataset, chosen)
+            stored, damaged = self._stored(connection, dataset, chosen, left)
             if damaged and not skip_damaged:
                 raise Conflict(
                     f"{len(damaged)} images of the dataset are damaged: with skip_damaged=true the others are"
@@ -121,7 +142,7 @@ class Exporting:
 
             def said() -> Iterator[Annotated]:
                 names = [(key, one.name) for key, one in stored.items()]
-                for key, one in reading.annotated(names):
+                for key, one in _unless(left, reading.annotated(names)):
                     wanted[key] = chosen.place(one)
                     yield one
 
@@ -129,22 +150,22 @@ class Exporting:
             chosen.check(every)
             for _ in every:  # the rest, however far the check went
                 pass
-            paths = settled([*wanted.values()], chosen.files_of)
+            paths = _unless(left, settled([*wanted.values()], chosen.files_of))
             images = sorted(
                 _Placed(path, key, stored[key].size) for key, path in zip(wanted, paths, strict=True)
             )
             described = reading.annotated([(one.key, one.path) for one in images])
-            again = (one for _, one in described)
+            again = (one for _, one in _unless(left, described))
             files = [_spooled(path, pieces) for path, pieces in chosen.write(again, *reading.declared)]
             return files + ([_spooled(LEFT_OUT, _named(damaged))] if damaged else []), images
 
     def _stored(
-        self, connection: Connection, dataset: Dataset, chosen: Format
+        self, connection: Connection, dataset: Dataset, chosen: Format, left: threading.Event
     ) -> tuple[dict[int, _Stored], list[str]]:
         """The images by their keys, in order of upload, and the names of those that are damaged."""
         stored, damaged, after = dict[int, _Stored](), list[str](), 0
         while page := self._sources.page(connection, dataset, after):
-            for image, source in page:
+            for image, source in _unless(left, page):
                 name = image.id if source is None else source.name
                 name = fitting(name, _ENDINGS[image.format], chosen.describes)
                 if image.damaged:
@@ -214,6 +235,14 @@ class Export:
             yield after
         finally:
             self.close()
+
+
+def _unless(left: threading.Event, things: Iterable[T]) -> Iterator[T]:
+    """The same, for as long as somebody waits for what comes of them."""
+    for one in things:
+        if left.is_set():
+            raise _LeftAlone
+        yield one
 
 
 def _spooled(path: str, pieces: Iterable[bytes]) -> _File:
