@@ -25,7 +25,7 @@ from appliance.api.body import Bodies
 from appliance.api.call import Call, Measures
 from appliance.api.connections import Connection
 from appliance.api.payload import new_id
-from appliance.api.routes import MANAGEMENT, READ, Access, Match, Route, Surface, Table, strip_prefix
+from appliance.api.routes import MANAGEMENT, Access, Match, Route, Surface, Table, strip_prefix
 from appliance.errors import ApplianceError, Forbidden, InvalidInput, Unauthenticated
 
 _SCHEMES = {"token", "jwt", "bearer"}
@@ -115,18 +115,17 @@ class Gate:
         with self._auth:
             principal = self._principal(request, route)
         trace.customer = principal.customer or ("operator" if principal.operator else "-")
-        if not route.form.carries_images:
-            return await self._call(request, match, principal, trace)
-        # Refuses a call that would wait in vain, before its body is read.
-        self._admit(self._seeing)
-        connection = request.protocol if route.audit == READ else None
-        self._seeing += 1
+        sees = route.form.carries_images
+        if sees:  # one that would wait in vain is refused before its body is read
+            self._admit(self._seeing)
+        connection = request.protocol if route.ends_with_client else None
+        self._seeing += sees
         if isinstance(connection, Connection):
             connection.end_with_client()
         try:
             return await self._call(request, match, principal, trace)
         finally:
-            self._seeing -= 1
+            self._seeing -= sees
             if isinstance(connection, Connection):
                 connection.outlast_client()
 

@@ -88,6 +88,11 @@ class Route:
     surfaces: frozenset[Surface] = PUBLIC
 
     @property
+    def ends_with_client(self) -> bool:
+        """Whether a client that leaves ends its call: it changes nothing, and takes long."""
+        return self.audit == Event.DATASET_EXPORT or (self.audit == READ and self.form.carries_images)
+
+    @property
     def problem(self) -> bool:
         """Whether its refusals are problem+json."""
         return self.path.startswith(MANAGEMENT)

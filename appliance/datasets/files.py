@@ -32,6 +32,9 @@ _FILES_AT_ONCE = 256
 _SYNCED_SINGLY = 2  # above, one sync of the whole filesystem costs less than one of each file
 _SEALING_THREADS = 2
 _READING_THREADS = 4
+# Not blocking: a pipe in a file's place would wait for a writer, and no file does.
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_UNTOLD = _READ | os.O_NOATIME
 WITNESS = "witness"
 """Beside the containers: the newest audit entry that was acknowledged, 8 bytes, big-endian; then a doubt."""
 _A_FILE, _THE_FOLDER = "a sealed file", "the folder of sealed files"
@@ -190,7 +193,7 @@ class SealedFiles:
     async def load(self, name: Name, keys: Container, ahead: int = 0) -> OpenFile:
         """As `open`, for the event loop: at once where the disk need not be waited for."""
         try:
-            return self._open(name, keys, ahead, wait=False)
+            return self._opened(self._folder.at_hand(), name, keys, ahead, wait=False)
         except NotAtHand:
             return await self._reading.run(self.open, name, keys, ahead)
 
@@ -200,24 +203,21 @@ class SealedFiles:
         One of up to `ahead` sealed bytes is read whole, so that `fetch` needs no thread. Raises NotFound,
         SealBroken, StorageFailed, VolumeOffline.
         """
-        return self._open(name, keys, ahead, wait=True)
+        with _through(self._folder.reading(), _path(name)) as top:
+            return self._opened(top, name, keys, ahead, wait=True)
 
-    def _open(self, name: Name, keys: Container, ahead: int, *, wait: bool) -> OpenFile:
-        path = f"{name.container.hex}/{name.object.hex}"
-        with _through(self._folder.reading(), path) as top:
-            try:
-                # Not blocking: a pipe in its place would wait for a writer, and no file does.
-                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-                fd = os.open(path, flags, dir_fd=top) if wait else open_at_hand(path, flags, top)
-            except FileNotFoundError:
-                raise NotFound(f"object {name.object} has no file") from None
-            try:
-                _check_plain(fd, name)
-                sealed = SealedFile(fd, name, keys.object_key, ahead, wait=wait)
-                return OpenFile(fd, sealed, self._folder, self._reading)
-            except BaseException:
-                os.close(fd)
-                raise
+    def _opened(self, top: int, name: Name, keys: Container, ahead: int, *, wait: bool) -> OpenFile:
+        try:
+            fd = _open(_path(name), top) if wait else open_at_hand(_path(name), _UNTOLD, top)
+        except FileNotFoundError:
+            raise NotFound(f"object {name.object} has no file") from None
+        try:
+            _check_plain(fd, name)
+            sealed = SealedFile(fd, name, keys.object_key, ahead, wait=wait)
+            return OpenFile(fd, sealed, self._folder, self._reading)
+        except BaseException:
+            os.close(fd)
+            raise
 
     def containers(self) -> list[UUID]:
         """The containers that have a folder. Blocks on the disk. Raises StorageFailed, VolumeOffline."""
@@ -426,6 +426,17 @@ def _through(way: AbstractContextManager[int], what: str) -> Iterator[int]:
             yield top
     except OSError as error:
         raise StorageFailed(f"{what}: {error.strerror}") from error
+
+
+def _path(name: Name) -> str:
+    return f"{name.container.hex}/{name.object.hex}"
+
+
+def _open(path: str, top: int) -> int:
+    try:
+        return os.open(path, _UNTOLD, dir_fd=top)
+    except PermissionError:  # of another user's file the time of a read is noted: `fetch` then waits aside
+        return os.open(path, _READ, dir_fd=top)
 
 
 def _check_plain(fd: int, name: Name) -> None:

@@ -125,5 +125,5 @@ async def open_images(
             upkeep,
             sources,
             Importing(ledger, store, sources, annotating, clocks.wall),
-            Exporting(ledger, datasets, store, sources, annotations, clocks.wall),
+            await enter(Exporting(ledger, datasets, store, sources, annotations, clocks.wall)),
         )

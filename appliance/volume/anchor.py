@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.errors import VolumeOffline
+from appliance.volume.at_hand import open_at_hand, read_at_hand
 from appliance.volume.facts import VolumeFacts, mounted_within
 
 SENTINEL = ".volume"
@@ -16,6 +17,9 @@ PROBE = ".probe"
 _DRAFT = ".volume.draft"
 _ID = re.compile(rb"[0-9a-f]{32}\n")
 _LONGEST = 64
+# A pipe or a link in the sentinel's place must neither hold the caller nor lead it elsewhere.
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_HERE = -100  # AT_FDCWD: a path is absolute, or relative to where the process is
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +72,30 @@ def identity_of(stat: os.stat_result) -> tuple[int, int]:
 
 def read_sentinel(folder: int) -> bytes:
     """What the sentinel in the folder of this descriptor contains. Raises OSError."""
-    # A pipe or a link of that name must neither hold the caller nor lead it elsewhere.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    fd = os.open(SENTINEL, flags, dir_fd=folder)
+    fd = os.open(SENTINEL, _READ, dir_fd=folder)
     try:
         return os.read(fd, _LONGEST)
+    finally:
+        os.close(fd)
+
+
+def identity_at_hand(path: Path) -> tuple[int, int]:
+    """`identity_of` what `path` leads to, without waiting for a disk. Raises as `open_at_hand`."""
+    fd = open_at_hand(str(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, _HERE)
+    try:
+        return identity_of(os.fstat(fd))
+    finally:
+        os.close(fd)
+
+
+def sentinel_at_hand(folder: int, size: int) -> bytes:
+    """As `read_sentinel`, without waiting for a disk; empty when it has another size than this one.
+
+    Raises as `open_at_hand`, and NotAtHand.
+    """
+    fd = open_at_hand(SENTINEL, _READ | os.O_NOATIME, folder)
+    try:
+        return bytes(read_at_hand(fd, size, 0)) if os.fstat(fd).st_size == size else b""
     finally:
         os.close(fd)
 

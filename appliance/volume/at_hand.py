@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import os
 
 _OPENAT2 = 437  # on every architecture
@@ -34,7 +35,11 @@ def open_at_hand(path: str, flags: int, dir_fd: int) -> int:
 
 
 def read_at_hand(fd: int, size: int, offset: int) -> bytearray:
-    """`size` bytes from `offset` on. Raises NotAtHand unless all of them are in the page cache."""
+    """`size` bytes from `offset` on. Raises NotAtHand unless all of them are in the page cache, and the file
+    was opened with O_NOATIME: to note the time of a read, the kernel waits for the disk's journal.
+    """
+    if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NOATIME:
+        raise NotAtHand
     data = bytearray(size)
     try:
         read = os.preadv(fd, [data], offset, os.RWF_NOWAIT)

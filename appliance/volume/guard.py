@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Self
 
 from appliance.errors import StorageFailed, VolumeFull, VolumeOffline
-from appliance.volume.anchor import find_sentinel, identity_of, judge, overwrite_probe, reach, read_sentinel
+from appliance.volume.anchor import (
+    find_sentinel,
+    identity_at_hand,
+    identity_of,
+    judge,
+    overwrite_probe,
+    reach,
+    read_sentinel,
+    sentinel_at_hand,
+)
+from appliance.volume.at_hand import NotAtHand
 from appliance.volume.condition import Condition, Verdict
 from appliance.volume.durable import sync_filesystem, sync_folder
 from appliance.volume.facts import VolumeFacts
@@ -47,8 +57,8 @@ class DataFolder:
     poisoned: the kernel has dropped what it could not write and would call the next sync a success, so
     nothing is tried again before a restart.
 
-    Names in the folder that begin with a dot are the volume's own. All calls but `fault` and `condition`
-    block on the disk.
+    Names in the folder that begin with a dot are the volume's own. All calls but `fault`, `condition` and
+    `at_hand` block on the disk.
     """
 
     def __init__(
@@ -187,6 +197,23 @@ class DataFolder:
             if (reason := self.recheck().reason) is not None:
                 raise VolumeOffline(reason) from error
             raise StorageFailed(f"{self._path}: a read failed: {error.strerror}") from error
+
+    def at_hand(self) -> int:
+        """The descriptor as `reading` gives it, on the event loop as well: nothing here waits for the disk.
+
+        Raises VolumeOffline where that is known, and NotAtHand where it takes `reading` to tell. That the
+        volume has become read-only is left to `check`.
+        """
+        if (reason := self._verdict.reason) is not None:
+            raise VolumeOffline(reason)
+        try:
+            in_place = identity_at_hand(self._path) == self._identity
+            same = sentinel_at_hand(self._fd, len(self._sentinel)) == self._sentinel
+        except OSError:
+            raise NotAtHand from None
+        if not (in_place and same):
+            raise NotAtHand
+        return self._fd
 
     @contextmanager
     def subfolder(self, folder: int, name: str, *, create: bool = False) -> Iterator[int]:

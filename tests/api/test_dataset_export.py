@@ -3,13 +3,17 @@
 import contextlib
 import csv
 import http.client
+import logging
 import socket
+import threading
 import uuid
 from pathlib import Path
 
 import pytest
 
 from appliance.accounts.tokens import Scope
+from appliance.datasets.interchange.annotated import Annotated
+from appliance.datasets.interchange.table import Csv
 from tests import images
 from tests.datasets import agreed, boxes, folders, give, new_dataset, receive, tar, untar
 from tests.serving import SECONDS, Reply, Served, Tenant
@@ -206,3 +210,66 @@ def test_what_two_imports_brought_and_no_folder_holds_can_be_exported(
     assert {"a/x-2.png", "a/x.png/b.png"} <= untar(first).keys()
     again = exported(served, owner, filled(served, owner, first), format_name)
     assert again == first
+
+
+A, NFC, NFD = "a" * 251, "\u00e9", "e\u0301"
+HOSTILE: tuple[dict[str, str], ...] = (
+    {
+        f"{NFD}.jpg/x.jpg": "PNG",
+        f"{A}.jpg/x.jpg": "PNG",
+        f"c/{A}.bmp": "BMP",
+        "/".join(["d" * 200] * 5 + ["e" * 13, "y.bmp"]): "BMP",
+        "a/b.png": "PNG",
+        "images/train/a_b.png": "PNG",
+        "images/train/a_b-2.png/q.png": "PNG",
+        "annotations.csv/x.png": "PNG",
+        "instances_train.json/x.png": "PNG",
+        "data.yaml/images/train/x.png": "PNG",
+        f"{NFC}/b.png": "PNG",
+        "same.png": "PNG",
+    },
+    {f"{NFC}.jpg": "JPEG", f"{A}.jpg": "JPEG", "a_b.png": "PNG", f"{NFD}_b.png": "PNG", "same.jpg": "JPEG"},
+)
+
+
+def test_no_name_that_an_import_took_stops_an_export(served: Served, owner: Tenant) -> None:
+    dataset, seed = new_dataset(served, owner, str(uuid.uuid4())), 0
+    for names in HOSTILE:
+        files = {"about.csv": f"image,test\n{next(iter(names))},false\n".encode()}
+        for name, kind in names.items():
+            seed += 1
+            files[name] = images.encoded(images.noise(16, seed), kind)
+        answer = receive(served, owner, dataset, tar(files), "?format=csv")
+        assert (answer.status, answer.document["images"]) == (200, len(names)), answer.body
+    for format_name in ("csv", "coco", "imagefolder", "yolo"):
+        first = exported(served, owner, dataset, format_name)
+        assert sum(name.endswith(("png", "jpg")) for name in untar(first)) == seed
+        assert exported(served, owner, filled(served, owner, first), format_name) == first
+
+
+def test_a_client_that_leaves_ends_the_plan_of_its_export(
+    served: Served, owner: Tenant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "appliance.access")
+    dataset = filled(served, owner, tar(folders()))
+    begun, go, placed = threading.Event(), threading.Event(), list[str]()
+
+    def slow(_: Csv, annotated: Annotated) -> str:
+        placed.append(annotated.name)
+        begun.set()
+        assert go.wait(SECONDS)
+        return annotated.name
+
+    monkeypatch.setattr(Csv, "place", slow)
+    with socket.create_connection((served.site.host, served.site.port), timeout=SECONDS) as leaving:
+        leaving.sendall(
+            f"GET /appliance/v1/datasets/{dataset}/export?format=csv HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Token {owner.token}\r\n\r\n".encode()
+        )
+        assert begun.wait(SECONDS)
+    try:
+        eventually(lambda: " 499 " in caplog.text, "it is noticed")
+    finally:
+        go.set()
+    exported(served, owner, dataset, "csv")
+    assert len(placed) == 1 + len(folders())

@@ -228,10 +228,13 @@ def test_too_many_bytes_of_annotations(
     served: Served, owner: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importing, "MOST_ANNOTATIONS", 1 << 20)
-    files = {f"{name}.json": b" " * 600_000 for name in "ab"}
-    answer = receive(served, owner, owner.id, tar(files))
-    assert answer.status == 413
-    assert "1 MiB together" in answer.document["detail"]
+    for files in (
+        {f"{name}.json": b" " * 600_000 for name in "ab"},
+        {f"{'x' * 240}/{'y' * 240}/{'z' * 230}{number}.json": b"" for number in range(1500)},
+    ):
+        answer = receive(served, owner, owner.id, tar(files))
+        assert answer.status == 413
+        assert "1 MiB together" in answer.document["detail"]
 
 
 def test_without_an_agreement_nothing_is_read(served: Served) -> None:

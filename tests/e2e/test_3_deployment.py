@@ -34,7 +34,7 @@ def test_volume_is_luks2_and_mounted_as_it_should_be(deployed: Guest) -> None:
         f"findmnt --noheadings --output SOURCE,FSTYPE,OPTIONS {STATE}"
     ).split()
     assert (source, kind) == ("/dev/mapper/appliance", "ext4")
-    assert {"nodev", "nosuid", "noexec"} <= set(options.split(","))
+    assert {"nodev", "nosuid", "noexec", "noatime"} <= set(options.split(","))
     assert deployed.output(f"stat -c '%U %a' {STATE}") == "appliance 700"
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from appliance.datasets.interchange.annotated import Annotated, Declared, Region, Size
 from appliance.datasets.interchange.archive import MOST_PART
 from appliance.datasets.interchange.formats import FORMATS, detect
+from appliance.datasets.interchange.placing import fitting, settled
 from appliance.datasets.records import Box
 from appliance.errors import InvalidInput
 
@@ -85,13 +86,11 @@ def placed(name: str, dataset: list[Annotated]) -> list[Annotated]:
     one = FORMATS[name]
     admitted = list[Annotated]()
     for image in dataset:
-        try:
-            one.check([*admitted, image])
-        except InvalidInput:
-            continue
-        admitted.append(image)
-    moved = [replace(image, name=one.place(image)) for image in admitted]
-    return list({image.name: image for image in moved}.values())
+        with contextlib.suppress(InvalidInput):
+            one.check([image])
+            admitted.append(replace(image, name=fitting(image.name, (".jpg", ".png"), one.describes)))
+    paths = settled([one.place(image) for image in admitted], one.files_of)
+    return [replace(image, name=path) for image, path in zip(admitted, paths, strict=True)]
 
 
 def written(name: str, dataset: list[Annotated], names: Declared) -> dict[str, bytes]:

@@ -91,6 +91,12 @@ class Format(Protocol):
     def place(self, annotated: Annotated) -> str:
         """The path of an image in the tree that is written, where one that has it as its name stays."""
 
+    def files_of(self, path: str) -> tuple[str, ...]:
+        """All paths that an image which is placed at `path` needs for itself: that one, and those of the
+        files that are, or would be taken for, descriptions of it alone.
+        """
+        return (path,)
+
     def write(
         self, annotated: Iterable[Annotated], labels: Collection[str], regions: Collection[str]
     ) -> Iterator[tuple[str, Iterator[bytes]]]:

@@ -99,7 +99,8 @@ class Archive:
     """The files of a tar in their order, and where they end; to be gone through once.
 
     Raises InvalidInput, saying what and where, for all that is not such an archive, and TooLarge for more
-    than `most` members. A member that is not read before the next is asked for is passed over.
+    than `most` members, or files and folders that their names make. A member that is not read before the next
+    is asked for is passed over.
     """
 
     def __init__(self, pieces: AsyncIterator[bytes], most: int = MOST_MEMBERS) -> None:
@@ -114,7 +115,7 @@ class Archive:
         while (header := await self._header()) is not None:
             count += 1
             if count > self._most:
-                raise TooLarge(f"the archive has more than {self._most} members")
+                raise self._too_many()
             if header.isdir():
                 if header.name.strip("./"):
                     self._folder(checked(header.name))
@@ -195,6 +196,11 @@ class Archive:
         if folders & self._files:
             raise InvalidInput(f"{shown(name)}: a file and a folder have one name")
         self._folders |= folders
+        if len(self._files) + len(self._folders) > self._most:  # a file's name may make dozens
+            raise self._too_many()
+
+    def _too_many(self) -> TooLarge:
+        return TooLarge(f"the archive has more than {self._most} members, or folders in their names")
 
     async def _end(self) -> None:
         """Reads what follows the first block of the end mark: one more, and zeros to fill up with."""

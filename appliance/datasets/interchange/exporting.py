@@ -5,15 +5,13 @@ known before the first byte goes out, the length of the whole as well; then a pi
 time. Beside that a path and a few numbers an image are in memory, and the descriptions, compressed.
 """
 
-import asyncio
 import csv
 import io
-import posixpath
 import tarfile
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Self, TypeVar
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.datasets import rows
@@ -22,19 +20,24 @@ from appliance.datasets.catalogue import Datasets
 from appliance.datasets.interchange.annotated import Annotated, Format
 from appliance.datasets.interchange.archive import header, padding
 from appliance.datasets.interchange.formats import LEFT_OUT
+from appliance.datasets.interchange.placing import fitting, settled
 from appliance.datasets.interchange.reading import Reading
 from appliance.datasets.interchange.text import Spool
 from appliance.datasets.records import Dataset, Image, ReadPermit
 from appliance.datasets.records import Format as Encoding
 from appliance.datasets.sources import Sources
 from appliance.datasets.store import Opened, Store
+from appliance.datasets.threads import Threads
 from appliance.errors import Conflict, Forbidden, NotFound
 from appliance.ledger import Connection, Ledger
 
+T = TypeVar("T")
+
+_PLANS_AT_ONCE = 2  # on threads of their own: a large dataset's takes a while, and uploads need the others
 _IMAGES_AT_ONCE = 500
 _END = 2 * tarfile.BLOCKSIZE
 _SMALL = 256 << 10  # goes out in one piece with its header
-_SUFFIXES: dict[Encoding, tuple[str, ...]] = {
+_ENDINGS: dict[Encoding, tuple[str, ...]] = {
     "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "png": (".png",),
     "webp": (".webp",),
@@ -44,14 +47,17 @@ Permit = Callable[[Image], ReadPermit]
 """Mints the right to see an image: whoever exports has to have it for each."""
 
 
+class _LeftAlone(Exception):
+    """Nobody waits for the plan any more."""
+
+
 class _Stored(NamedTuple):
-    key: int
+    name: str
     size: int
 
 
 class _Placed(NamedTuple):
     path: str
-    name: str  # of which the format makes this path
     key: int
     size: int
 
@@ -64,7 +70,7 @@ class _File:
 
 
 class Exporting:
-    """Exports of all customers."""
+    """Exports of all customers, begun between `async with`."""
 
     def __init__(  # noqa: PLR0917 - its neighbours
         self,
@@ -81,22 +87,36 @@ class Exporting:
         self._sources = sources
         self._annotations = annotations
         self._clock = clock
+        self._planning = Threads(_PLANS_AT_ONCE, "exporting")
+
+    async def __aenter__(self) -> Self:
+        self._planning.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._planning.close()
 
     async def begin(
         self, actor: Actor, dataset: Dataset, chosen: Format, permit: Permit, *, skip_damaged: bool = False
     ) -> "Export":
         """An export of the dataset as it is now, audited; to be closed.
 
-        An image is where it was imported to, as far as the format lets it; one that came by another way is
-        called by its id. Raises Forbidden for a restricted dataset, InvalidInput for what the format cannot
-        express, Conflict when images are damaged unless these are left out.
+        An image is where it was imported to, as far as the format lets it and one tree can hold all names;
+        one that came by another way is called by its id. Raises Forbidden for a restricted dataset,
+        InvalidInput for what the format cannot express, Conflict when images are damaged unless these are
+        left out.
         """
         if dataset.visibility == "restricted":
             raise Forbidden(
                 "images of a restricted dataset leave sealed alone: fetch each with its key, or set the"
                 " dataset's visibility to link before it is exported"
             )
-        files, images = await asyncio.to_thread(self._planned, dataset, chosen, skip_damaged=skip_damaged)
+        left = threading.Event()
+        try:
+            planned = self._planning.run(self._planned, dataset, chosen, skip_damaged, left)
+            files, images = await planned
+        finally:
+            left.set()
 
         def act(connection: Connection) -> None:
             details: dict[str, object] = {"images": len(images)}
@@ -107,47 +127,52 @@ class Exporting:
         return Export(self._ledger, self._store, permit, files, images)
 
     def _planned(
-        self, dataset: Dataset, chosen: Format, *, skip_damaged: bool
+        self, dataset: Dataset, chosen: Format, skip_damaged: bool, left: threading.Event
     ) -> tuple[list[_File], list[_Placed]]:
+        """The files that describe the images, and these in the order of their paths."""
         with self._ledger.reading() as connection:
-            stored, damaged = self._stored(connection, dataset)
+            stored, damaged = self._stored(connection, dataset, chosen, left)
             if damaged and not skip_damaged:
                 raise Conflict(
                     f"{len(damaged)} images of the dataset are damaged: with skip_damaged=true the others are"
                     f" exported, and {LEFT_OUT} names these"
                 )
             reading = Reading(connection, self._datasets, self._annotations, dataset)
-            placed: dict[str, _Placed] = {}
-            said = _placing(
-                reading.annotated([(one.key, name) for name, one in stored.items()]), stored, chosen, placed
-            )
-            chosen.check(said)
-            for _ in said:  # the rest, however far the check went
+            wanted: dict[int, str] = {}
+
+            def said() -> Iterator[Annotated]:
+                names = [(key, one.name) for key, one in stored.items()]
+                for key, one in _unless(left, reading.annotated(names)):
+                    wanted[key] = chosen.place(one)
+                    yield one
+
+            every = said()
+            chosen.check(every)
+            for _ in every:  # the rest, however far the check went
                 pass
-            images = [placed[path] for path in sorted(placed)]
-            said = reading.annotated([(one.key, one.name) for one in images])
-            files = [_spooled(path, pieces) for path, pieces in chosen.write(said, *reading.declared)]
+            paths = _unless(left, settled([*wanted.values()], chosen.files_of))
+            images = sorted(
+                _Placed(path, key, stored[key].size) for key, path in zip(wanted, paths, strict=True)
+            )
+            described = reading.annotated([(one.key, one.path) for one in images])
+            again = (one for _, one in _unless(left, described))
+            files = [_spooled(path, pieces) for path, pieces in chosen.write(again, *reading.declared)]
             return files + ([_spooled(LEFT_OUT, _named(damaged))] if damaged else []), images
 
-    def _stored(self, connection: Connection, dataset: Dataset) -> tuple[dict[str, _Stored], list[str]]:
-        """The images by their names in order of upload, and the names of those that are damaged.
-
-        A name is changed where it is another's already, or a folder of one: imports at different times may
-        have brought what no tree holds together.
-        """
-        sound, damaged, after = list[tuple[str, _Stored]](), list[str](), 0
+    def _stored(
+        self, connection: Connection, dataset: Dataset, chosen: Format, left: threading.Event
+    ) -> tuple[dict[int, _Stored], list[str]]:
+        """The images by their keys, in order of upload, and the names of those that are damaged."""
+        stored, damaged, after = dict[int, _Stored](), list[str](), 0
         while page := self._sources.page(connection, dataset, after):
-            for image, source in page:
-                name = _fitting(image, image.id if source is None else source.name)
+            for image, source in _unless(left, page):
+                name = image.id if source is None else source.name
+                name = fitting(name, _ENDINGS[image.format], chosen.describes)
                 if image.damaged:
                     damaged.append(name)
                 else:
-                    sound.append((name, _Stored(image.key, image.size)))
+                    stored[image.key] = _Stored(name, image.size)
             after = page[-1][0].key
-        folders = {folder for name, _ in sound for folder in _folders(name)}
-        stored: dict[str, _Stored] = {}
-        for name, one in sound:
-            stored[_free(name, stored, folders)] = one
         return stored, damaged
 
 
@@ -212,42 +237,12 @@ class Export:
             self.close()
 
 
-def _placing(
-    said: Iterable[Annotated], stored: dict[str, _Stored], chosen: Format, placed: dict[str, _Placed]
-) -> Iterator[Annotated]:
-    """Notes where the format puts each image; where another one is, it gets a number."""
-    for one in said:
-        key, size = stored[one.name]
-        name, number = one.name, 1
-        while (path := chosen.place(replace(one, name=name))) in placed:
-            number += 1
-            name = _numbered(one.name, number)
-        placed[path] = _Placed(path, name, key, size)
-        yield one if name == one.name else replace(one, name=name)
-
-
-def _fitting(image: Image, name: str) -> str:
-    """The name with an ending that says what the image was stored as."""
-    suffixes = _SUFFIXES[image.format]
-    return name if name.lower().endswith(suffixes) else f"{name}{suffixes[0]}"
-
-
-def _folders(name: str) -> Iterator[str]:
-    while name := posixpath.dirname(name):
-        yield name
-
-
-def _free(name: str, taken: dict[str, _Stored], folders: AbstractSet[str]) -> str:
-    free, number = name, 1
-    while free in taken or free in folders:
-        number += 1
-        free = _numbered(name, number)
-    return free
-
-
-def _numbered(name: str, number: int) -> str:
-    stem, suffix = posixpath.splitext(name)
-    return f"{stem}-{number}{suffix}"
+def _unless(left: threading.Event, things: Iterable[T]) -> Iterator[T]:
+    """The same, for as long as somebody waits for what comes of them."""
+    for one in things:
+        if left.is_set():
+            raise _LeftAlone
+        yield one
 
 
 def _spooled(path: str, pieces: Iterable[bytes]) -> _File:

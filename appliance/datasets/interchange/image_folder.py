@@ -179,6 +179,7 @@ def _of_csv(path: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _can_be_folder(label: str) -> bool:
     return (
         label.isprintable()
+        and label.lower() not in {_CSV, _JSON_LINES}  # `write` may have a file of this name beside it
         and not label.startswith(".")
         and not {"/", "\\"} & set(label)
         and len(label.encode()) <= 255

@@ -26,7 +26,7 @@ from appliance.errors import AlreadyStored, Conflict, InvalidInput, NotFound, Ov
 from appliance.ledger import Connection, Ledger
 
 MOST_IMAGE = 64 << 20
-MOST_ANNOTATIONS = 256 << 20  # bytes of all files that describe images, which are held until the end
+MOST_ANNOTATIONS = 256 << 20  # bytes of all files that describe images, names too: held until the end
 MOST_NAMED = 1000  # refused images that the report names
 
 _MOST_FOR_AN_IMAGE = 1 << 30  # what is larger is no image, and its bytes are not waited for
@@ -165,10 +165,10 @@ class _Arrived:
                         self.report.ignored += 1
 
     async def _take_annotation(self, member: Member) -> None:
-        self._size += member.size
+        self._size += member.size + len(member.name.encode())
         if self._size > MOST_ANNOTATIONS:
             raise TooLarge(
-                f"{shown(member.name)}: the files that describe images have more than"
+                f"{shown(member.name)}: the files that describe images, their names included, have more than"
                 f" {MOST_ANNOTATIONS >> 20} MiB together: import in several parts"
             )
         self.files[member.name] = bytes(await member.read())

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from appliance.datasets.interchange.archive import Archive, Member
+from appliance.datasets.interchange.archive import MOST_PART, Archive, Member
 from appliance.errors import Conflict, StorageFailed
 from appliance.volume import create, publish_tree, sync_folder
 
+_PARTIAL = ".partial"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Progress = Callable[[int, int], None]
@@ -22,8 +23,9 @@ async def land(pieces: AsyncIterator[bytes], target: Path, progress: Progress) -
     """Write the export that `pieces` are as `target`: a tar or a zip file by its ending, else a folder.
 
     How many files it has. Everything is for the user alone (0600), and durable on return. Until then it is
-    called TARGET.partial, which is removed when this fails. Blocks on the disk. Raises Conflict where either
-    exists, StorageFailed, InvalidInput for what is no archive of ours, and what `pieces` raises.
+    called TARGET.partial (of a name that is too long for that the start), which is removed when this fails.
+    Blocks on the disk. Raises Conflict where either exists, StorageFailed, InvalidInput for what is no
+    archive of ours, and what `pieces` raises.
     """
     with _landing(target) as partial:
         if target.suffix.lower() == ".tar":
@@ -48,16 +50,26 @@ async def land_whole(pieces: AsyncIterator[bytes], target: Path, progress: Progr
 @contextlib.contextmanager
 def _landing(target: Path) -> Iterator[Path]:
     """What the target is called until it is whole."""
-    partial = target.with_name(f"{target.name}.partial")
-    for path in (target, partial):
-        if path.exists() or path.is_symlink():
-            raise Conflict(f"{path} exists already: remove it, or choose another name")
+    _check_free(target)
+    name = os.fsdecode(os.fsencode(target.name)[: MOST_PART - len(_PARTIAL)])
+    partial = target.with_name(name + _PARTIAL)
+    _check_free(partial)
     try:
         yield partial
     except OSError as error:
         raise StorageFailed(f"{target}: {error.strerror}") from error
     finally:
         _remove(partial)
+
+
+def _check_free(path: Path) -> None:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageFailed(f"{path}: {error.strerror}") from error
+    raise Conflict(f"{path} exists already: remove it, or choose another name")
 
 
 async def _as_tar(pieces: AsyncIterator[bytes], partial: Path, target: Path, progress: Progress) -> int:

@@ -33,7 +33,7 @@ class Reading:
             tuple(dict.fromkeys(label.name for label in labels if label.kind == "detection")),
         )
 
-    def annotated(self, images: Sequence[tuple[int, str]]) -> Iterator[Annotated]:
+    def annotated(self, images: Sequence[tuple[int, str]]) -> Iterator[tuple[int, Annotated]]:
         """The images of these keys under these names, in this order, without those that were deleted."""
         for start in range(0, len(images), _AT_ONCE):
             some = images[start : start + _AT_ONCE]
@@ -44,13 +44,16 @@ class Reading:
                 if (found := described.get(key)) is None:
                     continue
                 image, _, blob = found
-                yield Annotated(
-                    name,
-                    Size(image.width, image.height),
-                    labels.get(key, {}),
-                    tuple(regions.get(key, ())),
-                    image.test,
-                    opened_meta_data(self._keys, "meta_data", image.id, blob),
+                yield (
+                    key,
+                    Annotated(
+                        name,
+                        Size(image.width, image.height),
+                        labels.get(key, {}),
+                        tuple(regions.get(key, ())),
+                        image.test,
+                        opened_meta_data(self._keys, "meta_data", image.id, blob),
+                    ),
                 )
 
     def _given(self, images: Sequence[int]) -> dict[int, dict[str, float | None]]:

@@ -5,9 +5,11 @@ is unpacked to a disk, and a piece of one file is held at a time.
 """
 
 import asyncio
+import lzma
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import AsyncIterator, Callable, Container, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from appliance.errors import InvalidInput, TooLarge
 _PIECE = 1 << 20
 _MOST_RATIO = 300  # of a packed file to what it unpacks to, beyond a few MiB: images hardly shrink at all
 _UNSUSPICIOUS = 16 << 20
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
 _ENCRYPTED = 0x1  # of a zip member's flags (APPNOTE.TXT, 4.4.4)
 
 Open = Callable[[], AbstractContextManager[IO[bytes]]]
@@ -197,8 +200,12 @@ async def _pieces(file: File) -> AsyncIterator[bytes]:
                 if rest < 0:
                     break
                 yield piece
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
-            raise InvalidInput(f"{shown(file.name)}: cannot be read: {error}") from None
+        except _DAMAGED:
+            raise InvalidInput(f"{shown(file.name)}: this member of the zip file is damaged") from None
+        except (NotImplementedError, RuntimeError, OSError) as error:
+            unpacking = isinstance(error, OSError) and error.errno is None  # bz2 has no error of its own
+            reason = "this member of the zip file is damaged" if unpacking else f"cannot be read: {error}"
+            raise InvalidInput(f"{shown(file.name)}: {reason}") from None
     if rest:
         raise InvalidInput(f"{shown(file.name)}: changed while it was read: run the import again")
 

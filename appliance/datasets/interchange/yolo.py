@@ -75,10 +75,9 @@ class Yolo(Format):
         return gathering.annotated()
 
     def check(self, annotated: Iterable[Annotated]) -> None:
-        """Raises InvalidInput for recognition labels and meta data, for a box of less than a millionth of a
-        pixel, and for two images that differ in the ending of their name alone.
+        """Raises InvalidInput for recognition labels and meta data, and for a box of less than a millionth of
+        a pixel.
         """
-        texts = set[str]()
         for one in annotated:
             if (
                 one.labels
@@ -88,12 +87,6 @@ class Yolo(Format):
                 raise InvalidInput(
                     f"{one.name}: yolo has boxes alone, no labels of images and no meta data: take coco"
                 )
-            if (text := _label_path(self.place(one))) in texts:
-                raise InvalidInput(
-                    f"{one.name}: another image differs from it in its ending alone, and yolo has one label"
-                    " file for both: take coco"
-                )
-            texts.add(text)
             check_boxes(one)
 
     def place(self, annotated: Annotated) -> str:
@@ -103,6 +96,10 @@ class Yolo(Format):
         name = flat(annotated.name)
         own = "_" if _is_list(_beside(name)) else ""  # its label file would be taken for the names of classes
         return f"images/{'test' if annotated.test else 'train'}/{own}{name}"
+
+    def files_of(self, path: str) -> tuple[str, ...]:
+        """Its own, and its label file's: images that differ in their endings alone would share it."""
+        return path, _label_path(path), _beside(path)
 
     def write(
         self,

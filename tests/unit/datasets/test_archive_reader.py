@@ -153,3 +153,10 @@ async def test_a_bomb_is_refused_before_it_is_read() -> None:
 
     with pytest.raises(InvalidInput, match="extended header"):
         assert [member async for member in Archive(bomb())]
+
+
+async def test_folders_in_names_count_as_members_do() -> None:
+    whole = b"".join(header(f"{number}/{'a/' * 29}x.txt") for number in range(4)) + END
+    assert len([member async for member in Archive(pieces(whole, 600), most=4 * 31)]) == 4
+    with pytest.raises(TooLarge, match="folders in their names"):
+        assert [member async for member in Archive(pieces(whole, 600), most=3 * 31)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.datasets.interchange.landing import land
-from appliance.errors import Conflict, InvalidInput
+from appliance.errors import Conflict, InvalidInput, StorageFailed
 from tests.datasets import tar, untar
 
 FILES = {"a/1.jpg": b"1" * 1000, "a/b/2.jpg": b"", "c.json": b"{}"}
@@ -75,3 +75,18 @@ async def test_nothing_is_written_outside(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput):
             await landed(tar({name: b"x"}), tmp_path / "target")
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+async def test_a_name_as_long_as_names_may_be(tmp_path: Path, ending: str) -> None:
+    target = tmp_path / ("x" * (255 - len(ending)) + ending)
+    assert await landed(tar(FILES), target) == 3
+    assert found(target) == FILES
+    assert names(tmp_path) == [target.name]
+    with pytest.raises(StorageFailed, match="too long"):
+        await landed(tar(FILES), tmp_path / ("x" * 256 + ending))
+
+
+async def test_the_root_is_there_already() -> None:
+    with pytest.raises(Conflict, match="/ exists already"):
+        await landed(tar(FILES), Path("/"))

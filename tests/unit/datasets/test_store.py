@@ -28,6 +28,8 @@ from appliance.errors import (
     VolumeOffline,
 )
 from appliance.ledger import Connection, Ledger
+from appliance.volume import DataFolder
+from appliance.volume.anchor import SENTINEL
 from tests.storing import (
     ACTOR,
     PHOTO,
@@ -382,3 +384,25 @@ async def test_a_rotated_dataset_reads_old_and_new(tmp_path: Path) -> None:
         with pytest.raises(AlreadyStored):
             await one.store.put(ACTOR, dataset, PHOTO)
         assert (await read(one, old), await read(one, new)) == (PHOTO, PHOTO + b"x")
+
+
+async def test_reading_what_is_in_memory_leaves_the_disk_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at the volume and the time of a read may each wait for the disk: neither is had on the loop."""
+    async with stand(tmp_path) as stood:
+        image = await stood.store.put(ACTOR, await default(stood), os.urandom(600_000))
+        [file] = files(tmp_path)
+        for path in (file, tmp_path / "images" / SENTINEL):
+            os.utime(path, (0, 1_000_000_000))  # the next read is one that relatime notes
+        looked: list[str] = []
+        check = DataFolder.check
+
+        def checked(folder: DataFolder) -> None:
+            looked.append(threading.current_thread().name)
+            check(folder)
+
+        monkeypatch.setattr(DataFolder, "check", checked)
+        assert len(await read(stood, image)) == 600_000
+        assert threading.current_thread().name not in looked
+        assert file.stat().st_atime == 0

@@ -249,7 +249,6 @@ def test_whole_pixels_stay_whole() -> None:
         [Annotated("a.jpg", SIZE, meta_data={"a": 1})],
         [Annotated("a.jpg", SIZE, regions=(Region("a", Box(1, 1, 2, 2), {"b": None}),))],
         [Annotated("a.jpg", SIZE, meta_data={"a": 1}), Annotated("b.jpg", SIZE)],
-        [Annotated("a.jpg", SIZE), Annotated("a.png", SIZE)],
     ],
 )
 def test_what_yolo_cannot_express_is_refused(images: list[Annotated]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from appliance.volume import NotAtHand, open_at_hand, read_at_hand
 
-FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOATIME
 
 
 @pytest.fixture
@@ -49,3 +49,14 @@ def test_what_is_not_there_is_not_at_hand(folder: Path) -> None:
     finally:
         os.close(fd)
         os.close(top)
+
+
+def test_a_read_whose_time_is_noted_waits_elsewhere(folder: Path) -> None:
+    """The kernel would wait for the journal, whatever it has in memory."""
+    fd = os.open(folder / "inside" / "file", FLAGS & ~os.O_NOATIME)
+    try:
+        assert os.pread(fd, 100, 0) == b"0123456789"
+        with pytest.raises(NotAtHand):
+            read_at_hand(fd, 4, 3)
+    finally:
+        os.close(fd)

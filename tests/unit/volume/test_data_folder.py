@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import StorageFailed, VolumeFull, VolumeOffline
-from appliance.volume import DataFolder, Encryption, VolumeFacts
+from appliance.volume import DataFolder, Encryption, NotAtHand, VolumeFacts
 from appliance.volume.anchor import PROBE, SENTINEL
 
 LUKS = VolumeFacts(Path("/data"), "ext4", "luks", False, 1 << 40, 1 << 41, 1 << 20)
@@ -474,3 +474,29 @@ def test_a_subfolder_is_a_folder_right_here(folder: DataFolder, path: Path) -> N
 
 def test_a_check_costs_microseconds(folder: DataFolder) -> None:
     assert min(timeit.repeat(folder.check, number=200, repeat=20)) / 200 < 30e-6
+
+
+def test_what_is_in_place_is_told_without_waiting(folder: DataFolder, path: Path) -> None:
+    with folder.reading() as top:  # the kernel has it in memory from here on
+        assert folder.at_hand() == top
+
+
+def test_what_is_not_in_place_is_not_at_hand(folder: DataFolder, path: Path) -> None:
+    moved = swap(path)
+    with pytest.raises(NotAtHand):
+        folder.at_hand()
+    assert folder.fault is None  # whoever waits tells what it is
+    swap_back(path)
+    sentinel = path / SENTINEL
+    content = sentinel.read_bytes()
+    for other in (content[::-1], content + b"x", b""):
+        sentinel.write_bytes(other)
+        with pytest.raises(NotAtHand):
+            folder.at_hand()
+    sentinel.unlink()
+    with pytest.raises(NotAtHand):
+        folder.at_hand()
+    folder.poison("gone")
+    with pytest.raises(VolumeOffline, match="gone"):
+        folder.at_hand()
+    assert not moved.exists()
