@@ -77,7 +77,25 @@ async def taken(paths: Iterable[str]) -> list[str]:
 @settings(max_examples=100, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_every_dataset_can_be_exported_and_is_the_same_again(format_name: str, data: st.DataObject) -> None:
-    dataset = data.draw(datasets(format_name))
+    exported_and_read_again(format_name, data.draw(datasets(format_name)))
+
+
+@pytest.mark.parametrize("format_name", sorted(FORMATS))
+def test_names_that_get_into_each_others_way(format_name: str) -> None:
+    names = ["\u00e9.jpg/x.jpg", "e\u0301.jpg", f"{A}.jpg/x.jpg", f"{A}.jpg", f"c/{A}.bmp", "a.png", "a.jpg"]
+    names += ["a/b.jpg", "a_b.jpg", "images/train/a_b.jpg", "images/train/a_b-2.jpg/q.jpg"]
+    names += ["\u00e9/b.jpg", "e\u0301_b.jpg", "/".join(["d" * 200] * 5 + ["e" * 13, "y.bmp"])]
+    names += ["train/images/labels/x.jpg", "train/images/images/x.jpg"]
+    dataset = [Annotated(name, SIZE) for name in names]
+    if format_name != "imagefolder":  # each has something that is its own
+        dataset = [
+            replace(one, regions=(Region("thing", Box(0, 0, number, 1)),))
+            for number, one in enumerate(dataset[:-2], 1)
+        ] + [dataset[-2], replace(dataset[-1], regions=(Region("thing", Box(0, 0, 90, 1)),))]
+    exported_and_read_again(format_name, [(one, ENDINGS[one.name.endswith("png")]) for one in dataset])
+
+
+def exported_and_read_again(format_name: str, dataset: list[tuple[Annotated, tuple[str, ...]]]) -> None:
     chosen = FORMATS[format_name]
     chosen.check([one for one, _ in dataset])
     images = arranged(format_name, dataset)
