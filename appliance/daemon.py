@@ -424,6 +424,8 @@ class _Daemon:
         if damaged := self._images.upkeep.damaged:
             message = f"{damaged} stored images are damaged: the log and the audit log name them"
             found.append(health.Finding("degraded", "datasets.damaged", message))
+        if (doubt := self._images.upkeep.doubt()) is not None:
+            found.append(health.Finding("degraded", "datasets.clock", doubt))
         if (rotation := self._state.rotations.rotation) is not None:
             fix = {
                 "restart": "put the new one in place as root.key and restart",

@@ -43,7 +43,7 @@ IMAGES, WORKSPACES = "/recognition/v2/training-image", "/appliance/v1/datasets"
 PHOTOS, COLLECTIONS = "/similarity/photos/v2", "/appliance/v1/collections"
 SEARCHED = 60  # images that become records of a collection, ten in one call
 # What else lies beside the sealed files, and how large it may be: ids, counters, zeros.
-OWN_FILES = {".volume": 33, ".probe": 16, "witness": 9}
+OWN_FILES = {".volume": 33, ".probe": 16, "witness": 17}
 LEDGER = ("ledger.db", "ledger.db-wal", "ledger.db-shm")
 VIRTUAL = ("/dev/", "/proc/", "/sys/", "/memfd:")
 # What is sealed in the ledger: table, column, and as what.
