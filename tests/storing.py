@@ -26,6 +26,7 @@ from appliance.vault import Keyring, open_keyring
 from appliance.volume import DataFolder, Space
 
 ACTOR = Actor("token", "test")
+OPERATOR = Actor("operator", "0")
 ROOT = bytes(range(32))
 
 

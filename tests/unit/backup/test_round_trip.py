@@ -31,7 +31,7 @@ from appliance.search.collections import Collections
 from appliance.search.records import CollectionId, NewRecord, Record
 from appliance.vault import Keyring
 from tests.backing import Shelf, proven, put_back, silent, source
-from tests.storing import ACTOR, ROOT, Stand, stand
+from tests.storing import ACTOR, OPERATOR, ROOT, Stand, stand
 
 NEW_ROOT = bytes(range(32, 64))
 
@@ -259,14 +259,14 @@ async def test_a_customer_that_was_suspended_since_stays_suspended(
     dataset, (image, *_) = await filled(open_stand)
     dataset = await open_stand.datasets.change(ACTOR, dataset, visibility="public")
     resumed = await open_stand.customer("Bob")
-    await open_stand.customers.suspend(ACTOR, resumed)
+    await open_stand.customers.suspend(OPERATOR, resumed)
     tokens = Tokens(open_stand.ledger, open_stand.keyring.service, open_stand.customers, open_stand.clock)
     async with tokens:
         issued = await tokens.add(ACTOR, dataset.customer)
     link = open_stand.links.address(dataset, image)
     made = await shelf.take(open_stand)
-    await open_stand.customers.suspend(ACTOR, dataset.customer)
-    await open_stand.customers.resume(ACTOR, resumed)
+    await open_stand.customers.suspend(OPERATOR, dataset.customer)
+    await open_stand.customers.resume(OPERATOR, resumed)
     newest = await shelf.take(open_stand)
     assert proven(made.folder, made.keyring, newer=newest.tombstones).ended["suspensions"] == 1
     await put_back(made.folder, newest.keyring, tmp_path / "again", newer=newest.tombstones)
@@ -280,7 +280,7 @@ async def test_a_customer_that_was_suspended_since_stays_suspended(
             tokens.verify(issued.token)
         with pytest.raises(Forbidden):
             await again.links.permit(*link.removeprefix("files/").split("?"))
-        await again.customers.resume(ACTOR, dataset.customer)
+        await again.customers.resume(OPERATOR, dataset.customer)
         assert tokens.verify(issued.token).customer == dataset.customer
         await again.links.permit(*link.removeprefix("files/").split("?"))
     await put_back(newest.folder, newest.keyring, tmp_path / "newest", newer=newest.tombstones)
