@@ -2,6 +2,7 @@
 
 import pytest
 
+from appliance.datasets.files import WITNESS
 from demo.state import DemoState
 from tests import images
 from tests.running import CopyState, RunningAppliance
@@ -51,3 +52,15 @@ def test_a_ledger_of_yesterday(state: DemoState) -> None:
     with RunningAppliance(state, state.port):
         assert any("older than the sealed files" in message for message in findings(state).values())
     assert len(files(state.folder)) == 1
+
+
+def test_a_clock_that_leapt(state: DemoState) -> None:
+    with RunningAppliance(state, state.port) as appliance:
+        upload(appliance)
+    with (state.folder / "images" / WITNESS).open("r+b") as witness:
+        head, believed = witness.read(9), int.from_bytes(witness.read(8))
+        witness.seek(len(head))
+        witness.write((believed - 3 * 86_400_000).to_bytes(8))
+    with RunningAppliance(state, state.port):
+        assert "72 hours ahead" in findings(state)["datasets.clock"]
+        assert state.ask("status")["state"] == "degraded"
