@@ -448,6 +448,8 @@ class _Daemon:
         if asking := self._synchronisation.asking:
             message = f"{asking} feeds have lost many items: their customers confirm it, or put them right"
             found.append(health.Finding("notice", "search.feeds", message))
+        if (doubt := self._images.upkeep.doubt()) is not None:
+            found.append(health.Finding("degraded", "datasets.clock", doubt))
         if (rotation := self._state.rotations.rotation) is not None:
             fix = {
                 "restart": "put the new one in place as root.key and restart",

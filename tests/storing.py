@@ -26,6 +26,7 @@ from appliance.vault import Keyring, open_keyring
 from appliance.volume import DataFolder, Space
 
 ACTOR = Actor("token", "test")
+OPERATOR = Actor("operator", "0")
 ROOT = bytes(range(32))
 
 
@@ -74,6 +75,7 @@ class Stand:
     agreements: Agreements
     annotations: Annotations
     links: Links
+    registry: metrics.Registry
 
     async def customer(self, name: str = "Alice") -> CustomerId:
         """The customer of this name, made and with an agreement signed when it is first asked for."""
@@ -89,12 +91,16 @@ async def stand(
     state: Path,
     *,
     clock: Clock | None = None,
-    monotonic: Callable[[], float] = lambda: 0.0,
+    monotonic: Callable[[], float] | None = None,
     reserve: int = 0,
     root: bytes = ROOT,
 ) -> AsyncIterator[Stand]:
-    """A store on `state`, which may hold what an earlier one left; uploads leave `reserve` bytes free."""
+    """A store on `state`, which may hold what an earlier one left; uploads leave `reserve` bytes free.
+
+    What `clock` is moved ahead passes, unless `monotonic` says otherwise.
+    """
     clock = clock or Clock()
+    monotonic = monotonic or _passing(clock)
     registry = metrics.create()
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
@@ -128,6 +134,7 @@ async def stand(
                 agreements=agreements,
                 space=space,
                 clock=clock,
+                leaps=upkeep.leaps,
                 registry=registry,
                 on_damage=upkeep.count_one_damaged,
             )
@@ -146,7 +153,21 @@ async def stand(
             agreements,
             await enter(Annotations(ledger, datasets, store, clock=clock)),
             await enter(Links(ledger, datasets, keyring.service, clock=clock, monotonic=monotonic)),
+            registry,
         )
+
+
+def _passing(clock: Clock) -> Callable[[], float]:
+    before, passed = clock(), 0.0
+
+    def monotonic() -> float:
+        nonlocal before, passed
+        now = clock()
+        passed += max(now - before, 0.0)
+        before = now
+        return passed
+
+    return monotonic
 
 
 PHOTO = os.urandom(50_000)

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, cast
 
+from appliance.errors import Forbidden
 from appliance.ledger import Connection, Ledger
 
 ActorKind = Literal["token", "operator", "system"]
+
+SUSPENDED = "the customer is suspended: the operator of the appliance can resume it"
 
 
 class Event(StrEnum):
@@ -115,6 +118,9 @@ class AuditLog:
         )
 
 
+_IS_SUSPENDED = "SELECT suspended_at IS NOT NULL FROM customers WHERE id = ?"
+
+
 def record(  # noqa: PLR0917 - the columns of the row, in their order
     connection: Connection,
     clock_ms: int,
@@ -127,8 +133,11 @@ def record(  # noqa: PLR0917 - the columns of the row, in their order
     """Append a row; to be called inside `Ledger.write`, so that act and row are durable together.
 
     `details` is JSON-able and holds ids, counts and scopes only: the log outlives an erased customer, so
-    names, metadata and record contents have no place in it.
+    names, metadata and record contents have no place in it. Raises Forbidden when the act is a token's of a
+    customer that is suspended by now: the call may have begun before.
     """
+    if actor.kind == "token" and connection.execute(_IS_SUSPENDED, (customer,)).get:
+        raise Forbidden(SUSPENDED)
     text = json.dumps(details or {}, sort_keys=True, separators=(",", ":"), allow_nan=False)
     connection.execute(
         "INSERT INTO audit (time, actor_kind, actor_id, request, event, customer, subject, details)"

@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NewType, Self
 
 from appliance.accounts.audit import Actor, Event, record
-from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound
+from appliance.errors import Conflict, InvalidInput, NotFound
 from appliance.ledger import Connection, Ledger
 
 CustomerId = NewType("CustomerId", str)
-
-SUSPENDED = "the customer is suspended: the operator of the appliance can resume it"
 
 _MAX_NAME = 200
 _COLUMNS = "id, name, created_at, suspended_at"
@@ -67,6 +65,8 @@ class Customers:
     async def suspend(self, actor: Actor, customer: CustomerId) -> Customer:
         """Take none of its tokens and none of its links from now on, durably and audited.
 
+        A call that a token began before changes nothing any more: see `record`.
+
         Nothing is lost by it; what an operator does for the customer is done. A second time changes nothing.
         Raises NotFound.
         """
@@ -108,12 +108,6 @@ class Customers:
     def suspended(self, customer: CustomerId) -> bool:
         """Whether none of its tokens is taken, from memory."""
         return customer in self._suspended
-
-
-def check_active(connection: Connection, customer: CustomerId) -> None:
-    """Raises Forbidden for a suspended customer; to be called inside `Ledger.write`."""
-    if _existing(connection, customer).suspended_at is not None:
-        raise Forbidden(SUSPENDED)
 
 
 def _checked_name(name: str) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
-from appliance.accounts.audit import Actor, Event, record
-from appliance.accounts.customers import SUSPENDED, CustomerId, Customers
+from appliance.accounts.audit import SUSPENDED, Actor, Event, record
+from appliance.accounts.customers import CustomerId, Customers
 from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound, Unauthenticated
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Keys

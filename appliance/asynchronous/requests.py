@@ -22,6 +22,8 @@ from appliance.vault import Keys
 RequestId = NewType("RequestId", str)
 
 PAGE = 20
+LONGEST_PAUSE_SECONDS = 86_400.0
+"""A webhook that is due later than this was put off by a clock that was ahead: it is due now."""
 _SEALED = "webhooks/endpoint"
 _DIGEST = "requests/digest"
 _COLUMNS = "id, customer, type, status, created_at, finished_at, response"
@@ -32,6 +34,7 @@ _END = (
 _TELLABLE = (
     "webhook IS NOT NULL AND customer NOT IN (SELECT id FROM customers WHERE suspended_at IS NOT NULL)"
 )
+_MOST_ATTEMPTS = 1000  # what is counted beyond is damage
 LOST = "the appliance stopped before this request ended: send it again"
 
 
@@ -50,6 +53,7 @@ class State(StrEnum):
         return self in {State.DONE, State.FAILED, State.CANCELLED}
 
 
+_STATES = frozenset(state.value for state in State)
 _OPEN = tuple(state.value for state in State if not state.final)
 
 
@@ -75,8 +79,8 @@ class Webhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A webhook to be called now, for the `attempts`-th time, with the request it tells of; None for one
-    that cannot be opened: what rests in the ledger is not what was sealed.
+    """A webhook to be called now, for the `attempts`-th time, with the request it tells of; None where what
+    rests of them in the ledger is damaged.
     """
 
     request: Request
@@ -235,13 +239,15 @@ class Requests:
         Neither those of the requests `besides`, nor any of these `customers` or of suspended ones.
         """
         now, (condition, bound) = self._now(), _others(besides, customers)
+        latest = now + int(LONGEST_PAUSE_SECONDS * 1000)
 
         def query(connection: Connection) -> Sequence[Due]:
             rows = connection.execute(
                 # SQLite takes the other columns from the row of the minimum.
                 f"SELECT webhook, attempts, {_COLUMNS}, min(due_at) FROM requests"  # noqa: S608
-                f" WHERE due_at <= ? AND {condition} GROUP BY customer ORDER BY min(due_at) LIMIT ?",
-                (now, *bound, most),
+                f" WHERE (due_at <= ? OR due_at > ?) AND {condition}"
+                " GROUP BY customer ORDER BY min(due_at) LIMIT ?",
+                (now, latest, *bound, most),
             )
             return [self._due(row[:-1]) for row in rows]
 
@@ -263,14 +269,14 @@ class Requests:
         return None if soonest is None else max(0.0, soonest / 1000 - self._clock())
 
     async def told(self, request: RequestId, again_in_seconds: float | None) -> None:
-        """The webhook was called: once more after so long, or, with None, never again."""
+        """The webhook was called: once more after so long, a day at most, or, with None, never again."""
         due = None if again_in_seconds is None else self._now() + int(again_in_seconds * 1000)
 
         def act(connection: Connection) -> None:
             connection.execute(
-                "UPDATE requests SET attempts = attempts + 1, due_at = ?,"
+                "UPDATE requests SET attempts = min(max(attempts, 0), ?) + 1, due_at = ?,"
                 " webhook = CASE WHEN ? IS NULL THEN NULL ELSE webhook END WHERE id = ?",
-                (due, due, request),
+                (_MOST_ATTEMPTS, due, due, request),
             )
 
         await self._ledger.write(act)
@@ -287,12 +293,14 @@ class Requests:
 
     def _due(self, row: tuple[Any, ...]) -> Due:
         sealed, attempts, *rest = row
-        request = _request(tuple(rest))
+        request, attempts = _request(tuple(rest)), min(max(attempts, 0), _MOST_ATTEMPTS) + 1
+        if rest[3] != request.state:
+            return Due(request, None, attempts)
         try:
             opened = self._keys.unseal(_SEALED, sealed, request.id.encode())
         except SealBroken:
-            return Due(request, None, attempts + 1)
-        return Due(request, msgspec.json.decode(opened, type=Webhook), attempts + 1)
+            return Due(request, None, attempts)
+        return Due(request, msgspec.json.decode(opened, type=Webhook), attempts)
 
     def _forget(self, connection: Connection, now: int) -> None:
         connection.execute("DELETE FROM requests WHERE finished_at <= ?", (now - self._keep,))
@@ -312,7 +320,7 @@ def _others(
 
 
 def _request(row: tuple[Any, ...]) -> Request:
-    number, customer, kind, state, created_at, finished_at, response = row
-    return Request(
-        RequestId(number), CustomerId(customer), kind, State(state), created_at, finished_at, response
-    )
+    """One whose state is damaged has failed: it must not stand in the way of others."""
+    number, customer, kind, given, created_at, finished_at, response = row
+    state = State(given) if given in _STATES else State.FAILED
+    return Request(RequestId(number), CustomerId(customer), kind, state, created_at, finished_at, response)

@@ -19,13 +19,20 @@ from typing import Self
 import msgspec
 
 from appliance.accounts.customers import CustomerId
-from appliance.asynchronous.requests import Due, Request, RequestId, Requests, Webhook
+from appliance.asynchronous.requests import (
+    LONGEST_PAUSE_SECONDS,
+    Due,
+    Request,
+    RequestId,
+    Requests,
+    Webhook,
+)
 from appliance.errors import InvalidInput, StorageFailed, VolumeFull
 from appliance.outbound import Outbound
 from appliance.vault import Keys
 
 # Seconds before the next attempt, after the first, the second, ...: those that the standard recommends.
-AGAIN = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
+AGAIN = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, int(LONGEST_PAUSE_SECONDS))
 AT_ONCE = 16
 EACH_AT_ONCE = 2  # of one customer, whose receiver may be dead: others need not wait for it
 MAX_HEADERS = 16
@@ -54,6 +61,7 @@ class Webhooks:
         self._clock = clock
         self._woken = asyncio.Event()
         self._calls: dict[RequestId, tuple[CustomerId, asyncio.Task[None]]] = {}
+        self._left: set[RequestId] = set()  # until the next start: a call of theirs met what nobody foresaw
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.get_running_loop().create_task(self._deliver())
@@ -101,8 +109,7 @@ class Webhooks:
             except (StorageFailed, VolumeFull):  # a finding of its own
                 pause = _FAULT_SECONDS
             except Exception as error:  # noqa: BLE001 - what is wrong with one must not end all others
-                frames = "".join(traceback.format_tb(error.__traceback__))
-                log.error("webhooks: %s\n%s", type(error).__name__, frames)  # noqa: TRY400
+                _log_unforeseen("webhooks", error)
                 pause = _UNFORESEEN_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -113,9 +120,10 @@ class Webhooks:
         while room := AT_ONCE - len(self._calls):
             calls = Counter(customer for customer, _ in self._calls.values())
             busy = [customer for customer, count in calls.items() if count >= EACH_AT_ONCE]
-            due = await self._requests.due(room, besides=self._calls.keys(), customers=busy)
+            besides = self._calls.keys() | self._left
+            due = await self._requests.due(room, besides=besides, customers=busy)
             if not due:
-                soonest = await self._requests.next_due(besides=self._calls.keys(), customers=busy)
+                soonest = await self._requests.next_due(besides=besides, customers=busy)
                 return _IDLE_SECONDS if soonest is None else min(soonest, _IDLE_SECONDS)
             for one in due:
                 task = asyncio.get_running_loop().create_task(self._call(one))
@@ -127,6 +135,9 @@ class Webhooks:
             await self._tell(due)
         except (StorageFailed, VolumeFull):  # the ledger knows of no call: again, though not at once
             await asyncio.sleep(_FAULT_SECONDS)
+        except Exception as error:  # noqa: BLE001 - it must not be called again and again
+            self._left.add(due.request.id)
+            _log_unforeseen(f"webhook of request {due.request.id}, left until the next start", error)
         finally:
             del self._calls[due.request.id]
             self._woken.set()
@@ -134,7 +145,7 @@ class Webhooks:
     async def _tell(self, due: Due) -> None:
         request, body = due.request, body_of(due.request)
         if due.webhook is None:
-            log.error("webhook of request %s: its address does not open, given up", request.id)
+            log.error("webhook of request %s: its row is damaged, given up", request.id)
             await self._requests.told(request.id, None)
             return
         stamp = str(int(self._clock()))
@@ -164,6 +175,11 @@ class Webhooks:
 
     def _key(self, customer: CustomerId) -> bytes:
         return self._keys.mac("webhooks/signature", customer.encode())
+
+
+def _log_unforeseen(what: str, error: Exception) -> None:
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    log.error("%s: %s\n%s", what, type(error).__name__, frames)
 
 
 def body_of(request: Request) -> bytes:

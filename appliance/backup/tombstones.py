@@ -1,5 +1,5 @@
 """What was ended, so that no older backup brings it back: erased images, datasets and collections, revoked
-tokens and agreements, links that were given out. Ids and times only.
+tokens and agreements, links that were given out, what a suspended customer may do. Ids and times only.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,10 +14,11 @@ from appliance.errors import BackupInvalid
 from appliance.ledger import Connection
 from appliance.vault import SealedFile
 
-Kind = Literal["image", "dataset", "collection", "token", "agreement", "links"]
+Kind = Literal["image", "dataset", "collection", "token", "agreement", "links", "suspension"]
 
 COLLECTIONS_HAVE_KEYS = 14
-"""Since this schema."""
+CUSTOMERS_ARE_SUSPENDED = 12
+"""Since these schemas."""
 _ROWS_AT_ONCE = 1000
 _KINDS: tuple[tuple[Kind, str], ...] = (
     ("image", "SELECT 1 FROM images WHERE id = ?"),
@@ -26,6 +27,7 @@ _KINDS: tuple[tuple[Kind, str], ...] = (
     ("token", "SELECT 1 FROM tokens WHERE id = ? AND revoked_at IS NULL"),
     ("agreement", "SELECT 1 FROM agreements WHERE id = ? AND revoked_at IS NULL"),
     ("links", "SELECT 1 FROM datasets WHERE id = ?"),
+    ("suspension", "SELECT 1 FROM customers WHERE id = ?{suspended}"),
 )
 _REPLAYED: tuple[tuple[Kind, str], ...] = (
     ("dataset", "UPDATE datasets SET erased_at = :value WHERE id = :id AND erased_at IS NULL"),
@@ -33,6 +35,7 @@ _REPLAYED: tuple[tuple[Kind, str], ...] = (
     ("token", "UPDATE tokens SET revoked_at = :value WHERE id = :id AND revoked_at IS NULL"),
     ("agreement", "UPDATE agreements SET revoked_at = :value WHERE id = :id AND revoked_at IS NULL"),
     ("links", "UPDATE datasets SET visibility = :text, epoch = max(epoch, :value) WHERE id = :id"),
+    ("suspension", "UPDATE customers SET suspended_at = :value WHERE id = :id AND suspended_at IS NULL"),
 )
 _BEING_DELETED = (
     "SELECT images.id, deleted_at, datasets.id FROM images JOIN datasets ON number = dataset"
@@ -50,8 +53,9 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Ending(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """One thing that ended. `value` is when, in unix milliseconds, 0 for nobody knows; of links the epoch.
 
-    `text` is of an image its dataset, of links the dataset's visibility, of a collection that was emptied the
-    container of the key that it had until then: under a later key it has not ended.
+    A suspension has its customer's id; one that was over when the export was made is none. `text` is of an
+    image its dataset, of links the dataset's visibility, of a collection that was emptied the container of
+    the key that it had until then: under a later key it has not ended.
     """
 
     kind: Kind
@@ -83,8 +87,11 @@ class Ended:
     def add(self, connection: Connection, endings: Iterable[Ending]) -> None:
         """Keep of these what this ledger still has."""
         known = dict(_KINDS)
-        key = "container" if connection.execute("PRAGMA user_version").get >= COLLECTIONS_HAVE_KEYS else "id"
+        schema: Any = connection.execute("PRAGMA user_version").get
+        key = "container" if schema >= COLLECTIONS_HAVE_KEYS else "id"
         known["collection"] = known["collection"].format(key=key)
+        suspended = " AND suspended_at IS NULL" if schema >= CUSTOMERS_ARE_SUSPENDED else ""
+        known["suspension"] = known["suspension"].format(suspended=suspended)
         for ending in endings:
             given = (ending.id, ending.text) if ending.kind == "collection" else (ending.id,)
             if connection.execute(known[ending.kind], given).get == 1:
@@ -144,6 +151,8 @@ def _all(connection: Connection) -> Iterator[Ending]:
         yield Ending("agreement", *row)
     for row in _rows(connection, "SELECT id, epoch, visibility FROM datasets WHERE erased_at IS NULL"):
         yield Ending("links", *row)
+    for row in _rows(connection, "SELECT id, suspended_at FROM customers WHERE suspended_at IS NOT NULL"):
+        yield Ending("suspension", *row)
 
 
 def _erased(connection: Connection) -> Iterator[Ending]:

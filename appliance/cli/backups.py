@@ -156,7 +156,7 @@ def _restored(arguments: argparse.Namespace, settings: Any, root: bytearray) -> 
     document = {"state": str(state), **_document(folder, done.header, found)}
     lines = [f"{state} holds {folder.name} again: {found.images} images; start the daemon", *found.damaged]
     if ended := [f"{count} {what}" for what, count in found.ended.items() if count]:
-        lines.insert(1, f"ended since, and ended again: {', '.join(ended)}")
+        lines.insert(1, f"ended or suspended since, and so again: {', '.join(ended)}")
     return Output(document, "\n".join(lines))
 
 

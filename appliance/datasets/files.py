@@ -36,7 +36,8 @@ _READING_THREADS = 4
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _UNTOLD = _READ | os.O_NOATIME
 WITNESS = "witness"
-"""Beside the containers: the newest audit entry that was acknowledged, 8 bytes, big-endian; then a doubt."""
+"""Beside the containers: the newest audit entry that was acknowledged, 8 bytes, big-endian; a doubt, 1 byte;
+the time that was believed, 8 bytes."""
 _A_FILE, _THE_FOLDER = "a sealed file", "the folder of sealed files"
 _REMOVED = "its dataset was erased while it was written"
 
@@ -184,11 +185,19 @@ class SealedFiles:
 
     def doubted(self) -> bool:
         """Whether a ledger older than the files was ever beside them, see `doubt`. As `witnessed`."""
-        return self._read_witness()[8:] == b"\1"
+        return self._read_witness()[8:9] == b"\1"
 
     async def doubt(self, doubted: bool) -> None:
         """Remember that files without a row may be images of another ledger, or that there are none left."""
-        await self._changing.run(self._doubt, doubted)
+        await self._changing.run(self._write_down, bytes([doubted]), 8)
+
+    def believed(self) -> float:
+        """The time that was believed last, in unix seconds; 0 where none is known. As `witnessed`."""
+        return int.from_bytes(self._read_witness()[9:]) / 1000
+
+    async def believe(self, time: float) -> None:
+        """Remember the time that is believed. Raises StorageFailed, VolumeOffline, VolumeFull."""
+        await self._changing.run(self._write_down, int(time * 1000).to_bytes(8), 9)
 
     async def load(self, name: Name, keys: Container, ahead: int = 0) -> OpenFile:
         """As `open`, for the event loop: at once where the disk need not be waited for."""
@@ -345,9 +354,9 @@ class SealedFiles:
         with _through(self._folder.writing(), WITNESS) as top:
             self._advance_witness(top, acknowledged)
 
-    def _doubt(self, doubted: bool) -> None:
+    def _write_down(self, data: bytes, place: int) -> None:
         with _through(self._folder.writing(), WITNESS) as top:
-            self._write_witness(top, bytes([doubted]), 8)
+            self._write_witness(top, data, place)
 
     def _advance_witness(self, top: int, acknowledged: int) -> None:
         if acknowledged <= self._witnessed:
@@ -377,7 +386,7 @@ class SealedFiles:
             except FileNotFoundError:
                 return b""
             try:
-                return os.read(fd, 9)
+                return os.read(fd, 17)
             finally:
                 os.close(fd)
 

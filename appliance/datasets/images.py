@@ -103,6 +103,7 @@ async def open_images(
                 agreements=agreements,
                 space=space,
                 clock=clocks.wall,
+                leaps=upkeep.leaps,
                 registry=registry,
                 on_damage=upkeep.count_one_damaged,
             )

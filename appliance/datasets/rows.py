@@ -11,6 +11,7 @@ from appliance.ledger import Connection
 
 _STORE = Actor("system", "store")
 _DAY = 86_400_000
+_IN_TURN = 2000
 _IMAGE = (
     "images.key, images.id, datasets.id, datasets.customer, images.created_at, images.format, images.width,"
     " images.height, images.size, images.thumbnail, images.damaged, images.facet"
@@ -54,7 +55,7 @@ def latest_time(connection: Connection) -> float:
 
 
 def earlier_times(connection: Connection) -> tuple[float, float]:
-    """The last time that an earlier run told, and until when it doubted its clock: unix seconds, 0 for none.
+    """The latest time that an earlier run told, and until when it doubted its clock; unix seconds, 0: none.
 
     The audit log is not asked: this run may have written to it.
     """
@@ -63,7 +64,7 @@ def earlier_times(connection: Connection) -> tuple[float, float]:
 
 
 def note_doubt(connection: Connection, until: float) -> None:
-    """Until when the clock is doubted, in unix seconds."""
+    """Until when, by the time that is believed, the clock is doubted: unix seconds, 0 for no doubt."""
     connection.execute("UPDATE latest_time SET doubted_until = ?", (int(until * 1000),))
 
 
@@ -176,19 +177,32 @@ def next_key(connection: Connection, dataset: int) -> int:
     return (dataset << 32) + int(position)
 
 
-def expired(connection: Connection, now: int, most: int) -> list[Image]:
-    """Images that are older than their datasets keep them, at most `most`.
+def expired(connection: Connection, now: int, most: int, after: int) -> tuple[list[Image], int]:
+    """Images that are older than their datasets keep them, and the next `after`.
 
-    Images lie in order of upload, so that of each dataset the first ones are looked at alone.
+    Images lie in order of upload, so that of each dataset the first ones are looked at, `most` in all. A
+    clock that was ahead may have been set right between them: of those behind `after` some are looked at too,
+    all of them in turn.
     """
-    found: list[Image] = []
+    found: dict[int, Image] = {}
     kept: list[Any] = connection.execute(
         "SELECT number, retention_days FROM datasets WHERE retention_days IS NOT NULL AND erased_at IS NULL"
     ).fetchall()
+    if not kept:
+        return [], 0
     for number, days in kept:
         oldest = images(connection, number, 0, most - len(found))
-        found += [image for image in oldest if image.created_at <= now - days * _DAY]
-    return found
+        found |= {image.key: image for image in oldest if image.created_at <= now - days * _DAY}
+    end: Any = connection.execute(
+        "SELECT max(key) FROM (SELECT key FROM images WHERE key > ? ORDER BY key LIMIT ?)", (after, _IN_TURN)
+    ).get
+    behind: list[Any] = connection.execute(
+        f"{_LIVING} AND images.key > ? AND images.key <= ?"
+        " AND images.created_at <= ? - datasets.retention_days * ? ORDER BY images.key LIMIT ?",
+        (after, end or 0, now, _DAY, most),
+    ).fetchall()
+    found |= {row[0]: _image(row) for row in behind}
+    return list(found.values()), (behind[-1][0] if len(behind) == most else end or 0)
 
 
 def begin_deleting(connection: Connection, image: Image, now: int) -> bool:

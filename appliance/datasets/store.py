@@ -16,10 +16,11 @@ from prometheus_client import Counter
 
 from appliance.accounts.agreements import Agreements, Kind, required
 from appliance.accounts.audit import Actor, Event, record
-from appliance.accounts.customers import CustomerId, check_active
+from appliance.accounts.customers import CustomerId
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import OpenFile, SealedFiles
+from appliance.datasets.leaps import Leaps
 from appliance.datasets.ports import Encoded, ImageCodec
 from appliance.datasets.records import Dataset, Image, ImageId, ReadPermit, Variant, facet
 from appliance.datasets.sources import Named, Source, check_free
@@ -109,6 +110,7 @@ class Store:
         agreements: Agreements,
         space: Space,
         clock: Callable[[], float],
+        leaps: Leaps,
         registry: Registry,
         on_damage: Callable[[], None],
     ) -> None:
@@ -120,6 +122,8 @@ class Store:
         self._agreements = agreements
         self._space = space
         self._clock = clock
+        self._leaps = leaps
+        self._looked_at = 0  # the key up to which retention has looked through all images
         self._acknowledged = 0  # the audit entry of the last image that is durable in file and row
         self._under_way: set[asyncio.Task[Any]] = set()
         self._stored = Counter("appliance_store_images", "Images stored", registry=registry)
@@ -163,7 +167,7 @@ class Store:
             id=identity,
             dataset=dataset.id,
             customer=dataset.customer,
-            created_at=self._now(),
+            created_at=int(self._leaps.stamp() * 1000),
             format=ingested.format,
             width=ingested.width,
             height=ingested.height,
@@ -229,10 +233,13 @@ class Store:
     async def expire(self) -> int:
         """Delete images that have rested for as long as their datasets say, the oldest first; how many.
 
-        At most some hundreds at a time: call again while it is not 0. Raises as `delete`.
+        A time that is not believed does not count. At most some hundreds at a time: call again while it is
+        not 0, and now and then. Raises as `delete`.
         """
-        now = self._now()
-        expired = await self._ledger.read(lambda connection: rows.expired(connection, now, _EXPIRED_AT_ONCE))
+        now = int(self._leaps.believed() * 1000)
+        expired, self._looked_at = await self._ledger.read(
+            lambda connection: rows.expired(connection, now, _EXPIRED_AT_ONCE, self._looked_at)
+        )
         if expired:
             await self.delete_all(_RETENTION, expired)
         return len(expired)
@@ -249,10 +256,10 @@ class Store:
         async with self._room(sealed_size(image.size + image.thumbnail)):
             await self._files.write(image.name, keys, draft.parts, self._acknowledged)
 
+        now = self._now()
+
         def act(connection: Connection) -> tuple[Image, int]:
             required(connection, dataset.customer, Kind.TRAINING_DATA)
-            if actor.kind == "token":  # of an import that goes on for long
-                check_active(connection, dataset.customer)
             rows.check_living(connection, dataset)
             _refuse_second(connection, dataset, content, named)
             key = rows.add_image(connection, dataset.number, image, content, meta_data)
@@ -260,7 +267,6 @@ class Store:
             if named is not None:
                 rows.set_name(connection, added, named.sealed, named.mac)
             details: dict[str, object] = {"dataset": dataset.id}
-            now = image.created_at
             record(connection, now, actor, Event.IMAGE_ADD, image.customer, image.id, details)
             return added, connection.last_insert_rowid()
 

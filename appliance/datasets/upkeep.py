@@ -14,7 +14,7 @@ from appliance.accounts.customers import CustomerId
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import SealedFiles
-from appliance.datasets.leaps import Leaps
+from appliance.datasets.leaps import Leaps, warning
 from appliance.datasets.records import Image
 from appliance.datasets.store import Store, finish_deleting
 from appliance.errors import NotFound, SealBroken, StorageFailed, VolumeFull, VolumeOffline
@@ -26,6 +26,7 @@ from appliance.volume import Space, is_lack
 _AT_ONCE = 500
 _READ_AT_ONCE = 1 << 20
 _IDLE_SECONDS = 600.0
+_NOTED_EVERY = 60.0  # seconds
 # A twentieth of the time: a terabyte in 30 days needs 8 MB/s of it.
 _SCRUB_SECONDS, _REST_SECONDS = 1.0, 19.0
 
@@ -35,8 +36,11 @@ _log = logging.getLogger(__name__)
 class Upkeep:
     """Entering finishes deletions and removes uploads that were never acknowledged.
 
-    `findings` are for the person who runs the appliance: what no restart repairs.
+    `findings` are for the person who runs the appliance: what no restart repairs. `leaps` knows the time
+    that retention goes by, from entering on.
     """
+
+    leaps: Leaps
 
     def __init__(
         self,
@@ -67,12 +71,19 @@ class Upkeep:
         self._damaged = Gauge(
             "appliance_store_images_damaged", "Images known to be damaged", registry=registry
         )
+        self._ahead = Gauge(
+            "appliance_store_clock_doubted_seconds",
+            "By how much the clock is ahead of the time that retention goes by; 0 while it is believed",
+            registry=registry,
+        )
 
     async def __aenter__(self) -> Self:
         # Before links tell the ledger a new time: what counts is how late it was when the appliance last ran.
         latest, self._noted_doubt = await self._ledger.read(rows.earlier_times)
-        self._leaps = Leaps(latest, self._noted_doubt, self._clock, self._monotonic)
-        await self._clock_is_believed()
+        believed = await asyncio.to_thread(self._files.believed)
+        self.leaps = Leaps(believed, latest, self._noted_doubt, self._clock, self._monotonic)
+        self._noted = self.leaps.believed()
+        await self._note_time()
         await asyncio.to_thread(self._space.before_deletion)
         while images := await self._ledger.read(partial(rows.being_deleted, most=_AT_ONCE)):
             await finish_deleting(self._ledger, self._files, images, self._now())
@@ -88,7 +99,8 @@ class Upkeep:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        pass
+        with suppress(StorageFailed, VolumeFull):  # the volume is gone or full, and says so itself
+            await self._files.believe(self.leaps.believed())
 
     @asynccontextmanager
     async def at_leisure(self, store: Store) -> AsyncIterator[None]:
@@ -99,6 +111,12 @@ class Upkeep:
         finally:
             scrubbing.cancel()
             await asyncio.gather(scrubbing, return_exceptions=True)
+
+    def doubt(self) -> str | None:
+        """What a person has to know while the clock is not believed."""
+        if until := self.leaps.until():
+            return warning(self.leaps.ahead(), until - self.leaps.believed())
+        return None
 
     def count_one_damaged(self) -> None:
         """Somebody who read an image has found, and noted, that it is not what was sealed."""
@@ -112,7 +130,8 @@ class Upkeep:
                 if not looked_again:
                     await self.look_again()
                     looked_again = True
-                while await self._clock_is_believed() and await store.expire():
+                await self._note_time()
+                while await store.expire():
                     pass
                 pause = await self.scrub(_SCRUB_SECONDS)
                 await self._count_damaged()
@@ -121,14 +140,17 @@ class Upkeep:
                 pause = _IDLE_SECONDS
             await asyncio.sleep(max(pause, _REST_SECONDS))
 
-    async def _clock_is_believed(self) -> bool:
+    async def _note_time(self) -> None:
         """A doubt is durable at once, on a full volume as soon as it has room: no restart ends it."""
-        doubted = self._leaps.doubted()
-        if (until := self._leaps.until) != self._noted_doubt:
-            with suppress(VolumeFull):
+        believed, until = self.leaps.believed(), self.leaps.until()
+        self._ahead.set(self.leaps.ahead())
+        with suppress(VolumeFull):
+            if until != self._noted_doubt:
                 await self._ledger.write(partial(rows.note_doubt, until=until))
                 self._noted_doubt = until
-        return not doubted
+            if believed - self._noted >= _NOTED_EVERY:
+                await self._files.believe(believed)
+                self._noted = believed
 
     async def scrub(self, seconds: float) -> float:
         """Prove images whose time has come, for about so long; how many seconds until it is worth a call.

@@ -197,7 +197,7 @@ def test_a_webhook_whose_address_was_tampered_with_is_given_up(
         assert served.run(due_in(served, request, attempts=1)) is None
         request = ask(site, tenant, "POST", PATH, classification(served, webhook=hook)).document["id"]
         assert receiver.told.get(timeout=30).headers["webhook-id"] == request
-    assert "does not open, given up" in caplog.text
+    assert "its row is damaged, given up" in caplog.text
 
 
 async def tampered(served: Served, request: str) -> None:
@@ -408,6 +408,36 @@ def test_a_fault_of_the_ledger_does_not_end_webhooks(
         first, second = receiver.told.get(timeout=30), receiver.told.get(timeout=30)
         assert first.headers["webhook-id"] == second.headers["webhook-id"] == request
         assert served.run(due_in(served, request, attempts=1)) is None
+
+
+def test_a_webhook_that_meets_what_nobody_foresaw_is_left_and_the_others_are_told(
+    served: Served, tenant: Tenant, receiver: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met, told = list[RequestId](), served.parts.requests.told
+
+    async def unforeseen(request: RequestId, again_in_seconds: float | None) -> None:
+        if not met or request in met:
+            met.append(request)
+            raise ZeroDivisionError
+        await told(request, again_in_seconds)
+
+    monkeypatch.setattr(served.parts.requests, "told", unforeseen)
+    with served.another(residency=receiver.residency) as (site, _):
+        hook = {"endpoint": f"{receiver.address}/"}
+        requests = [
+            ask(site, tenant, "POST", PATH, classification(served, webhook=hook)).document["id"]
+            for _ in range(4)
+        ]
+        called = [receiver.told.get(timeout=30).headers["webhook-id"] for _ in range(4)]
+        assert sorted(called) == sorted(requests)
+        for request in {*requests} - {*met}:
+            assert served.run(due_in(served, request, attempts=1)) is None
+        assert receiver.told.empty()
+    assert len(met) == 1
+    monkeypatch.setattr(served.parts.requests, "told", told)
+    with served.another(residency=receiver.residency):
+        assert receiver.told.get(timeout=30).headers["webhook-id"] == met[0]
+        assert served.run(due_in(served, met[0], attempts=1)) is None
 
 
 async def due_in(served: Served, request: str, attempts: int) -> float | None:

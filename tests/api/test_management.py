@@ -1,6 +1,7 @@
 """`/appliance/v1` for customers over TCP and for operators over the Unix socket."""
 
 import json
+import socket
 import uuid
 from datetime import datetime
 from typing import Any
@@ -83,6 +84,34 @@ def test_a_suspended_customer_gets_nothing_until_it_is_resumed(served: Served) -
     assert served.site.call("POST", "/similarity/photos/v2/random", None, other.headers()).status == 200
     assert operate(served, "POST", f"{path}/resume")["suspended_at"] is None
     assert seen() == [200, 200, 200, 200]
+
+
+@pytest.mark.parametrize(
+    ("path", "document"),
+    [
+        (f"{V1}/tokens", {}),
+        ("/recognition/v2/label", {"name": "too late"}),
+        ("/account/v2/request/", {"type": "dominant-colors-generic", "records": [record("r")]}),
+        ("/similarity/photos/v2/delete", {"records": [{"_id": "r"}]}),
+    ],
+)
+def test_a_call_that_began_before_a_suspension_changes_nothing_after_it(
+    served: Served, path: str, document: object
+) -> None:
+    tenant = served.tenant(unique())
+    entries = len(operate(served, "GET", f"/audit?customer={tenant.id}")["entries"])
+    body = json.dumps(document).encode()
+    headers = tenant.headers(expect="100-continue", content_length=str(len(body)))
+    top = [f"POST {path} HTTP/1.1", "Host: x", *(f"{name}: {value}" for name, value in headers.items())]
+    with socket.create_connection((served.site.host, served.site.port), timeout=20) as connection:
+        connection.sendall("\r\n".join([*top, "", ""]).encode())
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        operate(served, "POST", f"/customers/{tenant.id}/suspend")
+        connection.sendall(body)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 403 ")
+    found = operate(served, "GET", f"/audit?customer={tenant.id}")["entries"]
+    events = {entry["event"] for entry in found[entries:]}
+    assert events - {Event.DATASET_ADD} == {Event.CUSTOMER_SUSPEND}, "the default dataset makes itself"
 
 
 def test_an_operator_sees_all_and_a_customer_its_own(served: Served, tenant: Tenant) -> None:

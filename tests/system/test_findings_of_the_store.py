@@ -5,6 +5,7 @@ from contextlib import closing
 import apsw
 import pytest
 
+from appliance.datasets.files import WITNESS
 from demo.state import DemoState
 from tests import images
 from tests.running import CopyState, RunningAppliance
@@ -69,3 +70,15 @@ def test_damaged_vectors(state: DemoState) -> None:
     with RunningAppliance(state, state.port):
         eventually(lambda: "search.damaged" in findings(state), "the finding")
         assert "1 blocks of stored vectors are damaged" in findings(state)["search.damaged"]
+
+
+def test_a_clock_that_leapt(state: DemoState) -> None:
+    with RunningAppliance(state, state.port) as appliance:
+        upload(appliance)
+    with (state.folder / "images" / WITNESS).open("r+b") as witness:
+        head, believed = witness.read(9), int.from_bytes(witness.read(8))
+        witness.seek(len(head))
+        witness.write((believed - 3 * 86_400_000).to_bytes(8))
+    with RunningAppliance(state, state.port):
+        assert "72 hours ahead" in findings(state)["datasets.clock"]
+        assert state.ask("status")["state"] == "degraded"

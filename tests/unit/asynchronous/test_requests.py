@@ -9,9 +9,9 @@ import pytest
 from appliance import vault
 from appliance.accounts.audit import Actor
 from appliance.accounts.customers import CustomerId, Customers
-from appliance.asynchronous.requests import LOST, Requests, State, Webhook
+from appliance.asynchronous.requests import LONGEST_PAUSE_SECONDS, LOST, Requests, State, Webhook
 from appliance.errors import NotFound
-from appliance.ledger import Ledger
+from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
 
 ACTOR = Actor("system", "test")
@@ -141,3 +141,43 @@ async def test_a_webhook_is_sealed_where_it_lies(machine: Machine) -> None:
     )
     assert await requests.due(9) == []
     assert await requests.next_due() is None
+
+
+async def test_damaged_rows_stand_in_no_others_way(machine: Machine) -> None:
+    requests = await machine.start()
+    customers = [(await machine.customers.add(ACTOR, name)).id for name in ("a", "b", "c", "d")]
+    added = [(await requests.add(ACTOR, one, "x", webhook=HOOK))[0] for one in customers]
+    for request in added:
+        await requests.finish(request.id, State.DONE, b"{}")
+    nameless, often, never, whole = added
+
+    def damage(connection: Connection) -> None:
+        change = "UPDATE requests SET {} WHERE id = ?"
+        connection.execute(change.format("status = 'FOO'"), (nameless.id,))
+        connection.execute(change.format("attempts = 9223372036854775807"), (often.id,))
+        connection.execute(change.format("attempts = -9223372036854775808"), (never.id,))
+
+    await machine.ledger.write(damage)
+    due = {one.request.id: one for one in await requests.due(9)}
+    assert due[nameless.id].webhook is None
+    assert due[whole.id].webhook == HOOK
+    assert due[never.id].attempts == 1
+    assert (await requests.get(customers[0], nameless.id)).state is State.FAILED
+    assert len((await requests.list(customers[0], 1))[0]) == 1
+    for one in due.values():
+        await requests.told(one.request.id, None)
+    assert await requests.due(9) == []
+
+
+async def test_a_webhook_that_a_clock_ahead_put_off_is_due_when_it_is_set_right(machine: Machine) -> None:
+    requests = await machine.start()
+    request, _ = await requests.add(ACTOR, await machine.customer(), "x", webhook=HOOK)
+    await requests.finish(request.id, State.DONE, b"{}")
+    machine.now += LONGEST_PAUSE_SECONDS
+    await requests.told(request.id, LONGEST_PAUSE_SECONDS)
+    assert await requests.due(9) == []
+    machine.now -= 1
+    (due,) = await requests.due(9)
+    assert due.request.id == request.id
+    await requests.told(request.id, 5)
+    assert await requests.due(9) == []

@@ -31,7 +31,7 @@ from appliance.search.collections import Collections
 from appliance.search.records import CollectionId, NewRecord, Record
 from appliance.vault import Keyring
 from tests.backing import Shelf, proven, put_back, silent, source
-from tests.storing import ACTOR, ROOT, Stand, stand
+from tests.storing import ACTOR, OPERATOR, ROOT, Stand, stand
 
 NEW_ROOT = bytes(range(32, 64))
 
@@ -117,6 +117,7 @@ async def test_tokens_and_collections_go_on(open_stand: Stand, shelf: Shelf, tmp
         "collections": 1,
         "tokens": 1,
         "agreements": 0,
+        "suspensions": 0,
     }
     async with (
         stand(tmp_path / "again") as again,
@@ -250,6 +251,41 @@ async def test_links_and_agreements_that_ended_stay_ended(
         assert (found.visibility, found.epoch) == ("restricted", closed.epoch)
         with pytest.raises(Forbidden):
             await again.store.put(ACTOR, found, b"without an agreement")
+
+
+async def test_a_customer_that_was_suspended_since_stays_suspended(
+    open_stand: Stand, shelf: Shelf, tmp_path: Path
+) -> None:
+    dataset, (image, *_) = await filled(open_stand)
+    dataset = await open_stand.datasets.change(ACTOR, dataset, visibility="public")
+    resumed = await open_stand.customer("Bob")
+    await open_stand.customers.suspend(OPERATOR, resumed)
+    tokens = Tokens(open_stand.ledger, open_stand.keyring.service, open_stand.customers, open_stand.clock)
+    async with tokens:
+        issued = await tokens.add(ACTOR, dataset.customer)
+    link = open_stand.links.address(dataset, image)
+    made = await shelf.take(open_stand)
+    await open_stand.customers.suspend(OPERATOR, dataset.customer)
+    await open_stand.customers.resume(OPERATOR, resumed)
+    newest = await shelf.take(open_stand)
+    assert proven(made.folder, made.keyring, newer=newest.tombstones).ended["suspensions"] == 1
+    await put_back(made.folder, newest.keyring, tmp_path / "again", newer=newest.tombstones)
+    async with (
+        stand(tmp_path / "again") as again,
+        Tokens(again.ledger, again.keyring.service, again.customers, again.clock) as tokens,
+    ):
+        assert (await again.customers.get(dataset.customer)).suspended_at == int(open_stand.clock() * 1000)
+        assert again.customers.suspended(resumed)  # as it was in the backup: an operator resumes it
+        with pytest.raises(Forbidden, match="suspended"):
+            tokens.verify(issued.token)
+        with pytest.raises(Forbidden):
+            await again.links.permit(*link.removeprefix("files/").split("?"))
+        await again.customers.resume(OPERATOR, dataset.customer)
+        assert tokens.verify(issued.token).customer == dataset.customer
+        await again.links.permit(*link.removeprefix("files/").split("?"))
+    await put_back(newest.folder, newest.keyring, tmp_path / "newest", newer=newest.tombstones)
+    async with stand(tmp_path / "newest") as again:
+        assert not again.customers.suspended(resumed)
 
 
 async def test_what_is_being_erased_counts_as_erased(open_stand: Stand, shelf: Shelf, tmp_path: Path) -> None:

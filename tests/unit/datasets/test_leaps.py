@@ -1,4 +1,4 @@
-"""A clock that leaps is not believed at once; one that goes on, and one that is set back, is."""
+"""What retention goes by when a clock leaps: no time that nobody counted, until it was doubted for a day."""
 
 import logging
 
@@ -7,68 +7,125 @@ import pytest
 from appliance.datasets.leaps import DOUBT_SECONDS, LEAP_SECONDS, Leaps
 
 NOW = 1_800_000_000.0
+HOUR, DAY = 3600.0, 86_400.0
 
 
-class Clocks:
-    """Both clocks of a machine; `pass_by` moves them together, setting `wall` is a leap."""
+class Machine:
+    """Both clocks of a machine, and what one run of the appliance leaves for the next.
+
+    `pass_by` moves the clocks together, setting `wall` is a leap.
+    """
 
     def __init__(self) -> None:
         self.wall, self.monotonic = NOW, 100.0
+        self.leaps = Leaps(0.0, 0.0, 0.0, self._clock, self._counted)
 
     def pass_by(self, seconds: float) -> None:
         self.wall += seconds
         self.monotonic += seconds
 
-    def leaps(self, latest: float, until: float = 0.0) -> Leaps:
-        return Leaps(latest, until, lambda: self.wall, lambda: self.monotonic)
+    def restart(self, off: float = 0.0) -> None:
+        """After so many seconds without power, which `monotonic` knows nothing of."""
+        believed, until, latest = self.leaps.believed(), self.leaps.until(), self.leaps.stamp()
+        self.wall += off
+        self.monotonic = 100.0
+        self.leaps = Leaps(believed, latest, until, self._clock, self._counted)
+
+    def doubts(self) -> bool:
+        return self.leaps.until() > 0
+
+    def _clock(self) -> float:
+        return self.wall
+
+    def _counted(self) -> float:
+        return self.monotonic
 
 
-@pytest.mark.parametrize("latest", [0.0, NOW, NOW - LEAP_SECONDS, NOW + 1e6])
-def test_a_new_appliance_and_one_that_was_down_for_days_believe_their_clock(latest: float) -> None:
-    clocks = Clocks()
-    leaps = clocks.leaps(latest)
-    assert not leaps.doubted()
-    clocks.pass_by(400 * 86_400)
-    assert not leaps.doubted()
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
 
 
-def test_a_clock_that_leapt_while_the_appliance_was_down_is_believed_a_day_later(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize("off", [0.0, 600.0, LEAP_SECONDS])
+def test_time_that_passes_and_short_absences_are_believed(machine: Machine, off: float) -> None:
+    machine.pass_by(400 * DAY)
+    assert machine.leaps.believed() == machine.wall
+    machine.restart(off)
+    assert machine.leaps.believed() == machine.wall
+    assert not machine.doubts()
+    assert machine.leaps.ahead() == 0.0
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_clock_that_leaps_is_believed_a_day_later(
+    machine: Machine, running: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clocks = Clocks()
-    leaps = clocks.leaps(NOW - LEAP_SECONDS - 1)
     with caplog.at_level(logging.ERROR):
-        assert leaps.doubted()
-    assert "7 days ahead" in caplog.text
-    clocks.pass_by(DOUBT_SECONDS - 1)
-    assert leaps.doubted()
-    clocks.pass_by(1)
-    assert not leaps.doubted()
+        if running:
+            machine.wall += 6.9 * DAY
+        else:
+            machine.restart(6.9 * DAY)
+        assert machine.leaps.believed() == NOW
+    assert "166 hours ahead" in caplog.text
+    machine.pass_by(DOUBT_SECONDS - 1)
+    assert machine.leaps.believed() == NOW + DOUBT_SECONDS - 1
+    assert machine.leaps.ahead() == pytest.approx(6.9 * DAY)
+    assert machine.leaps.until() == NOW + DOUBT_SECONDS
+    machine.pass_by(1)
+    assert machine.leaps.believed() == machine.wall
+    assert not machine.doubts()
 
 
-def test_a_clock_that_leaps_while_the_appliance_runs_is_doubted_anew_each_time() -> None:
-    clocks = Clocks()
-    leaps = clocks.leaps(NOW)
-    for _ in range(2):
-        assert not leaps.doubted()
-        clocks.wall += LEAP_SECONDS + 1
-        assert leaps.doubted()
-        clocks.pass_by(DOUBT_SECONDS)
-    clocks.wall -= 400 * 86_400
-    assert not leaps.doubted()
+def test_a_clock_that_is_set_right_again_leaves_nothing_behind(machine: Machine) -> None:
+    machine.restart(30 * DAY)
+    assert machine.leaps.stamp() == machine.wall
+    machine.pass_by(HOUR)
+    machine.restart(-30 * DAY)
+    assert not machine.doubts()
+    assert machine.leaps.believed() == machine.leaps.stamp() == machine.wall == NOW + HOUR
 
 
-@pytest.mark.parametrize("set_right", [0.0, 400 * 86_400.0])
-def test_a_restart_does_not_end_a_doubt_nor_does_it_outlast_a_day(set_right: float) -> None:
-    clocks = Clocks()
-    first = clocks.leaps(NOW - LEAP_SECONDS - 1)
-    assert first.doubted()
-    assert first.until == NOW + DOUBT_SECONDS
-    clocks.pass_by(3600)
-    clocks.wall -= set_right
-    again = clocks.leaps(clocks.wall, first.until)
-    assert again.doubted()
-    clocks.pass_by(DOUBT_SECONDS - (1 if set_right else 3601))
-    assert again.doubted()
-    clocks.pass_by(1)
-    assert not again.doubted()
+def test_a_clock_that_is_behind_stamps_nothing_earlier_than_what_is_believed(machine: Machine) -> None:
+    machine.restart(-40 * DAY)
+    assert machine.leaps.stamp() == NOW
+    machine.pass_by(HOUR)
+    assert machine.leaps.stamp() == machine.leaps.believed() == NOW + HOUR
+    machine.restart(40 * DAY)
+    assert machine.leaps.stamp() == machine.leaps.believed() == NOW + HOUR
+    assert not machine.doubts()
+
+
+def test_a_restart_neither_ends_a_doubt_nor_begins_it_anew(machine: Machine) -> None:
+    machine.restart(6.9 * DAY)
+    for _ in range(4):
+        machine.pass_by(5 * HOUR)
+        machine.restart(HOUR)
+        assert machine.doubts()
+    machine.pass_by(4 * HOUR - 1)
+    assert machine.doubts()
+    machine.pass_by(1)
+    assert machine.leaps.believed() == machine.wall
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_another_leap_of_more_than_a_day_is_doubted_for_a_day_of_its_own(
+    machine: Machine, running: bool
+) -> None:
+    machine.restart(2 * DAY)
+    machine.pass_by(DOUBT_SECONDS - 60)
+    if running:
+        machine.wall += 7 * DAY
+    else:
+        machine.restart(7 * DAY)
+    assert machine.doubts()
+    machine.pass_by(DOUBT_SECONDS - 1)
+    assert machine.leaps.believed() < machine.wall - 9 * DAY + 1
+    machine.pass_by(1)
+    assert machine.leaps.believed() == machine.wall
+
+
+def test_an_appliance_that_is_off_every_night_is_at_most_some_days_behind(machine: Machine) -> None:
+    for _ in range(60):
+        machine.pass_by(8 * HOUR)
+        assert machine.leaps.believed() >= machine.wall - 3 * DAY
+        machine.restart(16 * HOUR)

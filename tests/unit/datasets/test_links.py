@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from appliance.datasets.links import Links
 from appliance.datasets.records import Dataset, Image
 from appliance.errors import Forbidden, InvalidInput, NotFound
-from tests.storing import ACTOR, Clock, Stand, stand
+from tests.storing import ACTOR, OPERATOR, Clock, Stand, stand
 
 PHOTO = os.urandom(5_000)
 
@@ -215,9 +215,9 @@ async def test_a_link_dies_while_its_customer_is_suspended(tmp_path: Path) -> No
         links = [one.links.address(dataset, one.image) for dataset in (one.dataset, public)]
         assert not await one.opens(links[0])
         assert await one.opens(links[1])
-        await one.stand.customers.suspend(ACTOR, one.dataset.customer)
+        await one.stand.customers.suspend(OPERATOR, one.dataset.customer)
         assert not await one.opens(links[1])
-        await one.stand.customers.resume(ACTOR, one.dataset.customer)
+        await one.stand.customers.resume(OPERATOR, one.dataset.customer)
         assert await one.opens(links[1])
 
 

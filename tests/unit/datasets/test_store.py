@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.accounts.audit import Actor, entries
+from appliance.accounts.audit import entries
 from appliance.datasets.files import SealedFiles
 from appliance.datasets.ports import Encoded
 from appliance.datasets.records import ReadPermit
@@ -32,6 +32,7 @@ from appliance.volume import DataFolder
 from appliance.volume.anchor import SENTINEL
 from tests.storing import (
     ACTOR,
+    OPERATOR,
     PHOTO,
     Opaque,
     OpaqueCodec,
@@ -94,11 +95,11 @@ async def test_nothing_is_put_without_an_agreement(tmp_path: Path) -> None:
 async def test_a_suspended_customers_token_stores_nothing_more_and_an_operator_does(tmp_path: Path) -> None:
     async with stand(tmp_path) as one:
         dataset = await default(one)
-        await one.customers.suspend(ACTOR, dataset.customer)
+        await one.customers.suspend(OPERATOR, dataset.customer)
         with pytest.raises(Forbidden, match="suspended"):
             await one.store.put(ACTOR, dataset, PHOTO)
         assert files(tmp_path) == []
-        image = await one.store.put(Actor("operator", "0"), dataset, PHOTO)
+        image = await one.store.put(OPERATOR, dataset, PHOTO)
         assert await one.store.list(dataset) == [image]
 
 

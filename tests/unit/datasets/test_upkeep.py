@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
 from appliance.accounts.audit import entries
 from appliance.accounts.customers import Customers
@@ -479,20 +480,74 @@ async def test_a_clock_that_leaps_ahead_deletes_nothing_for_a_day(
     async with Ledger(tmp_path, Registry()) as ledger, Customers(ledger, clock) as customers:
         await customers.add(ACTOR, "audited before the store is opened, as the daemon's start is")
     async with stand(tmp_path, clock=clock, monotonic=passed) as again:
+        assert "744 hours ahead" in caplog.text
+        assert "for 24 hours more" in (again.upkeep.doubt() or "")
         async with again.upkeep.at_leisure(again.store):
-            while "31 days ahead" not in caplog.text:
+            for _ in range(20):
                 assert await again.store.list(short) == [image]
-        assert await again.store.list(short) == [image]
+        assert "appliance_store_clock_doubted_seconds 2.6784e+06" in generate_latest(again.registry).decode()
     clock.now += 3600
     passed.now = 0.0
     async with stand(tmp_path, clock=clock, monotonic=passed) as again:
         async with again.upkeep.at_leisure(again.store):
             for _ in range(20):
                 assert await again.store.list(short) == [image]
-        passed.now += 86400 - 3600
+        passed.now += 86400
+        clock.now += 86400
+        assert again.upkeep.doubt() is None
         async with again.upkeep.at_leisure(again.store):
             while await again.store.list(short):
                 pass
+
+
+async def test_an_image_is_kept_for_its_time_though_the_clock_was_behind_when_it_came(tmp_path: Path) -> None:
+    clock = Clock()
+    async with stand(tmp_path, clock=clock) as one:
+        short = await one.datasets.add(ACTOR, await one.customer(), "a month", retention_days=30)
+    clock.now -= 40 * 86400
+    async with stand(tmp_path, clock=clock) as behind:
+        image = await behind.store.put(ACTOR, short, PHOTO)
+    clock.now += 40 * 86400
+    async with stand(tmp_path, clock=clock) as right:
+        clock.now += 30 * 86400 - 1
+        assert await right.store.expire() == 0
+        assert await right.store.list(short) == [image]
+        clock.now += 1
+        assert await right.store.expire() == 1
+
+
+async def test_images_from_a_clock_that_was_ahead_keep_no_others(tmp_path: Path) -> None:
+    """Though they come first, and are more than are looked at once."""
+    clock = Clock()
+    async with stand(tmp_path, clock=clock) as one:
+        short = await one.datasets.add(ACTOR, await one.customer(), "a month", retention_days=30)
+    clock.now += 90 * 86400
+    async with stand(tmp_path, clock=clock) as ahead:
+        first = await ahead.store.put(ACTOR, short, PHOTO)
+
+        def as_many_more(connection: Connection) -> None:
+            columns = "format, width, height, size, thumbnail, facet"
+            connection.execute(
+                f"INSERT INTO images (key, id, dataset, created_at, content, {columns})"
+                " WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 300)"
+                f" SELECT key + i, 'more ' || i, dataset, created_at, randomblob(32), {columns}"
+                " FROM images, n"
+            )
+            connection.execute("UPDATE datasets SET next_position = 301, images = 301")
+
+        await ahead.ledger.write(as_many_more)
+    clock.now -= 90 * 86400
+    async with stand(tmp_path, clock=clock) as right:
+        other = await right.store.put(ACTOR, short, PHOTO + b"x")
+        assert other.key > first.key
+        clock.now += 30 * 86400 - 1
+        assert await right.store.expire() == 0
+        clock.now += 1
+        for _ in range(3):  # all are looked at in turn
+            await right.store.expire()
+        with pytest.raises(NotFound):
+            await right.store.get(short.customer, other.id)
+        assert await right.store.get(short.customer, first.id) == first
 
 
 async def test_a_dataset_whose_name_is_damaged_stands_in_no_others_way_and_is_erased(tmp_path: Path) -> None:
