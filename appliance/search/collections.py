@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 from typing import Self, TypeVar
 from uuid import UUID
 
@@ -29,6 +30,7 @@ from appliance.metrics import Registry
 from appliance.search import entries
 from appliance.search.clear import seal_clear_rows
 from appliance.search.entries import Entry
+from appliance.search.graph_files import GraphFiles
 from appliance.search.loading import load_page
 from appliance.search.opened import OpenCollection
 from appliance.search.records import (
@@ -83,12 +85,16 @@ class Collections:
         settings: config.Search,
         clock: Callable[[], float],
         registry: Registry,
+        *,
+        graphs: Path,
     ) -> None:
+        """Graphs are kept in the folder `graphs`, which is made with the first."""
         self._ledger = ledger
         self._keyring = keyring
         self._settings = settings
         self._clock = clock
         self._graphs = SealedGraphs(settings)
+        self._files = GraphFiles(graphs)
         self._scans = Scans(registry)
         self._stack = AsyncExitStack()
         self._open: dict[CollectionId, OpenCollection] = {}
@@ -108,6 +114,7 @@ class Collections:
         )
 
     async def __aenter__(self) -> Self:
+        self._stack.callback(self._files.close)
         await self._stack.enter_async_context(self._graphs)
         self._stack.callback(self._scans.close)
         await seal_clear_rows(self._ledger, self._keyring)
@@ -121,6 +128,7 @@ class Collections:
                     "this keyring was. Nothing of it can be opened, and nothing of it is removed",
                     entry.id,
                 )
+        await self._clear_files()
         self._empty_log_soon()  # of what a crash left there
         return self
 
@@ -325,6 +333,7 @@ class Collections:
             settings=self._settings,
             clock=self._clock,
             graphs=self._graphs,
+            folder=self._files.of(seals),
             scans=self._scans,
             damages=self._damaged,
             erased=self._empty_log_soon,
@@ -422,6 +431,7 @@ class Collections:
     async def _erase(self, entry: Entry) -> None:
         try:
             await asyncio.to_thread(self._keyring.destroy, UUID(entry.customer), UUID(entry.container))
+            await self._files.remove(UUID(entry.container))
             while not await self._ledger.write(
                 partial(entries.erase_some, number=entry.number, limit=_ERASE_ROWS)
             ):
@@ -430,6 +440,13 @@ class Collections:
             _log.exception("a removed collection is not erased yet; the next start goes on with it")
             raise
         self._empty_log_soon()
+
+    async def _clear_files(self) -> None:
+        """Of graphs, what an erasure or a write left that a crash interrupted."""
+        try:
+            await self._files.keep_only({container for _, container, _ in self._keyring.containers()})
+        except StorageFailed as error:
+            _log.error("what is left of old graphs stays for now: %s", error)
 
     def _empty_log_soon(self) -> None:
         """What was deleted is overwritten in the database, and still in its log until that is cut."""

@@ -16,6 +16,7 @@ from appliance.search.columns import Columns
 from appliance.search.damages import Damages
 from appliance.search.exact import Positions
 from appliance.search.filters import Filter
+from appliance.search.graph_files import GraphFolder
 from appliance.search.loading import Page, is_sound
 from appliance.search.reading import Reading, matches
 from appliance.search.recent import RecentIds
@@ -50,6 +51,7 @@ class ReadableCollection:
         ledger: Ledger,
         settings: config.Search,
         graphs: SealedGraphs,
+        folder: GraphFolder,
         scans: Scans,
         damages: Counter,
     ) -> None:
@@ -59,7 +61,7 @@ class ReadableCollection:
         self._ledger = ledger
         self._settings = settings
         self._scans = scans
-        self._segments = Segments(settings, collection.dim, graphs, scans, self._moved)
+        self._segments = Segments(settings, collection.dim, graphs, scans, self._moved, folder=folder)
         self._columns = Columns(self._metadata_page, self._segments.view)
         self._damages = Damages(collection.id, self._segments, damages)
         self._reading = Reading(self._read, self._damages.sound)

@@ -1,39 +1,64 @@
-"""Sealed graphs as the daemon sees them: built, searched and dropped in the graph process."""
+"""Sealed graphs as the daemon sees them: built, searched, kept, restored and dropped in the graph process."""
 
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import msgspec
 import numpy as np
 
 from appliance import config
-from appliance.errors import InvalidInput, NotFound, WorkerLost
-from appliance.search import graph
+from appliance.errors import (
+    InvalidInput,
+    NotFound,
+    SealBroken,
+    StorageFailed,
+    VolumeFull,
+    WorkerLost,
+)
+from appliance.search import graph_process as process
 from appliance.search.exact import Positions
+from appliance.search.graph_files import PIECE, GraphFolder, Manifest, SavedGraph
 from appliance.search.records import Vector
 from appliance.search.vectors import View
 from appliance.workers import Memory, Worker
 
-_BATCH_BYTES = 1 << 20
+_BATCH_BYTES = PIECE
 _BATCH_ROWS = 1024
 _BUILD_SECONDS = 120.0
 """For one batch, which takes about half a second: the thread that adds it has low priority."""
+_FILE_SECONDS = 120.0
+"""For taking a graph down or putting it together, about a second for a million vectors."""
 _QUERY_SECONDS = 5.0
+_PROBES = 10
+_PROBED = 8
+"""So many of the probes must find themselves: in a sound graph one in a hundred may not be reached."""
+_PROBE_EF = 200
+_NEAR = 1e-3  # what float16 does to a distance, ten times over
 _ENCODER = msgspec.msgpack.Encoder()
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A graph over the `size` records that lived when it was built; no label in it is above `through`."""
+    """A graph over the `size` records that lived when it was built: with labels above `after`, and none
+    above `through`. `memory` is what it holds in the graph process, in bytes.
+    """
 
     number: int
     size: int
     through: int
+    dim: int
+    after: int = -1
+    memory: int = 0
 
 
 class SealedGraphs:
@@ -45,7 +70,9 @@ class SealedGraphs:
         self._stack = AsyncExitStack()
         self._starting = asyncio.Lock()
         self._building = asyncio.Lock()
-        self._memory: Memory | None = None
+        self._filing = asyncio.Lock()
+        self._held_up = False
+        self._memories: list[Memory] = []
         self._worker: Worker | None = None
 
     async def __aenter__(self) -> Self:
@@ -65,28 +92,71 @@ class SealedGraphs:
         Raises WorkerLost when the process dies meanwhile, WorkerRefused when it cannot start.
         """
         async with self._building:
-            worker, memory = await self._start()
+            worker = await self._start()
+            memory = self._memories[process.BUILDING]
             slots = np.flatnonzero(view.alive)
-            sealed = Sealed(next(self._numbers), len(slots), int(view.labels[-1]))
-            begin = graph.Begin(
-                sealed.number, view.dim, sealed.size, self._settings.m, self._settings.ef_construction
-            )
+            number, size, through = next(self._numbers), len(slots), int(view.labels[-1])
+            m, ef_construction = self._settings.m, self._settings.ef_construction
+            begin = process.Begin(number, view.dim, size, m, ef_construction)
+            with self._dropping(number):
+                try:
+                    await worker.call(_ENCODER.encode(begin), _BUILD_SECONDS)
+                    for batch in self._batches(slots, view.dim):
+                        rows = view.rows(batch)
+                        memory.view[: rows.nbytes] = rows.data.cast("B")
+                        add = process.Add(number, view.labels[batch].tobytes())
+                        await worker.call(_ENCODER.encode(add), _BUILD_SECONDS)
+                    held = await worker.call(_ENCODER.encode(process.Finish(number)), _BUILD_SECONDS)
+                except NotFound:
+                    raise WorkerLost("the graph process was replaced while it built") from None
+                finally:
+                    memory.wipe(0, _BATCH_BYTES)
+            return Sealed(number, size, through, view.dim, memory=_number(held))
+
+    async def save(self, sealed: Sealed, folder: GraphFolder) -> SavedGraph | None:
+        """Keep a graph on the disk, durably, for `load` after the next start.
+
+        None where it could not be kept, which is said: a cache less, and nothing else. Raises NotFound when
+        the collection's key is destroyed.
+        """
+        async with self._filing:
+            worker = await self._start()
             try:
-                await worker.call(_ENCODER.encode(begin), _BUILD_SECONDS)
-                for batch in self._batches(slots, view.dim):
-                    rows = view.rows(batch)
-                    memory.view[: rows.nbytes] = rows.data.cast("B")
-                    add = graph.Add(sealed.number, view.labels[batch].tobytes())
-                    await worker.call(_ENCODER.encode(add), _BUILD_SECONDS)
-                await worker.call(_ENCODER.encode(graph.Finish(sealed.number)), _BUILD_SECONDS)
-            except NotFound:
-                raise WorkerLost("the graph process was replaced while it built") from None
-            except asyncio.CancelledError:
-                self.drop(sealed)
-                raise
-            finally:
-                memory.wipe(0, _BATCH_BYTES)
-            return sealed
+                length = _number(await self._call_long(worker, process.Dump(sealed.number)))
+                manifest = Manifest(
+                    dim=sealed.dim,
+                    size=sealed.size,
+                    m=self._settings.m,
+                    ef_construction=self._settings.ef_construction,
+                    after=sealed.after,
+                    through=sealed.through,
+                    length=length,
+                )
+                async with aclosing(self._dumped(worker, sealed, length)) as content:
+                    return await folder.write(manifest, content)
+            except (StorageFailed, VolumeFull) as error:
+                _log.warning("a graph is not kept and will be built anew after a start: %s", error)
+            except WorkerLost as error:
+                _log.warning("a graph was lost before it could be kept: %s", error)
+        return None
+
+    async def load(self, saved: SavedGraph, view: View, folder: GraphFolder) -> Sealed | None:
+        """A graph that was kept, over what lives of it in the view; younger records are not in it.
+
+        It is proven before it is used: that every living record up to `through` is in it, and that it finds
+        some of them. None where it is damaged, does not fit the view or the settings, or costs the process
+        its life: then its file is removed, and that is said. Raises WorkerLost when the process dies of
+        something else or is busy dying, WorkerRefused when it cannot start, StorageFailed when the disk
+        fails; the file stays then.
+        """
+        async with self._filing:
+            try:
+                self._require_fit(saved.manifest, view)
+                return await self._restored(saved, view, folder)
+            except (SealBroken, InvalidInput) as error:
+                _log.error("the saved graph %s is removed and will be built anew: %s", saved.id, error)
+        await folder.remove(saved)
+        return None
 
     async def query(self, sealed: Sealed, vector: Vector, k: int, ef: int) -> Positions | None:
         """Labels of about the k nearest, in no order worth relying on; None when the graph is lost.
@@ -96,32 +166,160 @@ class SealedGraphs:
         """
         if self._worker is None or not self._worker.serving:
             return None
-        request = _ENCODER.encode(graph.Query(sealed.number, k, ef, vector.tobytes()))
+        request = _ENCODER.encode(process.Query(sealed.number, k, ef, vector.tobytes()))
+        seconds = _FILE_SECONDS if self._held_up else _QUERY_SECONDS
         try:
-            answer = await self._worker.call(request, _QUERY_SECONDS)
+            answer = await self._worker.call(request, seconds)
         except (NotFound, InvalidInput, WorkerLost):
             return None
         return np.frombuffer(answer, np.int64, len(answer) // 8)
 
     def drop(self, sealed: Sealed) -> None:
         """Forget a graph; at once here, soon there."""
+        self._drop(sealed.number)
+
+    def _drop(self, number: int) -> None:
         if self._worker is not None:
             with contextlib.suppress(WorkerLost):  # then its graphs are gone as well
-                request = _ENCODER.encode(graph.Drop(sealed.number))
+                request = _ENCODER.encode(process.Drop(number))
                 self._worker.submit(request, _BUILD_SECONDS, lambda _: None)
 
-    async def _start(self) -> tuple[Worker, Memory]:
+    @contextlib.contextmanager
+    def _dropping(self, number: int) -> Iterator[None]:
+        """A graph that does not come to be is forgotten."""
+        try:
+            yield
+        except BaseException:
+            self._drop(number)
+            raise
+
+    async def _call_long(self, worker: Worker, request: msgspec.Struct) -> bytes:
+        """A call during which the engine may let no other thread of its process run."""
+        self._held_up = True
+        try:
+            return await self._call_filing(worker, request)
+        finally:
+            self._held_up = False
+
+    async def _call_filing(self, worker: Worker, request: msgspec.Struct) -> bytes:
+        try:
+            return await worker.call(_ENCODER.encode(request), _FILE_SECONDS)
+        except NotFound:
+            raise WorkerLost("the graph process was replaced meanwhile") from None
+
+    async def _dumped(self, worker: Worker, sealed: Sealed, length: int) -> AsyncGenerator[bytes]:
+        memory = self._memories[process.FILING]
+        try:
+            while length > 0:
+                size = _number(await self._call_filing(worker, process.Read(sealed.number)))
+                if not 0 < size <= min(length, memory.size):
+                    raise WorkerLost("the graph process gave out more or less than it said")
+                length -= size
+                yield bytes(memory.view[:size])
+        finally:
+            memory.wipe(0, memory.size)
+
+    def _require_fit(self, manifest: Manifest, view: View) -> None:
+        if manifest.dim != view.dim:
+            raise SealBroken(f"it has {manifest.dim} dimensions, and the collection {view.dim}")
+        wanted = self._settings.m, self._settings.ef_construction
+        if (manifest.m, manifest.ef_construction) != wanted:
+            raise SealBroken("it was built with other settings than [search] has now")
+
+    async def _restored(self, saved: SavedGraph, view: View, folder: GraphFolder) -> Sealed:
+        worker = await self._start()
+        memory, manifest, number = self._memories[process.FILING], saved.manifest, next(self._numbers)
+        call = partial(self._call_filing, worker)
+        with self._dropping(number):
+            try:
+                begin = process.Restore(
+                    number, manifest.dim, manifest.size, manifest.m, manifest.ef_construction, manifest.length
+                )
+                await call(begin)
+                labels = bytearray()
+                async with aclosing(folder.read(saved)) as content:
+                    async for piece in content:
+                        labels += piece[: 8 * manifest.size - len(labels)]
+                        memory.view[: len(piece)] = piece
+                        await call(process.Write(number, len(piece)))
+                known = np.frombuffer(labels, np.int64)
+                await asyncio.to_thread(_require_all, known, manifest, view)
+                step = self._rows(view.dim)
+                for low in range(0, manifest.size, step):
+                    rows = _living(view, known[low : low + step])
+                    memory.view[: rows.nbytes] = rows.data.cast("B")
+                    await call(process.Rows(number, low, len(rows)))
+            finally:
+                memory.wipe(0, memory.size)
+            try:
+                held = _number(await self._call_long(worker, process.Restored(number)))
+                size, through, after = manifest.size, manifest.through, manifest.after
+                sealed = Sealed(number, size, through, view.dim, after, held)
+                await self._probe(sealed, view)
+            except WorkerLost as error:
+                raise SealBroken(f"the graph process did not survive it: {error}") from None
+            return sealed
+
+    async def _probe(self, sealed: Sealed, view: View) -> None:
+        """Raises SealBroken for a graph that does not find its own records; WorkerLost."""
+        slots = np.flatnonzero(view.alive[: view.after(sealed.through)])
+        chosen = slots[np.linspace(0, len(slots) - 1, min(_PROBES, len(slots))).astype(np.int64)]
+        probes = view.rows(chosen)
+        probes = probes[probes.any(axis=1)]  # some may have died since
+        found = 0
+        for vector in probes:
+            proposed = await self.query(sealed, vector, _PROBES, _PROBE_EF)
+            if proposed is None:
+                raise WorkerLost("it answered no query")
+            near = view.rows(view.slots(np.unique(proposed))) @ vector
+            found += bool(np.any(near > 1 - _NEAR))
+        if found * _PROBES < _PROBED * len(probes):
+            raise SealBroken(f"of {len(probes)} records it finds {found}")
+
+    async def _start(self) -> Worker:
         async with self._starting:
-            if self._memory is None:
-                self._memory = Memory(_BATCH_BYTES)
-                self._stack.callback(self._memory.close)
+            if not self._memories:
+                self._memories = [Memory(_BATCH_BYTES), Memory(_BATCH_BYTES)]
+                for memory in self._memories:
+                    self._stack.callback(memory.close)
             if self._worker is None:
                 # Half of the processors: building is never urgent, exact search answers meanwhile.
                 threads = max(1, (os.cpu_count() or 1) // 2)
-                worker = Worker("graphs", graph.TARGET, {"threads": threads}, memories=[self._memory])
+                settings = {"engine": self._settings.engine, "threads": threads}
+                worker = Worker("graphs", process.TARGET, settings, memories=self._memories)
                 self._worker = await self._stack.enter_async_context(worker)
-            return self._worker, self._memory
+            return self._worker
 
     def _batches(self, slots: Positions, dim: int) -> list[Positions]:
-        rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES // (dim * 4)))
+        rows = self._rows(dim)
         return [slots[low : low + rows] for low in range(0, len(slots), rows)]
+
+    def _rows(self, dim: int) -> int:
+        return min(_BATCH_ROWS, max(1, _BATCH_BYTES // (dim * 4)))
+
+
+def _number(answer: bytes) -> int:
+    return int.from_bytes(answer, "little")
+
+
+def _require_all(labels: Positions, manifest: Manifest, view: View) -> None:
+    """That the graph knows every record that lives in its range: beside it the tail alone is scanned."""
+    if len(labels) != manifest.size or np.any(labels[1:] <= labels[:-1]):
+        raise SealBroken("its labels are not in order")
+    if labels[0] <= manifest.after or labels[-1] > manifest.through:
+        raise SealBroken("its labels are not what its manifest says")
+    living = view.labels[view.alive]
+    living = living[(living > manifest.after) & (living <= manifest.through)]
+    places = np.minimum(np.searchsorted(labels, living), len(labels) - 1)
+    if not np.array_equal(labels[places], living):
+        raise SealBroken("there are records of before that it does not know")
+    if 2 * len(living) < len(labels):
+        raise SealBroken("more than half of its records are gone")
+
+
+def _living(view: View, labels: Positions) -> Vector:
+    """The vectors of ascending labels, zero for those that are gone."""
+    rows = np.zeros((len(labels), view.dim), np.float32)
+    slots = view.slots(labels)
+    rows[np.searchsorted(labels, view.labels[slots])] = view.rows(slots)
+    return rows

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from appliance.accounts.customers import CustomerId
 from appliance.errors import NotFound
-from appliance.vault import Container, Keyring
+from appliance.vault import Container, Keyring, Name, SealedFile, Sealer
 
 ContainerId = NewType("ContainerId", str)
 """What the keyring knows a collection's key by: the collection's id, and another once it has been emptied."""
@@ -63,6 +63,20 @@ class Seals:
 
     def open_reply(self, key: str, sealed: bytes) -> bytes:
         return self._keys().unseal("reply", sealed, key.encode())
+
+    def sealer(self, graph: UUID) -> Sealer:
+        """For the file of a graph: see `graph_files`."""
+        keys = self._keys()
+        name = Name(self._customer, self._container, graph)
+        return Sealer(name, keys.generation, keys.object_key(keys.generation))
+
+    def sealed_file(self, fd: int, graph: UUID) -> SealedFile:
+        """A graph's file, its start and its length proven."""
+        return SealedFile(fd, Name(self._customer, self._container, graph), self._keys().object_key)
+
+    @property
+    def container(self) -> UUID:
+        return self._container
 
     def _keys(self) -> Container:
         try:

@@ -16,11 +16,12 @@ import numpy as np
 from prometheus_client import Counter
 
 from appliance import config
-from appliance.errors import WorkerLost, WorkerRefused
+from appliance.errors import NotFound, StorageFailed, WorkerLost, WorkerRefused
 from appliance.metrics import Registry
 from appliance.search import exact, planner
 from appliance.search.columns import Matching
 from appliance.search.exact import Distances, Positions
+from appliance.search.graph_files import GraphFolder
 from appliance.search.records import Vector
 from appliance.search.sealed import Sealed, SealedGraphs
 from appliance.search.vectors import Mask, Vectors, View
@@ -78,11 +79,16 @@ class Segments:
         graphs: SealedGraphs,
         scans: Scans,
         moved: Callable[[Positions], None],
+        *,
+        folder: GraphFolder,
     ) -> None:
-        """`moved` is told the old slot of every slot when compaction moves the vectors."""
+        """`moved` is told the old slot of every slot when compaction moves the vectors. Graphs are kept in
+        `folder`.
+        """
         self._settings = settings
         self._dim = dim
         self._graphs = graphs
+        self._folder = folder
         self._scans = scans
         self._moved = moved
         self._vectors = Vectors(dim)
@@ -311,7 +317,7 @@ class Segments:
             self._unseal()
         if self._crowded():
             await self._compact()
-        if self._seal_due():
+        if self._seal_due() and not (self._sealed is None and await self._restore()):
             await self._build()
 
     async def _compact(self) -> None:
@@ -331,6 +337,41 @@ class Segments:
             _log.warning("no graph could be built, answers stay exact: %s", error)
             return
         self._scans.graphs.labels("built").inc()
+        self._use(sealed)
+        await self._keep(sealed)
+
+    async def _restore(self) -> bool:
+        """Search by the graph that was kept; False where there is none and one is to be built."""
+        try:
+            for saved in await self._folder.saved():
+                sealed = await self._graphs.load(saved, self.view(), self._folder)
+                if sealed is not None:
+                    self._scans.graphs.labels("restored").inc()
+                    self._use(sealed)
+                    return True
+                self._scans.graphs.labels("refused").inc()
+        except (WorkerLost, WorkerRefused) as error:
+            self._delay()
+            _log.warning("the saved graph waits for its process, answers stay exact: %s", error)
+            return True
+        except StorageFailed as error:
+            _log.warning("the saved graph is not read and one is built anew: %s", error)
+        except NotFound:  # the collection is being removed, and its key is gone
+            return True
+        return False
+
+    async def _keep(self, sealed: Sealed) -> None:
+        """Have the graph on the disk, in the place of the ones before."""
+        try:
+            before = await self._folder.saved()
+            if await self._graphs.save(sealed, self._folder) is not None:
+                await self._folder.remove(*before)
+        except StorageFailed as error:
+            _log.warning("graphs that are not needed any more stay for now: %s", error)
+        except NotFound:
+            return  # as above
+
+    def _use(self, sealed: Sealed) -> None:
         self._pause = 0.0
         self._unseal()
         now = self.view()

@@ -1,59 +1,146 @@
+"""The graph process' own state: what it answers to each message, in one process with the test."""
+
 import numpy as np
 import pytest
 
 from appliance.errors import InvalidInput, NotFound
-from appliance.search.graph import Add, Begin, Drop, Finish, Graphs, Query
-from tests.searching import brute_force, unit
+from appliance.search.graph import Hnswlib
+from appliance.search.graph_process import (
+    Add,
+    Begin,
+    Drop,
+    Dump,
+    Finish,
+    Graphs,
+    Query,
+    Read,
+    Restore,
+    Restored,
+    Rows,
+    Write,
+)
+from tests.searching import Vectors, brute_force, unit
 
 DIM = 32
+PIECE = 4096
 
 
-def built(vectors: np.ndarray, labels: np.ndarray, number: int = 1) -> Graphs:
-    memory = memoryview(bytearray(vectors.tobytes()))
-    graphs = Graphs(memory, threads=1)
-    graphs.change(Begin(number, vectors.shape[1], len(vectors), 16, 200))
-    graphs.change(Add(number, labels.astype(np.int64).tobytes()))
-    graphs.change(Finish(number))
-    return graphs
+class Held:
+    """Graphs and the two memories by which they are reached."""
+
+    def __init__(self) -> None:
+        self.building = memoryview(bytearray(1 << 20))
+        self.filing = memoryview(bytearray(PIECE))
+        self.graphs = Graphs(Hnswlib(threads=2), self.building, self.filing)
+
+    def build(self, vectors: Vectors, labels: np.ndarray, number: int = 1) -> None:
+        self.building[: vectors.nbytes] = vectors.tobytes()
+        self.graphs.build(Begin(number, vectors.shape[1], len(vectors), 16, 200))
+        self.graphs.build(Add(number, labels.astype(np.int64).tobytes()))
+        self.graphs.build(Finish(number))
+
+    def dump(self, number: int = 1) -> bytes:
+        length = int.from_bytes(self.graphs.file(Dump(number)), "little")
+        content = b""
+        while len(content) < length:
+            size = int.from_bytes(self.graphs.file(Read(number)), "little")
+            content += bytes(self.filing[:size])
+        return content
+
+    def write(self, content: bytes, number: int) -> None:
+        for low in range(0, len(content), PIECE):
+            piece = content[low : low + PIECE]
+            self.filing[: len(piece)] = piece
+            self.graphs.file(Write(number, len(piece)))
+
+    def restore(self, content: bytes, vectors: Vectors, number: int) -> None:
+        self.graphs.file(Restore(number, DIM, len(vectors), 16, 200, len(content)))
+        self.write(content, number)
+        step = PIECE // (DIM * 4)
+        for low in range(0, len(vectors), step):
+            rows = vectors[low : low + step]
+            self.filing[: rows.nbytes] = rows.tobytes()
+            self.graphs.file(Rows(number, low, len(rows)))
+        self.graphs.file(Restored(number))
+
+    def find(self, query: Vectors, k: int, number: int = 1) -> list[int]:
+        answer = self.graphs.query(Query(number, k, 300, query.tobytes()))
+        found: list[int] = np.frombuffer(answer, np.int64).tolist()
+        return found
 
 
 def test_a_graph_answers_with_the_labels_it_was_given() -> None:
     rng = np.random.default_rng(1)
-    vectors = unit(rng, 300, DIM)
-    graphs = built(vectors, np.arange(300) * 7 + 2**31)
+    vectors, held = unit(rng, 300, DIM), Held()
+    held.build(vectors, np.arange(300) * 7 + 2**31)
     query = unit(rng, 1, DIM)[0]
-    labels = np.frombuffer(graphs.query(Query(1, 10, 300, query.tobytes())), np.int64)
     expected, _ = brute_force(vectors, query, 10)
-    assert labels.tolist() == [7 * n + 2**31 for n in expected]
-
-
-def test_more_than_there_is_gives_what_there_is() -> None:
-    rng = np.random.default_rng(2)
-    graphs = built(unit(rng, 5, DIM), np.arange(5))
-    answer = graphs.query(Query(1, 100, 100, unit(rng, 1, DIM)[0].tobytes()))
-    assert sorted(np.frombuffer(answer, np.int64).tolist()) == [0, 1, 2, 3, 4]
+    assert held.find(query, 10) == [7 * n + 2**31 for n in expected]
 
 
 def test_a_query_of_another_dimension_is_refused() -> None:
-    rng = np.random.default_rng(3)
-    graphs = built(unit(rng, 5, DIM), np.arange(5))
+    held = Held()
+    held.build(unit(np.random.default_rng(3), 5, DIM), np.arange(5))
     with pytest.raises(InvalidInput, match="32 dimensions, the query 16"):
-        graphs.query(Query(1, 1, 1, unit(rng, 1, DIM // 2)[0].tobytes()))
+        held.find(unit(np.random.default_rng(3), 1, DIM // 2)[0], 1)
 
 
 def test_only_finished_graphs_are_searched_and_only_unfinished_ones_change() -> None:
     rng = np.random.default_rng(4)
-    query = unit(rng, 1, DIM)[0].tobytes()
-    graphs = built(unit(rng, 5, DIM), np.arange(5))
+    query, held = unit(rng, 1, DIM)[0], Held()
+    held.build(unit(rng, 5, DIM), np.arange(5))
     with pytest.raises(NotFound):
-        graphs.change(Add(1, np.arange(1).tobytes()))
-    graphs.change(Begin(2, DIM, 5, 16, 200))
+        held.graphs.build(Add(1, np.arange(1).tobytes()))
+    held.graphs.build(Begin(2, DIM, 5, 16, 200))
     with pytest.raises(NotFound):
-        graphs.query(Query(2, 1, 1, query))
-    graphs.change(Drop(1))
-    graphs.change(Drop(2))
+        held.find(query, 1, 2)
+    held.graphs.build(Drop(1))
+    held.graphs.build(Drop(2))
     for number in (1, 2):
         with pytest.raises(NotFound):
-            graphs.query(Query(number, 1, 1, query))
+            held.find(query, 1, number)
     with pytest.raises(NotFound):
-        graphs.change(Finish(2))
+        held.graphs.build(Finish(2))
+
+
+def test_a_graph_that_is_restored_from_pieces_answers_as_before() -> None:
+    rng = np.random.default_rng(5)
+    vectors, held = unit(rng, 500, DIM), Held()
+    labels = rng.permutation(500) * 3  # as if many threads had added them
+    held.build(vectors, labels)
+    content = held.dump()
+    assert np.frombuffer(content, np.int64, 500).tolist() == sorted(labels.tolist())
+    held.restore(content, vectors[np.argsort(labels)], 2)
+    held.graphs.build(Drop(1))
+    for query in unit(rng, 30, DIM):
+        expected, _ = brute_force(vectors, query, 10)
+        assert held.find(query, 10, 2) == labels[expected].tolist()
+
+
+def test_what_does_not_fit_together_is_refused_before_an_engine_sees_it() -> None:
+    vectors, held = unit(np.random.default_rng(6), 100, DIM), Held()
+    held.build(vectors, np.arange(100))
+    content = held.dump()
+    for length, announced in ((len(content) - 4, 100), (len(content), 101), (900, 100)):
+        held.graphs.file(Restore(2, DIM, announced, 16, 200, length))
+        with pytest.raises(InvalidInput):
+            held.write(content[:length], 2)
+    held.graphs.file(Restore(2, DIM, 100, 16, 200, len(content)))
+    for early in (Rows(2, 0, 1), Restored(2)):
+        with pytest.raises(InvalidInput):
+            held.graphs.file(early)
+    held.graphs.file(Restore(2, DIM, 100, 16, 200, len(content)))
+    held.write(content, 2)
+    for beyond in (Rows(2, 90, 11), Rows(2, -1, 1), Write(2, 1)):
+        with pytest.raises(InvalidInput):
+            held.graphs.file(beyond)
+
+
+def test_a_dropped_graph_is_taken_down_no_further() -> None:
+    held = Held()
+    held.build(unit(np.random.default_rng(7), 100, DIM), np.arange(100))
+    held.graphs.file(Dump(1))
+    held.graphs.file(Drop(1))
+    for message in (Read(1), Dump(1)):
+        with pytest.raises(NotFound):
+            held.graphs.file(message)

@@ -1,0 +1,143 @@
+"""What every engine does, and that the links of one are those of the other."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from appliance.errors import InvalidInput
+from appliance.search.graph import Engine, Faiss, Graph, Hnswlib, Shape
+from appliance.search.links import Links
+from tests.searching import Vectors, brute_force, low_rank
+
+DIM, COUNT, M = 32, 2000, 8
+SHAPE = Shape(DIM, COUNT, M, 100)
+LABELS = np.arange(COUNT, dtype=np.int64) * 5 + 2**33
+MAKERS = [Hnswlib, Faiss]
+
+Maker = Callable[[int], Engine]
+every_engine = pytest.mark.parametrize("make", MAKERS)
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Vectors:
+    return low_rank(np.random.default_rng(1), COUNT, DIM)
+
+
+def built(engine: Engine, vectors: Vectors) -> Graph:
+    growing = engine.begin(Shape(DIM, len(vectors), M, 100))
+    for low in range(0, len(vectors), 300):
+        growing.add(LABELS[: len(vectors)][low : low + 300], vectors[low : low + 300])
+    return growing.finish()
+
+
+def restored(engine: Engine, graph: Graph, vectors: Vectors) -> Graph:
+    labels, links = graph.parts()
+    restoring = engine.restore(graph.shape, labels, links)
+    restoring.rows[:] = vectors[np.searchsorted(LABELS, labels)]
+    return restoring.finish()
+
+
+def recall(graph: Graph, vectors: Vectors, queries: Vectors, ef: int = 100) -> float:
+    found = 0
+    for query in queries:
+        true, _ = brute_force(vectors, query, 10)
+        found += len(set(LABELS[true].tolist()) & set(graph.query(query, 10, ef).tolist()))
+    return found / (10 * len(queries))
+
+
+@every_engine
+def test_it_finds_the_nearest_and_names_itself(make: Maker, vectors: Vectors) -> None:
+    engine = make(1)
+    graph = built(engine, vectors)
+    assert recall(graph, vectors, vectors[::40]) >= 0.97
+    assert graph.query(vectors[7], 1, 50).tolist() == [LABELS[7]]
+    name, _, number = engine.name.partition(" ")
+    assert name in {"hnswlib", "faiss"}
+    assert number[0].isdigit()
+
+
+@every_engine
+def test_more_than_there_is_gives_what_there_is(make: Maker, vectors: Vectors) -> None:
+    graph = built(make(1), vectors[:5])
+    assert sorted(graph.query(vectors[0], 100, 100).tolist()) == LABELS[:5].tolist()
+    assert built(make(1), vectors[:1]).query(vectors[9], 3, 3).tolist() == [LABELS[0]]
+
+
+@every_engine
+def test_another_dimension_is_refused(make: Maker, vectors: Vectors) -> None:
+    graph = built(make(1), vectors[:50])
+    for wrong in (vectors[0][:16], np.concatenate([vectors[0], vectors[1]])):
+        with pytest.raises(InvalidInput, match="32 dimensions"):
+            graph.query(wrong, 1, 10)
+
+
+@every_engine
+def test_fewer_vectors_than_announced_are_no_graph(make: Maker, vectors: Vectors) -> None:
+    growing = make(1).begin(SHAPE)
+    growing.add(LABELS[:10], vectors[:10])
+    with pytest.raises(InvalidInput, match="2000 vectors was given 10"):
+        growing.finish()
+
+
+@every_engine
+def test_its_memory_is_counted(make: Maker, vectors: Vectors) -> None:
+    least = DIM * (4 if make is Hnswlib else 2) + 8 * M + 8
+    assert least <= built(make(1), vectors).memory / COUNT <= least + 120
+
+
+@pytest.mark.parametrize("other", MAKERS)
+@every_engine
+def test_a_restored_graph_is_the_same_graph_whoever_restores_it(
+    make: Maker, other: Maker, vectors: Vectors
+) -> None:
+    graph = built(make(2), vectors)
+    again = restored(other(1), graph, vectors)
+    if make is other:
+        for query in vectors[::20]:
+            assert again.query(query, 10, 40).tolist() == graph.query(query, 10, 40).tolist()
+    assert recall(again, vectors, vectors[::20]) >= recall(graph, vectors, vectors[::20]) - 0.005
+    labels, links = graph.parts()
+    again_labels, again_links = again.parts()
+    assert again_labels.tolist() == labels.tolist()
+    assert [bytes(piece) for piece in again_links.pieces()] == [bytes(piece) for piece in links.pieces()]
+
+
+@every_engine
+def test_the_smallest_graphs_are_restored_too(make: Maker, vectors: Vectors) -> None:
+    for count in (1, 2, 3):
+        again = restored(make(1), built(make(1), vectors[:count]), vectors)
+        assert sorted(again.query(vectors[0], 5, 10).tolist()) == LABELS[:count].tolist()
+
+
+@every_engine
+def test_what_died_is_searched_past(make: Maker, vectors: Vectors) -> None:
+    """A fifth of the vectors is gone: what stands in for them leads on as they did."""
+    rng = np.random.default_rng(2)
+    dead = np.sort(rng.permutation(COUNT)[: COUNT // 5])
+    living = np.setdiff1d(np.arange(COUNT), dead)
+    graph = built(make(1), vectors)
+    labels, links = graph.parts()
+    remaining = vectors.copy()
+    remaining[dead] = 0
+    restoring = make(1).restore(SHAPE, labels, links)
+    restoring.rows[:] = remaining
+    links.stand_in(restoring.rows, dead)
+    again = restoring.finish()
+    shares = []
+    for one in (graph, again):
+        found = 0
+        for query in vectors[::20]:
+            true, _ = brute_force(vectors[living], query, 10)
+            proposed = [label for label in one.query(query, 25, 64).tolist() if label in set(LABELS[living])]
+            found += len(set(LABELS[living[true]].tolist()) & set(proposed[:10]))
+        shares.append(found / (10 * len(vectors[::20])))
+    assert shares[1] >= shares[0] - 0.01
+
+
+def test_a_graph_of_more_levels_than_faiss_has_is_refused() -> None:
+    levels = np.zeros(3, np.uint8)
+    levels[1] = 40
+    links = Links(levels, np.full((3, 2 * M), -1, np.int32), np.full((40, M), -1, np.int32), 1)
+    with pytest.raises(InvalidInput, match="40 levels"):
+        Faiss(1).restore(Shape(DIM, 3, M, 100), LABELS[:3], links)
