@@ -2,10 +2,12 @@
 
 A file is a sealed object (see `vault.sealed`) under the key of its collection:
 
-    length of the manifest u32 | manifest, msgpack | labels of the nodes, i64, ascending | links (see `links`)
+    length of the manifest u32 | manifest, msgpack
+    | labels of the nodes, i64, ascending | links (see `links`) | prints of the vectors, u32
 
 There is no vector in it: those are in the ledger, whence a deleted one is gone at once, and join the links as
-a graph is restored. So a file is also small, an eighth of its graph at 256 dimensions.
+a graph is restored. So a file is also small, an eighth of its graph at 256 dimensions. By the prints, the
+exclusive or of a vector's words, it is told whether the vectors are those that the graph was built with.
 
 Files are a cache. Where one is damaged, or does not fit its collection, it is removed and said; a backup has
 none. One thread does all that touches the disk, in the order in which it is asked.
@@ -47,7 +49,7 @@ _log = logging.getLogger(__name__)
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a file says of its graph: all labels are above `after` and none above `through`.
 
-    `length` is that of labels and links, in bytes.
+    `length` is that of labels and links, in bytes; prints follow.
     """
 
     dim: int
@@ -58,6 +60,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     through: int
     length: int
     format: int = FORMAT
+
+    @property
+    def content(self) -> int:
+        """The length of labels, links and prints."""
+        return self.length + 4 * self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +117,13 @@ class GraphFolder:
         return await self._files.run(self._saved)
 
     async def write(self, manifest: Manifest, content: AsyncIterable[bytes]) -> SavedGraph:
-        """Labels and links, durable on return. What is cancelled or fails leaves nothing.
+        """Labels, links and prints, durable on return. What is cancelled or fails leaves nothing.
 
         Raises StorageFailed; VolumeFull, before anything is written, where too little is free.
         """
         graph = SavedGraph(uuid.uuid4(), manifest)
         head = msgspec.msgpack.encode(manifest)
-        size = sealed_size(_LENGTH + len(head) + manifest.length)
+        size = sealed_size(_LENGTH + len(head) + manifest.content)
         file = _Writing(self._path, graph.id)
         try:
             await self._files.run(file.open, self._seals, size)
@@ -129,7 +136,7 @@ class GraphFolder:
         return graph
 
     async def read(self, graph: SavedGraph) -> AsyncGenerator[memoryview]:
-        """Labels and links in pieces of up to 1 MiB, each proven before it is given.
+        """Labels, links and prints in pieces of up to 1 MiB, each proven before it is given.
 
         Raises SealBroken where one is not what was sealed; StorageFailed.
         """
@@ -244,7 +251,7 @@ class _Reading:
             manifest = msgspec.msgpack.decode(self._file.read(_LENGTH, self.start), type=Manifest)
         except msgspec.MsgspecError:
             raise SealBroken("it is of a format that this version does not read") from None
-        if manifest.format != FORMAT or manifest.length != self.length - self.start:
+        if manifest.format != FORMAT or manifest.content != self.length - self.start:
             raise SealBroken("it is of a format that this version does not read")
         return manifest
 

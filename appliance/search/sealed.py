@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from appliance.errors import (
     VolumeFull,
     WorkerLost,
 )
+from appliance.search import fitting
 from appliance.search import graph_process as process
 from appliance.search.exact import Positions
 from appliance.search.graph_files import PIECE, GraphFolder, Manifest, SavedGraph
@@ -113,11 +114,11 @@ class SealedGraphs:
                     memory.wipe(0, _BATCH_BYTES)
             return Sealed(number, size, through, view.dim, memory=_number(held))
 
-    async def save(self, sealed: Sealed, folder: GraphFolder) -> SavedGraph | None:
+    async def save(self, sealed: Sealed, view: View, folder: GraphFolder) -> SavedGraph | None:
         """Keep a graph on the disk, durably, for `load` after the next start.
 
-        None where it could not be kept, which is said: a cache less, and nothing else. Raises NotFound when
-        the collection's key is destroyed.
+        `view` has the records of the graph that live by now. None where it could not be kept, which is said:
+        a cache less, and nothing else. Raises NotFound when the collection's key is destroyed.
         """
         async with self._filing:
             worker = await self._start()
@@ -132,7 +133,7 @@ class SealedGraphs:
                     through=sealed.through,
                     length=length,
                 )
-                async with aclosing(self._dumped(worker, sealed, length)) as content:
+                async with aclosing(self._dumped(worker, sealed, length, view)) as content:
                     return await folder.write(manifest, content)
             except (StorageFailed, VolumeFull) as error:
                 _log.warning("a graph is not kept and will be built anew after a start: %s", error)
@@ -143,15 +144,15 @@ class SealedGraphs:
     async def load(self, saved: SavedGraph, view: View, folder: GraphFolder) -> Sealed | None:
         """A graph that was kept, over what lives of it in the view; younger records are not in it.
 
-        It is proven before it is used: that every living record up to `through` is in it, and that it finds
-        some of them. None where it is damaged, does not fit the view or the settings, or costs the process
-        its life: then its file is removed, and that is said. Raises WorkerLost when the process dies of
-        something else or is busy dying, WorkerRefused when it cannot start, StorageFailed when the disk
-        fails; the file stays then.
+        It is proven before it is used: that every living record of its range is in it, with the very vector
+        that it was built with, and that it finds some of them. None where it is damaged, does not fit the
+        view or the settings, or costs the process its life: then its file is removed, and that is said.
+        Raises WorkerLost when the process dies of something else, WorkerRefused when it cannot start,
+        StorageFailed when the disk fails; the file stays then. NotFound when the key is destroyed.
         """
         async with self._filing:
             try:
-                self._require_fit(saved.manifest, view)
+                fitting.require_fit(saved.manifest, self._settings, view.dim)
                 return await self._restored(saved, view, folder)
             except (SealBroken, InvalidInput) as error:
                 _log.error("the saved graph %s is removed and will be built anew: %s", saved.id, error)
@@ -207,24 +208,23 @@ class SealedGraphs:
         except NotFound:
             raise WorkerLost("the graph process was replaced meanwhile") from None
 
-    async def _dumped(self, worker: Worker, sealed: Sealed, length: int) -> AsyncGenerator[bytes]:
+    async def _dumped(self, worker: Worker, sealed: Sealed, length: int, view: View) -> AsyncGenerator[bytes]:
+        """Labels, links, and a print of each vector."""
         memory = self._memories[process.FILING]
+        labels = bytearray()
         try:
             while length > 0:
                 size = _number(await self._call_filing(worker, process.Read(sealed.number)))
                 if not 0 < size <= min(length, memory.size):
                     raise WorkerLost("the graph process gave out more or less than it said")
                 length -= size
-                yield bytes(memory.view[:size])
+                piece = bytes(memory.view[:size])
+                labels += piece[: 8 * sealed.size - len(labels)]
+                yield piece
         finally:
             memory.wipe(0, memory.size)
-
-    def _require_fit(self, manifest: Manifest, view: View) -> None:
-        if manifest.dim != view.dim:
-            raise SealBroken(f"it has {manifest.dim} dimensions, and the collection {view.dim}")
-        wanted = self._settings.m, self._settings.ef_construction
-        if (manifest.m, manifest.ef_construction) != wanted:
-            raise SealBroken("it was built with other settings than [search] has now")
+        for batch in self._batches(np.frombuffer(labels, np.int64), view.dim):
+            yield fitting.prints(fitting.living_rows(view, batch)).tobytes()
 
     async def _restored(self, saved: SavedGraph, view: View, folder: GraphFolder) -> Sealed:
         worker = await self._start()
@@ -236,29 +236,45 @@ class SealedGraphs:
                     number, manifest.dim, manifest.size, manifest.m, manifest.ef_construction, manifest.length
                 )
                 await call(begin)
-                labels = bytearray()
+                labels, prints, left = bytearray(), bytearray(), manifest.length
                 async with aclosing(folder.read(saved)) as content:
                     async for piece in content:
                         labels += piece[: 8 * manifest.size - len(labels)]
-                        memory.view[: len(piece)] = piece
-                        await call(process.Write(number, len(piece)))
+                        prints += piece[left:]
+                        if part := piece[:left]:
+                            memory.view[: len(part)] = part
+                            await call(process.Write(number, len(part)))
+                            left -= len(part)
                 known = np.frombuffer(labels, np.int64)
-                await asyncio.to_thread(_require_all, known, manifest, view)
-                step = self._rows(view.dim)
-                for low in range(0, manifest.size, step):
-                    rows = _living(view, known[low : low + step])
-                    memory.view[: rows.nbytes] = rows.data.cast("B")
-                    await call(process.Rows(number, low, len(rows)))
+                through = await asyncio.to_thread(fitting.youngest_known, known, manifest, view)
+                await self._fill(call, number, view, known, np.frombuffer(prints, np.uint32))
             finally:
                 memory.wipe(0, memory.size)
             try:
                 held = _number(await self._call_long(worker, process.Restored(number)))
-                size, through, after = manifest.size, manifest.through, manifest.after
-                sealed = Sealed(number, size, through, view.dim, after, held)
+                sealed = Sealed(number, manifest.size, through, view.dim, manifest.after, held)
                 await self._probe(sealed, view)
             except WorkerLost as error:
                 raise SealBroken(f"the graph process did not survive it: {error}") from None
             return sealed
+
+    async def _fill(
+        self,
+        call: Callable[[msgspec.Struct], Awaitable[bytes]],
+        number: int,
+        view: View,
+        labels: Positions,
+        prints: fitting.Prints,
+    ) -> None:
+        """Give a graph the vectors of its nodes. Raises SealBroken for one that it was not built with."""
+        memory, first = self._memories[process.FILING], 0
+        for batch in self._batches(labels, view.dim):
+            rows = fitting.living_rows(view, batch)
+            last = first + len(rows)
+            fitting.require_same(rows, prints[first:last])
+            memory.view[: rows.nbytes] = rows.data.cast("B")
+            await call(process.Rows(number, first, len(rows)))
+            first = last
 
     async def _probe(self, sealed: Sealed, view: View) -> None:
         """Raises SealBroken for a graph that does not find its own records; WorkerLost."""
@@ -291,35 +307,9 @@ class SealedGraphs:
             return self._worker
 
     def _batches(self, slots: Positions, dim: int) -> list[Positions]:
-        rows = self._rows(dim)
+        rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES // (dim * 4)))
         return [slots[low : low + rows] for low in range(0, len(slots), rows)]
-
-    def _rows(self, dim: int) -> int:
-        return min(_BATCH_ROWS, max(1, _BATCH_BYTES // (dim * 4)))
 
 
 def _number(answer: bytes) -> int:
     return int.from_bytes(answer, "little")
-
-
-def _require_all(labels: Positions, manifest: Manifest, view: View) -> None:
-    """That the graph knows every record that lives in its range: beside it the tail alone is scanned."""
-    if len(labels) != manifest.size or np.any(labels[1:] <= labels[:-1]):
-        raise SealBroken("its labels are not in order")
-    if labels[0] <= manifest.after or labels[-1] > manifest.through:
-        raise SealBroken("its labels are not what its manifest says")
-    living = view.labels[view.alive]
-    living = living[(living > manifest.after) & (living <= manifest.through)]
-    places = np.minimum(np.searchsorted(labels, living), len(labels) - 1)
-    if not np.array_equal(labels[places], living):
-        raise SealBroken("there are records of before that it does not know")
-    if 2 * len(living) < len(labels):
-        raise SealBroken("more than half of its records are gone")
-
-
-def _living(view: View, labels: Positions) -> Vector:
-    """The vectors of ascending labels, zero for those that are gone."""
-    rows = np.zeros((len(labels), view.dim), np.float32)
-    slots = view.slots(labels)
-    rows[np.searchsorted(labels, view.labels[slots])] = view.rows(slots)
-    return rows

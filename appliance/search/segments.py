@@ -364,7 +364,7 @@ class Segments:
         """Have the graph on the disk, in the place of the ones before."""
         try:
             before = await self._folder.saved()
-            if await self._graphs.save(sealed, self._folder) is not None:
+            if await self._graphs.save(sealed, self.view(), self._folder) is not None:
                 await self._folder.remove(*before)
         except StorageFailed as error:
             _log.warning("graphs that are not needed any more stay for now: %s", error)

@@ -19,6 +19,7 @@ from appliance.errors import SealBroken
 from appliance.search import graph_process, sealed
 from appliance.search.collections import OpenCollection
 from appliance.search.graph_files import GraphFiles, GraphFolder, Manifest
+from appliance.search.links import Links
 from appliance.search.seals import ContainerId, Seals
 from tests import sealed_reader
 from tests.searching import ACTOR, Shelf, Vectors, brute_force, low_rank, numbered, shelf
@@ -141,6 +142,7 @@ async def test_a_file_has_no_vector_and_nobody_else_reads_it(state: Path, vector
     labels = np.arange(COUNT, dtype=np.int64).tobytes()
     assert labels in content
     assert labels not in path.read_bytes()
+    # Beside the links there is of a vector the exclusive or of its words, and no four of its words.
     parts = [row.tobytes()[low : low + 12] for row in vectors[:COUNT:10] for low in range(0, DIM * 4, 12)]
     assert not any(part in content for part in parts)
 
@@ -258,7 +260,7 @@ async def written(folder: GraphFolder, content: bytes) -> UUID:
         for low in range(0, len(content), 1000):
             yield content[low : low + 1000]
 
-    manifest = Manifest(dim=4, size=1, m=2, ef_construction=2, after=-1, through=9, length=len(content))
+    manifest = Manifest(dim=4, size=1, m=2, ef_construction=2, after=-1, through=9, length=len(content) - 4)
     return (await folder.write(manifest, pieces())).id
 
 
@@ -304,6 +306,36 @@ async def test_a_graph_that_does_not_know_every_record_of_its_time_is_not_used(
         assert (ended(things, "restored"), ended(things, "refused"), ended(things, "built")) == (0, 1, 1)
         assert not younger.exists()
         await assert_right(opened, dict(enumerate(vectors[:COUNT])), vectors[:COUNT:100])
+
+
+@pytest.mark.parametrize("restored_first", [True, False])
+async def test_numbers_that_are_given_again_to_other_records_are_told(
+    state: Path, kept: Path, vectors: Vectors, *, restored_first: bool
+) -> None:
+    """An older ledger was put back, and what is inserted now gets numbers that the graph has for others."""
+    async with shelf(state, SETTINGS) as things:
+        opened = await named(things, "things")
+        await opened.insert(ACTOR, numbered(vectors[COUNT:], COUNT))
+        await opened.seal()
+    for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm"):
+        (state / name).unlink(missing_ok=True)
+        if (kept / name).exists():
+            shutil.copy(kept / name, state / name)
+    new = low_rank(np.random.default_rng(77), 200, DIM)
+    async with shelf(state, SETTINGS) as things:
+        opened = await named(things, "things")
+        if restored_first:  # the graph is right for what there is, and knows nothing of what comes
+            await opened.search(vectors[0], 1)
+            await opened.settle()
+            assert ended(things, "restored") == 1
+        await opened.insert(ACTOR, numbered(new, 5000))
+        await opened.settle()
+        hits = [await opened.search(vector, 1) for vector in new]
+        assert [hit.id for (hit,) in hits] == [f"r{n}" for n in range(5000, 5200)]
+    async with reopened(state) as (things, opened):
+        assert ended(things, "refused") == restored_first
+        hits = [await opened.search(vector, 1) for vector in new]
+        assert [hit.id for (hit,) in hits] == [f"r{n}" for n in range(5000, 5200)]
 
 
 async def test_a_file_that_costs_the_process_its_life_is_removed_and_no_other(
@@ -356,12 +388,24 @@ async def test_a_process_that_dies_of_something_else_costs_no_file(
         assert ended(things, "built") == 0
 
 
-async def test_a_graph_that_finds_nothing_is_not_used(
-    state: Path, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its links are sound, and those of another graph's vectors."""
-    rng = np.random.default_rng(5)
-    monkeypatch.setattr(sealed, "_living", lambda _, labels: low_rank(rng, len(labels), DIM))
+async def test_a_graph_that_finds_nothing_is_not_used(state: Path, vectors: Vectors) -> None:
+    """Its labels are right and its links are sound, but they lead nowhere but to a few of the nodes."""
+    async with shelf(state, SETTINGS) as things:
+        folder = (await named(things, "things"))._segments._folder
+        (saved,) = await folder.saved()
+        content = b"".join([bytes(piece) async for piece in folder.read(saved)])
+        size, m, length = saved.manifest.size, saved.manifest.m, saved.manifest.length
+        links = Links.read(content[8 * size : length], size, m)
+        near = np.sort(links.base, axis=1)[:, ::-1]
+        mixed = dataclasses.replace(links, base=np.where(near > 200, near % 200, near))
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield content[: 8 * size]
+            yield b"".join(mixed.pieces())
+            yield content[length:]
+
+        await folder.write(saved.manifest, pieces())
+        await folder.remove(saved)
     async with reopened(state) as (things, opened):
         assert (ended(things, "restored"), ended(things, "refused"), ended(things, "built")) == (0, 1, 1)
         await assert_right(opened, dict(enumerate(vectors[:COUNT])), vectors[:COUNT:100])
