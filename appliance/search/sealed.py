@@ -287,7 +287,7 @@ class SealedGraphs:
             proposed = await self.query(sealed, vector, _PROBES, _PROBE_EF)
             if proposed is None:
                 raise WorkerLost("it answered no query")
-            near = view.rows(view.slots(np.unique(proposed))) @ vector
+            near = view.rows(view.slots(np.sort(proposed))) @ vector
             found += bool(np.any(near > 1 - _NEAR))
         if found * _PROBES < _PROBED * len(probes):
             raise SealBroken(f"of {len(probes)} records it finds {found}")
