@@ -93,10 +93,9 @@ async def in_this_process(name: str, folder: GraphFolder, vectors: Vectors) -> G
     content = b"".join([bytes(piece) async for piece in folder.read(saved)])
     manifest = saved.manifest
     shape = Shape(manifest.dim, manifest.size, manifest.m, manifest.ef_construction)
-    labels = np.frombuffer(content, np.int64, manifest.size).copy()
-    restoring = ENGINES[name](1).restore(
-        shape, labels, Links.read(memoryview(content)[8 * len(labels) :], shape.size, shape.m)
-    )
+    labels = np.frombuffer(content, np.int64, shape.size).copy()
+    links = Links.read(content[8 * shape.size : manifest.length], shape.size, shape.m)
+    restoring = ENGINES[name](1).restore(shape, labels, links)
     restoring.rows[:] = vectors[labels]
     return restoring.finish()
 
