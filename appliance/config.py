@@ -4,6 +4,7 @@ import base64
 import binascii
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -141,6 +142,7 @@ class Requests(Section):
 class Search(Section):
     """Collections: limits, and the parameters of the graphs over them."""
 
+    engine: Literal["hnswlib", "faiss"] = "hnswlib"
     flat_bytes: int = Field(10 * MIB, ge=0, le=TIB)
     memory_bytes: int = Field(8 * GIB, ge=0, le=1024 * TIB)
     capacity: int = Field(1_000_000, ge=1, le=1_000_000_000)
@@ -361,6 +363,8 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
             yield key, reason
     if config.search.ef_construction < config.search.m:
         yield "search.ef_construction", "must be at least search.m"
+    if config.search.engine == "faiss" and find_spec("faiss") is None:
+        yield "search.engine", "faiss is not installed: pip install 'appliance[faiss]', or take hnswlib"
     if config.profile == "demo":
         for key, listener in config.listeners():
             if not is_loopback(listener):

@@ -223,7 +223,8 @@ async def _open(
     tokens = await enter(Tokens(ledger, keys, customers, _clock))
     agreements = await enter(Agreements(ledger, customers, _clock))
     rotations = Rotations(ledger, keyring, customers, _clock)
-    collections = await enter(Collections(ledger, keyring, settings.search, _clock, registry))
+    graphs = settings.state / "graphs"
+    collections = await enter(Collections(ledger, keyring, settings.search, _clock, registry, graphs=graphs))
     bundles = await enter(
         Bundles(ledger, settings.state / "bundles", _clock, trust=Trust(settings.bundles).check)
     )

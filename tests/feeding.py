@@ -207,7 +207,9 @@ async def followed(
         keyring = await open_keyring(folder, ledger, bytearray(ROOT))
         stack.callback(keyring.wipe)
         customers = await enter(Customers(ledger, lambda: now[0]))
-        collections = await enter(Collections(ledger, keyring, given, lambda: now[0], registry))
+        collections = await enter(
+            Collections(ledger, keyring, given, lambda: now[0], registry, graphs=folder / "graphs")
+        )
         known = await customers.list()
         customer = known[0] if known else await customers.add(ACTOR, "someone")
         there = await collections.list(customer.id)

@@ -56,7 +56,9 @@ async def shelf(folder: Path, settings: config.Search | None = None) -> AsyncIte
         stack.callback(keyring.wipe)
         customers = await enter(Customers(ledger, lambda: NOW))
         given = settings or config.Search()
-        collections = await enter(Collections(ledger, keyring, given, lambda: NOW, registry))
+        collections = await enter(
+            Collections(ledger, keyring, given, lambda: NOW, registry, graphs=folder / "graphs")
+        )
         known = await customers.list()
         customer = known[0] if known else await customers.add(ACTOR, "someone")
         yield Shelf(ledger, keyring, collections, customer.id, registry)

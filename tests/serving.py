@@ -262,7 +262,10 @@ class Served:
         keys = keyring.service
         tokens = await enter(Tokens(ledger, keys, customers, lambda: self.clock))
         agreements = await enter(Agreements(ledger, customers, lambda: self.clock))
-        collections = await enter(Collections(ledger, keyring, settings.search, lambda: self.clock, registry))
+        graphs = self._folder / "graphs"
+        collections = await enter(
+            Collections(ledger, keyring, settings.search, lambda: self.clock, registry, graphs=graphs)
+        )
         installed = await enter(
             Bundles(ledger, self._folder / "bundles", lambda: self.clock, trust=lambda _: None)
         )

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 from typing import Self, TypeVar
 from uuid import UUID
 
@@ -24,6 +25,7 @@ from appliance.search.aliases import Aliases
 from appliance.search.clear import seal_clear_rows
 from appliance.search.entries import Entry
 from appliance.search.erasing import Erasing
+from appliance.search.graph_files import GraphFiles
 from appliance.search.opened import OpenCollection
 from appliance.search.records import (
     MAX_DIM,
@@ -77,7 +79,10 @@ class Collections:
         settings: config.Search,
         clock: Callable[[], float],
         registry: Registry,
+        *,
+        graphs: Path,
     ) -> None:
+        """Graphs are kept in the folder `graphs`, which is made with the first."""
         self._ledger = ledger
         self._keyring = keyring
         self._settings = settings
@@ -87,9 +92,10 @@ class Collections:
         self.scrub = Scrub(ledger, keyring, clock, registry, scrub_days=settings.scrub_days)
         """To be entered where it shall run in the background."""
         self._graphs = SealedGraphs(settings)
+        self._files = GraphFiles(graphs)
         self._scans = Scans(registry)
         self._residents = Residents(settings.memory_bytes, registry)
-        self._erasing = Erasing(ledger, keyring)
+        self._erasing = Erasing(ledger, keyring, self._files)
         self._stack = AsyncExitStack()
         self._known: weakref.WeakValueDictionary[CollectionId, OpenCollection] = weakref.WeakValueDictionary()
         """What anybody has open, in memory or not: a second one would not see the changes of the first."""
@@ -103,6 +109,7 @@ class Collections:
         )
 
     async def __aenter__(self) -> Self:
+        self._stack.callback(self._files.close)
         await self._stack.enter_async_context(self._graphs)
         self._stack.callback(self._scans.close)
         await self._stack.enter_async_context(self._residents)
@@ -122,6 +129,7 @@ class Collections:
                 entry.id,
             )
         await names.free(self._ledger, without_key)
+        await self._erasing.clear_files()
         self._erasing.empty_log_soon()  # of what a crash left there
         return self
 
@@ -355,14 +363,16 @@ class Collections:
             if before == self._changes:  # else it may have been read as it was
                 break
         if (opened := self._known.get(identifier)) is None:
+            seals = self._seals(entry)
             opened = self._known[identifier] = OpenCollection(
                 entry.number,
                 collection,
-                seals=self._seals(entry),
+                seals=seals,
                 ledger=self._ledger,
                 settings=self._settings,
                 clock=self._clock,
                 graphs=self._graphs,
+                folder=self._files.of(seals),
                 scans=self._scans,
                 damages=self._damaged,
                 residents=self._residents,

@@ -1,4 +1,4 @@
-"""Erasing removed collections: the key first, with which nothing of them opens any more, then every row."""
+"""Erasing removed collections: the key first, with which nothing of them opens any more, then all else."""
 
 import asyncio
 import logging
@@ -9,6 +9,7 @@ from appliance.errors import StorageFailed, VolumeFull
 from appliance.ledger import Ledger
 from appliance.search import entries
 from appliance.search.entries import Entry
+from appliance.search.graph_files import GraphFiles
 from appliance.vault import Keyring
 
 _ROWS = 256
@@ -22,9 +23,10 @@ _log = logging.getLogger(__name__)
 class Erasing:
     """The erasures that are under way; on the event loop only."""
 
-    def __init__(self, ledger: Ledger, keyring: Keyring) -> None:
+    def __init__(self, ledger: Ledger, keyring: Keyring, files: GraphFiles) -> None:
         self._ledger = ledger
         self._keyring = keyring
+        self._files = files
         self._erasures: set[asyncio.Task[None]] = set()
         self._emptying: asyncio.Task[None] | None = None
         self._left_in_log = False
@@ -38,6 +40,13 @@ class Erasing:
         self._erasures.add(task)
         task.add_done_callback(self._erasures.discard)
         return task
+
+    async def clear_files(self) -> None:
+        """Remove what a crash left of graphs, by an erasure or a write that it interrupted."""
+        try:
+            await self._files.keep_only({container for _, container, _ in self._keyring.containers()})
+        except StorageFailed as error:
+            _log.error("what is left of old graphs stays for now: %s", error)
 
     def empty_log_soon(self) -> None:
         """What was deleted is overwritten in the database, and still in its log until that is cut."""
@@ -61,6 +70,7 @@ class Erasing:
     async def _erase(self, entry: Entry) -> None:
         try:
             await asyncio.to_thread(self._keyring.destroy, UUID(entry.customer), UUID(entry.container))
+            await self._files.remove(UUID(entry.container))
             while not await self._ledger.write(partial(entries.erase_some, number=entry.number, limit=_ROWS)):
                 pass
         except (StorageFailed, VolumeFull):

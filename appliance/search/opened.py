@@ -14,6 +14,7 @@ from appliance.errors import InvalidInput
 from appliance.ledger import Connection, Ledger
 from appliance.search import exact, rows
 from appliance.search.filters import Filter
+from appliance.search.graph_files import GraphFolder
 from appliance.search.readable import MAX_PAGE, ReadableCollection, at
 from appliance.search.reading import matches
 from appliance.search.records import (
@@ -60,6 +61,7 @@ class OpenCollection(ReadableCollection):
         settings: config.Search,
         clock: Callable[[], float],
         graphs: SealedGraphs,
+        folder: GraphFolder,
         scans: Scans,
         damages: Counter,
         residents: Residents,
@@ -73,6 +75,7 @@ class OpenCollection(ReadableCollection):
             ledger=ledger,
             settings=settings,
             graphs=graphs,
+            folder=folder,
             scans=scans,
             damages=damages,
             residents=residents,

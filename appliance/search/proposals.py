@@ -19,15 +19,20 @@ _BLUR = 2e-4
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """A sealed graph in use: it knows the records with labels above one and up to another.
-
-    `dead` of them have died since it was built.
-    """
+    """A sealed graph in use, of whose records `dead` have died since it was built."""
 
     sealed: Sealed
-    above: int
-    through: int
-    dead: int = 0
+    dead: int
+
+    @property
+    def above(self) -> int:
+        """It knows the records with labels above this one..."""
+        return self.sealed.after
+
+    @property
+    def through(self) -> int:
+        """... and up to this one."""
+        return self.sealed.through
 
     @property
     def living(self) -> int:

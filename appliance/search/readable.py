@@ -17,6 +17,7 @@ from appliance.search.columns import Columns
 from appliance.search.damages import Damages
 from appliance.search.exact import Positions
 from appliance.search.filters import Filter
+from appliance.search.graph_files import GraphFolder
 from appliance.search.loading import is_sound, load_page
 from appliance.search.reading import Reading, matches
 from appliance.search.recent import RecentIds
@@ -57,6 +58,7 @@ class ReadableCollection:
         ledger: Ledger,
         settings: config.Search,
         graphs: SealedGraphs,
+        folder: GraphFolder,
         scans: Scans,
         damages: Counter,
         residents: Residents,
@@ -71,6 +73,7 @@ class ReadableCollection:
         self._settings = settings
         self._graphs = graphs
         self._scans = scans
+        self._folder = folder
         self._damages_found = damages
         self._begin()
 
@@ -81,6 +84,7 @@ class ReadableCollection:
             self._collection.dim,
             self._graphs,
             self._scans,
+            folder=self._folder,
             moved=self._moved,
             target=self._collection.recall,
         )

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from appliance.accounts.customers import CustomerId
 from appliance.errors import NotFound
-from appliance.vault import Container, Keyring
+from appliance.vault import Container, Keyring, Name, SealedFile, Sealer
 
 ContainerId = NewType("ContainerId", str)
 """What the keyring knows a collection's key by: the collection's id, and another once it has been emptied."""
@@ -74,6 +74,20 @@ class Seals:
     def digest(self, kind: str, content: bytes) -> bytes:
         """What tells whether something of an item has changed: a keyed hash of 16 bytes."""
         return self._keys().mac(f"item {kind}", content)[:HANDLE_BYTES]
+
+    def sealer(self, graph: UUID) -> Sealer:
+        """For the file of a graph: see `graph_files`."""
+        keys = self._keys()
+        name = Name(self._customer, self._container, graph)
+        return Sealer(name, keys.generation, keys.object_key(keys.generation))
+
+    def sealed_file(self, fd: int, graph: UUID) -> SealedFile:
+        """A graph's file, its start and its length proven."""
+        return SealedFile(fd, Name(self._customer, self._container, graph), self._keys().object_key)
+
+    @property
+    def container(self) -> UUID:
+        return self._container
 
     def _keys(self) -> Container:
         try:

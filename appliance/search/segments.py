@@ -4,7 +4,7 @@ Each graph is over the records of a range of labels and is never changed. A sear
 propose, measures it again on the exact vectors, and scans the tail of records that are younger than the last
 graph. Dead records stay in a graph until it is built anew, and a filter leaves others out (see `planner`), so
 more is asked of it than is wanted. Where that is not enough, and while there is no graph, every vector that
-matches is scanned.
+matches is scanned. Graphs are kept in files and restored from them (see `keeping`).
 """
 
 import asyncio
@@ -15,14 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from appliance import config
-from appliance.errors import WorkerLost, WorkerRefused
-from appliance.search import proposals, tiers, tuning
+from appliance.errors import NotFound, StorageFailed, WorkerLost, WorkerRefused
+from appliance.search import keeping, proposals, tiers, tuning
 from appliance.search.columns import Matching
 from appliance.search.exact import Found, Positions
+from appliance.search.graph_files import GraphFolder
 from appliance.search.proposals import Segment
 from appliance.search.records import Vector
 from appliance.search.scans import Scans
-from appliance.search.sealed import Proposed, SealedGraphs
+from appliance.search.sealed import Proposed, Sealed, SealedGraphs
 from appliance.search.tuning import Tuned
 from appliance.search.vectors import QUERIES_TOGETHER, Mask, Vectors, View
 
@@ -34,8 +35,6 @@ _FEW_DEAD = 256
 _UNTUNED_EF = 64
 _RACES = 3
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
-_GRAPH_BYTES = 2_700_000
-"""Of an hnswlib index, whatever its size (measured)."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,15 +61,17 @@ class Segments:
         graphs: SealedGraphs,
         scans: Scans,
         *,
+        folder: GraphFolder,
         moved: Callable[[Positions], None],
         target: float,
     ) -> None:
-        """`moved` is told the old slot of every slot when compaction moves the vectors. `target` is the
-        recall of graphs, see `tuning`.
+        """Graphs are kept in `folder`. `moved` is told the old slot of every slot when compaction moves the
+        vectors. `target` is the recall of graphs, see `tuning`.
         """
         self._settings = settings
         self._dim = dim
         self._graphs = graphs
+        self._folder = folder
         self._scans = scans
         self._moved = moved
         self._target = target
@@ -104,7 +105,7 @@ class Segments:
     @property
     def bytes(self) -> int:
         """What it takes in memory, the graphs in the other process included, about."""
-        return self._vectors.bytes + sum(self._graph_bytes(one.sealed.size) for one in self._segments)
+        return self._vectors.bytes + sum(segment.sealed.memory for segment in self._segments)
 
     def expected_bytes(self, rows: int) -> int:
         """What so many rows will take, without graphs."""
@@ -201,7 +202,7 @@ class Segments:
             await asyncio.wait([self._upkeep])
 
     async def close(self) -> None:
-        """Stop the upkeep and drop the graphs."""
+        """Stop the upkeep and drop the graphs; their files stay."""
         self._closed = True
         if self._upkeep is not None:
             self._upkeep.cancel()
@@ -209,7 +210,7 @@ class Segments:
         self.drop()
 
     def drop(self) -> None:
-        """Drop the graphs, and start no upkeep any more; only while none is under way."""
+        """Drop the graphs, and start no upkeep any more; only while none is under way. Their files stay."""
         self._closed = True
         self._unseal()
 
@@ -331,11 +332,6 @@ class Segments:
             if one is not None and len(view.slots(one[0])) == len(one[0])
         }
 
-    def _graph_bytes(self, size: int) -> int:
-        # hnswlib keeps of each a copy, a label, 2M links on the lowest level (above it M for one in M), a
-        # lock and a place in a hash table.
-        return _GRAPH_BYTES + size * (4 * self._dim + 8 + 4 * (2 * self._settings.m + 3) + 100)
-
     def _large(self) -> bool:
         return self._vectors.count * self._dim * 4 > self._settings.flat_bytes
 
@@ -374,6 +370,8 @@ class Segments:
             self._unseal()
         if self._crowded():
             await self._compact()
+        if not self._segments and self._work() is not None and not await self._restore():
+            return
         if (work := self._work()) is not None:
             await self._build(*work)
         if self._untuned:
@@ -394,11 +392,10 @@ class Segments:
     async def _build(self, above: int, through: int) -> None:
         """Put a graph over the records of these labels in the place of those that know some of them."""
         before, view = self._segments, self.view()
-        part = view.part(view.after(above), view.after(through))
-        built: list[Segment] = []
-        if part.alive.any():
+        sealed: Sealed | None = None
+        if view.alive[view.after(above) : view.after(through)].any():
             try:
-                built = [Segment(await self._graphs.build(part), above, through)]
+                sealed = await self._graphs.build(view, above, through)
             except (WorkerLost, WorkerRefused) as error:
                 self._scans.graphs.labels("failed").inc()
                 self._delay()
@@ -406,20 +403,59 @@ class Segments:
                 return
             self._scans.graphs.labels("built").inc()
         if self._segments is not before:  # the process was lost meanwhile
-            self._drop(built)
+            if sealed is not None:
+                self._graphs.drop(sealed)
             return
+        self._use(sealed, above, through)
+        await keeping.keep(self._graphs, self._folder, self.view(), sealed, above=above, through=through)
+
+    async def _restore(self) -> bool:
+        """Search by the graphs that were kept, in order of labels until one is missing; False where it is not
+        yet the time to build what is.
+        """
+        try:
+            for saved in await keeping.kept(self._folder):
+                before, view, above = self._segments, self.view(), saved.manifest.after
+                if above < self._end or view.alive[view.after(self._end) : view.after(above)].any():
+                    break
+                sealed = await self._graphs.load(saved, view, self._folder)
+                self._scans.graphs.labels("refused" if sealed is None else "restored").inc()
+                if sealed is None:
+                    continue
+                if self._segments is not before:  # the process was lost meanwhile
+                    self._graphs.drop(sealed)
+                    return False
+                self._use(sealed, sealed.after, sealed.through)
+        except (WorkerLost, WorkerRefused) as error:
+            self._unseal()
+            self._delay()
+            _log.warning("saved graphs wait for their process, answers stay exact: %s", error)
+            return False
+        except StorageFailed as error:
+            _log.warning("saved graphs are not read and built anew: %s", error)
+        except NotFound:  # the collection is being removed, and its key is gone
+            self._delay()
+            return False
+        return True
+
+    def _use(self, sealed: Sealed | None, above: int, through: int) -> None:
+        """Have a graph, None where no record lives, in the place of those that know some of these labels."""
         self._pause = 0.0
-        now = self.view()
-        for segment in built:
-            living = np.count_nonzero(now.alive[now.after(above) : now.after(through)])
-            segment.dead = segment.sealed.size - int(living)
+        before, now, built = self._segments, self.view(), list[Segment]()
+        if sealed is not None:
+            living = int(np.count_nonzero(now.alive[now.after(above) : now.after(through)]))
+            built = [Segment(sealed, sealed.size - living)]
+            self._untuned |= self._tuned is None or living > _LARGE_SHARE * self.count
         older = [one for one in before if one.through <= above]
         newer = [one for one in before if one.above >= through]
         self._segments = (*older, *built, *newer)
         self._drop(one for one in before if one not in self._segments)
-        last = self._segments[-1].through if self._segments else -1
-        self._tail = int(np.count_nonzero(now.alive[now.after(last) :]))
-        self._untuned |= any(one.living > _LARGE_SHARE * self.count for one in built)
+        self._tail = int(np.count_nonzero(now.alive[now.after(self._end) :]))
+
+    @property
+    def _end(self) -> int:
+        """No graph knows a label above it."""
+        return self._segments[-1].through if self._segments else -1
 
     async def _tune(self) -> None:
         """Find the candidates to look at for the recall that is asked for."""
@@ -427,7 +463,7 @@ class Segments:
         if not self._segments:
             return
         view = self.view()
-        known = np.flatnonzero(view.alive[: view.after(self._segments[-1].through)])
+        known = np.flatnonzero(view.alive[: view.after(self._end)])
         chosen = np.random.default_rng(len(known)).choice(
             known, min(tuning.SAMPLE, len(known)), replace=False
         )
@@ -451,11 +487,10 @@ class Segments:
         return tuning.moved(records, neighbours)
 
     def _lose(self, segments: Sequence[Segment]) -> None:
-        """They are gone with their process."""
+        """They are gone with their process, or with one of them nothing is found any more."""
         if self._segments is segments:
             self._scans.graphs.labels("lost").inc()
-            self._segments = ()
-            self._tail = self.count
+            self._unseal()
             self._delay()
 
     def _unseal(self) -> None:

@@ -3,6 +3,7 @@
 from appliance.volume.at_hand import NotAtHand, open_at_hand, read_at_hand
 from appliance.volume.condition import Condition
 from appliance.volume.durable import (
+    AtomicFile,
     create,
     failing_as_storage,
     publish_tree,
@@ -20,6 +21,7 @@ from appliance.volume.space import Space
 from appliance.volume.watch import Watch
 
 __all__ = [
+    "AtomicFile",
     "Condition",
     "DataFolder",
     "Encryption",

@@ -3,7 +3,7 @@
 import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from appliance.errors import StorageFailed
@@ -15,22 +15,59 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600, *, dir_fd: int 
     With `dir_fd` the file is in the folder of that descriptor, wherever its path leads by now. Durable on
     return. Raises StorageFailed, which leaves the old content.
     """
-    draft = f".{path.name}.{os.urandom(6).hex()}.draft"
-    with failing_as_storage(path), _folder(path.parent, dir_fd) as folder:
-        try:
-            fd = create(draft, dir_fd=folder)
+    file = AtomicFile(path, mode, dir_fd=dir_fd)
+    try:
+        file.write(data)
+        file.publish()
+    finally:
+        file.close()
+
+
+class AtomicFile:
+    """The content of `path` to be, written piece by piece: `write_atomically` for what is large.
+
+    Until `publish` has returned, the old content is there after a crash. Raises StorageFailed.
+    """
+
+    def __init__(self, path: Path, mode: int = 0o600, *, dir_fd: int | None = None) -> None:
+        self._path = path
+        self._draft = f".{path.name}.{os.urandom(6).hex()}.draft"
+        with failing_as_storage(path), ExitStack() as undo:
+            self._folder = undo.enter_context(_folder(path.parent, dir_fd))
+            self._fd = create(self._draft, dir_fd=self._folder)
+            self._undo = undo.pop_all()
+            self._undo.callback(self._discard)
             try:
-                os.fchmod(fd, mode)
-                write_whole(fd, data)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.replace(draft, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-        except BaseException:
+                os.fchmod(self._fd, mode)
+            except BaseException:
+                self.close()
+                raise
+
+    def write(self, data: bytes | memoryview) -> None:
+        with failing_as_storage(self._path):
+            write_whole(self._fd, data)
+
+    def publish(self) -> None:
+        """Durable on return, under its name."""
+        with failing_as_storage(self._path):
+            os.fsync(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+            os.replace(self._draft, self._path.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self._draft = ""
+            os.fsync(self._folder)
+
+    def close(self) -> None:
+        """Needed in the end; removes what was not published. Twice is as good as once."""
+        self._undo.close()
+
+    def _discard(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._draft:
             with suppress(OSError):
-                os.unlink(draft, dir_fd=folder)
-            raise
-        os.fsync(folder)
+                os.unlink(self._draft, dir_fd=self._folder)
 
 
 def create(path: Path | str, *, dir_fd: int | None = None) -> int:

@@ -14,14 +14,14 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
-DEVELOPMENT = ["cpu", "starter", "demo", "systemd", "heic"]
+DEVELOPMENT = ["cpu", "starter", "demo", "systemd", "heic", "faiss"]
 
 # Which extras each file locks, beside the dependencies themselves.
 LOCKS = {
     "requirements.txt": DEVELOPMENT,
     "requirements-test.txt": [*DEVELOPMENT, "test"],
-    "requirements-cpu.txt": ["cpu", "systemd", "heic"],
-    "requirements-gpu.txt": ["gpu", "systemd", "heic"],
+    "requirements-cpu.txt": ["cpu", "systemd", "heic", "faiss"],
+    "requirements-gpu.txt": ["gpu", "systemd", "heic", "faiss"],
 }
 ALL = [*LOCKS, "requirements-build.txt"]
 

@@ -145,6 +145,7 @@ print(*names)
     names = run("python", "-I", "-c", imports).stdout.split()
     assert {
         "appliance",
+        "faiss",
         "hnswlib",
         "onnxruntime",
         "systemd._daemon",

@@ -20,13 +20,17 @@ def host() -> Iterator[Host]:
 
 @pytest.fixture(scope="module")
 def traced(copy_state: CopyState, tmp_path_factory: pytest.TempPathFactory, host: Host) -> Iterator[Traced]:
-    """HOME is fresh and CI unset: libraries that report home hide it from a build machine."""
+    """HOME is fresh and CI unset: libraries that report home hide it from a build machine. Collections have
+    graphs from 20 kB of vectors on.
+    """
     home = tmp_path_factory.mktemp("home")
     log = tmp_path_factory.mktemp("strace") / "calls"
     state = copy_state()
     residency = tomllib.loads((state.folder / "residency.toml").read_text())
     residency["destinations"] = [host.declaration]
     (state.folder / "residency.toml").write_text(tomli_w.dumps(residency))
+    with (state.folder / "appliance.toml").open("a") as settings:
+        settings.write("\n[search]\nflat_bytes = 20_000\n")  # a few records have a graph, and that a file
     wrapper = [
         "strace",
         "-f",

@@ -126,6 +126,7 @@ def while_it_serves(stored: Stored) -> None:
     outside = [path for path in stored.traced.opened_for_writing() if not path.startswith(str(stored.folder))]
     assert [path for path in outside if not path.startswith(VIRTUAL) and "memfd:" not in path] == []
     assert plain_in(everything(stored), stored.plaintext) == []
+    eventually(lambda: graphs_at_rest(stored.folder), "the graph of the collection is on the disk")
     with opened(stored) as keyring:
         assert findings(stored.folder, stored, keyring) == []
 
@@ -466,12 +467,19 @@ def findings(folder: Path, stored: Stored, keyring: Keyring) -> list[str]:
     ]
 
 
+def graphs_at_rest(folder: Path) -> bool:
+    """Whether there are files of graphs, and none is being written."""
+    found = [path for path in files_below(folder) if path.relative_to(folder).parts[0] == "graphs"]
+    return bool(found) and not any(path.name.startswith(".") for path in found)
+
+
 def unaccounted(folder: Path, before: set[Path], keyring: Keyring) -> list[str]:
     """Files that are neither sealed whole, nor known to hold nothing of anybody's."""
     found = []
     for path in files_below(folder):
-        of_images = path.relative_to(folder).parts[0] == "images"
-        if of_images and len(path.relative_to(folder).parts) == 3:
+        parts = path.relative_to(folder).parts
+        of_images = parts[0] == "images"
+        if (of_images or parts[0] == "graphs") and len(parts) == 3:
             try:
                 unsealed(path, keyring)
             except (AssertionError, InvalidTag, NotFound, SealBroken, ValueError, struct.error) as error:
@@ -578,7 +586,8 @@ def unsealed_words(folder: Path, keyring: Keyring) -> list[str]:
 
 def not_random(folder: Path) -> list[str]:
     """Sealed files and blobs that could be told from random bytes; what is before their ciphertext aside."""
-    sealed = {str(path): path.read_bytes()[64:] for path in (folder / "images").glob("*/*")}
+    files = [*(folder / "images").glob("*/*"), *(folder / "graphs").glob("*/*")]
+    sealed = {str(path): path.read_bytes()[64:] for path in files}
     sealed["all sealed files"] = b"".join(sealed.values())
     sealed["all words"] = b"".join(blob[4:] for *_, blob in blobs(folder))
     sealed["all of collections"] = b"".join(blob[4:] for *_, blob in collection_blobs(folder))

@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 
 from appliance import config
-from appliance.search.graph import Ask, Graphs, Query
+from appliance.search.graph import Hnswlib, HnswlibGraph, Shape
+from appliance.search.graph_process import Ask, Graphs, Query
 from tests.bench.nearest.direct import TARGETS, Direct
 from tests.bench.nearest.embeddings import Embeddings, K
 from tests.bench.nearest.filled import (
@@ -57,7 +58,7 @@ def _in_the_graph_process(report: Report, data: Embeddings, direct: Direct) -> N
         ratios, costs = list[float](), list[float]()
         for part in itertools.islice(parts, 7):
             asked = [
-                msgspec.msgpack.encode(Query([Ask(1, K, direct.efs[target])], len(query), query.tobytes()))
+                msgspec.msgpack.encode(Query([Ask(1, K, direct.efs[target])], data.dim, query.tobytes()))
                 for query in part
             ]
             began = time.process_time()
@@ -78,8 +79,9 @@ def _in_the_graph_process(report: Report, data: Embeddings, direct: Direct) -> N
 
 def _holding(direct: Direct) -> Graphs:
     """The graph process's own object, with hnswlib's index as its graph 1."""
-    graphs = Graphs(memoryview(b""), threads=1)
-    graphs._finished[1] = direct.index
+    graphs = Graphs(Hnswlib(threads=1), memoryview(b""), memoryview(b""))
+    shape = Shape(direct.index.dim, direct.index.element_count, SETTINGS.m, SETTINGS.ef_construction)
+    graphs._finished[1] = HnswlibGraph(shape, direct.index)
     return graphs
 
 

@@ -133,7 +133,9 @@ async def test_tokens_and_collections_go_on(open_stand: Stand, shelf: Shelf, tmp
 
 
 def _collections(at: Stand) -> Collections:
-    return Collections(at.ledger, at.keyring, config.Search(), at.clock, metrics.create())
+    graphs = at.state / "graphs"
+    registry = metrics.create()
+    return Collections(at.ledger, at.keyring, config.Search(), at.clock, registry, graphs=graphs)
 
 
 async def _collection(at: Stand, name: str) -> CollectionId:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance import config as settings
 from appliance.config import Config, Section, is_loopback, listen_address, load, locate, restart_needed
 from appliance.errors import ConfigInvalid
 
@@ -83,6 +84,17 @@ def test_every_finding_comes_at_once(tmp_path: Path) -> None:
         "log.level",
         "residency",
     }
+
+
+def test_an_engine_that_is_not_installed_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = 'profile = "demo"\n[search]\nengine = "faiss"'
+    assert load(write(tmp_path, text)).search.engine == "faiss"
+    monkeypatch.setattr(settings, "find_spec", lambda _: None)
+    (finding,) = findings(tmp_path, text)
+    assert finding.startswith("search.engine: faiss is not installed: pip install")
+    assert findings(tmp_path, text.replace("faiss", "other"))[0].startswith("search.engine: ")
 
 
 def test_a_path_that_cannot_be_looked_at_is_a_finding(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import StorageFailed
-from appliance.volume import publish_tree, remove_tree, write_atomically
+from appliance.volume import AtomicFile, publish_tree, remove_tree, write_atomically
 
 Calls = list[tuple[str, Path]]
 
@@ -55,6 +55,25 @@ def test_a_write_replaces_the_content_and_sets_the_mode(tmp_path: Path) -> None:
     assert path.read_bytes() == b""
     assert path.stat().st_mode & 0o777 == 0o640
     assert listed(tmp_path) == ["key"]
+
+
+def test_a_file_in_pieces_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(b"old")
+    given_up = AtomicFile(path)
+    given_up.write(b"half")
+    assert path.read_bytes() == b"old"
+    given_up.close()
+    assert (path.read_bytes(), listed(tmp_path)) == (b"old", ["large"])
+    file = AtomicFile(path)
+    for piece in (b"new ", b"", memoryview(b"content")):
+        file.write(piece)
+    file.publish()
+    for _ in range(2):
+        file.close()
+    assert (path.read_bytes(), listed(tmp_path)) == (b"new content", ["large"])
+    with pytest.raises(StorageFailed, match="No such file"):
+        AtomicFile(tmp_path / "absent" / "file")
 
 
 def test_a_write_is_synced_before_and_after_it_gets_its_name(tmp_path: Path, calls: Calls) -> None:
