@@ -233,6 +233,7 @@ class OpenCollection(ReadableCollection):
             gone += await self._delete_some(actor, wanted, labels[low : low + _DELETED_AT_ONCE].tolist())
         return gone
 
+    @held
     async def note_export(self, actor: Actor) -> None:
         """Have the audit log say, durably, that the records are given out."""
         details: dict[str, object] = {"records": self.count}

@@ -72,7 +72,7 @@ def test_several_vectors_are_answered_as_each_alone_with_ascending_distances(
     queries = unit(np.random.default_rng(3), 7, DIM)
     labels, distances = graph.query(queries, 10, 100)
     assert labels.shape == distances.shape == (7, 10)
-    assert (labels.dtype, distances.dtype) == (np.int64, np.float32)
+    assert (labels.dtype.name, distances.dtype.name) == ("int64", "float32")
     for query, row, away in zip(queries, labels, distances, strict=True):
         assert row.tolist() == found(graph, query, 10, 100)
         measured = 1 - vectors[np.searchsorted(LABELS, row)].astype(np.float64) @ query
