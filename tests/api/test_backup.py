@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,13 @@ from tests.waiting import eventually
 
 PATH = "/appliance/v1/backup"
 SECRETS = (b"Sorrento", b"Amalfi", b"Positano", b"Ravello", b"Maiori", b"Minori")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of the module's own: others leave damaged images in theirs."""
+    with Served(tmp_path_factory.mktemp("backed-up")) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")

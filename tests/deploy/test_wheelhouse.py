@@ -43,6 +43,9 @@ def empty_venv(folder: Path) -> Path:
     return folder
 
 
+pytestmark = pytest.mark.timeout(900)  # the first one builds what the others look at
+
+
 @pytest.fixture(scope="module")
 def archive() -> Path:
     """The archive of the tree as it is; those of earlier ones go."""

@@ -52,6 +52,7 @@ def rows(document: Any, kind: str) -> dict[str, Any]:
     return {row["id"]: row for row in document[kind]}
 
 
+@pytest.mark.timeout(300)  # it starts the CLI some forty times
 def test_customers_tokens_and_collections(state: DemoState) -> None:
     customer = state.ask("customer", "add", "Galerie Ž")
     assert customer["name"] == "Galerie Ž"

@@ -22,7 +22,7 @@ from appliance.datasets.interchange import splits
 from appliance.datasets.interchange.annotated import ABSENT, Annotated, Format, Size
 from appliance.datasets.interchange.gathering import Gathering
 from appliance.datasets.interchange.names import Names, flat
-from appliance.datasets.interchange.text import Spool, decoded
+from appliance.datasets.interchange.text import MOST_FIELD, Spool, decoded
 from appliance.errors import InvalidInput
 
 _CSV, _JSON_LINES = "metadata.csv", "metadata.jsonl"
@@ -157,6 +157,7 @@ def _rows(path: str, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _of_csv(path: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(MOST_FIELD)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]

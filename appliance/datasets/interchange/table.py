@@ -22,7 +22,7 @@ from appliance.datasets.interchange import splits
 from appliance.datasets.interchange.annotated import ABSENT, FOREIGN, Annotated, Format, Region, Size
 from appliance.datasets.interchange.gathering import Gathering, check_size
 from appliance.datasets.interchange.names import Names
-from appliance.datasets.interchange.text import decoded, number
+from appliance.datasets.interchange.text import MOST_FIELD, decoded, number
 from appliance.datasets.records import Box
 from appliance.errors import InvalidInput
 
@@ -175,6 +175,7 @@ def _of_columns(
     path: str, text: str, columns: list[str | None], delimiter: str, *, spaced: bool
 ) -> Iterator[tuple[int, Row]]:
     lines = io.StringIO(text, newline="")
+    csv.field_size_limit(MOST_FIELD)
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=spaced, strict=True)
     try:
         next(reader)

@@ -8,6 +8,9 @@ from appliance.errors import InvalidInput
 _EXACT = 1 << 53  # whole numbers below it are exact
 _PIECE = 64 << 10
 
+MOST_FIELD = 131_072
+"""Characters of one field of a CSV file. The csv module has one limit for all readers: each sets its own."""
+
 
 def decoded(path: str, content: bytes) -> str:
     """A file as text: UTF-8, or UTF-16 with its mark as spreadsheets save it. Raises InvalidInput."""
