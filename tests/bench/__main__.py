@@ -33,8 +33,10 @@ def main() -> int:
     for name in wanted:
         report = Report()
         print(f"measuring {name}", file=sys.stderr, flush=True)
-        importlib.import_module(f"tests.bench.{name}").run(report)
-        print(f"\n### {name}\n\n{report.table()}\n", flush=True)
+        try:
+            importlib.import_module(f"tests.bench.{name}").run(report)
+        finally:  # what was measured until then is told, also of one that is interrupted
+            print(f"\n### {name}\n\n{report.table()}\n", flush=True)
         missed += len(report.missed)
     return 1 if missed else 0
 
