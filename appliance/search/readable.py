@@ -142,10 +142,9 @@ class ReadableCollection:
     def aim(self, recall: float) -> None:
         """Follow the ledger, where this is the recall that is asked of the graphs."""
         self._collection = dataclasses.replace(self._collection, recall=recall)
+        self._segments.aim(recall)
         if self.place.loaded:
-            self._segments.aim(recall)
-        else:
-            self._begin()
+            self._segments.tend()
 
     @held
     async def ready(self) -> None:

@@ -148,10 +148,9 @@ class Segments:
         return killed
 
     def aim(self, target: float) -> None:
-        """Have the graphs tuned to another recall."""
+        """Have the graphs tuned to another recall, when upkeep comes to it."""
         self._target = target
         self._untuned = True
-        self.tend()
 
     async def nearest(self, queries: Vector, k: int, *, exactly: bool = False) -> list[Found]:
         """For each query (n, dim) labels and distances of the k nearest records (all, if there are fewer),

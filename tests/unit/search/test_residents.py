@@ -207,6 +207,28 @@ async def test_what_changes_while_its_row_is_read_is_opened_as_it_is_now(
     assert empty == ("renamed", 0)
 
 
+async def test_a_recall_that_is_chosen_while_it_is_loaded_loses_no_record(
+    state: tuple[Path, list[CollectionId]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, (first, *_) = state
+    async with shelf(folder) as things:
+        read, reads = things.ledger.read, 0
+
+        async def overtaken(query: Callable[[Connection], Any]) -> Any:
+            nonlocal reads
+            found, reads = await read(query), reads + 1
+            if reads == 3:  # its row and its only page have come; this one tells that there is no more
+                monkeypatch.setattr(things.ledger, "read", read)
+                await things.collections.aim(ACTOR, None, first, 0.99)
+            return found
+
+        monkeypatch.setattr(things.ledger, "read", overtaken)
+        opened = await things.collections.open(None, first)
+        assert reads == 3
+        assert (opened.collection.recall, opened.damaged) == (0.99, 0)
+        assert len(await opened.search(VECTORS[0], 1000)) == RECORDS
+
+
 async def test_two_that_have_it_open_see_the_same_through_evictions(
     state: tuple[Path, list[CollectionId]],
 ) -> None:
