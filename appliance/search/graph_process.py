@@ -259,30 +259,21 @@ def _taken_down(graph: Graph) -> memoryview:
     return memoryview(b"".join([labels.astype("<i8", copy=False).tobytes(), *links.pieces()]))
 
 
-class _Answers:
-    """The channel's sending side, for all threads."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._lock = threading.Lock()
-
-    def give(self, identifier: int, act: Callable[[], bytes]) -> None:
-        """Answer a request with what `act` returns, or with its refusal."""
-        try:
-            answer = act()
-        except (NotFound, InvalidInput) as refusal:
-            with self._lock:
-                self._channel.refuse(identifier, refusal)
-        else:
-            with self._lock:
-                self._channel.send(identifier, answer)
+def _give(channel: Channel, identifier: int, act: Callable[[], bytes]) -> None:
+    """Answer a request with what `act` returns, or with its refusal."""
+    try:
+        answer = act()
+    except (NotFound, InvalidInput) as refusal:
+        channel.refuse(identifier, refusal)
+    else:
+        channel.send(identifier, answer)
 
 
 def serve(channel: Channel, settings: dict[str, int | str]) -> None:
     """The target of the graph process: `settings` has the "engine" and how many "threads" build."""
     engine = ENGINES[str(settings["engine"])](int(settings["threads"]))
     graphs = Graphs(engine, channel.memories[BUILDING], channel.memories[FILING])
-    answers = _Answers(channel)
+    give = partial(_give, channel)
     builds: queue.SimpleQueue[tuple[int, Build]] = queue.SimpleQueue()
     filings: queue.SimpleQueue[tuple[int, Filing]] = queue.SimpleQueue()
 
@@ -295,13 +286,13 @@ def serve(channel: Channel, settings: dict[str, int | str]) -> None:
                     graphs.build(message)
                     filings.put((identifier, message))
                 else:
-                    answers.give(identifier, partial(graphs.build, message))
+                    give(identifier, partial(graphs.build, message))
 
     def file() -> None:
         with contextlib.suppress(BrokenPipeError):
             while True:
                 identifier, message = filings.get()
-                answers.give(identifier, partial(graphs.file, message))
+                give(identifier, partial(graphs.file, message))
 
     for name, work in (("build", build), ("file", file)):
         threading.Thread(target=work, name=name, daemon=True).start()
@@ -311,7 +302,7 @@ def serve(channel: Channel, settings: dict[str, int | str]) -> None:
         message = _MESSAGE.decode(body)
         match message:
             case Query():
-                answers.give(identifier, partial(graphs.query, message))
+                give(identifier, partial(graphs.query, message))
             case Begin() | Add() | Finish() | Drop():
                 builds.put((identifier, message))
             case _:
