@@ -8,6 +8,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from appliance.recognition import ingest as stripping
+
 
 def noise(side: int = 64, seed: int = 1) -> Image.Image:
     """An RGB picture of random pixels."""
@@ -72,3 +74,9 @@ def blank_png(side: int) -> bytes:
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
         for name, body in ((b"IHDR", header), (b"IDAT", packed), (b"IEND", b""))
     )
+
+
+def up_to_its_last_scan(jpeg: bytes) -> bytes:
+    """A JPEG without what follows its last scan but its end: what is kept of one ends so."""
+    ends = [end for marker, _, _, end in stripping._segments(jpeg) if marker == stripping._SCAN]
+    return jpeg[: ends[-1]] + stripping._END

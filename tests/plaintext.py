@@ -21,6 +21,7 @@ _STEP = 8
 _SPARSE = 256
 _DISTINCT = 8  # a piece of fewer different bytes is padding, which is anybody's
 _TABLE_BITS = 24
+RANDOM = 6.0  # standard deviations: of a thousand random files one is beyond them in a million runs
 _ODD = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 
 
@@ -83,7 +84,7 @@ class Plaintext:
 def randomness(data: bytes) -> float:
     """How far the bytes are from random ones, in standard deviations of Pearson's chi-square (255 degrees).
 
-    Above 0 some values are too frequent, below all are too equal; random bytes stay within 6.
+    Above 0 some values are too frequent, below all are too equal; random bytes stay within RANDOM.
     """
     counts = np.bincount(np.frombuffer(data, np.uint8), minlength=256)
     square = float(((counts - len(data) / 256) ** 2).sum() / (len(data) / 256))
@@ -94,6 +95,11 @@ def randomness(data: bytes) -> float:
 def compressible(data: bytes) -> bool:
     """Whether deflate makes it smaller."""
     return len(zlib.compress(data, 6)) < len(data)
+
+
+def is_random(data: bytes) -> bool:
+    """Whether neither how often values come nor deflate tells it from random bytes."""
+    return abs(randomness(data)) < RANDOM and not compressible(data)
 
 
 def _encoded(data: bytes) -> Iterable[bytes]:

@@ -291,7 +291,6 @@ def test_what_is_interrupted_leaves_nothing(archive: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
 def test_another_clone_at_another_time_makes_the_same(archive: Path, tmp_path: Path) -> None:
     """Its folder has a space, its files the modes of another umask; its environment is made anew."""
     clone = tmp_path / "another clone"

@@ -13,6 +13,8 @@ with atheris.instrument_imports(include=["appliance.recognition", "PIL"]):
     from appliance.recognition import ingest as stripping
     from appliance.recognition.preprocessing import Preprocessing
 
+from tests import images  # after what it uses has been instrumented
+
 # libheif is not ours and dies of some inputs, which ends this process and the search. The locks around a
 # decoder are what holds then; tests/faults tries them with what was found.
 decoding.FORMATS = tuple(form for form in decoding.FORMATS if form != "HEIF")
@@ -47,15 +49,10 @@ def one(data: bytes) -> None:
             # What libjpeg-turbo makes of a damaged scan depends on whether enough bytes follow it for its
             # fast path: the same then have to follow both.
             assert made.format == "jpeg"
-            assert again.pixels == decoding.decode(_up_to_its_last_scan(data), wanted, **LIMITS).pixels
+            assert again.pixels == decoding.decode(images.up_to_its_last_scan(data), wanted, **LIMITS).pixels
     for strip in STRIPS:
         with contextlib.suppress(InvalidImage):
             _strip(strip, data, 1 + data[-1] % 8)
-
-
-def _up_to_its_last_scan(data: bytes) -> bytes:
-    ends = [end for marker, _, _, end in stripping._segments(data) if marker == stripping._SCAN]
-    return data[: ends[-1]] + stripping._END
 
 
 def _seen_again(image: bytes, wanted: Preprocessing) -> decoding.Decoded:

@@ -28,7 +28,7 @@ from PIL.PngImagePlugin import PngInfo
 from appliance.errors import NotFound, SealBroken
 from appliance.vault import Keyring
 from tests import images, sealed_reader
-from tests.plaintext import Plaintext, compressible, randomness
+from tests.plaintext import Plaintext, is_random
 from tests.running import RunningAppliance
 from tests.tracing import Traced
 from tests.waiting import eventually
@@ -36,7 +36,6 @@ from tests.waiting import eventually
 COUNT = 1000
 AT_ONCE = 4
 LETTERS = "ěščřžýáíéúůďťň"
-RANDOM = 6.0  # standard deviations: of a thousand random files one is beyond them in a million runs
 LONG = 5 * 256  # in less every histogram is uneven
 BOUNDARY = "7MA4YWxkTrZu0gW"
 IMAGES, WORKSPACES = "/recognition/v2/training-image", "/appliance/v1/datasets"
@@ -592,10 +591,6 @@ def not_random(folder: Path) -> list[str]:
     sealed["all words"] = b"".join(blob[4:] for *_, blob in blobs(folder))
     sealed["all of collections"] = b"".join(blob[4:] for *_, blob in collection_blobs(folder))
     return [name for name, content in sealed.items() if len(content) >= LONG and not is_random(content)]
-
-
-def is_random(content: bytes) -> bool:
-    return abs(randomness(content)) < RANDOM and not compressible(content)
 
 
 def zipped(content: bytes) -> bytes:

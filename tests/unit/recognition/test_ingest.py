@@ -19,7 +19,6 @@ from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from appliance.errors import InvalidImage, TooLarge
-from appliance.recognition import ingest as stripping
 from appliance.recognition.decode import decode, ingest
 from appliance.recognition.ingest import Ingested, is_animated_webp, strip_jpeg, strip_png, strip_webp
 from appliance.recognition.preprocessing import Preprocessing
@@ -540,13 +539,8 @@ def test_of_damaged_files_the_pixels_stay_too(file: tuple[str, bytes]) -> None:
         # What libjpeg-turbo makes of a damaged scan depends on whether enough bytes follow it for its fast
         # path: the same then have to follow both.
         assert kept.format == "jpeg"
-        before = decode(up_to_its_last_scan(file[1]), seen, max_pixels=1 << 22, max_side=1 << 14)
+        before = decode(images.up_to_its_last_scan(file[1]), seen, max_pixels=1 << 22, max_side=1 << 14)
         assert np.array_equal(before.pixels, after.pixels)
-
-
-def up_to_its_last_scan(data: bytes) -> bytes:
-    ends = [end for marker, _, _, end in stripping._segments(data) if marker == stripping._SCAN]
-    return data[: ends[-1]] + stripping._END
 
 
 def test_a_jpeg_that_decodes_small_decodes_whole() -> None:
