@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance import config, daemon
+from appliance import config
+from appliance.daemon import running
 from appliance.cli.output import CONFIG
 from tests import units
 from tests.units import SYSTEMD, VARIANTS, analyze
@@ -65,7 +66,7 @@ def settings(name: str = "appliance.service") -> dict[str, list[str]]:
 
 def test_manager_waits_longer_than_a_drain_may_take() -> None:
     lifecycle = config.Lifecycle()
-    needed = lifecycle.lame_duck_seconds + lifecycle.drain_seconds + daemon.EXTENSION_SECONDS
+    needed = lifecycle.lame_duck_seconds + lifecycle.drain_seconds + running.EXTENSION_SECONDS
     assert int(settings()["TimeoutStopSec"][0]) >= needed
 
 

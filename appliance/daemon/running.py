@@ -1,8 +1,4 @@
-"""The composition root: builds the parts in the order of a start and takes them down in the reverse.
-
-The only module that knows all parts. `serve` is the daemon, `operating` opens a state folder for one command
-of the CLI, `examine` reads a configuration as both would.
-"""
+"""The daemon's one run: signals, the start of its parts, readiness, reload, drain."""
 
 import asyncio
 import contextlib
@@ -12,240 +8,40 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import uvloop
-
-from appliance import config, health, metrics, process, residency, systemd, vault
+from appliance import config, health, metrics, residency, systemd
 from appliance.accounts import audit
-from appliance.accounts.agreements import Agreements
-from appliance.accounts.audit import AuditLog
-from appliance.accounts.customers import Customers
-from appliance.accounts.rotations import Rotations
-from appliance.accounts.tokens import Tokens
-from appliance.api.parts import Parts
 from appliance.api.server import Server
-from appliance.asynchronous.requests import Requests
-from appliance.asynchronous.webhooks import Webhooks
-from appliance.backup.restoration import check_whole
-from appliance.backup.source import Backups, ImagesAtHand
 from appliance.config import Config
-from appliance.datasets.files import stored_alone
-from appliance.datasets.images import Clocks, Images, open_images
+from appliance.daemon import notices
+from appliance.daemon.state import VERSION, clock, open_state
+from appliance.datasets.images import Clocks, open_images
 from appliance.errors import (
     ApplianceError,
     ConfigInvalid,
-    DaemonNeeded,
     InvalidInput,
     Overloaded,
-    StorageFailed,
     WorkerLost,
 )
-from appliance.health import Health, Readiness, Status
-from appliance.ledger import Ledger, StateLock
-from appliance.outbound import Outbound
+from appliance.health import Health, Status
 from appliance.recognition import selftest
 from appliance.recognition.bundles import Bundles
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.embedding import Embedding
 from appliance.recognition.engine import Engine
-from appliance.recognition.trust import Trust
 from appliance.residency import Residency
-from appliance.search.collections import Collections
-from appliance.search.replies import Replies
-from appliance.search.scrub import Scrub
 from appliance.search.sync.synchronisation import Synchronisation
 
 _log = logging.getLogger(__name__)
 
-VERSION = version("appliance")
 # While parts start or stop, each beat asks the service manager for so much more time; three beats fit in.
 EXTENSION_SECONDS = 15.0
 STOP_SECONDS = 300.0  # for the parts to stop, when the last request is answered
 COUNT_SECONDS = 1.0
-
-_clock = time.time  # noqa: TID251 the one place that hands the clock out
-
-
-def serve(config_path: Path) -> None:
-    """Run the daemon until SIGTERM or SIGINT, then drain and return; blocks.
-
-    Raises ConfigInvalid (nothing is started then) for findings in the files or against the rules of the
-    profile, StateInUse when another process holds the state folder, and what a part says that cannot start.
-    """
-    process.harden()
-    process.give_memory_back()
-    logging.basicConfig(level=logging.INFO, handlers=[systemd.log_handler()])
-    # No line tells its thread, its process or its place in the source, so none of them is looked for.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # noqa: SLF001 - as the logging HOWTO has it
-    settings, declared, warnings = residency.judge(config_path)
-    _apply_log_level(settings)
-    vault.self_test()
-    for warning in warnings:
-        _log.warning("%s: %s", warning.key, warning.message)
-    uvloop.run(_Daemon(config_path, settings, declared).run())
-
-
-def examine(
-    config_path: Path, *, machine: bool = True, state: Path | None = None
-) -> tuple[Config, list[residency.Finding]]:
-    """The configuration and what its profile only warns of; the process is ready to hold keys.
-
-    As `residency.judge`. Raises ConfigInvalid with every finding.
-    """
-    process.harden()
-    settings, _, warnings = residency.judge(config_path, machine=machine, state=state)
-    return settings, warnings
-
-
-@contextlib.asynccontextmanager
-async def operating(config_path: Path) -> AsyncIterator[None]:
-    """Within the block this process holds the state folder and serves the operator socket, nothing else.
-
-    Raises what `serve` raises, and DaemonNeeded when the root key comes with the daemon's unit.
-    """
-    process.harden()
-    vault.self_test()
-    settings, declared, _ = residency.judge(config_path)
-    if not vault.at_hand(settings.vault):
-        reason = f"no daemon runs on {settings.state}, and its root key comes with its unit alone"
-        raise DaemonNeeded(f"{reason}; start it: systemctl start appliance")
-    async with contextlib.AsyncExitStack() as stack:
-        state = await _open(stack, settings, declared, metrics.create())
-
-        async def status() -> dict[str, object]:
-            raise ApplianceError("no daemon runs")
-
-        alone = partial(stored_alone, settings.state / "images", encrypted=settings.profile == "production")
-        backups = await stack.enter_async_context(state.backups(settings, alone))
-        ready = partial(Readiness, "starting")
-        parts = state.parts(settings, declared, status=status, readiness=ready, backups=backups)
-        await stack.enter_async_context(Server(parts))
-        yield
-
-
-def _apply_log_level(settings: Config) -> None:
-    logging.getLogger().setLevel(settings.log.level.upper())
-
-
-@dataclass(frozen=True)
-class _State:
-    """The parts that stand on the state folder alone, without a child process."""
-
-    registry: metrics.Registry
-    ledger: Ledger
-    keyring: vault.Keyring
-    customers: Customers
-    tokens: Tokens
-    agreements: Agreements
-    rotations: Rotations
-    collections: Collections
-    bundles: Bundles
-    requests: Requests
-    outbound: Outbound
-    webhooks: Webhooks
-
-    def parts(
-        self,
-        settings: Config,
-        declared: Residency | None,
-        *,
-        status: Callable[[], Awaitable[dict[str, object]]],
-        readiness: Callable[[], Readiness],
-        decoders: Decoders | None = None,
-        engine: Engine | None = None,
-        images: Images | None = None,
-        backups: Backups | None = None,
-        synchronisation: Synchronisation | None = None,
-    ) -> Parts:
-        """What the server serves; without an engine that is the operator socket only."""
-        return Parts(
-            config=settings,
-            residency=declared,
-            customers=self.customers,
-            tokens=self.tokens,
-            agreements=self.agreements,
-            audit=AuditLog(self.ledger),
-            rotations=self.rotations,
-            collections=self.collections,
-            replies=Replies(self.ledger, self.keyring, _clock),
-            bundles=self.bundles,
-            decoders=decoders,
-            engine=engine,
-            outbound=self.outbound,
-            requests=self.requests,
-            webhooks=self.webhooks,
-            images=images,
-            status=status,
-            readiness=readiness,
-            registry=self.registry,
-            clock=_clock,
-            backups=backups,
-            synchronisation=synchronisation,
-        )
-
-    def backups(self, settings: Config, images: ImagesAtHand) -> Backups:
-        """What gives out the whole of this state."""
-        ledger, keyring, kept = self.ledger, self.keyring, settings.health.min_free_bytes
-        return Backups(
-            ledger, keyring, settings.state, images, version=VERSION, reserve_bytes=kept, clock=_clock
-        )
-
-
-async def _open(
-    stack: contextlib.AsyncExitStack,
-    settings: Config,
-    declared: Residency | None,
-    registry: metrics.Registry,
-) -> _State:
-    process.become_owner(settings.state)
-    root = vault.read_root(settings.vault)  # first: where there is none nothing is made
-    lock = StateLock(settings.state)
-    try:
-        settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise StorageFailed(f"{settings.state}: {error.strerror}") from error
-    stack.callback(lock.release)
-    check_whole(settings.state)
-    enter = stack.enter_async_context
-    ledger = await enter(Ledger(settings.state, registry))
-    keyring = await vault.open_keyring(settings.state, ledger, root)
-    stack.callback(keyring.wipe)
-    keys = keyring.service
-    customers = await enter(Customers(ledger, _clock))
-    tokens = await enter(Tokens(ledger, keys, customers, _clock))
-    agreements = await enter(Agreements(ledger, customers, _clock))
-    rotations = Rotations(ledger, keyring, customers, _clock)
-    graphs = settings.state / "graphs"
-    collections = await enter(Collections(ledger, keyring, settings.search, _clock, registry, graphs=graphs))
-    bundles = await enter(
-        Bundles(ledger, settings.state / "bundles", _clock, trust=Trust(settings.bundles).check)
-    )
-    # What acts by itself stays closed: the daemon opens it.
-    requests = Requests(ledger, keys, _clock, settings.requests.keep_seconds)
-    outbound = Outbound(declared, registry)
-    webhooks = Webhooks(requests, outbound, keys, _clock)
-    return _State(
-        registry=registry,
-        ledger=ledger,
-        keyring=keyring,
-        customers=customers,
-        tokens=tokens,
-        agreements=agreements,
-        rotations=rotations,
-        collections=collections,
-        bundles=bundles,
-        requests=requests,
-        outbound=outbound,
-        webhooks=webhooks,
-    )
 
 
 class _Heartbeat:
@@ -267,7 +63,7 @@ class _Heartbeat:
         self._beat()
 
 
-class _Daemon:
+class Daemon:
     """One run from the first signal handler to the wiped keys."""
 
     def __init__(self, config_path: Path, settings: Config, declared: Residency | None) -> None:
@@ -338,7 +134,7 @@ class _Daemon:
         enter, settings = stack.enter_async_context, self._settings
         registry = metrics.create()
         _tell("opening the state folder")
-        self._state = state = await _open(stack, settings, self._declared, registry)
+        self._state = state = await open_state(stack, settings, self._declared, registry)
         await self._record(audit.Event.DAEMON_START, {"version": VERSION, "profile": settings.profile})
         _tell("starting the decoders")
         decoders = await enter(Decoders(settings.recognition, registry))
@@ -355,7 +151,7 @@ class _Daemon:
                 agreements=state.agreements,
                 codec=decoders,
                 encrypted=settings.profile == "production",
-                clocks=Clocks(_clock, time.monotonic),
+                clocks=Clocks(clock, time.monotonic),
                 registry=registry,
             )
         )
@@ -371,7 +167,7 @@ class _Daemon:
                 state.outbound,
                 Embedding(state.bundles, decoders, self._engine),
                 settings.search,
-                _clock,
+                clock,
                 registry,
             )
         )
@@ -429,36 +225,15 @@ class _Daemon:
             rules=lambda facts: residency.verify(self._settings, self._declared, facts),
             ledger_fault=lambda: self._state.ledger.failure,
             devices=self._engine.devices,
-            notices=self._notices,
+            notices=partial(
+                notices.found,
+                self._settings.recognition,
+                self._engine,
+                self._images,
+                self._state,
+                self._synchronisation,
+            ),
         )
-
-    def _notices(self) -> list[health.Finding]:
-        found = [
-            health.Finding("degraded", f"bundle.{name}", message) for name, message in self._engine.refused()
-        ]
-        found += _pinned_beyond(self._settings.recognition.memory_bytes, self._engine.pinned_bytes())
-        if (condition := self._images.folder.condition).reason is not None:
-            message = f"stored images are out of reach: {condition.reason}"
-            if condition.state == "offline":
-                message += "; mount its volume there again, or restart"
-            found.append(health.Finding("degraded", "datasets.volume", message))
-        if damaged := self._images.upkeep.damaged:
-            message = f"{damaged} stored images are damaged: the log and the audit log name them"
-            found.append(health.Finding("degraded", "datasets.damaged", message))
-        found += _of_collections(self._state.collections.scrub)
-        if asking := self._synchronisation.asking:
-            message = f"{asking} feeds have lost many items: their customers confirm it, or put them right"
-            found.append(health.Finding("notice", "search.feeds", message))
-        if (doubt := self._images.upkeep.doubt()) is not None:
-            found.append(health.Finding("degraded", "datasets.clock", doubt))
-        if (rotation := self._state.rotations.rotation) is not None:
-            fix = {
-                "restart": "put the new one in place as root.key and restart",
-                "retire": "`appliance key retire` takes the old one away",
-            }
-            message = f"two root keys open the keyring: {fix[rotation]}"
-            found.append(health.Finding("notice", "keys.root", message))
-        return found
 
     async def _follow_signals(self) -> None:
         """Reload as often as asked; returns when a stop is asked."""
@@ -481,7 +256,7 @@ class _Daemon:
             systemd.notify("READY=1", f"STATUS={message}")
             return
         self._settings, self._declared = settings, declared
-        _apply_log_level(settings)
+        apply_log_level(settings)
         self._health.withdraw("config")
         with contextlib.suppress(ApplianceError):  # the ledger's failure is a finding of its own
             await self._record(audit.Event.DAEMON_RELOAD, {"log_level": settings.log.level})
@@ -518,7 +293,7 @@ class _Daemon:
 
     async def _record(self, event: audit.Event, details: dict[str, object]) -> None:
         actor = audit.Actor("system", "daemon")
-        milliseconds = int(_clock() * 1000)
+        milliseconds = int(clock() * 1000)
         await self._state.ledger.write(
             lambda connection: audit.record(connection, milliseconds, actor, event, None, None, details)
         )
@@ -553,26 +328,9 @@ class _Daemon:
         ).document()
 
 
-def _pinned_beyond(budget: int, taken: int) -> Iterator[health.Finding]:
-    if 0 < budget < taken:
-        yield health.Finding(
-            "notice",
-            "recognition.memory_bytes",
-            f"backbones and `pinned` take {taken >> 20} of the {budget >> 20} MiB for models: the others have"
-            " room for one at a time, and are loaded anew after another was asked for: allow more, pin fewer",
-        )
-
-
-def _of_collections(scrub: Scrub) -> Iterator[health.Finding]:
-    if scrub.damaged:
-        message = f"{scrub.damaged} blocks of stored vectors are damaged: the log and the audit log name them"
-        yield health.Finding("degraded", "search.damaged", message)
-    if scrub.keyless:
-        message = (
-            f"{len(scrub.keyless)} collections have no key, the log names them: keyring and ledger are not of"
-            " the same time; remove these, or restore a backup of both"
-        )
-        yield health.Finding("degraded", "search.keys", message)
+def apply_log_level(settings: Config) -> None:
+    """Also what a reload may change."""
+    logging.getLogger().setLevel(settings.log.level.upper())
 
 
 async def _count(listing: Any) -> int | None:

@@ -1,0 +1,82 @@
+"""What the parts have to say of themselves, as findings of `status` and of readiness."""
+
+from collections.abc import Iterator
+
+from appliance import config
+from appliance.accounts.rotations import Rotations
+from appliance.daemon.state import State
+from appliance.datasets.images import Images
+from appliance.health import Finding
+from appliance.recognition.engine import Engine
+from appliance.search.scrub import Scrub
+from appliance.search.sync.synchronisation import Synchronisation
+
+
+def found(
+    settings: config.Recognition,
+    engine: Engine,
+    images: Images,
+    state: State,
+    synchronisation: Synchronisation,
+) -> list[Finding]:
+    """All that is wrong, or to be done, now; from memory."""
+    return [
+        *_of_models(settings, engine),
+        *_of_images(images),
+        *_of_collections(state.collections.scrub),
+        *_of_feeds(synchronisation),
+        *_of_keys(state.rotations),
+    ]
+
+
+def _of_models(settings: config.Recognition, engine: Engine) -> Iterator[Finding]:
+    for name, message in engine.refused():
+        yield Finding("degraded", f"bundle.{name}", message)
+    budget, taken = settings.memory_bytes, engine.pinned_bytes()
+    if 0 < budget < taken:
+        yield Finding(
+            "notice",
+            "recognition.memory_bytes",
+            f"backbones and `pinned` take {taken >> 20} of the {budget >> 20} MiB for models: the others have"
+            " room for one at a time, and are loaded anew after another was asked for: allow more, pin fewer",
+        )
+
+
+def _of_images(images: Images) -> Iterator[Finding]:
+    if (condition := images.folder.condition).reason is not None:
+        message = f"stored images are out of reach: {condition.reason}"
+        if condition.state == "offline":
+            message += "; mount its volume there again, or restart"
+        yield Finding("degraded", "datasets.volume", message)
+    if damaged := images.upkeep.damaged:
+        message = f"{damaged} stored images are damaged: the log and the audit log name them"
+        yield Finding("degraded", "datasets.damaged", message)
+    if (doubt := images.upkeep.doubt()) is not None:
+        yield Finding("degraded", "datasets.clock", doubt)
+
+
+def _of_collections(scrub: Scrub) -> Iterator[Finding]:
+    if scrub.damaged:
+        message = f"{scrub.damaged} blocks of stored vectors are damaged: the log and the audit log name them"
+        yield Finding("degraded", "search.damaged", message)
+    if scrub.keyless:
+        message = (
+            f"{len(scrub.keyless)} collections have no key, the log names them: keyring and ledger are not of"
+            " the same time; remove these, or restore a backup of both"
+        )
+        yield Finding("degraded", "search.keys", message)
+
+
+def _of_feeds(synchronisation: Synchronisation) -> Iterator[Finding]:
+    if asking := synchronisation.asking:
+        message = f"{asking} feeds have lost many items: their customers confirm it, or put them right"
+        yield Finding("notice", "search.feeds", message)
+
+
+def _of_keys(rotations: Rotations) -> Iterator[Finding]:
+    if (rotation := rotations.rotation) is not None:
+        fix = {
+            "restart": "put the new one in place as root.key and restart",
+            "retire": "`appliance key retire` takes the old one away",
+        }
+        yield Finding("notice", "keys.root", f"two root keys open the keyring: {fix[rotation]}")

@@ -1,0 +1,153 @@
+"""The parts that stand on the state folder alone: what the daemon and a single command have in common."""
+
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from appliance import metrics, process, vault
+from appliance.accounts.agreements import Agreements
+from appliance.accounts.audit import AuditLog
+from appliance.accounts.customers import Customers
+from appliance.accounts.rotations import Rotations
+from appliance.accounts.tokens import Tokens
+from appliance.api.parts import Parts
+from appliance.asynchronous.requests import Requests
+from appliance.asynchronous.webhooks import Webhooks
+from appliance.backup.restoration import check_whole
+from appliance.backup.source import Backups, ImagesAtHand
+from appliance.config import Config
+from appliance.datasets.images import Images
+from appliance.errors import (
+    StorageFailed,
+)
+from appliance.health import Readiness
+from appliance.ledger import Ledger, StateLock
+from appliance.outbound import Outbound
+from appliance.recognition.bundles import Bundles
+from appliance.recognition.decoders import Decoders
+from appliance.recognition.engine import Engine
+from appliance.recognition.trust import Trust
+from appliance.residency import Residency
+from appliance.search.collections import Collections
+from appliance.search.replies import Replies
+from appliance.search.sync.synchronisation import Synchronisation
+
+VERSION = version("appliance")
+
+clock = time.time  # noqa: TID251 the one place that hands the clock out
+
+
+@dataclass(frozen=True)
+class State:
+    """The parts that stand on the state folder alone, without a child process."""
+
+    registry: metrics.Registry
+    ledger: Ledger
+    keyring: vault.Keyring
+    customers: Customers
+    tokens: Tokens
+    agreements: Agreements
+    rotations: Rotations
+    collections: Collections
+    bundles: Bundles
+    requests: Requests
+    outbound: Outbound
+    webhooks: Webhooks
+
+    def parts(
+        self,
+        settings: Config,
+        declared: Residency | None,
+        *,
+        status: Callable[[], Awaitable[dict[str, object]]],
+        readiness: Callable[[], Readiness],
+        decoders: Decoders | None = None,
+        engine: Engine | None = None,
+        images: Images | None = None,
+        backups: Backups | None = None,
+        synchronisation: Synchronisation | None = None,
+    ) -> Parts:
+        """What the server serves; without an engine that is the operator socket only."""
+        return Parts(
+            config=settings,
+            residency=declared,
+            customers=self.customers,
+            tokens=self.tokens,
+            agreements=self.agreements,
+            audit=AuditLog(self.ledger),
+            rotations=self.rotations,
+            collections=self.collections,
+            replies=Replies(self.ledger, self.keyring, clock),
+            bundles=self.bundles,
+            decoders=decoders,
+            engine=engine,
+            outbound=self.outbound,
+            requests=self.requests,
+            webhooks=self.webhooks,
+            images=images,
+            status=status,
+            readiness=readiness,
+            registry=self.registry,
+            clock=clock,
+            backups=backups,
+            synchronisation=synchronisation,
+        )
+
+    def backups(self, settings: Config, images: ImagesAtHand) -> Backups:
+        """What gives out the whole of this state."""
+        ledger, keyring, kept = self.ledger, self.keyring, settings.health.min_free_bytes
+        return Backups(
+            ledger, keyring, settings.state, images, version=VERSION, reserve_bytes=kept, clock=clock
+        )
+
+
+async def open_state(
+    stack: contextlib.AsyncExitStack,
+    settings: Config,
+    declared: Residency | None,
+    registry: metrics.Registry,
+) -> State:
+    process.become_owner(settings.state)
+    root = vault.read_root(settings.vault)  # first: where there is none nothing is made
+    lock = StateLock(settings.state)
+    try:
+        settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise StorageFailed(f"{settings.state}: {error.strerror}") from error
+    stack.callback(lock.release)
+    check_whole(settings.state)
+    enter = stack.enter_async_context
+    ledger = await enter(Ledger(settings.state, registry))
+    keyring = await vault.open_keyring(settings.state, ledger, root)
+    stack.callback(keyring.wipe)
+    keys = keyring.service
+    customers = await enter(Customers(ledger, clock))
+    tokens = await enter(Tokens(ledger, keys, customers, clock))
+    agreements = await enter(Agreements(ledger, customers, clock))
+    rotations = Rotations(ledger, keyring, customers, clock)
+    graphs = settings.state / "graphs"
+    collections = await enter(Collections(ledger, keyring, settings.search, clock, registry, graphs=graphs))
+    bundles = await enter(
+        Bundles(ledger, settings.state / "bundles", clock, trust=Trust(settings.bundles).check)
+    )
+    # What acts by itself stays closed: the daemon opens it.
+    requests = Requests(ledger, keys, clock, settings.requests.keep_seconds)
+    outbound = Outbound(declared, registry)
+    webhooks = Webhooks(requests, outbound, keys, clock)
+    return State(
+        registry=registry,
+        ledger=ledger,
+        keyring=keyring,
+        customers=customers,
+        tokens=tokens,
+        agreements=agreements,
+        rotations=rotations,
+        collections=collections,
+        bundles=bundles,
+        requests=requests,
+        outbound=outbound,
+        webhooks=webhooks,
+    )
