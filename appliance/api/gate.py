@@ -25,7 +25,7 @@ from appliance.api.body import Bodies
 from appliance.api.call import Call, Measures
 from appliance.api.connections import Connection
 from appliance.api.payload import new_id
-from appliance.api.routes import MANAGEMENT, Access, Match, Route, Surface, Table, strip_prefix
+from appliance.api.routing import MANAGEMENT, Access, Match, Route, Surface, Table, strip_prefix
 from appliance.errors import ApplianceError, Forbidden, InvalidInput, Unauthenticated
 
 _SCHEMES = {"token", "jwt", "bearer"}

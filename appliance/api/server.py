@@ -40,7 +40,8 @@ from appliance.api.oversight import Oversight
 from appliance.api.parts import Parts
 from appliance.api.probes import Probes
 from appliance.api.recognition import Recognition
-from appliance.api.routes import ROUTES, Surface
+from appliance.api.routes import ROUTES
+from appliance.api.routing import Surface
 from appliance.api.showing import Showing
 from appliance.api.similarity import Similarity
 from appliance.api.similarity_changes import SimilarityChanges

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from appliance.accounts.audit import Event
-from appliance.api.routes import ROUTES, Surface
+from appliance.api.routes import ROUTES
+from appliance.api.routing import Surface
 from appliance.vault import create_root
 from tests.api.test_management import V1, operate, unique
 from tests.serving import Reply, Served, Tenant

@@ -5,7 +5,8 @@ import uuid
 import pytest
 
 from appliance.api.payload import Form
-from appliance.api.routes import READ, ROUTES, Access, Route, Surface, Table
+from appliance.api.routes import ROUTES
+from appliance.api.routing import READ, Access, Route, Surface, Table
 from appliance.api.server import check_parser
 from appliance.errors import NotInstalled, SelfTestFailed
 from tests.serving import Served, Tenant

@@ -19,7 +19,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from appliance.api.routes import ROUTES, Surface
+from appliance.api.routes import ROUTES
+from appliance.api.routing import Surface
 from tests import images
 from tests.serving import Served, Tenant
 

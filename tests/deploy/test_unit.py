@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from appliance import config
-from appliance.daemon import running
 from appliance.cli.output import CONFIG
+from appliance.daemon import running
 from tests import units
 from tests.units import SYSTEMD, VARIANTS, analyze
 

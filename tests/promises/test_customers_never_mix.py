@@ -18,7 +18,8 @@ from appliance.accounts.agreements import AgreementId, Kind
 from appliance.accounts.customers import CustomerId
 from appliance.accounts.tokens import Scope
 from appliance.api.payload import Form
-from appliance.api.routes import ROUTES, Access, Route, Surface
+from appliance.api.routes import ROUTES
+from appliance.api.routing import Access, Route, Surface
 from appliance.residency import Destination, Residency
 from appliance.search.records import CollectionId
 from appliance.search.sync.source import Source
