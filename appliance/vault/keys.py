@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -14,6 +15,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from appliance.config import Vault
 from appliance.errors import ConfigInvalid, InvalidInput, SealBroken
 from appliance.systemd import credential
+from appliance.vault import signatures
+
+T = TypeVar("T")
 
 KEY_BYTES = 32
 CREDENTIAL = "root.key"
@@ -118,6 +122,14 @@ class Keys:
         except (InvalidTag, ValueError):
             raise SealBroken(f"what was sealed as {label} does not open: it was changed") from None
 
+    def sign(self, label: str, message: bytes) -> bytes:
+        """An Ed25519 signature (64 bytes) of the message; the private key is the subkey of `label`."""
+        return self._using(label, lambda key: signatures.sign(key, message))
+
+    def public(self, label: str) -> str:
+        """What verifies the signatures of `sign`: the public key in base64, see `signed_by`."""
+        return self._using(label, signatures.public_key)
+
     def wipe(self) -> None:
         """Overwrite the root and every derived key."""
         root, self._root = self._root, bytearray()  # first: whoever is at work looks for it when he is done
@@ -128,7 +140,7 @@ class Keys:
     def __repr__(self) -> str:
         return "Keys(...)"
 
-    def _using(self, label: str, use: Callable[[bytearray], bytes]) -> bytes:
+    def _using(self, label: str, use: Callable[[bytearray], T]) -> T:
         """What `use` makes of the subkey, unless that was overwritten meanwhile: zeros are no key."""
         key = self._cached(label)
         made = use(key)

@@ -26,12 +26,12 @@ def create_signing_key() -> bytes:
     return Ed25519PrivateKey.generate().private_bytes_raw()
 
 
-def public_key(private: bytes) -> str:
+def public_key(private: bytes | bytearray) -> str:
     """The public half in base64, as a configuration names it. Raises InvalidInput for what is no key."""
     return base64.b64encode(_private(private).public_key().public_bytes_raw()).decode()
 
 
-def sign(private: bytes, message: bytes) -> bytes:
+def sign(private: bytes | bytearray, message: bytes) -> bytes:
     """The signature of the message, 64 bytes. Raises InvalidInput for what is no key."""
     return _private(private).sign(message)
 
@@ -53,7 +53,7 @@ def self_test() -> None:
         raise SelfTestFailed("Ed25519 does not behave as RFC 8032 says: cryptography is damaged or replaced")
 
 
-def _private(key: bytes) -> Ed25519PrivateKey:
+def _private(key: bytes | bytearray) -> Ed25519PrivateKey:
     try:
         return Ed25519PrivateKey.from_private_bytes(key)
     except ValueError:

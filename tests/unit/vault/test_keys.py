@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from appliance.config import Vault
 from appliance.errors import ConfigInvalid
-from appliance.vault import Keys, create_root, read_root
+from appliance.vault import Keys, create_root, read_root, signed_by
 
 ROOT = bytes(range(32))
 
@@ -143,6 +143,18 @@ def test_keys_that_are_wiped_by_another_thread_make_nothing(
 def test_a_root_of_another_size_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"not {size}"):
         Keys(bytes(size))
+
+
+def test_keys_sign_by_label_and_anyone_may_verify() -> None:
+    keys = Keys(ROOT)
+    signature = keys.sign("node", b"message")
+    assert signed_by(keys.public("node"), signature, b"message")
+    assert not signed_by(keys.public("node"), signature, b"another")
+    assert not signed_by(keys.public("other"), signature, b"message")
+    assert keys.public("node") != Keys(bytes(32)).public("node")
+    keys.wipe()
+    with pytest.raises(ValueError, match="wiped"):
+        keys.sign("node", b"message")
 
 
 def test_keys_do_not_show_themselves() -> None:
