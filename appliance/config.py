@@ -148,6 +148,7 @@ class Search(Section):
     capacity: int = Field(1_000_000, ge=1, le=1_000_000_000)
     max_collections: int = Field(10_000, ge=1, le=1_000_000)
     max_records: int = Field(100_000_000, ge=1, le=1_000_000_000_000)
+    max_snapshots: int = Field(8, ge=1, le=1000)
     max_metadata_bytes: int = Field(64 << 10, ge=2, le=64 * MIB)
     max_id_bytes: int = Field(1024, ge=1, le=MIB)
     feed_bytes: int = Field(2 * GIB, ge=1024, le=TIB)

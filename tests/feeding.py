@@ -208,7 +208,15 @@ async def followed(
         stack.callback(keyring.wipe)
         customers = await enter(Customers(ledger, lambda: now[0]))
         collections = await enter(
-            Collections(ledger, keyring, given, lambda: now[0], registry, graphs=folder / "graphs")
+            Collections(
+                ledger,
+                keyring,
+                given,
+                lambda: now[0],
+                registry,
+                graphs=folder / "graphs",
+                snapshots=folder / "snapshots",
+            )
         )
         known = await customers.list()
         customer = known[0] if known else await customers.add(ACTOR, "someone")

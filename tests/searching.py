@@ -57,7 +57,15 @@ async def shelf(folder: Path, settings: config.Search | None = None) -> AsyncIte
         customers = await enter(Customers(ledger, lambda: NOW))
         given = settings or config.Search()
         collections = await enter(
-            Collections(ledger, keyring, given, lambda: NOW, registry, graphs=folder / "graphs")
+            Collections(
+                ledger,
+                keyring,
+                given,
+                lambda: NOW,
+                registry,
+                graphs=folder / "graphs",
+                snapshots=folder / "snapshots",
+            )
         )
         known = await customers.list()
         customer = known[0] if known else await customers.add(ACTOR, "someone")

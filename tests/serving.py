@@ -262,9 +262,17 @@ class Served:
         keys = keyring.service
         tokens = await enter(Tokens(ledger, keys, customers, lambda: self.clock))
         agreements = await enter(Agreements(ledger, customers, lambda: self.clock))
-        graphs = self._folder / "graphs"
+        graphs, snapshots = self._folder / "graphs", self._folder / "snapshots"
         collections = await enter(
-            Collections(ledger, keyring, settings.search, lambda: self.clock, registry, graphs=graphs)
+            Collections(
+                ledger,
+                keyring,
+                settings.search,
+                lambda: self.clock,
+                registry,
+                graphs=graphs,
+                snapshots=snapshots,
+            )
         )
         installed = await enter(
             Bundles(ledger, self._folder / "bundles", lambda: self.clock, trust=lambda _: None)

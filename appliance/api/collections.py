@@ -52,7 +52,7 @@ class Collections:
             )
         recall = RECALL if asked.recall is None else asked.recall
         made = await self._collections.add(call.actor, owner, asked.name, pin, dim, recall=recall)
-        return Answer(_collection(made), 201)
+        return Answer(described(made), 201)
 
     async def list(self, call: Call) -> Answer:
         """All, or a page: `limit` of them after the one `after`; `next` is the `after` of the next page.
@@ -73,7 +73,7 @@ class Collections:
         return _listing(page, page[-1].id if len(found) > len(page) else None)
 
     async def get(self, call: Call) -> Answer:
-        return Answer(_collection(await self._collections.get(call.principal.customer, _asked(call))))
+        return Answer(described(await self._collections.get(call.principal.customer, _asked(call))))
 
     async def change(self, call: Call) -> Answer:
         """Its name, its recall, or both."""
@@ -87,12 +87,12 @@ class Collections:
             await self._collections.rename(call.actor, owner, identifier, asked.name)
         if asked.recall is not None:
             await self._collections.aim(call.actor, owner, identifier, asked.recall)
-        return Answer(_collection(await self._collections.get(owner, identifier)))
+        return Answer(described(await self._collections.get(owner, identifier)))
 
     async def empty(self, call: Call) -> Answer:
         """All records go; id, name and backbone stay."""
         return Answer(
-            _collection(await self._collections.empty(call.actor, call.principal.customer, _asked(call)))
+            described(await self._collections.empty(call.actor, call.principal.customer, _asked(call)))
         )
 
     async def remove(self, call: Call) -> Answer:
@@ -144,10 +144,11 @@ def _asked(call: Call) -> CollectionId:
 
 
 def _listing(page: Sequence[Collection], following: CollectionId | None = None) -> Answer:
-    return Answer({"collections": [_collection(one) for one in page], "next": following})
+    return Answer({"collections": [described(one) for one in page], "next": following})
 
 
-def _collection(collection: Collection) -> dict[str, object]:
+def described(collection: Collection) -> dict[str, object]:
+    """A collection as answers have it."""
     return {
         "id": collection.id,
         "customer": collection.customer,

@@ -20,6 +20,7 @@ from appliance.api.management import Management
 from appliance.api.oversight import Oversight
 from appliance.api.payload import Form
 from appliance.api.routing import LOCAL, MANAGED, MANAGEMENT, PUBLIC, READ, Access, Route, Surface
+from appliance.api.snapshots import Snapshots
 from appliance.api.transfers import Transfers
 
 
@@ -78,11 +79,23 @@ def _search() -> tuple[Route, ...]:
         _managed("POST", f"{one}/import", Transfers.receive, write, Event.SEARCH_IMPORT, Form.VECTORS),
         _managed("GET", f"{one}/export", Transfers.give, read, Event.SEARCH_EXPORT),
         _managed("DELETE", one, Collections.remove, _ADMIN, Event.COLLECTION_REMOVE),
+        *_snapshots(f"{one}/snapshots"),
         _managed("GET", "/aliases", Aliases.list, _ADMIN),
         _managed("PUT", "/aliases/{name}", Aliases.point, _ADMIN, Event.ALIAS_SET, Form.FIELDS),
         _managed("DELETE", "/aliases/{name}", Aliases.remove, _ADMIN, Event.ALIAS_REMOVE),
         *_feeds(f"{one}/source"),
         _public("POST", f"{one}/diff", Feeds.diff, read, READ, Form.LINES),
+    )
+
+
+def _snapshots(all_of_them: str) -> tuple[Route, ...]:
+    """Collections as they were."""
+    one, restore = f"{all_of_them}/{{snapshot}}", Event.SNAPSHOT_RESTORE
+    return (
+        _managed("POST", all_of_them, Snapshots.add, _ADMIN, Event.SNAPSHOT_ADD),
+        _managed("GET", all_of_them, Snapshots.list, _ADMIN),
+        _managed("DELETE", one, Snapshots.remove, _ADMIN, Event.SNAPSHOT_REMOVE),
+        _managed("POST", f"{one}/restore", Snapshots.restore, _ADMIN, restore, Form.FIELDS),
     )
 
 

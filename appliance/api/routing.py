@@ -46,7 +46,8 @@ LOCAL = frozenset({Surface.SOCKET})
 
 @dataclass(frozen=True)
 class Route:
-    """One row. `path` holds {id}, {name} or {version} for a segment; `handler` is a method of a family."""
+    """One row. `path` holds {id}, {snapshot}, {name} or {version} for a segment; `handler` is a method of a
+    family."""
 
     method: str
     path: str

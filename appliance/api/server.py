@@ -45,6 +45,7 @@ from appliance.api.routing import Surface
 from appliance.api.showing import Showing
 from appliance.api.similarity import Similarity
 from appliance.api.similarity_changes import SimilarityChanges
+from appliance.api.snapshots import Snapshots
 from appliance.api.tasks import Tasks
 from appliance.api.training_images import TrainingImages
 from appliance.api.transfers import Transfers
@@ -120,6 +121,7 @@ class Server:
             ),
             Collections(parts.customers, parts.collections, parts.bundles),
             Aliases(parts.customers, parts.collections.aliases),
+            Snapshots(parts.collections),
             Transfers(parts.collections, parts.config.search),
             Feeds(parts.synchronisation),
             Oversight(parts.customers, parts.agreements, parts.audit),

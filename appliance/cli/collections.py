@@ -2,7 +2,7 @@
 
 import argparse
 
-from appliance.cli import transfers
+from appliance.cli import snapshots, transfers
 from appliance.cli.client import Operator, client, segment
 from appliance.cli.output import Output, table
 from appliance.cli.words import Words
@@ -34,6 +34,7 @@ def add(words: Words) -> None:
     removing = collections.verb("remove", client(_remove), "erase a collection and its records")
     removing.add_argument("id")
     transfers.add(collections)
+    snapshots.add(collections)
 
 
 async def _add(operator: Operator, arguments: argparse.Namespace) -> Output:

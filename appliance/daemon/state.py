@@ -128,8 +128,19 @@ async def open_state(
     tokens = await enter(Tokens(ledger, keys, customers, clock))
     agreements = await enter(Agreements(ledger, customers, clock))
     rotations = Rotations(ledger, keyring, customers, clock)
-    graphs = settings.state / "graphs"
-    collections = await enter(Collections(ledger, keyring, settings.search, clock, registry, graphs=graphs))
+    graphs, snapshots = settings.state / "graphs", settings.state / "snapshots"
+    collections = await enter(
+        Collections(
+            ledger,
+            keyring,
+            settings.search,
+            clock,
+            registry,
+            graphs=graphs,
+            snapshots=snapshots,
+            reserve_bytes=settings.health.min_free_bytes,
+        )
+    )
     bundles = await enter(
         Bundles(ledger, settings.state / "bundles", clock, trust=Trust(settings.bundles).check)
     )

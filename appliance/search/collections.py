@@ -40,11 +40,13 @@ from appliance.search.records import (
     check_name,
     check_recall,
 )
+from appliance.search.refilling import Refilling
 from appliance.search.residents import Residents
 from appliance.search.scans import Scans
 from appliance.search.scrub import Scrub
 from appliance.search.sealed import SealedGraphs
 from appliance.search.seals import ContainerId, Seals
+from appliance.search.snapshots import Snapshots
 from appliance.search.sync.feeds import carry_over
 from appliance.vault import Keyring
 
@@ -81,8 +83,13 @@ class Collections:
         registry: Registry,
         *,
         graphs: Path,
+        snapshots: Path,
+        reserve_bytes: int = 0,
     ) -> None:
-        """Graphs are kept in the folder `graphs`, which is made with the first."""
+        """Graphs and snapshots are kept in folders of their own, which are made with the first of each.
+
+        `reserve_bytes` stay free on the volume when a snapshot is made or restored.
+        """
         self._ledger = ledger
         self._keyring = keyring
         self._settings = settings
@@ -95,13 +102,20 @@ class Collections:
         self._files = GraphFiles(graphs)
         self._scans = Scans(registry)
         self._residents = Residents(settings.memory_bytes, registry)
-        self._erasing = Erasing(ledger, keyring, self._files)
+        self._erasing = Erasing(ledger, keyring, self._files, snapshots)
         self._stack = AsyncExitStack()
         self._known: weakref.WeakValueDictionary[CollectionId, OpenCollection] = weakref.WeakValueDictionary()
         """What anybody has open, in memory or not: a second one would not see the changes of the first."""
         self._changes = 0
         """Of rows that an `OpenCollection` is made from."""
         self._naming = asyncio.Lock()
+        refilling = Refilling(
+            ledger, keyring, settings, self._erasing, naming=self._naming, replaced=self._forget
+        )
+        self.snapshots = Snapshots(
+            ledger, keyring, settings, clock, refilling, folder=snapshots, reserve_bytes=reserve_bytes
+        )
+        """Collections as they were, to go back to."""
         self._damaged = Counter(
             "appliance_search_damaged_records",
             "Records found without a sound vector, id or metadata",
@@ -114,6 +128,7 @@ class Collections:
         self._stack.callback(self._scans.close)
         await self._stack.enter_async_context(self._residents)
         self._stack.push_async_callback(self._erasing.close)
+        self._stack.push_async_callback(self.snapshots.close)
         await seal_clear_rows(self._ledger, self._keyring)
         await names.fill_handles(self._ledger, self._keyring)
         await self._stack.enter_async_context(self.aliases)
@@ -129,7 +144,7 @@ class Collections:
                 entry.id,
             )
         await names.free(self._ledger, without_key)
-        await self._erasing.clear_files()
+        await self._erasing.clear_files({UUID(entry.container) for entry in every})
         self._erasing.empty_log_soon()  # of what a crash left there
         return self
 

@@ -1,6 +1,6 @@
 """The SQL of collections themselves: plain functions on a connection, within the caller's transaction."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from appliance.accounts.customers import CustomerId
@@ -121,6 +121,14 @@ def find_collection(
     return _entry(row)
 
 
+def same_collection(connection: Connection, entry: Entry) -> Entry:
+    """A collection as it is now. NotFound when it is gone, or was emptied since and has another key."""
+    now = find_collection(connection, entry.customer, entry.id)
+    if now.container != entry.container:
+        raise NotFound("no such collection")
+    return now
+
+
 def find_named(connection: Connection, customer: CustomerId, handle: bytes) -> Entry:
     """A customer's collection by its name's handle. Raises NotFound."""
     row = connection.execute(
@@ -160,6 +168,55 @@ def renew_collection(connection: Connection, old: int, new: Entry, tombstone: Co
     """Put an empty one in the place of a collection, which goes by `tombstone` until it is erased."""
     connection.execute("UPDATE collections SET id = ?, removed = 1 WHERE number = ?", (tombstone, old))
     add_collection(connection, new)
+
+
+def add_unseen(connection: Connection, new: Entry) -> int:
+    """A collection to be filled where nobody sees it, and to be shown then; its number.
+
+    It is marked as removed: what is left of it after a crash is erased by the next start.
+    """
+    add_collection(connection, replace(new, handle=None))
+    number: int = connection.last_insert_rowid()
+    mark_removed(connection, number)
+    return number
+
+
+def show_collection(connection: Connection, filled: Entry, next_label: int) -> None:
+    """Have a collection that was filled unseen be this one, for everybody, with its `count` of records."""
+    connection.execute(
+        "UPDATE collections SET id = ?, container = ?, name = ?, created_at = ?, count = ?, next_label = ?,"
+        " name_handle = ?, recall = ? WHERE number = ?",
+        (
+            filled.id,
+            filled.container,
+            filled.name,
+            filled.created_at,
+            filled.count,
+            next_label,
+            filled.handle,
+            filled.recall,
+            filled.number,
+        ),
+    )
+    connection.execute("UPDATE collections SET removed = 0 WHERE number = ?", (filled.number,))
+
+
+def step_aside(connection: Connection, old: Entry, tombstone: str) -> Entry:
+    """Take id and key from a collection in whose place another one comes; what is left of it, to be erased.
+
+    It goes by `tombstone`, which is no container of the keyring: the key goes on with the other one.
+    """
+    connection.execute(
+        "UPDATE collections SET id = ?1, container = ?1, removed = 1 WHERE number = ?2",
+        (tombstone, old.number),
+    )
+    return replace(old, id=CollectionId(tombstone), container=ContainerId(tombstone))
+
+
+def next_label(connection: Connection, number: int) -> int:
+    """The label that the next record gets."""
+    found: int = connection.execute("SELECT next_label FROM collections WHERE number = ?", (number,)).get
+    return found
 
 
 def mark_removed(connection: Connection, number: int) -> None:

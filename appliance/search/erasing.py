@@ -2,15 +2,19 @@
 
 import asyncio
 import logging
+from collections.abc import Set as AbstractSet
 from functools import partial
+from pathlib import Path
 from uuid import UUID
 
 from appliance.errors import StorageFailed, VolumeFull
 from appliance.ledger import Ledger
 from appliance.search import entries
+from appliance.search.container_files import keep_only
 from appliance.search.entries import Entry
 from appliance.search.graph_files import GraphFiles
 from appliance.vault import Keyring
+from appliance.volume import remove_tree
 
 _ROWS = 256
 """At once, so that others' writes get in between."""
@@ -23,10 +27,12 @@ _log = logging.getLogger(__name__)
 class Erasing:
     """The erasures that are under way; on the event loop only."""
 
-    def __init__(self, ledger: Ledger, keyring: Keyring, files: GraphFiles) -> None:
+    def __init__(self, ledger: Ledger, keyring: Keyring, files: GraphFiles, snapshots: Path) -> None:
+        """Snapshots are kept below the folder `snapshots`."""
         self._ledger = ledger
         self._keyring = keyring
         self._files = files
+        self._snapshots = snapshots
         self._erasures: set[asyncio.Task[None]] = set()
         self._emptying: asyncio.Task[None] | None = None
         self._left_in_log = False
@@ -41,10 +47,22 @@ class Erasing:
         task.add_done_callback(self._erasures.discard)
         return task
 
-    async def clear_files(self) -> None:
-        """Remove what a crash left of graphs, by an erasure or a write that it interrupted."""
+    async def clear_files(self, known: AbstractSet[UUID]) -> None:
+        """Remove what a crash left of graphs and snapshots, by an erasure or a write that it interrupted.
+
+        Snapshots of the containers `known` stay though no key opens them now: another keyring may.
+        """
+        held = {container for _, container, _ in self._keyring.containers()}
         try:
-            await self._files.keep_only({container for _, container, _ in self._keyring.containers()})
+            await self._files.keep_only(held)
+            await self._files.run(keep_only, self._snapshots, held | known)
+        except StorageFailed as error:
+            _log.error("what is left of old graphs and snapshots stays for now: %s", error)
+
+    async def remove_graphs(self, container: UUID) -> None:
+        """Remove the graphs of a collection that gets other records; one that stays is refused later."""
+        try:
+            await self._files.remove(container)
         except StorageFailed as error:
             _log.error("what is left of old graphs stays for now: %s", error)
 
@@ -71,6 +89,7 @@ class Erasing:
         try:
             await asyncio.to_thread(self._keyring.destroy, UUID(entry.customer), UUID(entry.container))
             await self._files.remove(UUID(entry.container))
+            await self._files.run(remove_tree, self._snapshots / UUID(entry.container).hex)
             while not await self._ledger.write(partial(entries.erase_some, number=entry.number, limit=_ROWS)):
                 pass
         except (StorageFailed, VolumeFull):

@@ -1,9 +1,8 @@
-"""Graphs at rest: what spares a start the building of them. FOLDER/<container>/<graph>, ids in hexadecimal.
+"""Graphs at rest: what spares a start the building of them. FOLDER/<container>/<graph>.
 
-A file is a sealed object (see `vault.sealed`) under the key of its collection:
+The files are as in `container_files`. The content of one is
 
-    length of the manifest u32 | manifest, msgpack
-    | labels of the nodes, i64, ascending | links (see `links`) | prints of the vectors, u32
+    labels of the nodes, i64, ascending | links (see `links`) | prints of the vectors, u32
 
 There is no vector in it: those are in the ledger, whence a deleted one is gone at once, and join the links as
 a graph is restored. So a file is also small, an eighth of its graph at 256 dimensions. By the prints, the
@@ -15,11 +14,10 @@ none. One thread does all that touches the disk, in the order in which it is ask
 
 import asyncio
 import logging
-import os
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,20 +26,17 @@ from uuid import UUID
 
 import msgspec
 
-from appliance.errors import SealBroken, StorageFailed, VolumeFull
+from appliance.errors import SealBroken
+from appliance.search.container_files import UNREADABLE, Reading, Writing, head, keep_only, listed, unlink
 from appliance.search.seals import Seals
-from appliance.vault import SealedFile, Sealer, sealed_size
-from appliance.volume import AtomicFile, failing_as_storage, remove_tree, sync_folder
+from appliance.vault import sealed_size
+from appliance.volume import remove_tree
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 FORMAT = 1
 PIECE = 1 << 20
-_LENGTH = 4
-_LONGEST_MANIFEST = 4096
-_FREE = 2
-"""So many times its size must be free for a file: a cache is not what fills the volume of the ledger."""
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +87,7 @@ class GraphFiles:
 
     async def keep_only(self, containers: Collection[UUID]) -> None:
         """Remove what a crash left: folders of no such container, and files that were never finished."""
-        await self.run(_keep_only, self._folder, {container.hex for container in containers})
+        await self.run(keep_only, self._folder, containers)
 
     async def remove(self, container: UUID) -> None:
         """Remove all files of a collection. Raises StorageFailed."""
@@ -122,12 +117,13 @@ class GraphFolder:
         Raises StorageFailed; VolumeFull, before anything is written, where too little is free.
         """
         graph = SavedGraph(uuid.uuid4(), manifest)
-        head = msgspec.msgpack.encode(manifest)
-        size = sealed_size(_LENGTH + len(head) + manifest.content)
-        file = _Writing(self._path, graph.id)
+        begin = head(manifest)
+        size = sealed_size(len(begin) + manifest.content)
+        file = Writing(self._path, graph.id)
         try:
-            await self._files.run(file.open, self._seals, size)
-            await self._files.run(file.write, len(head).to_bytes(_LENGTH, "big") + head)
+            # Twice its size: a cache is not what fills the volume of the ledger.
+            await self._files.run(file.open, self._seals, size, leaving=size)
+            await self._files.run(file.write, begin)
             async for piece in content:
                 await self._files.run(file.write, piece)
             await self._files.run(file.publish)
@@ -154,119 +150,26 @@ class GraphFolder:
     async def remove(self, *graphs: SavedGraph) -> None:
         """Remove files; those that are gone already are none. Raises StorageFailed."""
         if graphs:
-            await self._files.run(self._remove, [graph.id for graph in graphs])
+            await self._files.run(unlink, self._path, *(graph.id for graph in graphs))
 
     def _saved(self) -> list[SavedGraph]:
-        try:
-            names = sorted(path.name for path in self._path.iterdir())
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise StorageFailed(f"{self._path}: {error.strerror}") from error
         found = []
-        for name in names:
-            with suppress(ValueError):  # a draft, which the next start removes
-                graph = UUID(hex=name)
-                try:
-                    with closing(_Reading(self._path, graph)) as file:
-                        file.open(self._seals)
-                        found.append(SavedGraph(graph, file.manifest))
-                except SealBroken as error:
-                    _log.error("the saved graph %s is removed and will be built anew: %s", graph, error)
-                    self._remove([graph])
+        for graph in listed(self._path):
+            try:
+                with closing(_Reading(self._path, graph)) as file:
+                    file.open(self._seals)
+                    found.append(SavedGraph(graph, file.manifest))
+            except SealBroken as error:
+                _log.error("the saved graph %s is removed and will be built anew: %s", graph, error)
+                unlink(self._path, graph)
         return sorted(found, key=lambda one: (-one.manifest.through, one.manifest.size))
 
-    def _remove(self, graphs: list[UUID]) -> None:
-        with failing_as_storage(self._path):
-            for graph in graphs:
-                (self._path / graph.hex).unlink(missing_ok=True)
-            sync_folder(self._path)
 
-
-class _Writing:
-    """A file on its way, sealed as it comes; in the thread only."""
-
+class _Reading(Reading[Manifest]):
     def __init__(self, folder: Path, graph: UUID) -> None:
-        self._folder = folder
-        self._graph = graph
-        self._opened = ExitStack()
-
-    def open(self, seals: Seals, size: int) -> None:
-        folder = self._folder
-        self._sealer: Sealer = seals.sealer(self._graph)
-        with failing_as_storage(folder):
-            for path in (folder.parent, folder):
-                with suppress(FileExistsError):
-                    path.mkdir(mode=0o700)
-                    sync_folder(path.parent)
-            space = os.statvfs(folder)
-        if (free := space.f_bavail * space.f_frsize) < _FREE * size:
-            raise VolumeFull(f"{folder}: {free} bytes are free, and {_FREE * size} are needed")
-        self._file = self._opened.enter_context(closing(AtomicFile(folder / self._graph.hex)))
-        self._file.write(self._sealer.header)
-
-    def write(self, piece: bytes) -> None:
-        self._file.write(self._sealer.update(piece))
-
-    def publish(self) -> None:
-        self._file.write(self._sealer.finish())
-        self._file.publish()
-
-    def close(self) -> None:
-        self._opened.close()
-
-
-class _Reading:
-    """A file that is read; in the thread only."""
-
-    def __init__(self, folder: Path, graph: UUID) -> None:
-        self._path = folder / graph.hex
-        self._graph = graph
-        self._opened = ExitStack()
+        super().__init__(folder, graph, Manifest)
 
     def open(self, seals: Seals) -> None:
-        with failing_as_storage(self._path):
-            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            self._opened.callback(os.close, fd)
-            self._file: SealedFile = seals.sealed_file(fd, self._graph)
-            self.length = self._file.length
-            self.start = _LENGTH + self._manifest_bytes()
-            self.manifest = self._read_manifest()
-
-    def read(self, start: int, stop: int) -> memoryview:
-        with failing_as_storage(self._path):
-            return self._file.read(start, stop)
-
-    def close(self) -> None:
-        self._opened.close()
-
-    def _manifest_bytes(self) -> int:
-        length = int.from_bytes(self._file.read(0, min(_LENGTH, self.length)), "big")
-        if self.length < _LENGTH or length > min(_LONGEST_MANIFEST, self.length - _LENGTH):
-            raise SealBroken("it has no manifest")
-        return length
-
-    def _read_manifest(self) -> Manifest:
-        try:
-            manifest = msgspec.msgpack.decode(self._file.read(_LENGTH, self.start), type=Manifest)
-        except msgspec.MsgspecError:
-            raise SealBroken("it is of a format that this version does not read") from None
-        if manifest.format != FORMAT or manifest.content != self.length - self.start:
-            raise SealBroken("it is of a format that this version does not read")
-        return manifest
-
-
-def _keep_only(folder: Path, containers: Collection[str]) -> None:
-    try:
-        kept = list(os.scandir(folder))
-    except FileNotFoundError:
-        return
-    with failing_as_storage(folder):
-        for entry in kept:
-            if not entry.is_dir(follow_symlinks=False):
-                Path(entry).unlink()
-            elif entry.name not in containers:
-                remove_tree(Path(entry))
-            else:
-                for draft in Path(entry).glob(".*"):
-                    draft.unlink()
+        super().open(seals)
+        if self.manifest.format != FORMAT or self.manifest.content != self.length - self.start:
+            raise SealBroken(UNREADABLE)

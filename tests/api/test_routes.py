@@ -15,7 +15,8 @@ WIRE = [route for route in ROUTES if not route.problem]
 
 
 def concrete(route: Route) -> str:
-    path = route.path.replace("{id}", str(uuid.UUID(int=0)))
+    nothing = str(uuid.UUID(int=0))
+    path = route.path.replace("{id}", nothing).replace("{snapshot}", nothing)
     return path.replace("{name}", "a-name").replace("{version}", "1.2")
 
 

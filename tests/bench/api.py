@@ -237,9 +237,10 @@ async def fill(state: DemoState, vectors: Any) -> str:
     async with Ledger(state.folder, registry) as ledger:
         root = bytearray((state.folder / "root.key").read_bytes())
         keyring = await open_keyring(state.folder, ledger, root)
-        graphs, clock = state.folder / "graphs", time.time  # noqa: TID251
+        graphs, snapshots = state.folder / "graphs", state.folder / "snapshots"
+        clock = time.time  # noqa: TID251
         async with Collections(
-            ledger, keyring, config.Search(), clock, registry, graphs=graphs
+            ledger, keyring, config.Search(), clock, registry, graphs=graphs, snapshots=snapshots
         ) as collections:
             customer = CustomerId(row["customer"])
             made = await collections.add(actor, customer, f"bench {os.getpid()}", row["backbone"], DIM)

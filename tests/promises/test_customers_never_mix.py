@@ -8,7 +8,7 @@ import base64
 import json
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -107,6 +107,7 @@ class Victim:
     agreement: str
     stored: Stored
     pin: str = ""
+    snapshot: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     def target(self, route: Route) -> str:
         """The path with the victim's own id in it."""
@@ -134,7 +135,8 @@ class Victim:
             "collections/export": "?format=ndjson",
             "collections/import": "?on_conflict=replace&backbone=" + self.pin,
         }.get(f"{noun(route)}/{route.path.rsplit('/', 1)[1]}", "")
-        return route.path.replace("{id}", ids[noun(route)]) + query
+        path = route.path.replace("{id}", ids[noun(route)]).replace("{snapshot}", self.snapshot)
+        return path + query
 
     def body(self, route: Route, task: str) -> bytes | None:
         """What the route needs to act on the victim's things: everything that any route asks for at once."""
@@ -167,9 +169,7 @@ class Victim:
             managed: dict[str, dict[str, Any]] = {
                 "customers": {"name": "taken over"},
                 "tokens": owner,
-                "collections": {"url": f"{SHOP}/taken-over"}
-                if route.path.endswith("/source")
-                else {"name": "taken over", **owner},
+                "collections": self._of_collection(route, owner),
                 "aliases": {"collection": self.tenant.collection},
                 "bundles": {"path": "/nowhere"},
                 "agreements": {"customer": self.tenant.id, "kind": "training-data"},
@@ -177,6 +177,13 @@ class Victim:
             }
             document = managed[noun(route)]
         return json.dumps(document).encode()
+
+    def _of_collection(self, route: Route, owner: dict[str, Any]) -> dict[str, Any]:
+        if route.path.endswith("/source"):
+            return {"url": f"{SHOP}/taken-over"}
+        if route.path.endswith("/restore"):
+            return {"into": "taken over"}
+        return {"name": "taken over", **owner}
 
     def belongings(self, served: Served) -> object:
         """All that the victim can see of itself."""
@@ -190,9 +197,10 @@ class Victim:
             for route in SCOPED
             if route.method == "GET" and of_training(route) and "/model/" not in route.path
         ]
-        path = f"/appliance/v1/collections/{self.tenant.collection}/source"
-        source = site.call("GET", path, headers=headers)
-        return (records, requests, stored, source.document), [
+        collection = f"/appliance/v1/collections/{self.tenant.collection}"
+        parts = ("source", "snapshots")
+        of_it = [site.call("GET", f"{collection}/{part}", headers=headers).document for part in parts]
+        return (records, requests, stored, of_it), [
             site.call("GET", f"/appliance/v1/{name}", headers=headers).document
             for name in (*lists, f"datasets/{self.stored.ids['dataset']}")
         ]
@@ -233,7 +241,9 @@ def new_victim(served: Served, name: str) -> Victim:
     following = served.parts.synchronisation.set(ACTOR, tenant.id, CollectionId(tenant.collection), source)
     served.run(following)
     signing = served.parts.agreements.sign(ACTOR, tenant.id, Kind.TRAINING_DATA, await_acceptance=True)
-    return Victim(tenant, token.id, request.id, served.run(signing).id, stored, served.bundle.pin)
+    copying = served.parts.collections.snapshots.add(ACTOR, tenant.id, CollectionId(tenant.collection))
+    agreement, snapshot = served.run(signing).id, served.run(copying).id
+    return Victim(tenant, token.id, request.id, agreement, stored, served.bundle.pin, snapshot)
 
 
 def store(served: Served, tenant: Tenant) -> Stored:
@@ -353,6 +363,7 @@ def assert_nothing_leaks(answer: Reply, victim: Victim, *, known: frozenset[str]
         victim.token_id,
         victim.request,
         victim.agreement,
+        victim.snapshot,
         *victim.stored.ids.values(),
         SECRET,
     }

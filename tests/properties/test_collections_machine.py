@@ -5,6 +5,7 @@ import itertools
 import shutil
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -312,6 +313,40 @@ class Machine(RuleBasedStateMachine):
         assert (found.name, found.count) == (self.name, len(self.model))
 
 
+class SnapshotMachine(Machine):
+    """Exact mode, with snapshots that are made and restored in between."""
+
+    def __init__(self) -> None:
+        self.copies: list[tuple[str, dict[str, Kept]]] = []
+        super().__init__()
+
+    @precondition(lambda self: len(self.copies) < self.search_settings.max_snapshots)
+    @rule()
+    def snapshot(self) -> None:
+        made = self.run(self.things.collections.snapshots.add(ACTOR, None, self.identifier))
+        assert made.records == len(self.model)
+        self.copies.append((made.id, deepcopy(self.model)))
+
+    @precondition(lambda self: self.copies)
+    @rule(which=st.integers(0, 7))
+    def restore(self, which: int) -> None:
+        snapshot, model = self.copies[which % len(self.copies)]
+        self.run(self.things.collections.snapshots.restore(ACTOR, None, self.identifier, snapshot))
+        self.model = deepcopy(model)
+        self.run(self.reopen())
+
+    @precondition(lambda self: len(self.model) >= 10)
+    @rule()
+    def empty(self) -> None:
+        super().empty()
+        self.copies.clear()
+
+    @invariant()
+    def keeps_snapshots(self) -> None:
+        listed = self.run(self.things.collections.snapshots.list(None, self.identifier))
+        assert {one.id: one.records for one in listed} == {made: len(model) for made, model in self.copies}
+
+
 class GraphMachine(Machine):
     """With a graph, however small the collection: as near as brute force finds, and measured exactly."""
 
@@ -400,6 +435,12 @@ def run_machine(machine: type[Machine], parent: Path, steps: int) -> None:
 @pytest.mark.parametrize("steps", [500, pytest.param(10_000, marks=pytest.mark.full)])
 def test_a_collection_is_a_dict_with_exact_search(tmp_path: Path, steps: int) -> None:
     run_machine(Machine, tmp_path, steps)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("steps", [200, pytest.param(10_000, marks=pytest.mark.full)])
+def test_a_snapshot_brings_back_the_dict_of_then(tmp_path: Path, steps: int) -> None:
+    run_machine(SnapshotMachine, tmp_path, steps)
 
 
 @pytest.mark.timeout(3600)

@@ -102,3 +102,22 @@ def test_records_leave_with_their_customers_token_alone(
     assert "no such collection" in refused(state, *words)
     assert not target.exists()
     assert "jsonl" in refused(state, "export", theirs, str(tmp_path / "target"), "--token-file", str(token))
+
+
+def test_a_snapshot_is_made_listed_restored_and_removed(
+    state: DemoState, customer: str, tmp_path: Path
+) -> None:
+    made, array = collection(state, customer, "copied"), tmp_path / "vectors.npy"
+    np.save(array, VECTORS[:300])
+    state.ask("collection", "import", made, str(array), "--backbone", PIN)
+    snapshot = state.ask("collection", "snapshot", "add", made)
+    assert snapshot["records"] == 300
+    assert state.ask("collection", "snapshot", "list", made)["snapshots"] == [snapshot]
+    state.ask("collection", "import", made, str(array), "--backbone", PIN, "--prefix", "again-")
+    restored = state.ask("collection", "snapshot", "restore", made, snapshot["id"])
+    assert (restored["id"], restored["count"]) == (made, 300)
+    beside = state.ask("collection", "snapshot", "restore", made, snapshot["id"], "--into", "beside")
+    assert (beside["name"], beside["count"]) == ("beside", 300)
+    assert "no such snapshot" in refused(state, "snapshot", "restore", beside["id"], snapshot["id"])
+    assert state.ask("collection", "snapshot", "remove", made, snapshot["id"])["removed"]
+    assert state.ask("collection", "snapshot", "list", made)["snapshots"] == []

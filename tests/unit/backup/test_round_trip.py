@@ -133,9 +133,11 @@ async def test_tokens_and_collections_go_on(open_stand: Stand, shelf: Shelf, tmp
 
 
 def _collections(at: Stand) -> Collections:
-    graphs = at.state / "graphs"
+    graphs, snapshots = at.state / "graphs", at.state / "snapshots"
     registry = metrics.create()
-    return Collections(at.ledger, at.keyring, config.Search(), at.clock, registry, graphs=graphs)
+    return Collections(
+        at.ledger, at.keyring, config.Search(), at.clock, registry, graphs=graphs, snapshots=snapshots
+    )
 
 
 async def _collection(at: Stand, name: str) -> CollectionId:

@@ -1,0 +1,295 @@
+"""Snapshots: a collection as it was at one moment, to go back to or to fill another one with.
+
+A snapshot is a file on the volume of the state (see `snapshot_files`), sealed under its collection's key:
+who removes or empties the collection destroys what opens its snapshots, and they go with it. The files are
+all that is known of them: a copy of the ledger without them lacks nothing that it speaks of. What is made or
+removed is in the audit log first.
+"""
+
+import asyncio
+import threading
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NewType, TypeVar
+from uuid import UUID
+
+from appliance import config
+from appliance.accounts.audit import Actor, Event, record
+from appliance.accounts.customers import CustomerId
+from appliance.errors import CapacityExceeded, Conflict, NotFound, SealBroken, StorageFailed
+from appliance.ledger import Connection, Ledger
+from appliance.search import copying, entries
+from appliance.search.container_files import Writing, require_free
+from appliance.search.copying import Stored
+from appliance.search.entries import Entry
+from appliance.search.records import Collection, CollectionId, check_name
+from appliance.search.refilling import Content, Refilling
+from appliance.search.seals import Seals
+from appliance.search.snapshot_files import Manifest, SavedSnapshot, SnapshotFolder, SnapshotReading, encode
+from appliance.vault import Keyring
+
+SnapshotId = NewType("SnapshotId", str)
+
+T = TypeVar("T")
+
+Noting = Callable[..., Callable[[Connection], None]]
+"""Makes the row of the audit log, with what else it shall tell."""
+
+_AT_ONCE = 256
+"""Records of one batch, which is a transaction when it is restored."""
+_HELD = 16 << 20
+"""Bytes of a batch, about, where records are large."""
+_GROWTH = 2
+"""So many times its size must be free to restore one: it joins the ledger before anything leaves it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot of a collection, `bytes` as it rests; `created_at` in unix milliseconds.
+
+    When, and how many records, is None of one that is damaged: it cannot be restored.
+    """
+
+    id: SnapshotId
+    collection: CollectionId
+    created_at: int | None
+    records: int | None
+    bytes: int
+
+
+class Snapshots:
+    """The snapshots of all collections.
+
+    Everything raises NotFound for a collection that does not exist, is another customer's (None: anybody's),
+    or is removed meanwhile, and for a snapshot that the collection does not have; StorageFailed. What was
+    begun goes on to its end when its caller is cancelled.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        keyring: Keyring,
+        settings: config.Search,
+        clock: Callable[[], float],
+        refilling: Refilling,
+        *,
+        folder: Path,
+        reserve_bytes: int,
+    ) -> None:
+        """`folder` is made with the first snapshot; `reserve_bytes` stay free on its volume."""
+        self._ledger = ledger
+        self._keyring = keyring
+        self._settings = settings
+        self._clock = clock
+        self._refilling = refilling
+        self._folder = folder
+        self._reserve = reserve_bytes
+        self._making = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ending = threading.Event()
+
+    async def close(self) -> None:
+        """Interrupt what is under way; of a snapshot or a restored collection there is all or nothing."""
+        self._ending.set()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def add(self, actor: Actor, customer: CustomerId | None, collection: CollectionId) -> Snapshot:
+        """Copy all records as they are at one moment, durably and audited; one collection after the other.
+
+        Raises CapacityExceeded when the collection has as many as it may, VolumeFull where too little would
+        stay free, Conflict when a record is damaged.
+        """
+        return await self._to_its_end(self._add(actor, customer, collection))
+
+    async def list(self, customer: CustomerId | None, collection: CollectionId) -> list[Snapshot]:
+        """The oldest first."""
+        entry, folder = await self._found(customer, collection)
+        return [_snapshot(entry, one) for one in await asyncio.to_thread(folder.saved)]
+
+    async def remove(
+        self, actor: Actor, customer: CustomerId | None, collection: CollectionId, snapshot: str
+    ) -> None:
+        """Remove a snapshot, durably and audited; the collection stays as it is."""
+        entry, folder = await self._found(customer, collection)
+        identity = _identity(snapshot)
+        await asyncio.to_thread(folder.require, identity)
+        await self._ledger.write(self._note(actor, Event.SNAPSHOT_REMOVE, entry, identity))
+        await asyncio.to_thread(folder.remove, identity)
+
+    async def restore(
+        self, actor: Actor, customer: CustomerId | None, collection: CollectionId, snapshot: str
+    ) -> None:
+        """Put a snapshot's records in the place of all that its collection has, durably and audited.
+
+        All or nothing: every call that begins before this is durable is about the records of before, every
+        later one about those of the snapshot, in their order of then. One that is under way on those of
+        before may fail with NotFound. Name, recall, aliases, feed and snapshots stay. Returns when the
+        records of before are erased. Raises Conflict for a snapshot that is damaged, or of another backbone
+        or dimension; CapacityExceeded, VolumeFull. All of these change nothing.
+        """
+
+        async def fill(entry: Entry, content: Content, note: Noting) -> asyncio.Future[None]:
+            return await self._refilling.replace(entry, content, note())
+
+        erased = await self._to_its_end(self._restore(actor, customer, collection, snapshot, fill))
+        await asyncio.shield(erased)
+
+    async def restore_into(
+        self, actor: Actor, customer: CustomerId | None, collection: CollectionId, snapshot: str, name: str
+    ) -> CollectionId:
+        """Have a new collection of a snapshot's records, of the same customer, backbone and recall.
+
+        It is there with all of them, or not at all. Raises as `restore`, InvalidInput for the name, Conflict
+        when the customer has a collection of this name.
+        """
+        given = check_name(name)
+
+        async def fill(entry: Entry, content: Content, note: Noting) -> CollectionId:
+            into = Collection(
+                CollectionId(str(uuid.uuid4())),
+                entry.customer,
+                given,
+                entry.backbone,
+                entry.dim,
+                self._now(),
+                content.records,
+                entry.recall,
+            )
+            await self._refilling.add(into, content, note(into=into.id))
+            return into.id
+
+        return await self._to_its_end(self._restore(actor, customer, collection, snapshot, fill))
+
+    async def _add(self, actor: Actor, customer: CustomerId | None, collection: CollectionId) -> Snapshot:
+        async with self._making:
+            entry, folder = await self._found(customer, collection)
+            most = self._settings.max_snapshots
+            if await asyncio.to_thread(folder.count) >= most:
+                fix = "remove one, or raise [search] max_snapshots"
+                raise CapacityExceeded(f"a collection has at most {most} snapshots: {fix}")
+            identity = uuid.uuid4()
+            file = folder.writing(identity)
+            try:
+                manifest = await asyncio.to_thread(self._copy, entry, folder, file)
+                note = self._note(actor, Event.SNAPSHOT_ADD, entry, identity, records=manifest.records)
+                await self._ledger.write(note)
+                await asyncio.to_thread(file.publish)
+            except SealBroken as error:
+                await self._ledger.read(partial(entries.same_collection, entry=entry))  # else its key is gone
+                raise Conflict(
+                    f"{error}: a snapshot has every record or is none; delete or replace what the log names"
+                    " as damaged, or restore a backup"
+                ) from None
+            finally:
+                await asyncio.to_thread(file.close)
+        return _snapshot(entry, SavedSnapshot(identity, file.size, manifest))
+
+    def _copy(self, entry: Entry, folder: SnapshotFolder, file: Writing) -> Manifest:
+        """Write the file of a collection as it is now, all but its end; in a thread."""
+        seals = self._seals(entry)
+        batch = max(1, min(_AT_ONCE, _HELD // (self._settings.max_metadata_bytes + 4 * entry.dim)))
+        with self._ledger.reading() as connection:
+            connection.execute("BEGIN")  # all of one moment
+            now = entries.same_collection(connection, entry)
+            label = entries.next_label(connection, now.number)
+            manifest = Manifest(now.backbone, now.dim, now.count, label, self._now())
+            folder.begin(file, manifest, copying.sealed_bytes(connection, now.number), self._reserve)
+            copied, last = 0, -1
+            while some := copying.read(connection, seals, now.number, now.dim, last, batch):
+                self._go_on()
+                file.write(encode(some))
+                copied, last = copied + len(some.labels), int(some.labels[-1])
+            if copied != now.count:
+                raise SealBroken(f"{now.count - copied} records are missing")
+        return manifest
+
+    async def _restore(
+        self,
+        actor: Actor,
+        customer: CustomerId | None,
+        collection: CollectionId,
+        snapshot: str,
+        fill: Callable[[Entry, Content, Noting], Awaitable[T]],
+    ) -> T:
+        entry, folder = await self._found(customer, collection)
+        identity = _identity(snapshot)
+        try:
+            file = await asyncio.to_thread(folder.opened, identity)
+            try:
+                manifest = file.manifest
+                if (manifest.backbone, manifest.dim) != (entry.backbone, entry.dim):
+                    raise Conflict(
+                        f"the snapshot is of {manifest.dim} dimensions of {manifest.backbone}, the collection"
+                        f" of {entry.dim} of {entry.backbone}: their vectors cannot be compared"
+                    )
+                await asyncio.to_thread(require_free, self._folder, _GROWTH * file.size + self._reserve)
+                content = Content(manifest.records, manifest.next_label, self._batches(file))
+                noting = partial(
+                    self._note, actor, Event.SNAPSHOT_RESTORE, entry, identity, records=manifest.records
+                )
+                return await fill(entry, content, noting)
+            finally:
+                await asyncio.to_thread(file.close)
+        except SealBroken as error:
+            raise Conflict(f"the snapshot cannot be restored, nothing was changed: {error}") from None
+
+    async def _batches(self, file: SnapshotReading) -> AsyncGenerator[Stored]:
+        while (some := await asyncio.to_thread(file.batch)) is not None:
+            self._go_on()
+            yield some
+
+    def _go_on(self) -> None:
+        if self._ending.is_set():
+            raise StorageFailed("the appliance stops; nothing was changed")
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def _found(
+        self, customer: CustomerId | None, collection: CollectionId
+    ) -> tuple[Entry, SnapshotFolder]:
+        find = partial(entries.find_collection, customer=customer, id=collection)
+        entry = await self._ledger.read(find)
+        return entry, SnapshotFolder(self._folder, self._seals(entry))
+
+    def _note(
+        self, actor: Actor, event: Event, entry: Entry, snapshot: UUID, **details: object
+    ) -> Callable[[Connection], None]:
+        """The row of the audit log, in the transaction that it is called in."""
+
+        def act(connection: Connection) -> None:
+            entries.same_collection(connection, entry)
+            told = {"snapshot": str(snapshot), **details}
+            record(connection, self._now(), actor, event, entry.customer, entry.id, told)
+
+        return act
+
+    def _seals(self, entry: Entry) -> Seals:
+        return Seals(self._keyring, entry.customer, entry.container)
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)
+
+
+def _identity(snapshot: str) -> UUID:
+    try:
+        return UUID(snapshot)
+    except ValueError:
+        raise NotFound("the collection has no such snapshot") from None
+
+
+def _snapshot(entry: Entry, saved: SavedSnapshot) -> Snapshot:
+    manifest = saved.manifest
+    return Snapshot(
+        SnapshotId(str(saved.id)),
+        entry.id,
+        None if manifest is None else manifest.created_at,
+        None if manifest is None else manifest.records,
+        saved.size,
+    )
