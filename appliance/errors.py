@@ -41,6 +41,14 @@ class BackupInvalid(ApplianceError):
         self.problems = problems
 
 
+class AuditBroken(ApplianceError):
+    """The audit log is not what was signed; `findings` names everything in question."""
+
+    def __init__(self, findings: list[str]) -> None:
+        super().__init__("\n".join(findings))
+        self.findings = findings
+
+
 class StorageFailed(ApplianceError):
     """The ledger or the volume refused a write or a sync; nothing of the request was kept."""
 

@@ -25,6 +25,7 @@ from appliance.accounts.audit import Actor, AuditLog, Entry, entries
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Scope, Tokens
+from appliance.accounts.transparency.tree import AuditTree
 from appliance.api.parts import Parts
 from appliance.api.server import Server
 from appliance.asynchronous.requests import Requests
@@ -304,6 +305,7 @@ class Served:
             tokens=tokens,
             agreements=agreements,
             audit=AuditLog(ledger),
+            audit_tree=await enter(AuditTree(ledger, keys, self._folder)),
             rotations=Rotations(ledger, keyring, customers, lambda: self.clock),
             collections=collections,
             replies=Replies(ledger, keyring, lambda: self.clock),

@@ -1,11 +1,12 @@
 """The audit log: a row for every act, written in the act's own transaction and never changed."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, cast
+from typing import Any, Literal
 
-from appliance.errors import Forbidden
+from appliance.errors import Forbidden, StorageFailed
 from appliance.ledger import Connection, Ledger
 
 ActorKind = Literal["token", "operator", "system"]
@@ -108,19 +109,63 @@ class Entry:
     details: dict[str, object]
 
 
+class EntryDamaged(StorageFailed):
+    """A row of the log is nothing that was ever written: something else than the appliance has changed it."""
+
+    def __init__(self, seq: int, reason: str) -> None:
+        super().__init__(f"entry {seq} of the audit log is damaged: {reason}; see `appliance audit verify`")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which entries are meant: all of them, less what each field that is set leaves out.
+
+    `since` and `until` are unix milliseconds; `until` itself is left out.
+    """
+
+    customer: str | None = None
+    events: tuple[Event, ...] = ()
+    subject: str | None = None
+    since: int | None = None
+    until: int | None = None
+
+    def where(self) -> tuple[str, list[str | int]]:
+        """The condition on rows of the table, and its bindings."""
+        terms: list[str] = ["TRUE"]
+        bindings: list[str | int] = []
+        for term, value in (
+            ("customer = ?", self.customer),
+            ("subject = ?", self.subject),
+            ("time >= ?", self.since),
+            ("time < ?", self.until),
+        ):
+            if value is not None:
+                terms.append(term)
+                bindings.append(value)
+        if self.events:
+            terms.append(f"event IN ({', '.join('?' * len(self.events))})")
+            bindings += [event.value for event in self.events]
+        return " AND ".join(terms), bindings
+
+
 class AuditLog:
     """The log as it is read; it is written by each act for itself."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    async def entries(self, customer: str | None = None, *, after: int = 0, limit: int = 1000) -> list[Entry]:
-        """As the function `entries`, within one snapshot of the ledger."""
+    async def entries(self, chosen: Selection, *, after: int = 0, limit: int = 1000) -> list[Entry]:
+        """As the function `selected`, within one snapshot of the ledger."""
         return await self._ledger.read(
-            lambda connection: entries(connection, customer, after=after, limit=limit)
+            lambda connection: selected(connection, chosen, after=after, limit=limit)
         )
 
 
+# As bytes: see `rows`.
+_COLUMNS = (
+    "seq, time, CAST(actor_kind AS BLOB), CAST(actor_id AS BLOB), CAST(request AS BLOB), CAST(event AS BLOB),"
+    " CAST(customer AS BLOB), CAST(subject AS BLOB), CAST(details AS BLOB)"
+)
 _IS_SUSPENDED = "SELECT suspended_at IS NOT NULL FROM customers WHERE id = ?"
 
 
@@ -153,22 +198,42 @@ def entries(
     connection: Connection, customer: str | None = None, *, after: int = 0, limit: int = 1000
 ) -> list[Entry]:
     """Rows with seq > `after`, ascending, at most `limit`; of one customer, or of all with None."""
-    rows = connection.execute(
-        "SELECT seq, time, actor_kind, actor_id, request, event, customer, subject, details FROM audit"
-        " WHERE seq > ?1 AND (?2 IS NULL OR customer = ?2) ORDER BY seq LIMIT ?3",
-        (after, customer, limit),
+    return selected(connection, Selection(customer), after=after, limit=limit)
+
+
+def selected(connection: Connection, chosen: Selection, *, after: int = 0, limit: int = 1000) -> list[Entry]:
+    """As `entries`, of those that are chosen. Raises EntryDamaged."""
+    return [_entry(row) for row in rows(connection, chosen, after=after, limit=limit)]
+
+
+def rows(connection: Connection, chosen: Selection, *, after: int, limit: int) -> Iterator[tuple[Any, ...]]:
+    """The columns seq, time, actor_kind, actor_id, request, event, customer, subject and details.
+
+    Texts come as bytes: what a damaged disk made of one need not be a text. `limit` is -1 for all.
+    """
+    where, bindings = chosen.where()
+    return connection.execute(
+        f"SELECT {_COLUMNS} FROM audit WHERE seq > ? AND {where} ORDER BY seq LIMIT ?",  # noqa: S608
+        (after, *bindings, limit),
     )
-    return [_entry(row) for row in rows]
 
 
-def _entry(row: tuple[object, ...]) -> Entry:
+def _entry(row: tuple[Any, ...]) -> Entry:
     seq, time, kind, actor_id, request, event, customer, subject, details = row
-    return Entry(
-        seq=cast("int", seq),
-        time=cast("int", time),
-        actor=Actor(cast("ActorKind", kind), cast("str", actor_id), cast("str | None", request)),
-        event=Event(cast("str", event)),
-        customer=cast("str | None", customer),
-        subject=cast("str | None", subject),
-        details=json.loads(cast("str", details)),
-    )
+    try:
+        return Entry(
+            seq=seq,
+            time=time,
+            actor=Actor(kind.decode(), actor_id.decode(), text(request)),
+            event=Event(event.decode()),
+            customer=text(customer),
+            subject=text(subject),
+            details=json.loads(details),
+        )
+    except ValueError:
+        raise EntryDamaged(seq, "it is nothing that was ever written") from None
+
+
+def text(column: bytes | None) -> str | None:
+    """Of a column that may be NULL. Raises UnicodeDecodeError."""
+    return None if column is None else column.decode()

@@ -8,6 +8,7 @@ from appliance.accounts.audit import Event
 from appliance.accounts.tokens import Scope
 from appliance.api.aliases import Aliases
 from appliance.api.answers import Answer
+from appliance.api.audit import Audit
 from appliance.api.backups import Backups
 from appliance.api.call import Call
 from appliance.api.collections import Collections
@@ -63,7 +64,15 @@ def _oversight() -> tuple[Route, ...]:
         _managed("GET", "/agreements", Oversight.list_agreements, _ADMIN),
         _managed("POST", f"{agreement}/accept", Oversight.accept_agreement, _ADMIN, Event.AGREEMENT_ACCEPT),
         _managed("DELETE", agreement, Oversight.revoke_agreement, _ADMIN, Event.AGREEMENT_REVOKE),
-        _managed("GET", "/audit", Oversight.list_audit, _ADMIN),
+    )
+
+
+def _audit() -> tuple[Route, ...]:
+    return (
+        _managed("GET", "/audit", Audit.list_entries, _ADMIN),
+        _managed("GET", "/audit/export", Audit.export, _ADMIN),
+        _managed("GET", "/audit/checkpoint", Audit.checkpoint, _ADMIN),
+        _managed("GET", "/audit/proof", Audit.proof, _ADMIN),
     )
 
 
@@ -154,6 +163,7 @@ def _keys() -> tuple[Route, ...]:
 MANAGEMENT_ROUTES: tuple[Route, ...] = (
     *_accounts(),
     *_oversight(),
+    *_audit(),
     *_search(),
     *_datasets(),
     *_bundles(),

@@ -1,18 +1,12 @@
-"""`/appliance/v1`: what a customer has agreed to, and the log of what was done with what is its own."""
+"""`/appliance/v1/agreements`: what a customer has agreed to."""
 
 import msgspec
 
 from appliance.accounts.agreements import Agreement, AgreementId, Agreements, parse_kind
-from appliance.accounts.audit import AuditLog, Entry
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.api.answers import Answer, moment
 from appliance.api.call import Call
-from appliance.api.payload import integer
 from appliance.errors import Forbidden
-
-PAGE = 100
-MAX_PAGE = 1000
-_LAST = (1 << 63) - 1
 
 
 class NewAgreement(msgspec.Struct, forbid_unknown_fields=True):
@@ -22,12 +16,11 @@ class NewAgreement(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Oversight:
-    """The handlers of agreements and of the audit log."""
+    """The handlers of agreements."""
 
-    def __init__(self, customers: Customers, agreements: Agreements, audit: AuditLog) -> None:
+    def __init__(self, customers: Customers, agreements: Agreements) -> None:
         self._customers = customers
         self._agreements = agreements
-        self._audit = audit
 
     async def sign_agreement(self, call: Call) -> Answer:
         asked = call.document(NewAgreement)
@@ -56,16 +49,6 @@ class Oversight:
         await self._agreements.revoke(call.actor, owner, AgreementId(call.parameters["id"]))
         return Answer(status=204)
 
-    async def list_audit(self, call: Call) -> Answer:
-        """Entries after `after`, oldest first; `next` is the `after` of the page that follows, if any."""
-        customer = await call.listed(self._customers)
-        after = integer(call.query.get("after"), "after", 0, 0, _LAST)
-        limit = integer(call.query.get("limit"), "limit", PAGE, 1, MAX_PAGE)
-        found = await self._audit.entries(customer, after=after, limit=limit + 1)
-        page = found[:limit]
-        following = page[-1].seq if len(found) > limit else None
-        return Answer({"entries": [_entry(entry) for entry in page], "next": following})
-
 
 def _agreement(agreement: Agreement) -> dict[str, object]:
     return {
@@ -76,17 +59,4 @@ def _agreement(agreement: Agreement) -> dict[str, object]:
         "signed_at": moment(agreement.signed_at),
         "active_at": moment(agreement.active_at),
         "revoked_at": moment(agreement.revoked_at),
-    }
-
-
-def _entry(entry: Entry) -> dict[str, object]:
-    return {
-        "seq": entry.seq,
-        "time": moment(entry.time),
-        "event": entry.event,
-        "actor": {"kind": entry.actor.kind, "id": entry.actor.id},
-        "request": entry.actor.request,
-        "customer": entry.customer,
-        "subject": entry.subject,
-        "details": entry.details,
     }

@@ -8,6 +8,7 @@ from appliance.accounts.audit import AuditLog
 from appliance.accounts.customers import Customers
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
+from appliance.accounts.transparency.tree import AuditTree
 from appliance.asynchronous.requests import Requests
 from appliance.asynchronous.webhooks import Webhooks
 from appliance.backup.source import Backups
@@ -38,6 +39,7 @@ class Parts:
     tokens: Tokens
     agreements: Agreements
     audit: AuditLog
+    audit_tree: AuditTree
     rotations: Rotations
     collections: Collections
     replies: Replies

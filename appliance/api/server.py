@@ -17,6 +17,7 @@ from appliance.api.account import Account
 from appliance.api.aliases import Aliases
 from appliance.api.annotate import Annotate
 from appliance.api.asynchronous import Asynchronous
+from appliance.api.audit import Audit
 from appliance.api.backups import Backups
 from appliance.api.body import Bodies
 from appliance.api.call import Measures
@@ -124,7 +125,8 @@ class Server:
             Snapshots(parts.collections),
             Transfers(parts.collections, parts.config.search),
             Feeds(parts.synchronisation),
-            Oversight(parts.customers, parts.agreements, parts.audit),
+            Oversight(parts.customers, parts.agreements),
+            Audit(parts.customers, parts.audit, parts.audit_tree),
             KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),
             Backups(parts.backups),

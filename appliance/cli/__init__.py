@@ -18,6 +18,7 @@ from pathlib import Path
 
 from appliance.cli import (
     agreements,
+    audit,
     backups,
     bundles,
     collections,
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     root.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"default {DEFAULT_CONFIG}")
     root.add_argument("--json", action="store_true", help="one JSON document on stdout")
     words = Words(root, "COMMAND")
-    nouns = (serving, residency, customers, agreements, collections, datasets, bundles, keys, backups)
+    nouns = (serving, residency, customers, agreements, audit, collections, datasets, bundles, keys, backups)
     for group in nouns:
         group.add(words)
     return root

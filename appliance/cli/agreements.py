@@ -1,4 +1,4 @@
-"""`agreement` and `audit`."""
+"""`agreement`."""
 
 import argparse
 
@@ -8,7 +8,7 @@ from appliance.cli.words import Words
 
 
 def add(words: Words) -> None:
-    """The verbs of agreements and of the audit log."""
+    """The verbs of agreements."""
     agreements = words.noun("agreement", "what a customer allows to be done with what it sends")
     sign = agreements.verb("sign", client(_sign), "record a contract that both sides have signed")
     sign.add_argument("customer", help="id or name")
@@ -19,12 +19,6 @@ def add(words: Words) -> None:
     listing = agreements.verb("list", client(_list), "agreements, revoked ones included")
     listing.add_argument("customer", nargs="?", help="id or name; default: of all")
     agreements.verb("revoke", client(_revoke), "end an agreement from now on").add_argument("id")
-
-    audit = words.noun("audit", "the log of what was done")
-    entries = audit.verb("list", client(_list_audit), "entries of the log, oldest first, a page at a time")
-    entries.add_argument("--customer", metavar="CUSTOMER", help="id or name; default: of all")
-    entries.add_argument("--after", type=int, metavar="SEQ", help="go on after this entry")
-    entries.add_argument("--limit", type=int, metavar="N", help="entries of the page; default 100")
 
 
 async def _sign(operator: Operator, arguments: argparse.Namespace) -> Output:
@@ -44,16 +38,3 @@ async def _list(operator: Operator, arguments: argparse.Namespace) -> Output:
 async def _revoke(operator: Operator, arguments: argparse.Namespace) -> Output:
     await operator.call("DELETE", f"/agreements/{segment(arguments.id, 'agreement')}")
     return Output({"id": arguments.id, "revoked": True}, f"agreement {arguments.id} is revoked")
-
-
-async def _list_audit(operator: Operator, arguments: argparse.Namespace) -> Output:
-    query = await operator.of_customer(arguments.customer)
-    for name in ("after", "limit"):
-        if (value := getattr(arguments, name)) is not None:
-            query[name] = str(value)
-    answer = await operator.call("GET", "/audit", query=query)
-    rows = [entry | {"actor": " ".join(entry["actor"].values())} for entry in answer["entries"]]
-    text = table(rows, "seq", "time", "event", "actor", "customer", "subject")
-    if answer["next"] is not None:
-        text += f"\nmore: --after {answer['next']}"
-    return Output(answer, text)

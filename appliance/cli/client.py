@@ -61,7 +61,12 @@ class Operator:
             return document
 
     async def stream(
-        self, method: str, path: str, *, query: Mapping[str, str] | None = None, token: str | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
+        token: str | None = None,
     ) -> AsyncIterator[bytes]:
         """The answer as it comes; raises Refused as `call`, and when it ends before its end.
 

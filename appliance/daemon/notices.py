@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from appliance import config
 from appliance.accounts.rotations import Rotations
+from appliance.accounts.transparency.tree import AuditTree
 from appliance.daemon.state import State
 from appliance.datasets.images import Images
 from appliance.health import Finding
@@ -25,6 +26,7 @@ def found(
         *_of_images(images),
         *_of_collections(state.collections.scrub),
         *_of_feeds(synchronisation),
+        *_of_audit(state.audit_tree),
         *_of_keys(state.rotations),
     ]
 
@@ -71,6 +73,11 @@ def _of_feeds(synchronisation: Synchronisation) -> Iterator[Finding]:
     if asking := synchronisation.asking:
         message = f"{asking} feeds have lost many items: their customers confirm it, or put them right"
         yield Finding("notice", "search.feeds", message)
+
+
+def _of_audit(tree: AuditTree) -> Iterator[Finding]:
+    if tree.finding is not None:
+        yield Finding("degraded", "audit.log", f"the audit log is not signed any further: {tree.finding}")
 
 
 def _of_keys(rotations: Rotations) -> Iterator[Finding]:

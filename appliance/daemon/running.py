@@ -136,6 +136,7 @@ class Daemon:
         _tell("opening the state folder")
         self._state = state = await open_state(stack, settings, self._declared, registry)
         await self._record(audit.Event.DAEMON_START, {"version": VERSION, "profile": settings.profile})
+        await enter(state.audit_tree)
         _tell("starting the decoders")
         decoders = await enter(Decoders(settings.recognition, registry))
         _tell("starting the devices")

@@ -12,6 +12,7 @@ from appliance.accounts.audit import AuditLog
 from appliance.accounts.customers import Customers
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
+from appliance.accounts.transparency.tree import AuditTree
 from appliance.api.parts import Parts
 from appliance.asynchronous.requests import Requests
 from appliance.asynchronous.webhooks import Webhooks
@@ -49,6 +50,7 @@ class State:
     customers: Customers
     tokens: Tokens
     agreements: Agreements
+    audit_tree: AuditTree
     rotations: Rotations
     collections: Collections
     bundles: Bundles
@@ -77,6 +79,7 @@ class State:
             tokens=self.tokens,
             agreements=self.agreements,
             audit=AuditLog(self.ledger),
+            audit_tree=self.audit_tree,
             rotations=self.rotations,
             collections=self.collections,
             replies=Replies(self.ledger, self.keyring, clock),
@@ -145,6 +148,7 @@ async def open_state(
         Bundles(ledger, settings.state / "bundles", clock, trust=Trust(settings.bundles).check)
     )
     # What acts by itself stays closed: the daemon opens it.
+    audit_tree = AuditTree(ledger, keys, settings.state)
     requests = Requests(ledger, keys, clock, settings.requests.keep_seconds)
     outbound = Outbound(declared, registry)
     webhooks = Webhooks(requests, outbound, keys, clock)
@@ -155,6 +159,7 @@ async def open_state(
         customers=customers,
         tokens=tokens,
         agreements=agreements,
+        audit_tree=audit_tree,
         rotations=rotations,
         collections=collections,
         bundles=bundles,

@@ -23,6 +23,23 @@ T = TypeVar("T")
 _READERS = 2
 
 
+@contextmanager
+def looking_into(folder: Path) -> Iterator[Connection]:
+    """The ledger of a folder at one moment, whether a daemon has it open or not; it cannot be written.
+
+    Raises StorageFailed, also for what its statements raise within the block.
+    """
+    path = folder / "ledger.db"
+    connection = open_reader(path)
+    try:
+        connection.execute("BEGIN")
+        yield connection
+    except STORAGE_ERRORS as error:
+        raise StorageFailed(f"{path}: {error}") from error
+    finally:
+        connection.close(True)
+
+
 class Ledger:
     """The file FOLDER/ledger.db, open between `async with`; the folder must exist and be ours (StateLock).
 

@@ -117,6 +117,8 @@ class Victim:
             return self.stored.target(route)
         if "{name}" in route.path:
             return route.path.replace("{name}", "fashion").replace("{version}", "1")
+        if route.path.endswith("/audit/proof"):
+            return f"{route.path}?from=0"
         if "{id}" not in route.path:
             return route.path
         if "/request/" in route.path:

@@ -1,9 +1,11 @@
 """The audit log: append-only, one transaction with the act, readable by customer."""
 
+from functools import partial
+
 import apsw
 import pytest
 
-from appliance.accounts.audit import Actor, Entry, Event, entries, record
+from appliance.accounts.audit import Actor, Entry, EntryDamaged, Event, Selection, entries, record, selected
 from appliance.errors import Conflict
 from appliance.ledger import Connection
 from tests.unit.accounts.conftest import Accounts
@@ -80,3 +82,35 @@ async def test_details_must_be_json(accounts: Accounts) -> None:
                 connection, 7, accounts.actor, Event.COLLECTION_ADD, None, None, {"x": float("nan")}
             )
         )
+
+
+async def test_entries_are_chosen_by_all_that_is_asked_for(accounts: Accounts) -> None:
+    for number in range(6):
+        await add(accounts, "even" if number % 2 == 0 else "odd", str(number % 3))
+    read = accounts.ledger.read
+    assert [one.seq for one in await read(lambda c: selected(c, Selection("even", subject="1")))] == [5]
+    adds, signs = (Event.COLLECTION_ADD,), (Event.AGREEMENT_SIGN, Event.TOKEN_ADD)
+    assert len(await read(lambda c: selected(c, Selection(events=adds, since=7, until=8)))) == 6
+    for nothing in (Selection(events=signs), Selection(since=8), Selection(until=7), Selection("nobody")):
+        assert await read(partial(selected, chosen=nothing)) == []
+
+
+@pytest.mark.parametrize(
+    ("event", "details"),
+    [("'token.add'", "'{'"), ("'what never was'", "'{}'"), ("CAST(x'ff' AS TEXT)", "'{}'")],
+)
+async def test_a_damaged_row_is_named_and_costs_the_others_nothing(
+    accounts: Accounts, event: str, details: str
+) -> None:
+    await add(accounts, "c", "s")
+    await accounts.ledger.write(
+        lambda connection: (
+            connection.execute(
+                "INSERT INTO audit (time, actor_kind, actor_id, event, details)"
+                f" VALUES (0, 'system', 'test', {event}, {details})"
+            ).get
+        )
+    )
+    with pytest.raises(EntryDamaged, match=r"entry 2 .*audit verify"):
+        await accounts.log()
+    assert len(await accounts.ledger.read(lambda c: entries(c, limit=1))) == 1

@@ -39,6 +39,7 @@ def config_file(tmp_path: Path) -> Path:
         ["status", "--unknown"],
         ["agreement", "sign", "acme"],
         ["audit", "list", "--after", "yesterday"],
+        ["audit", "export"],
         ["key", "rotate"],
         ["key", "rotate", "container", "acme"],
     ],

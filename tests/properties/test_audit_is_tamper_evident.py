@@ -1,0 +1,262 @@
+"""Whatever is changed in the audit log is found: any bit of a row or file, deletions, swaps, cuts."""
+
+import asyncio
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import apsw
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.accounts.transparency import verification
+from appliance.errors import AuditBroken
+from tests.auditing import NOW_MS, copy, edit, files, opened, published
+
+SIZE = 600
+COLUMNS = ("time", "actor_kind", "actor_id", "request", "event", "customer", "subject", "details")
+DRAWN = settings(derandomize=True, deadline=None, max_examples=40)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A closed state with 600 entries, of which there were checkpoints of several sizes."""
+
+    state: Path
+    files: dict[str, bytes]
+
+    def findings(self) -> list[str]:
+        """What verification finds, which must be something."""
+        with pytest.raises(AuditBroken) as caught:
+            verification.verify(self.state)
+        return caught.value.findings
+
+    def write(self, path: str, data: bytes) -> None:
+        (self.state / "audit" / path).write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    state = tmp_path_factory.mktemp("audit") / "state"
+    asyncio.run(published(state, 100, 520, 590, SIZE))
+    edit(state)  # the triggers are no obstacle to whoever can write the file
+    return Prepared(state, files(state))
+
+
+@pytest.fixture
+def mine(prepared: Prepared, tmp_path: Path) -> Prepared:
+    """A copy to be spoilt."""
+    shutil.copytree(prepared.state, tmp_path / "state")
+    return Prepared(tmp_path / "state", prepared.files)
+
+
+def test_what_nobody_touched_is_whole(prepared: Prepared) -> None:
+    found = verification.verify(prepared.state)
+    assert (found.entries, found.signed, found.remarks) == (SIZE, SIZE, [])
+    assert len(prepared.files) == 13
+
+
+@DRAWN
+@given(data=st.data())
+def test_any_bit_of_a_row(prepared: Prepared, data: st.DataObject) -> None:
+    connection = apsw.Connection(str(prepared.state / "ledger.db"))
+    connection.execute("PRAGMA ignore_check_constraints = 1")
+    seq = data.draw(st.integers(1, SIZE))
+    column = data.draw(st.sampled_from(COLUMNS))
+    before = connection.execute(f"SELECT {column} FROM audit WHERE seq = ?", (seq,)).get
+    assert before is None or isinstance(before, str | int)
+    if isinstance(before, int):
+        value: object = before ^ 1 << data.draw(st.integers(0, 62))
+        change = f"UPDATE audit SET {column} = ? WHERE seq = ?"
+    elif before is None:
+        value, change = "", f"UPDATE audit SET {column} = ? WHERE seq = ?"
+    else:
+        raw = bytearray(before.encode())
+        bit = data.draw(st.integers(0, len(raw) * 8 - 1))
+        raw[bit // 8] ^= 1 << bit % 8
+        value, change = bytes(raw), f"UPDATE audit SET {column} = CAST(? AS TEXT) WHERE seq = ?"
+    try:
+        connection.execute(change, (value, seq))
+        connection.close()
+        assert any(f"entry {seq}" in finding for finding in prepared.findings())
+    finally:
+        connection = apsw.Connection(str(prepared.state / "ledger.db"))
+        connection.execute(f"UPDATE audit SET {column} = ? WHERE seq = ?", (before, seq))
+        connection.close()
+
+
+@DRAWN
+@given(data=st.data())
+def test_any_bit_of_a_file(prepared: Prepared, data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(sorted(prepared.files)))
+    content = bytearray(prepared.files[path])
+    bit = data.draw(st.integers(0, len(content) * 8 - 1))
+    content[bit // 8] ^= 1 << bit % 8
+    try:
+        prepared.write(path, bytes(content))
+        assert any(path in finding for finding in prepared.findings())
+    finally:
+        prepared.write(path, prepared.files[path])
+
+
+@DRAWN
+@given(data=st.data())
+def test_a_cut_or_longer_file(prepared: Prepared, data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(sorted(prepared.files)))
+    content = prepared.files[path]
+    cut = data.draw(st.integers(0, len(content) - 1))
+    try:
+        for changed in (content[:cut], content + b"\0"):
+            prepared.write(path, changed)
+            assert any(path in finding for finding in prepared.findings())
+    finally:
+        prepared.write(path, content)
+
+
+def test_a_missing_file(prepared: Prepared) -> None:
+    """Those of former checkpoints aside, which full tiles may take the place of."""
+    former = {"tile/0/002.p/8", "tile/0/002.p/78", "tile/entries/002.p/8", "tile/entries/002.p/78"}
+    for path, content in prepared.files.items():
+        (prepared.state / "audit" / path).unlink()
+        try:
+            if path in former:
+                assert verification.verify(prepared.state).entries == SIZE
+            else:
+                assert any(path in finding for finding in prepared.findings())
+        finally:
+            prepared.write(path, content)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "notes.txt",
+        "tile/0/002",
+        "tile/0/002.p/089",
+        "tile/0/002.p/256",
+        "tile/0/x000/000",
+        "tile/0/000.p/0",
+        "tile/1/001",
+        "tile/64/000",
+        "tile/entries/003",
+        "tile/entries/002.p/89",
+        "tile/0/.000.draft",
+    ],
+)
+def test_a_file_that_is_none_of_the_logs(mine: Prepared, path: str) -> None:
+    file = mine.state / "audit" / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(mine.files["tile/0/000"])
+    assert any(path in finding for finding in mine.findings())
+
+
+def test_a_link_in_the_place_of_a_file(mine: Prepared, tmp_path: Path) -> None:
+    file = mine.state / "audit" / "tile/0/000"
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    assert any("tile/0/000" in finding for finding in mine.findings())
+
+
+@pytest.mark.parametrize("seq", [1, 255, 256, 257, 599])
+def test_a_row_that_is_gone(mine: Prepared, seq: int) -> None:
+    edit(mine.state, f"DELETE FROM audit WHERE seq = {seq}")
+    assert f"entry {seq} is missing in the ledger" in mine.findings()
+
+
+def test_rows_that_were_moved_up(mine: Prepared) -> None:
+    edit(mine.state, "DELETE FROM audit WHERE seq = 300", "UPDATE audit SET seq = seq - 1 WHERE seq > 300")
+    assert any("the ledger has 599" in finding for finding in mine.findings())
+
+
+@pytest.mark.parametrize(("one", "other"), [(1, 600), (256, 257), (10, 11)])
+def test_rows_that_changed_places(mine: Prepared, one: int, other: int) -> None:
+    edit(
+        mine.state,
+        f"UPDATE audit SET seq = 1000 WHERE seq = {one}",
+        f"UPDATE audit SET seq = {one} WHERE seq = {other}",
+        f"UPDATE audit SET seq = {other} WHERE seq = 1000",
+    )
+    found = " ".join(mine.findings())
+    assert f"entry {one}" in found
+    assert str(other) in found
+
+
+@pytest.mark.parametrize("left", [0, 1, 256, 599])
+def test_rows_that_were_cut_off(mine: Prepared, left: int) -> None:
+    edit(mine.state, f"DELETE FROM audit WHERE seq > {left}")
+    assert any(f"covers 600 entries and the ledger has {left}" in finding for finding in mine.findings())
+
+
+def test_a_row_that_was_put_in_under_a_number_far_away(mine: Prepared) -> None:
+    edit(mine.state, f"UPDATE audit SET seq = {(1 << 62)} WHERE seq = 600")
+    assert any("missing in the ledger" in finding for finding in mine.findings())
+
+
+def test_a_log_that_was_cut_or_made_anew_as_a_whole_is_found_by_a_checkpoint_that_was_kept(
+    mine: Prepared,
+) -> None:
+    """Ledger and published log agree; whoever did it had the appliance sign it."""
+    kept = mine.files["checkpoint"]
+    edit(mine.state, "DELETE FROM audit WHERE seq > 590", "UPDATE sqlite_sequence SET seq = 590")
+    shutil.rmtree(mine.state / "audit")
+    asyncio.run(started(mine.state))
+    assert verification.verify(mine.state).entries == 590
+    with pytest.raises(AuditBroken, match="that was kept covers 600 entries and the ledger has 590"):
+        verification.verify(mine.state, kept=kept)
+    asyncio.run(started(mine.state, 50))
+    with pytest.raises(AuditBroken, match="made anew"):
+        verification.verify(mine.state, kept=kept)
+
+
+async def started(state: Path, count: int = 0) -> None:
+    async with opened(state) as log:
+        await log.add(count, time=NOW_MS + 1)
+
+
+def test_a_checkpoint_of_another_key_is_found(mine: Prepared, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    asyncio.run(published(other, SIZE))
+    theirs = files(other)
+    mine.write("checkpoint", theirs["checkpoint"])
+    assert any("not signed by the key of this log" in finding for finding in mine.findings())
+    mine.write("key", theirs["key"])
+    assert any("the ledger's log is" in finding for finding in mine.findings())
+    with pytest.raises(AuditBroken, match="another key than the one that was given"):
+        verification.verify(mine.state, key=mine.files["key"].decode())
+
+
+def test_checkpoints_that_were_kept_hold_while_the_log_grows(mine: Prepared) -> None:
+    kept, key = mine.files["checkpoint"], mine.files["key"].decode()
+    asyncio.run(started(mine.state, 700))
+    found = verification.verify(mine.state, kept=kept, key=key)
+    assert (found.entries, found.signed, str(found.key)) == (1300, 1300, key.strip())
+
+
+def test_many_findings_are_counted(mine: Prepared) -> None:
+    edit(mine.state, "UPDATE audit SET details = '' WHERE seq <= 200")
+    findings = mine.findings()
+    assert len(findings) == 51
+    assert findings[-1].startswith("and ")
+
+
+def test_it_is_verified_while_the_daemon_writes(tmp_path: Path) -> None:
+    async def both() -> None:
+        async with opened(tmp_path / "state") as log:
+            await log.tree.publish()
+            for _ in range(10):
+                await log.add(70)
+                verifying = asyncio.to_thread(verification.verify, log.state)
+                found, _ = await asyncio.gather(verifying, log.tree.publish())
+                assert found.signed <= found.entries <= 700
+
+    asyncio.run(both())
+
+
+def test_without_a_published_log_nothing_is_proven(mine: Prepared) -> None:
+    shutil.rmtree(mine.state / "audit")
+    assert any("checkpoint: No such file" in finding for finding in mine.findings())
+
+
+def test_a_copy_elsewhere_is_as_good(mine: Prepared) -> None:
+    assert verification.verify(copy(mine.state, "copied")).entries == SIZE
