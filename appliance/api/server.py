@@ -38,6 +38,7 @@ from appliance.api.objects import Objects
 from appliance.api.open_inference import OpenInference
 from appliance.api.oversight import Oversight
 from appliance.api.parts import Parts
+from appliance.api.privacy import Privacy
 from appliance.api.probes import Probes
 from appliance.api.recognition import Recognition
 from appliance.api.routes import ROUTES
@@ -123,6 +124,7 @@ class Server:
             Transfers(parts.collections, parts.config.search),
             Feeds(parts.synchronisation),
             Oversight(parts.customers, parts.agreements, parts.audit),
+            Privacy(parts.certificates, parts.records, parts.erasure, parts.portability),
             KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),
             Backups(parts.backups),

@@ -24,6 +24,7 @@ from appliance.cli import (
     customers,
     datasets,
     keys,
+    privacy,
     residency,
     serving,
 )
@@ -78,7 +79,18 @@ def _parser() -> argparse.ArgumentParser:
     root.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"default {DEFAULT_CONFIG}")
     root.add_argument("--json", action="store_true", help="one JSON document on stdout")
     words = Words(root, "COMMAND")
-    nouns = (serving, residency, customers, agreements, collections, datasets, bundles, keys, backups)
+    nouns = (
+        serving,
+        residency,
+        customers,
+        agreements,
+        privacy,
+        collections,
+        datasets,
+        bundles,
+        keys,
+        backups,
+    )
     for group in nouns:
         group.add(words)
     return root

@@ -7,17 +7,19 @@ from appliance.accounts.rotations import Rotations
 from appliance.daemon.state import State
 from appliance.datasets.images import Images
 from appliance.health import Finding
+from appliance.privacy.erasure import Erasure
 from appliance.recognition.engine import Engine
 from appliance.search.scrub import Scrub
 from appliance.search.sync.synchronisation import Synchronisation
 
 
-def found(
+def found(  # noqa: PLR0917 - the parts
     settings: config.Recognition,
     engine: Engine,
     images: Images,
     state: State,
     synchronisation: Synchronisation,
+    erasure: Erasure,
 ) -> list[Finding]:
     """All that is wrong, or to be done, now; from memory."""
     return [
@@ -25,6 +27,7 @@ def found(
         *_of_images(images),
         *_of_collections(state.collections.scrub),
         *_of_feeds(synchronisation),
+        *_of_erasures(erasure),
         *_of_keys(state.rotations),
     ]
 
@@ -71,6 +74,15 @@ def _of_feeds(synchronisation: Synchronisation) -> Iterator[Finding]:
     if asking := synchronisation.asking:
         message = f"{asking} feeds have lost many items: their customers confirm it, or put them right"
         yield Finding("notice", "search.feeds", message)
+
+
+def _of_erasures(erasure: Erasure) -> Iterator[Finding]:
+    if held_up := erasure.held_up:
+        message = (
+            f"{len(held_up)} erasures of customers are held up, the log says by what: `customer erase` or a"
+            " restart goes on with them"
+        )
+        yield Finding("degraded", "privacy.erasures", message)
 
 
 def _of_keys(rotations: Rotations) -> Iterator[Finding]:
