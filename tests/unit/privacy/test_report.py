@@ -63,6 +63,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def facts(served: Served) -> Facts:
+    served.tenant(f"report {uuid.uuid4()}")
     return served.run(served.parts.records.facts())
 
 
