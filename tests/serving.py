@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from appliance import vault
 from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import Actor, AuditLog, Entry, entries
+from appliance.accounts.certificates import Certificates
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Scope, Tokens
@@ -37,6 +38,9 @@ from appliance.health import Readiness
 from appliance.ledger import Ledger
 from appliance.metrics import Registry
 from appliance.outbound import Outbound
+from appliance.privacy.erasure import Erasure
+from appliance.privacy.portability import Portability
+from appliance.privacy.records import Records
 from appliance.recognition.bundles import Bundle, Bundles
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.embedding import Embedding
@@ -306,6 +310,10 @@ class Served:
             agreements=agreements,
             audit=AuditLog(ledger),
             audit_tree=await enter(AuditTree(ledger, keys, self._folder)),
+            certificates=(certificates := Certificates(ledger, keyring.service)),
+            records=Records(
+                ledger, keyring, settings, self._residency, self._status, registry, lambda: self.clock
+            ),
             rotations=Rotations(ledger, keyring, customers, lambda: self.clock),
             collections=collections,
             replies=Replies(ledger, keyring, lambda: self.clock),
@@ -343,6 +351,30 @@ class Served:
                     reserve_bytes=0,
                     clock=lambda: self.clock,
                 )
+            ),
+            erasure=await enter(
+                Erasure(
+                    ledger,
+                    keyring,
+                    customers,
+                    tokens,
+                    agreements,
+                    collections,
+                    self.images.datasets,
+                    lambda: self.clock,
+                )
+            ),
+            portability=Portability(
+                ledger,
+                customers,
+                tokens,
+                agreements,
+                AuditLog(ledger),
+                certificates,
+                requests,
+                collections,
+                self.images,
+                lambda: self.clock,
             ),
         )
         self.server = await enter(Server(self.parts))

@@ -139,6 +139,11 @@ class Agreements:
         """
         return _active(self._standing.get((customer, kind)), kind)
 
+    def forget(self, customer: CustomerId) -> None:
+        """Its erasure has begun: nothing that it agreed to stands any more. The rows go with its others."""
+        for kind in Kind:
+            self._standing.pop((customer, kind), None)
+
     def _now(self) -> int:
         return int(self._clock() * 1000)
 

@@ -20,6 +20,8 @@ class Event(StrEnum):
     CUSTOMER_ADD = "customer.add"
     CUSTOMER_SUSPEND = "customer.suspend"
     CUSTOMER_RESUME = "customer.resume"
+    CUSTOMER_ERASE = "customer.erase"
+    CUSTOMER_EXPORT = "customer.export"
     TOKEN_ADD = "token.add"  # noqa: S105 - the name of an event
     TOKEN_REVOKE = "token.revoke"  # noqa: S105
     TOKEN_ROTATE = "token.rotate"  # noqa: S105

@@ -36,9 +36,8 @@ class Customers:
         self._suspended: set[CustomerId] = set()
 
     async def __aenter__(self) -> Self:
-        customers = await self.list()
-        self._known = {customer.id for customer in customers}
-        self._suspended = {customer.id for customer in customers if customer.suspended_at is not None}
+        self._known = {customer.id for customer in await self.list()}
+        self._suspended = set(await self._ledger.read(_suspended))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -93,12 +92,17 @@ class Customers:
         remember = self._suspended.discard if suspended_at is None else self._suspended.add
         return await self._ledger.write(act, then=lambda changed: remember(changed.id))
 
+    def forget(self, customer: CustomerId) -> None:
+        """Its erasure has begun: it is known no more, and none of its tokens is taken."""
+        self._known.discard(customer)
+        self._suspended.add(customer)
+
     async def list(self) -> list[Customer]:
-        """All customers by name."""
+        """All customers by name, without those whose erasure has begun."""
         return await self._ledger.read(_all)
 
     async def get(self, customer: CustomerId) -> Customer:
-        """Raises NotFound."""
+        """Raises NotFound, also for one whose erasure has begun."""
         return await self._ledger.read(lambda connection: _existing(connection, customer))
 
     def known(self, customer: CustomerId) -> bool:
@@ -110,6 +114,12 @@ class Customers:
         return customer in self._suspended
 
 
+def check_living(connection: Connection, customer: CustomerId) -> None:
+    """Within an act that makes something for a customer. Raises NotFound, also once its erasure has begun."""
+    if not connection.execute("SELECT 1 FROM customers WHERE id = ? AND erased_at IS NULL", (customer,)).get:
+        raise NotFound("no such customer")
+
+
 def _checked_name(name: str) -> str:
     cleaned = unicodedata.normalize("NFC", name).strip()
     if not 1 <= len(cleaned) <= _MAX_NAME or not cleaned.isprintable():
@@ -118,12 +128,20 @@ def _checked_name(name: str) -> str:
 
 
 def _all(connection: Connection) -> list[Customer]:
-    rows = connection.execute(f"SELECT {_COLUMNS} FROM customers ORDER BY name")  # noqa: S608
+    rows = connection.execute(f"SELECT {_COLUMNS} FROM customers WHERE erased_at IS NULL ORDER BY name")  # noqa: S608
     return [_customer(row) for row in rows]
 
 
+def _suspended(connection: Connection) -> list[CustomerId]:
+    rows = connection.execute("SELECT id FROM customers WHERE suspended_at IS NOT NULL")
+    return [CustomerId(row[0]) for row in rows]
+
+
 def _existing(connection: Connection, customer: CustomerId) -> Customer:
-    row = connection.execute(f"SELECT {_COLUMNS} FROM customers WHERE id = ?", (customer,)).fetchone()  # noqa: S608
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM customers WHERE id = ? AND erased_at IS NULL",  # noqa: S608
+        (customer,),
+    ).fetchone()
     if row is None:
         raise NotFound("no such customer")
     return _customer(row)

@@ -20,6 +20,7 @@ from appliance.api.keys import KeyManagement
 from appliance.api.management import Management
 from appliance.api.oversight import Oversight
 from appliance.api.payload import Form
+from appliance.api.privacy import Privacy
 from appliance.api.routing import LOCAL, MANAGED, MANAGEMENT, PUBLIC, READ, Access, Route, Surface
 from appliance.api.snapshots import Snapshots
 from appliance.api.transfers import Transfers
@@ -49,6 +50,7 @@ def _accounts() -> tuple[Route, ...]:
         _managed("GET", customer, manage.get_customer, _ADMIN),
         _managed("POST", f"{customer}/suspend", manage.suspend_customer, _OPERATOR, Event.CUSTOMER_SUSPEND),
         _managed("POST", f"{customer}/resume", manage.resume_customer, _OPERATOR, Event.CUSTOMER_RESUME),
+        _managed("DELETE", customer, Privacy.erase_customer, _OPERATOR, Event.CUSTOMER_ERASE),
         _managed("POST", "/tokens", manage.add_token, _ADMIN, Event.TOKEN_ADD, Form.FIELDS),
         _managed("GET", "/tokens", manage.list_tokens, _ADMIN),
         _managed("POST", f"{token}/rotate", manage.rotate_token, _ADMIN, Event.TOKEN_ROTATE, Form.FIELDS),
@@ -64,6 +66,9 @@ def _oversight() -> tuple[Route, ...]:
         _managed("GET", "/agreements", Oversight.list_agreements, _ADMIN),
         _managed("POST", f"{agreement}/accept", Oversight.accept_agreement, _ADMIN, Event.AGREEMENT_ACCEPT),
         _managed("DELETE", agreement, Oversight.revoke_agreement, _ADMIN, Event.AGREEMENT_REVOKE),
+        _managed("GET", "/erasures", Privacy.list_erasures, _ADMIN),
+        _managed("GET", "/erasures/{id}", Privacy.get_erasure, _ADMIN),
+        _managed("GET", "/export", Privacy.export, _ADMIN, Event.CUSTOMER_EXPORT),
     )
 
 
@@ -169,5 +174,6 @@ MANAGEMENT_ROUTES: tuple[Route, ...] = (
     *_bundles(),
     *_keys(),
     _managed("GET", "/status", Management.status, _OPERATOR),
+    _managed("GET", "/report", Privacy.report, _OPERATOR),
     _local("POST", "/backup", Backups.make, _OPERATOR, Event.BACKUP_MAKE),
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import AuditLog
+from appliance.accounts.certificates import Certificates
 from appliance.accounts.customers import Customers
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
@@ -17,6 +18,9 @@ from appliance.datasets.images import Images
 from appliance.health import Readiness
 from appliance.metrics import Registry
 from appliance.outbound import Outbound
+from appliance.privacy.erasure import Erasure
+from appliance.privacy.portability import Portability
+from appliance.privacy.records import Records
 from appliance.recognition.bundles import Bundles
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
@@ -29,8 +33,8 @@ from appliance.search.sync.synchronisation import Synchronisation
 
 @dataclass(frozen=True)
 class Parts:
-    """What a `Server` serves. `decoders`, `engine`, `images` and `synchronisation` are None in a process that
-    only manages.
+    """What a `Server` serves. `decoders`, `engine`, `images` and what stands on them are None in a process
+    that only manages.
     """
 
     config: Config
@@ -40,6 +44,8 @@ class Parts:
     agreements: Agreements
     audit: AuditLog
     audit_tree: AuditTree
+    certificates: Certificates
+    records: Records
     rotations: Rotations
     collections: Collections
     replies: Replies
@@ -56,4 +62,6 @@ class Parts:
     clock: Callable[[], float]
     backups: Backups | None = None
     synchronisation: Synchronisation | None = None
+    erasure: Erasure | None = None
+    portability: Portability | None = None
     heads: Heads = NoHeads()  # noqa: RUF009 - it holds nothing

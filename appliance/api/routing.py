@@ -60,7 +60,8 @@ class Route:
     @property
     def ends_with_client(self) -> bool:
         """Whether a client that leaves ends its call: it changes nothing, and takes long."""
-        return self.audit == Event.DATASET_EXPORT or (self.audit == READ and self.form.carries_images)
+        gives = self.audit in {Event.DATASET_EXPORT, Event.CUSTOMER_EXPORT}
+        return gives or (self.audit == READ and self.form.carries_images)
 
     @property
     def problem(self) -> bool:

@@ -39,6 +39,7 @@ from appliance.api.objects import Objects
 from appliance.api.open_inference import OpenInference
 from appliance.api.oversight import Oversight
 from appliance.api.parts import Parts
+from appliance.api.privacy import Privacy
 from appliance.api.probes import Probes
 from appliance.api.recognition import Recognition
 from appliance.api.routes import ROUTES
@@ -127,6 +128,7 @@ class Server:
             Feeds(parts.synchronisation),
             Oversight(parts.customers, parts.agreements),
             Audit(parts.customers, parts.audit, parts.audit_tree),
+            Privacy(parts.certificates, parts.records, parts.erasure, parts.portability),
             KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),
             Backups(parts.backups),

@@ -116,6 +116,8 @@ async def _put_together(  # noqa: PLR0917 - as `restore` has them
             verified = verify(backup, keys, progress, _Copier(backup, staged).copy)
             progress("erasing what has ended", 0, 0)
             entry = await _replayed(staged, backup, actor, now)
+            for customer in backup.ended.of["customer"]:
+                keys.destroy_customer(UUID(customer))
             for dataset in backup.ended.datasets:
                 _destroy(keys, backup.connection, _KEY_OF_DATASET, dataset)
             if backup.header.schema >= tombstones.COLLECTIONS_HAVE_KEYS:

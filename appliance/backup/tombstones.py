@@ -1,5 +1,5 @@
-"""What was ended, so that no older backup brings it back: erased images, datasets and collections, revoked
-tokens and agreements, links that were given out, what a suspended customer may do. Ids and times only.
+"""What was ended, so that no older backup brings it back: erased customers, images, datasets and collections,
+revoked tokens and agreements, links that were given out, what a suspended customer may do. Ids and times.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,10 +14,11 @@ from appliance.errors import BackupInvalid
 from appliance.ledger import Connection
 from appliance.vault import SealedFile
 
-Kind = Literal["image", "dataset", "collection", "token", "agreement", "links", "suspension"]
+Kind = Literal["image", "dataset", "collection", "token", "agreement", "links", "suspension", "customer"]
 
 COLLECTIONS_HAVE_KEYS = 14
 CUSTOMERS_ARE_SUSPENDED = 12
+CUSTOMERS_ARE_ERASED = 24
 """Since these schemas."""
 _ROWS_AT_ONCE = 1000
 _KINDS: tuple[tuple[Kind, str], ...] = (
@@ -28,6 +29,11 @@ _KINDS: tuple[tuple[Kind, str], ...] = (
     ("agreement", "SELECT 1 FROM agreements WHERE id = ? AND revoked_at IS NULL"),
     ("links", "SELECT 1 FROM datasets WHERE id = ?"),
     ("suspension", "SELECT 1 FROM customers WHERE id = ?{suspended}"),
+    ("customer", "SELECT 1 FROM customers WHERE id = ?{erased}"),
+)
+_ERASE = (
+    "UPDATE customers SET name = id, erased_at = :value, suspended_at = coalesce(suspended_at, :value),"
+    " erasing = '{}' WHERE id = :id AND erased_at IS NULL"
 )
 _REPLAYED: tuple[tuple[Kind, str], ...] = (
     ("dataset", "UPDATE datasets SET erased_at = :value WHERE id = :id AND erased_at IS NULL"),
@@ -36,6 +42,24 @@ _REPLAYED: tuple[tuple[Kind, str], ...] = (
     ("agreement", "UPDATE agreements SET revoked_at = :value WHERE id = :id AND revoked_at IS NULL"),
     ("links", "UPDATE datasets SET visibility = :text, epoch = max(epoch, :value) WHERE id = :id"),
     ("suspension", "UPDATE customers SET suspended_at = :value WHERE id = :id AND suspended_at IS NULL"),
+    ("customer", _ERASE),
+)
+# What goes after the keys of its customer have gone.
+_DATASETS_OF_ERASED = (
+    "SELECT datasets.id, customers.erased_at FROM customers JOIN datasets ON customer = customers.id"
+    " WHERE customers.erased_at IS NOT NULL AND datasets.erased_at IS NULL"
+)
+_COLLECTIONS_OF_ERASED = (
+    "SELECT collections.id, erased_at FROM customers JOIN collections ON customer = customers.id"
+    " WHERE erased_at IS NOT NULL AND NOT removed"
+)
+_TOLD: tuple[tuple[Kind, str], ...] = (
+    ("token", "SELECT id, revoked_at FROM tokens WHERE revoked_at IS NOT NULL"),
+    ("agreement", "SELECT id, revoked_at FROM agreements WHERE revoked_at IS NOT NULL"),
+    ("links", "SELECT id, epoch, visibility FROM datasets WHERE erased_at IS NULL"),
+    ("suspension", "SELECT id, suspended_at FROM customers WHERE suspended_at IS NOT NULL"),
+    ("customer", "SELECT id, erased_at FROM customers WHERE erased_at IS NOT NULL"),
+    ("collection", _COLLECTIONS_OF_ERASED),
 )
 _BEING_DELETED = (
     "SELECT images.id, deleted_at, datasets.id FROM images JOIN datasets ON number = dataset"
@@ -92,6 +116,8 @@ class Ended:
         known["collection"] = known["collection"].format(key=key)
         suspended = " AND suspended_at IS NULL" if schema >= CUSTOMERS_ARE_SUSPENDED else ""
         known["suspension"] = known["suspension"].format(suspended=suspended)
+        erased = " AND erased_at IS NULL" if schema >= CUSTOMERS_ARE_ERASED else ""
+        known["customer"] = known["customer"].format(erased=erased)
         for ending in endings:
             given = (ending.id, ending.text) if ending.kind == "collection" else (ending.id,)
             if connection.execute(known[ending.kind], given).get == 1:
@@ -119,8 +145,8 @@ def read(file: SealedFile) -> tuple[Origin, Iterator[Ending]]:
 def replay(connection: Connection, ended: Ended, now: int) -> None:
     """End it all again in a ledger that still has it, within an act of `Ledger.write`.
 
-    Images lose their rows and keep a tombstone. Datasets and collections are out of sight at once; the next
-    start erases what is theirs, as it does after an erasure that a stop interrupted.
+    Images lose their rows and keep a tombstone. Customers, datasets and collections are out of sight at once;
+    the next start erases what is theirs, as it does after an erasure that a stop interrupted.
     """
     for kind, statement in _REPLAYED:
         for ending in ended.of[kind].values():
@@ -145,19 +171,16 @@ def _all(connection: Connection) -> Iterator[Ending]:
             if event == Event.COLLECTION_EMPTY and (key := msgspec.json.decode(details).get("container")):
                 yield Ending("collection", subject, time, key)
         seq = found[-1][0]
-    for row in _rows(connection, "SELECT id, revoked_at FROM tokens WHERE revoked_at IS NOT NULL"):
-        yield Ending("token", *row)
-    for row in _rows(connection, "SELECT id, revoked_at FROM agreements WHERE revoked_at IS NOT NULL"):
-        yield Ending("agreement", *row)
-    for row in _rows(connection, "SELECT id, epoch, visibility FROM datasets WHERE erased_at IS NULL"):
-        yield Ending("links", *row)
-    for row in _rows(connection, "SELECT id, suspended_at FROM customers WHERE suspended_at IS NOT NULL"):
-        yield Ending("suspension", *row)
+    for kind, query in _TOLD:
+        for row in _rows(connection, query):
+            yield Ending(kind, *row)
 
 
 def _erased(connection: Connection) -> Iterator[Ending]:
     # Before the tombstones: what is being erased gets its own while they are read, anywhere among them.
     for row in _rows(connection, "SELECT id, erased_at FROM datasets WHERE erased_at IS NOT NULL"):
+        yield Ending("dataset", *row)
+    for row in _rows(connection, _DATASETS_OF_ERASED):
         yield Ending("dataset", *row)
     for row in _rows(connection, _BEING_DELETED):
         yield Ending("image", *row)

@@ -25,6 +25,7 @@ from appliance.cli import (
     customers,
     datasets,
     keys,
+    privacy,
     residency,
     serving,
 )
@@ -79,7 +80,19 @@ def _parser() -> argparse.ArgumentParser:
     root.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"default {DEFAULT_CONFIG}")
     root.add_argument("--json", action="store_true", help="one JSON document on stdout")
     words = Words(root, "COMMAND")
-    nouns = (serving, residency, customers, agreements, audit, collections, datasets, bundles, keys, backups)
+    nouns = (
+        serving,
+        residency,
+        customers,
+        agreements,
+        privacy,
+        audit,
+        collections,
+        datasets,
+        bundles,
+        keys,
+        backups,
+    )
     for group in nouns:
         group.add(words)
     return root

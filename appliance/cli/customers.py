@@ -2,6 +2,7 @@
 
 import argparse
 
+from appliance.cli import privacy
 from appliance.cli.client import Operator, client, segment
 from appliance.cli.output import Document, Output, table
 from appliance.cli.words import Words
@@ -16,6 +17,7 @@ def add(words: Words) -> None:
     suspend.add_argument("customer", help="id or name")
     resume = customers.verb("resume", client(_resume), "take its tokens and links again")
     resume.add_argument("customer", help="id or name")
+    privacy.add_to_customers(customers)
 
     tokens = words.noun("token", "what clients authenticate with")
     adding = tokens.verb("add", client(_add_token), "issue a token; it is shown once")

@@ -8,17 +8,19 @@ from appliance.accounts.transparency.tree import AuditTree
 from appliance.daemon.state import State
 from appliance.datasets.images import Images
 from appliance.health import Finding
+from appliance.privacy.erasure import Erasure
 from appliance.recognition.engine import Engine
 from appliance.search.scrub import Scrub
 from appliance.search.sync.synchronisation import Synchronisation
 
 
-def found(
+def found(  # noqa: PLR0917 - the parts
     settings: config.Recognition,
     engine: Engine,
     images: Images,
     state: State,
     synchronisation: Synchronisation,
+    erasure: Erasure,
 ) -> list[Finding]:
     """All that is wrong, or to be done, now; from memory."""
     return [
@@ -27,6 +29,7 @@ def found(
         *_of_collections(state.collections.scrub),
         *_of_feeds(synchronisation),
         *_of_audit(state.audit_tree),
+        *_of_erasures(erasure),
         *_of_keys(state.rotations),
     ]
 
@@ -78,6 +81,15 @@ def _of_feeds(synchronisation: Synchronisation) -> Iterator[Finding]:
 def _of_audit(tree: AuditTree) -> Iterator[Finding]:
     if tree.finding is not None:
         yield Finding("degraded", "audit.log", f"the audit log is not signed any further: {tree.finding}")
+
+
+def _of_erasures(erasure: Erasure) -> Iterator[Finding]:
+    if held_up := erasure.held_up:
+        message = (
+            f"{len(held_up)} erasures of customers are held up, the log says by what: `customer erase` or a"
+            " restart goes on with them"
+        )
+        yield Finding("degraded", "privacy.erasures", message)
 
 
 def _of_keys(rotations: Rotations) -> Iterator[Finding]:

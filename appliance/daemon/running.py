@@ -172,6 +172,7 @@ class Daemon:
                 registry,
             )
         )
+        self._erasure = await enter(state.erasure(self._images))
         _tell("observing the machine")
         self._health = await enter(Health(settings.health, self._sources(), registry))
         for finding in unusable:
@@ -194,6 +195,7 @@ class Daemon:
             images=self._images,
             backups=backups,
             synchronisation=self._synchronisation,
+            erasure=self._erasure,
         )
         self._server = await enter(Server(parts))
         # What is here now stays: the collector need not walk it again and again.
@@ -233,6 +235,7 @@ class Daemon:
                 self._images,
                 self._state,
                 self._synchronisation,
+                self._erasure,
             ),
         )
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from appliance import metrics, process, vault
 from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import AuditLog
+from appliance.accounts.certificates import Certificates
 from appliance.accounts.customers import Customers
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
@@ -26,6 +27,9 @@ from appliance.errors import (
 from appliance.health import Readiness
 from appliance.ledger import Ledger, StateLock
 from appliance.outbound import Outbound
+from appliance.privacy.erasure import Erasure
+from appliance.privacy.portability import Portability
+from appliance.privacy.records import Records
 from appliance.recognition.bundles import Bundles
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
@@ -70,6 +74,7 @@ class State:
         images: Images | None = None,
         backups: Backups | None = None,
         synchronisation: Synchronisation | None = None,
+        erasure: Erasure | None = None,
     ) -> Parts:
         """What the server serves; without an engine that is the operator socket only."""
         return Parts(
@@ -80,6 +85,8 @@ class State:
             agreements=self.agreements,
             audit=AuditLog(self.ledger),
             audit_tree=self.audit_tree,
+            certificates=Certificates(self.ledger, self.keyring.service),
+            records=Records(self.ledger, self.keyring, settings, declared, status, self.registry, clock),
             rotations=self.rotations,
             collections=self.collections,
             replies=Replies(self.ledger, self.keyring, clock),
@@ -96,6 +103,36 @@ class State:
             clock=clock,
             backups=backups,
             synchronisation=synchronisation,
+            erasure=erasure,
+            portability=None if images is None else self.portability(images),
+        )
+
+    def erasure(self, images: Images) -> Erasure:
+        """What erases customers; it acts by itself once it is entered."""
+        return Erasure(
+            self.ledger,
+            self.keyring,
+            self.customers,
+            self.tokens,
+            self.agreements,
+            self.collections,
+            images.datasets,
+            clock,
+        )
+
+    def portability(self, images: Images) -> Portability:
+        """What gives out copies of everything."""
+        return Portability(
+            self.ledger,
+            self.customers,
+            self.tokens,
+            self.agreements,
+            AuditLog(self.ledger),
+            Certificates(self.ledger, self.keyring.service),
+            self.requests,
+            self.collections,
+            images,
+            clock,
         )
 
     def backups(self, settings: Config, images: ImagesAtHand) -> Backups:

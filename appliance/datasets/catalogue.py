@@ -10,7 +10,8 @@ from typing import Any, Self
 from uuid import UUID
 
 from appliance.accounts.audit import Actor, Event, record
-from appliance.accounts.customers import CustomerId
+from appliance.accounts.certificates import Certificates, Erased
+from appliance.accounts.customers import CustomerId, check_living
 from appliance.datasets import rows
 from appliance.datasets.files import SealedFiles
 from appliance.datasets.records import MAX_NAME, Dataset, DatasetId, Image, Place, Visibility
@@ -42,6 +43,7 @@ _CHANGE = (
 )
 _UNREADABLE = "?"
 _ROWS_AT_ONCE = 500
+_DATASETS_AT_ONCE = 100
 _IMAGES_AT_ONCE = 100  # each goes with its labels and objects
 _SYSTEM = Actor("system", "datasets")
 
@@ -65,6 +67,8 @@ class Datasets:
         self._files = files
         self._space = space
         self._clock = clock
+        self.certificates = Certificates(ledger, keyring.service)
+        """Of what is erased here, and of images."""
         self._making = asyncio.Lock()
         self._erasing: set[asyncio.Task[None]] = set()
 
@@ -204,7 +208,8 @@ class Datasets:
     async def erase(self, actor: Actor, dataset: Dataset) -> None:
         """End a dataset for good: when this returns its keys are destroyed, in memory and in the keyring.
 
-        The files and rows, which nothing opens any more, go soon after, also when a stop comes between.
+        The files and rows, which nothing opens any more, go soon after, also when a stop comes between; then
+        a certificate tells of it.
         """
         await self.make_room()
         now = self._now()
@@ -221,6 +226,18 @@ class Datasets:
         await self._ledger.write(act)
         await asyncio.to_thread(self._keyring.destroy, UUID(dataset.customer), UUID(dataset.id))
         self._start_erasing((dataset.number, dataset.id, dataset.customer))
+
+    async def erase_all(self, actor: Actor, customer: CustomerId) -> None:
+        """Erase every dataset of a customer whose erasure has begun; when this returns nothing is left.
+
+        Also those whose erasure had begun before. Raises StorageFailed, VolumeOffline, VolumeFull: what is
+        left goes with the next call.
+        """
+        await self.make_room()
+        while await self._ledger.write(lambda connection: self._end_some(connection, actor, customer)):
+            pass
+        for dataset in await self._ledger.read(lambda connection: _erased(connection, customer)):
+            await self._bury(*dataset)
 
     async def make_room(self) -> None:
         """Before anything is deleted: a full volume gives back what it keeps for that."""
@@ -247,6 +264,7 @@ class Datasets:
                 _INSERT, (dataset, customer, sealed, visibility, keep_metadata, retention_days, now)
             ).fetchone()
             assert row is not None
+            check_living(connection, customer)
             details: dict[str, object] = {"visibility": visibility}
             record(connection, now, actor, Event.DATASET_ADD, customer, dataset, details)
             return self._opened(row)
@@ -270,6 +288,19 @@ class Datasets:
                 name = _UNREADABLE
         return Dataset(number, identity, customer, name, visibility, bool(keep), *rest)
 
+    def _end_some(self, connection: Connection, actor: Actor, customer: CustomerId) -> bool:
+        """Take some datasets of a customer out of sight; whether there were any."""
+        now = self._now()
+        found: list[Any] = connection.execute(
+            "SELECT id, images FROM datasets WHERE customer = ? AND erased_at IS NULL LIMIT ?",
+            (customer, _DATASETS_AT_ONCE),
+        ).fetchall()
+        for identity, images in found:
+            connection.execute("UPDATE datasets SET erased_at = ? WHERE id = ?", (now, identity))
+            details: dict[str, object] = {"images": images}
+            record(connection, now, actor, Event.DATASET_ERASE, customer, identity, details)
+        return bool(found)
+
     def _start_erasing(self, dataset: tuple[int, DatasetId, CustomerId]) -> None:
         task = asyncio.get_running_loop().create_task(self._finish_erasing(*dataset))
         self._erasing.add(task)
@@ -277,16 +308,25 @@ class Datasets:
 
     async def _finish_erasing(self, number: int, identity: DatasetId, customer: CustomerId) -> None:
         try:
-            await asyncio.to_thread(self._keyring.destroy, UUID(customer), UUID(identity))
-            await self._files.remove_container(UUID(identity))
-            while await self._ledger.write(
-                lambda connection: _bury_some(connection, number, identity, self._now())
-            ):
-                pass
-            while not await self._ledger.empty_log():
-                pass
+            await self._bury(number, identity, customer)
         except ApplianceError as error:
             _log.error("the rest of the erased dataset %s goes after the next start: %s", identity, error)
+
+    async def _bury(self, number: int, identity: DatasetId, customer: CustomerId) -> None:
+        await asyncio.to_thread(self._keyring.destroy, UUID(customer), UUID(identity))
+        await self._files.remove_container(UUID(identity))
+
+        def act(connection: Connection) -> bool:
+            more, images = _bury_some(connection, number, identity, self._now())
+            if images is not None:
+                erased = Erased("dataset", customer, identity, {"images": images}, keys=(identity,))
+                self.certificates.add(connection, self._now(), erased)
+            return more
+
+        while await self._ledger.write(act):
+            pass
+        while not await self._ledger.empty_log():
+            pass
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
@@ -317,7 +357,10 @@ def _all_living(connection: Connection) -> list[tuple[Any, ...]]:
 
 
 def _living(connection: Connection) -> list[DatasetId]:
-    found = connection.execute("SELECT id FROM datasets WHERE erased_at IS NULL ORDER BY number")
+    found = connection.execute(
+        "SELECT datasets.id FROM datasets JOIN customers ON customers.id = customer"
+        " WHERE datasets.erased_at IS NULL AND customers.erased_at IS NULL ORDER BY number"
+    )
     return [DatasetId(row[0]) for row in found]
 
 
@@ -344,13 +387,22 @@ def _owner(connection: Connection, identity: str) -> CustomerId | None:
     return None if found is None else CustomerId(found)
 
 
-def _erased(connection: Connection) -> list[tuple[int, DatasetId, CustomerId]]:
-    found = connection.execute("SELECT number, id, customer FROM datasets WHERE erased_at IS NOT NULL")
+def _erased(
+    connection: Connection, customer: CustomerId | None = None
+) -> list[tuple[int, DatasetId, CustomerId]]:
+    found = connection.execute(
+        "SELECT number, id, customer FROM datasets"
+        " WHERE erased_at IS NOT NULL AND (?1 IS NULL OR customer = ?1)",
+        (customer,),
+    )
     return [(number, DatasetId(identity), CustomerId(customer)) for number, identity, customer in found]
 
 
-def _bury_some(connection: Connection, number: int, identity: DatasetId, now: int) -> bool:
-    """Some rows of an erased dataset, and at last its own; whether there are more."""
+def _bury_some(connection: Connection, number: int, identity: DatasetId, now: int) -> tuple[bool, int | None]:
+    """Some rows of an erased dataset, and at last its own.
+
+    Whether there are more, and with its own how many images it had when it was erased.
+    """
     ids: list[Any] = connection.execute(
         "DELETE FROM images WHERE key IN (SELECT key FROM images WHERE dataset = ? LIMIT ?) RETURNING id",
         (number, _IMAGES_AT_ONCE),
@@ -358,14 +410,14 @@ def _bury_some(connection: Connection, number: int, identity: DatasetId, now: in
     for (image,) in ids:
         rows.bury(connection, image, identity, now)
     if ids:
-        return True
+        return True, None
     for table in ("points", "labels", "tasks"):
         connection.execute(
             f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE dataset = ? LIMIT ?)",  # noqa: S608
             (number, _ROWS_AT_ONCE),
         )
         if connection.changes():
-            return True
-    connection.execute("DELETE FROM datasets WHERE number = ?", (number,))
+            return True, None
+    images = connection.execute("DELETE FROM datasets WHERE number = ? RETURNING images", (number,)).get
     rows.bury(connection, identity, identity, now)
-    return False
+    return False, images

@@ -16,13 +16,14 @@ from prometheus_client import Counter
 
 from appliance.accounts.agreements import Agreements, Kind, required
 from appliance.accounts.audit import Actor, Event, record
+from appliance.accounts.certificates import Certificates, Erased
 from appliance.accounts.customers import CustomerId
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import OpenFile, SealedFiles
 from appliance.datasets.leaps import Leaps
 from appliance.datasets.ports import Encoded, ImageCodec
-from appliance.datasets.records import Dataset, Image, ImageId, ReadPermit, Variant, facet
+from appliance.datasets.records import Dataset, DatasetId, Image, ImageId, ReadPermit, Variant, facet
 from appliance.datasets.sources import Named, Source, check_free
 from appliance.errors import AlreadyStored, ApplianceError, NotFound, SealBroken, StorageFailed, VolumeFull
 from appliance.ledger import Connection, Ledger
@@ -304,7 +305,7 @@ class Store:
 
         if begun := await self._ledger.write(act):
             self._deleted.inc(len(begun))
-            await finish_deleting(self._ledger, self._files, begun, now)
+            await finish_deleting(self._ledger, self._files, self._datasets.certificates, begun, now)
 
     async def _note_damage(self, image: Image, error: SealBroken | NotFound) -> None:
         """Once for each image. A ledger that takes no write says so itself."""
@@ -327,10 +328,24 @@ class Store:
         return int(self._clock() * 1000)
 
 
-async def finish_deleting(ledger: Ledger, files: SealedFiles, images: Sequence[Image], now: int) -> None:
-    """What is out of sight goes: the files, then the rows, then what the ledger's log holds of them."""
+async def finish_deleting(
+    ledger: Ledger, files: SealedFiles, certificates: Certificates, images: Sequence[Image], now: int
+) -> None:
+    """What is out of sight goes: the files, then the rows, then what the ledger's log holds of them.
+
+    With the rows it is certified, one certificate for each dataset.
+    """
     await files.remove(image.name for image in images)
-    await ledger.write(lambda connection: rows.finish_deleting(connection, images, now))
+    gone: dict[tuple[CustomerId, DatasetId], list[str]] = {}
+    for image in images:
+        gone.setdefault((image.customer, image.dataset), []).append(image.id)
+
+    def act(connection: Connection) -> None:
+        rows.finish_deleting(connection, images, now)
+        for (customer, dataset), ids in gone.items():
+            certificates.add(connection, now, Erased("image", customer, dataset, ids=ids))
+
+    await ledger.write(act)
     while not await ledger.empty_log():  # somebody who reads is in the way: a moment only, no read is long
         pass
 

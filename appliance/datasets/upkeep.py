@@ -86,7 +86,7 @@ class Upkeep:
         await self._note_time()
         await asyncio.to_thread(self._space.before_deletion)
         while images := await self._ledger.read(partial(rows.being_deleted, most=_AT_ONCE)):
-            await finish_deleting(self._ledger, self._files, images, self._now())
+            await finish_deleting(self._ledger, self._files, self._datasets.certificates, images, self._now())
         await self._sweep()
         await self._count_damaged()
         for dataset in await self._datasets.nameless():

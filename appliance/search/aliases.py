@@ -28,6 +28,7 @@ AliasId = NewType("AliasId", str)
 
 _NAME = re.compile(r"[A-Za-z0-9.-]{1,64}")
 _COLUMNS = "id, customer, name, collection, changed_at"
+_LIVING = " WHERE customer NOT IN (SELECT id FROM customers WHERE erased_at IS NOT NULL)"
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +113,11 @@ class Aliases:
             await self._ledger.write(act, then=apply)
             await asyncio.to_thread(self._keyring.destroy, UUID(customer), UUID(known.id))
 
+    def forget(self, customer: CustomerId) -> None:
+        """Its erasure has begun: no name stands for anything any more. The rows go with its others."""
+        for known in [key for key in self._known if key[0] == customer]:
+            del self._known[known]
+
     async def _add(self, actor: Actor, customer: CustomerId, name: str, collection: CollectionId) -> Alias:
         identity = str(uuid.uuid4())
         owner, container = UUID(customer), UUID(identity)
@@ -175,5 +181,5 @@ def _check_name(name: str) -> None:
 
 
 def _all(connection: Connection) -> list[tuple[AliasId, CustomerId, bytes, CollectionId, int]]:
-    found: list[Any] = connection.execute(f"SELECT {_COLUMNS} FROM aliases").fetchall()  # noqa: S608 -- a constant
+    found: list[Any] = connection.execute(f"SELECT {_COLUMNS} FROM aliases{_LIVING}").fetchall()  # noqa: S608
     return found

@@ -1,6 +1,7 @@
 """Collections: the door to visual search. The ledger is the truth; what is open is a faster copy of it."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import uuid
@@ -16,7 +17,8 @@ from prometheus_client import Counter
 
 from appliance import config
 from appliance.accounts.audit import Actor, Event, record
-from appliance.accounts.customers import CustomerId
+from appliance.accounts.certificates import Certificates
+from appliance.accounts.customers import CustomerId, check_living
 from appliance.errors import ApplianceError, InvalidInput, NotFound, SealBroken, StorageFailed
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
@@ -64,6 +66,8 @@ __all__ = [
 
 T = TypeVar("T")
 
+_AT_ONCE = 256
+
 _log = logging.getLogger(__name__)
 
 
@@ -94,6 +98,7 @@ class Collections:
         self._keyring = keyring
         self._settings = settings
         self._clock = clock
+        self._certificates = Certificates(ledger, keyring.service)
         self.aliases = Aliases(ledger, keyring, clock)
         """Names that stand for collections: see `named`."""
         self.scrub = Scrub(ledger, keyring, clock, registry, scrub_days=settings.scrub_days)
@@ -102,7 +107,7 @@ class Collections:
         self._files = GraphFiles(graphs)
         self._scans = Scans(registry)
         self._residents = Residents(settings.memory_bytes, registry)
-        self._erasing = Erasing(ledger, keyring, self._files, snapshots)
+        self._erasing = Erasing(ledger, keyring, self._files, snapshots, clock)
         self._stack = AsyncExitStack()
         self._known: weakref.WeakValueDictionary[CollectionId, OpenCollection] = weakref.WeakValueDictionary()
         """What anybody has open, in memory or not: a second one would not see the changes of the first."""
@@ -180,7 +185,7 @@ class Collections:
         handle = names.handle_of(self._keyring, customer, cleaned)
 
         def check(connection: Connection) -> None:
-            entries.check_customer(connection, customer)
+            check_living(connection, customer)
             entries.check_free(connection, customer, handle)
             entries.check_room(connection, customer, self._settings.max_collections)
 
@@ -341,6 +346,21 @@ class Collections:
         entry = await self._ledger.write(act, then=apply)
         await asyncio.shield(self._erasing.start(entry))
 
+    async def erase_all(self, actor: Actor, customer: CustomerId) -> None:
+        """Erase every collection of a customer whose erasure has begun; when this returns no row is left.
+
+        Also those whose erasure had begun before, or whose key is gone. Raises StorageFailed, VolumeFull:
+        what is left goes with the next call.
+        """
+        self.aliases.forget(customer)
+        living = partial(entries.list_collections, customer=customer, limit=_AT_ONCE)
+        while found := await self._ledger.read(living):
+            for entry in found:
+                with contextlib.suppress(NotFound):  # removed meanwhile
+                    await self.remove(actor, customer, entry.id)
+        for entry in await self._ledger.read(partial(entries.removed_collections, customer=customer)):
+            await asyncio.shield(self._erasing.start(entry))
+
     async def open(self, customer: CustomerId | None, collection: CollectionId) -> OpenCollection:
         """The collection, ready to search: in memory, which it leaves unused when others need the room.
 
@@ -391,6 +411,7 @@ class Collections:
                 scans=self._scans,
                 damages=self._damaged,
                 residents=self._residents,
+                certificates=self._certificates,
                 erased=self._erasing.empty_log_soon,
             )
         return opened

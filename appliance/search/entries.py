@@ -10,14 +10,17 @@ from appliance.search.numbering import span
 from appliance.search.records import CollectionId
 from appliance.search.seals import ContainerId
 
-_COLUMNS = "number, id, container, customer, name, backbone, dim, created_at, count, name_handle, recall"
+_COLUMNS = "number, id, container, customer, name, backbone, dim, created_at, count, name_handle, recall, emptied, spare"
+_OF_ALL = "?1 IS NULL AND customer NOT IN (SELECT id FROM customers WHERE erased_at IS NOT NULL)"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A collection's row: `name` is sealed with all else under the key of `container`.
 
-    `handle` is what the name is found by, see `names`; None where it does not open.
+    `handle` is what the name is found by, see `names`; None where it does not open. `emptied` is
+    the id that one had until it was emptied, which is then being erased. `spare` is a row that is no collection of
+    its own: filled unseen, or what a restored snapshot has replaced.
     """
 
     number: int
@@ -31,12 +34,8 @@ class Entry:
     count: int
     handle: bytes | None
     recall: float
-
-
-def check_customer(connection: Connection, customer: CustomerId) -> None:
-    """Raises NotFound."""
-    if not connection.execute("SELECT 1 FROM customers WHERE id = ?", (customer,)).get:
-        raise NotFound("no such customer")
+    emptied: CollectionId | None = None
+    spare: bool = False
 
 
 def check_room(connection: Connection, customer: CustomerId, most: int) -> None:
@@ -85,11 +84,13 @@ def list_collections(
     after: CollectionId | None = None,
     limit: int | None = None,
 ) -> list[Entry]:
-    """By age, oldest first; of one customer, or all with None; at most `limit`, from the one `after` this on.
+    """By age, oldest first; of one customer, or of all that are not being erased with None.
+
+    At most `limit`, from the one `after` this on.
 
     Raises InvalidInput when there is no such one.
     """
-    of_one = "customer = ?1" if customer is not None else "?1 IS NULL"
+    of_one = "customer = ?1" if customer is not None else _OF_ALL
     position = (-1, -1)
     if after is not None:
         query = f"SELECT created_at, number FROM collections WHERE id = ?2 AND {of_one}"  # noqa: S608
@@ -166,7 +167,9 @@ def aim_collection(connection: Connection, number: int, recall: float) -> None:
 
 def renew_collection(connection: Connection, old: int, new: Entry, tombstone: CollectionId) -> None:
     """Put an empty one in the place of a collection, which goes by `tombstone` until it is erased."""
-    connection.execute("UPDATE collections SET id = ?, removed = 1 WHERE number = ?", (tombstone, old))
+    connection.execute(
+        "UPDATE collections SET id = ?, emptied = id, removed = 1 WHERE number = ?", (tombstone, old)
+    )
     add_collection(connection, new)
 
 
@@ -177,7 +180,7 @@ def add_unseen(connection: Connection, new: Entry) -> int:
     """
     add_collection(connection, replace(new, handle=None))
     number: int = connection.last_insert_rowid()
-    mark_removed(connection, number)
+    connection.execute("UPDATE collections SET removed = 1, spare = 1 WHERE number = ?", (number,))
     return number
 
 
@@ -198,7 +201,7 @@ def show_collection(connection: Connection, filled: Entry, next_label: int) -> N
             filled.number,
         ),
     )
-    connection.execute("UPDATE collections SET removed = 0 WHERE number = ?", (filled.number,))
+    connection.execute("UPDATE collections SET removed = 0, spare = 0 WHERE number = ?", (filled.number,))
 
 
 def step_aside(connection: Connection, old: Entry, tombstone: str) -> Entry:
@@ -207,10 +210,10 @@ def step_aside(connection: Connection, old: Entry, tombstone: str) -> Entry:
     It goes by `tombstone`, which is no container of the keyring: the key goes on with the other one.
     """
     connection.execute(
-        "UPDATE collections SET id = ?1, container = ?1, removed = 1 WHERE number = ?2",
+        "UPDATE collections SET id = ?1, container = ?1, removed = 1, spare = 1 WHERE number = ?2",
         (tombstone, old.number),
     )
-    return replace(old, id=CollectionId(tombstone), container=ContainerId(tombstone))
+    return replace(old, id=CollectionId(tombstone), container=ContainerId(tombstone), spare=True)
 
 
 def next_label(connection: Connection, number: int) -> int:
@@ -223,9 +226,12 @@ def mark_removed(connection: Connection, number: int) -> None:
     connection.execute("UPDATE collections SET removed = 1 WHERE number = ?", (number,))
 
 
-def removed_collections(connection: Connection) -> list[Entry]:
-    """Those whose erasure has begun and not ended."""
-    rows = connection.execute(f"SELECT {_COLUMNS} FROM collections WHERE removed")  # noqa: S608 -- a constant
+def removed_collections(connection: Connection, customer: CustomerId | None = None) -> list[Entry]:
+    """Those whose erasure has begun and not ended; of one customer, or all with None."""
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} FROM collections WHERE removed AND (?1 IS NULL OR customer = ?1)",  # noqa: S608
+        (customer,),
+    )
     return [_entry(row) for row in rows]
 
 
@@ -246,4 +252,4 @@ def erase_some(connection: Connection, number: int, limit: int) -> bool:
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
-    return Entry(*row)
+    return Entry(*row[:-1], spare=bool(row[-1]))

@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
 from uuid import UUID
 
+from appliance.accounts.certificates import Certificates, Erased
 from appliance.errors import StorageFailed, VolumeFull
-from appliance.ledger import Ledger
+from appliance.ledger import Connection, Ledger
 from appliance.search import entries
 from appliance.search.container_files import keep_only
 from appliance.search.entries import Entry
@@ -27,10 +29,19 @@ _log = logging.getLogger(__name__)
 class Erasing:
     """The erasures that are under way; on the event loop only."""
 
-    def __init__(self, ledger: Ledger, keyring: Keyring, files: GraphFiles, snapshots: Path) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        keyring: Keyring,
+        files: GraphFiles,
+        snapshots: Path,
+        clock: Callable[[], float],
+    ) -> None:
         """Snapshots are kept below the folder `snapshots`."""
         self._ledger = ledger
         self._keyring = keyring
+        self._certificates = Certificates(ledger, keyring.service)
+        self._clock = clock
         self._files = files
         self._snapshots = snapshots
         self._erasures: set[asyncio.Task[None]] = set()
@@ -38,7 +49,7 @@ class Erasing:
         self._left_in_log = False
 
     def start(self, entry: Entry) -> asyncio.Future[None]:
-        """Erase a collection that is marked as removed; done when its last row is gone.
+        """Erase a collection that is marked as removed; done when its last row is gone, which is certified.
 
         What interrupts it leaves the mark, by which the next start goes on.
         """
@@ -90,12 +101,24 @@ class Erasing:
             await asyncio.to_thread(self._keyring.destroy, UUID(entry.customer), UUID(entry.container))
             await self._files.remove(UUID(entry.container))
             await self._files.run(remove_tree, self._snapshots / UUID(entry.container).hex)
-            while not await self._ledger.write(partial(entries.erase_some, number=entry.number, limit=_ROWS)):
+            while not await self._ledger.write(partial(self._erase_some, entry=entry)):
                 pass
         except (StorageFailed, VolumeFull):
             _log.exception("a removed collection is not erased yet; the next start goes on with it")
             raise
         self.empty_log_soon()
+
+    def _erase_some(self, connection: Connection, entry: Entry) -> bool:
+        """As `entries.erase_some`. Of two who erase the same collection, one takes its last row.
+
+        What was no collection of its own has no certificate.
+        """
+        gone = entries.erase_some(connection, entry.number, _ROWS)
+        if gone and connection.changes() and not entry.spare:
+            subject, counts = entry.emptied or entry.id, {"records": entry.count}
+            erased = Erased("collection", entry.customer, subject, counts, keys=(entry.container,))
+            self._certificates.add(connection, int(self._clock() * 1000), erased)
+        return gone
 
     async def _empty_log(self) -> None:
         try:

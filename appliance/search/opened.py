@@ -10,6 +10,7 @@ from prometheus_client import Counter
 
 from appliance import config
 from appliance.accounts.audit import Actor, Event, record
+from appliance.accounts.certificates import Certificates, Erased
 from appliance.errors import InvalidInput
 from appliance.ledger import Connection, Ledger
 from appliance.search import exact, rows
@@ -65,6 +66,7 @@ class OpenCollection(ReadableCollection):
         scans: Scans,
         damages: Counter,
         residents: Residents,
+        certificates: Certificates,
         erased: Callable[[], None],
     ) -> None:
         """`erased` is told that records were deleted, whose bytes are still in the ledger's log."""
@@ -81,6 +83,7 @@ class OpenCollection(ReadableCollection):
             residents=residents,
         )
         self._clock = clock
+        self._certificates = certificates
         self._erased = erased
 
     def check(self, new: NewRecord) -> None:
@@ -199,7 +202,7 @@ class OpenCollection(ReadableCollection):
     async def delete(self, actor: Actor, ids: Sequence[str], also: Also[list[bool]] = nothing) -> list[bool]:
         """Erase records and their vectors, durably; in no later answer on return. Whether each existed.
 
-        Within about a second they are in no file any more, not even sealed.
+        Within about a second they are in no file any more, not even sealed. A certificate tells of it.
         """
         encoded = [at(position, self._encoded_id, external) for position, external in enumerate(ids)]
 
@@ -207,6 +210,8 @@ class OpenCollection(ReadableCollection):
             labels = rows.delete(connection, self._seals, self._number, encoded)
             found = sum(label is not None for label in labels)
             self._audit(connection, actor, Event.SEARCH_DELETE, {"deleted": found})
+            paired = zip(encoded, labels, strict=True)
+            self._certify(connection, [external for external, label in paired if label is not None])
             also(connection, [label is not None for label in labels])
             return labels
 
@@ -247,7 +252,8 @@ class OpenCollection(ReadableCollection):
                 connection, self._seals, self._number, labels, partial(matches, wanted)
             )
             self._audit(connection, actor, Event.SEARCH_DELETE, {"deleted": len(gone)})
-            return gone
+            self._certify(connection, [external.encode() for external in gone.values()])
+            return list(gone)
 
         gone = await self._write(act, self._kill)
         return len(gone)
@@ -287,6 +293,14 @@ class OpenCollection(ReadableCollection):
     def _audit(self, connection: Connection, actor: Actor, event: Event, details: dict[str, object]) -> None:
         now = int(self._clock() * 1000)
         record(connection, now, actor, event, self._collection.customer, self._collection.id, details)
+
+    def _certify(self, connection: Connection, gone: Sequence[bytes]) -> None:
+        """The ids of records that this act erases."""
+        if gone:
+            customer, subject = self._collection.customer, self._collection.id
+            digests = [self._certificates.digest(customer, external) for external in gone]
+            erased = Erased("record", customer, subject, ids=digests)
+            self._certificates.add(connection, int(self._clock() * 1000), erased)
 
     async def _write(self, act: Callable[[Connection], T], apply: Callable[[T], None]) -> T:
         self._require_present()

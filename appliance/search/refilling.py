@@ -152,7 +152,7 @@ class Refilling:
             owner, container = UUID(unseen.customer), UUID(unseen.container)
             await asyncio.to_thread(self._keyring.destroy, owner, container)
             raise
-        filled = dataclasses.replace(unseen, number=number)
+        filled = dataclasses.replace(unseen, number=number, spare=True)
         try:
             await self._pour(seals, number, content)
         except BaseException:

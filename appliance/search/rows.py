@@ -182,14 +182,14 @@ def delete_matching(
     number: int,
     labels: Sequence[int],
     matches: Callable[[Record], bool],
-) -> list[int]:
-    """Erase those of the records with these labels that match as they are stored now; their labels.
+) -> dict[int, str]:
+    """Erase those of the records with these labels that match as they are stored now; their ids by label.
 
     What does not open matches nothing.
     """
     _, count, dim = _counters(connection, number)
     found = records_by_label(connection, seals, number, labels)
-    gone = [one[0] for one in found if one is not None and one[1] is not None and matches(one[1])]
+    gone = {one[0]: one[1].id for one in found if one is not None and one[1] is not None and matches(one[1])}
     _erase(connection, seals, number, dim, gone)
     _count(connection, number, count - len(gone))
     return gone

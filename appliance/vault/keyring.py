@@ -272,12 +272,15 @@ class Keyring:
                 left = {key: value for key, value in held.containers.items() if key != container.bytes}
                 customers[customer.bytes] = _Customer(held.key, left)
 
-        self._change(act)
+        held = self._now[0].customers.get(customer.bytes)
+        if held is not None and container.bytes in held.containers:
+            self._change(act)
         self._forget(customer, container)
 
     def destroy_customer(self, customer: UUID) -> None:
         """Erase a customer's keys, and with them all that its containers seal; none there: nothing to do."""
-        self._change(lambda _, customers: customers.pop(customer.bytes, None))
+        if customer.bytes in self._now[0].customers:
+            self._change(lambda _, customers: customers.pop(customer.bytes, None))
         for owner, container in list(self._opened):
             if owner == customer:
                 self._forget(owner, container)

@@ -108,6 +108,7 @@ class Victim:
     stored: Stored
     pin: str = ""
     snapshot: str = field(default_factory=lambda: str(uuid.uuid4()))
+    certificate: str = str(uuid.UUID(int=4))
 
     def target(self, route: Route) -> str:
         """The path with the victim's own id in it."""
@@ -131,6 +132,7 @@ class Victim:
             "collections": self.tenant.collection,
             "agreements": self.agreement,
             "datasets": self.stored.ids["dataset"],
+            "erasures": self.certificate,
         }
         query = {
             "datasets/export": "?format=coco",
@@ -192,7 +194,16 @@ class Victim:
         site, headers = served.site, self.tenant.headers()
         everything = json.dumps({"fields_to_return": ["*"]}).encode()
         records = site.call("POST", f"{PHOTOS}/allRecords", everything, headers).document["answer_records"]
-        lists = ("tokens", "collections", "aliases", "customers", "agreements", "datasets", "audit")
+        lists = (
+            "tokens",
+            "collections",
+            "aliases",
+            "customers",
+            "agreements",
+            "datasets",
+            "audit",
+            "erasures",
+        )
         requests = site.call("GET", "/account/v2/request", headers=headers).document
         stored = [
             site.call("GET", self.target(route), headers=headers).document
@@ -245,7 +256,17 @@ def new_victim(served: Served, name: str) -> Victim:
     signing = served.parts.agreements.sign(ACTOR, tenant.id, Kind.TRAINING_DATA, await_acceptance=True)
     copying = served.parts.collections.snapshots.add(ACTOR, tenant.id, CollectionId(tenant.collection))
     agreement, snapshot = served.run(signing).id, served.run(copying).id
-    return Victim(tenant, token.id, request.id, agreement, stored, served.bundle.pin, snapshot)
+    certificate = certified(served, tenant)
+    return Victim(tenant, token.id, request.id, agreement, stored, served.bundle.pin, snapshot, certificate)
+
+
+def certified(served: Served, tenant: Tenant) -> str:
+    """The certificate of a record that the tenant has erased."""
+    for action, code, record in (("insert", 210, {"_base64": PHOTO}), ("delete", 220, {})):
+        body = json.dumps({"records": [{"_id": "erased", **record}]}).encode()
+        assert served.site.call("POST", f"{PHOTOS}/{action}", body, tenant.headers()).code == code
+    (certificate,) = served.run(served.parts.certificates.list(tenant.id))
+    return certificate.id
 
 
 def store(served: Served, tenant: Tenant) -> Stored:
@@ -358,7 +379,7 @@ def attack(
 
 
 def assert_nothing_leaks(answer: Reply, victim: Victim, *, known: frozenset[str] = frozenset()) -> None:
-    text = answer.body.decode() + str(answer.headers)
+    text = answer.body.decode(errors="replace") + str(answer.headers)
     own = {
         victim.tenant.id,
         victim.tenant.collection,
@@ -366,6 +387,7 @@ def assert_nothing_leaks(answer: Reply, victim: Victim, *, known: frozenset[str]
         victim.request,
         victim.agreement,
         victim.snapshot,
+        victim.certificate,
         *victim.stored.ids.values(),
         SECRET,
     }

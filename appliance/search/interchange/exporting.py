@@ -46,7 +46,7 @@ async def as_lines(pages: Pages) -> AsyncIterator[bytes]:
 
 async def as_zip(pages: Pages, dim: int) -> AsyncIterator[bytes]:
     """A zip file, stored: vectors do not shrink. The same bytes as long as nothing changes."""
-    sink, number = _Sink(), 0
+    sink, number = Sink(), 0
     with zipfile.ZipFile(cast("IO[bytes]", sink), "w", zipfile.ZIP_STORED) as archive:
         async for named, vectors in _pairs(pages, dim):
             number += 1
@@ -81,8 +81,8 @@ def _pieces(content: bytes) -> Iterator[bytes]:
         yield content[low : low + _PIECE]
 
 
-class _Sink:
-    """A file that can only be written to; what was written is taken away again."""
+class Sink:
+    """A file for `zipfile` that can only be written to; what was written is taken away again."""
 
     def __init__(self) -> None:
         self._written: list[bytes] = []

@@ -118,6 +118,7 @@ async def test_tokens_and_collections_go_on(open_stand: Stand, shelf: Shelf, tmp
         "tokens": 1,
         "agreements": 0,
         "suspensions": 0,
+        "customers": 0,
     }
     async with (
         stand(tmp_path / "again") as again,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from appliance import config
-from appliance.accounts.audit import AuditLog, Event
+from appliance.accounts.audit import AuditLog, Event, Selection
 from appliance.accounts.customers import Customers
 from appliance.errors import CapacityExceeded, Conflict, InvalidInput, NotFound, VolumeFull
 from appliance.ledger import Connection
@@ -109,7 +109,7 @@ async def test_a_restore_brings_back_every_record_in_its_order(tmp_path: Path) -
         assert await content(await opened(later, identifier)) == before
         told = [
             (entry.event, entry.subject, entry.details)
-            for entry in await AuditLog(later.ledger).entries(later.customer)
+            for entry in await AuditLog(later.ledger).entries(Selection(later.customer))
             if entry.event in {Event.SNAPSHOT_ADD, Event.SNAPSHOT_RESTORE}
         ]
         details = {"snapshot": snapshot.id, "records": COUNT - 2}
@@ -196,7 +196,7 @@ async def test_so_many_and_no_more_until_one_is_removed(tmp_path: Path) -> None:
         with pytest.raises(NotFound, match="no such snapshot"):
             await snapshots.remove(ACTOR, things.customer, identifier, first.id)
         await taken(things, identifier)
-        events = [entry.event for entry in await AuditLog(things.ledger).entries(things.customer)]
+        events = [entry.event for entry in await AuditLog(things.ledger).entries(Selection(things.customer))]
         assert events.count(Event.SNAPSHOT_ADD) == 3
         assert events.count(Event.SNAPSHOT_REMOVE) == 1
 

@@ -1,0 +1,219 @@
+"""Certificates of erasure: what was erased and when, signed, to be proven without this appliance.
+
+A certificate is a DSSE envelope (github.com/secure-systems-lab/dsse, v1) around a statement in JSON, signed
+with Ed25519 by the appliance's own key. The statement holds ids, counts and times. A record's id is its
+customer's own word: of it there is a keyed digest, which tells nothing to who has not the appliance's keys.
+"""
+
+import base64
+import hashlib
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal, NewType
+
+import msgspec
+
+from appliance.accounts.customers import CustomerId
+from appliance.errors import InvalidInput, NotFound
+from appliance.ledger import Connection, Ledger
+from appliance.vault import Keys, signed_by
+
+CertificateId = NewType("CertificateId", str)
+Kind = Literal["customer", "dataset", "image", "collection", "record"]
+
+PAYLOAD_TYPE = "application/vnd.appliance.erasure+json"
+MAX_IDS = 1000
+"""Ids of images or records in one certificate; of more there are several."""
+
+_SIGNER = "node"
+_DIGEST = "certificates/record"
+_DIGEST_BYTES = 16
+_COLUMNS = "number, id, kind, customer, subject, erased_at, statement, signature"
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What was erased.
+
+    `subject` is the id of the customer, dataset or collection; of images and records that of the dataset or
+    collection which they were in. `keys` are the ids by which the keyring knew the keys that were destroyed,
+    none where the container stays. `ids` are of images, and digests of the ids of records.
+    """
+
+    kind: Kind
+    customer: CustomerId
+    subject: str
+    counts: Mapping[str, int] = field(default_factory=dict)
+    keys: Sequence[str] = ()
+    ids: Sequence[str] = ()
+
+
+class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a certificate states; `erased_at` is ISO 8601 in UTC: by then all of it was gone."""
+
+    id: str
+    kind: Kind
+    customer: str
+    subject: str
+    erased_at: str
+    keys: tuple[str, ...]
+    counts: dict[str, int]
+    ids: tuple[str, ...]
+
+
+class _Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    keyid: str
+    sig: str
+
+
+class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    payload: str
+    payload_type: str
+    signatures: tuple[_Signature, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate as the ledger keeps it; `erased_at` in unix milliseconds, `number` rises."""
+
+    number: int
+    id: CertificateId
+    kind: Kind
+    customer: CustomerId
+    subject: str
+    erased_at: int
+    statement: bytes
+    signature: bytes
+
+
+class Certificates:
+    """The certificates of all customers, erased ones included."""
+
+    def __init__(self, ledger: Ledger, keys: Keys) -> None:
+        """`keys` are the appliance's own: `Keyring.service`."""
+        self._ledger = ledger
+        self._keys = keys
+
+    @property
+    def public_key(self) -> str:
+        """What proves a certificate, in base64: see `verified`."""
+        return self._keys.public(_SIGNER)
+
+    def add(self, connection: Connection, now: int, erased: Erased) -> None:
+        """Certify an erasure, within the act that completes it; `now` is unix milliseconds."""
+        for low in range(0, len(erased.ids) or 1, MAX_IDS):
+            some = tuple(erased.ids[low : low + MAX_IDS])
+            statement = Statement(
+                id=str(uuid.uuid4()),
+                kind=erased.kind,
+                customer=erased.customer,
+                subject=erased.subject,
+                erased_at=datetime.fromtimestamp(now / 1000, UTC).isoformat(timespec="milliseconds"),
+                keys=tuple(erased.keys),
+                counts={f"{erased.kind}s": len(some)} if some else dict(erased.counts),
+                ids=some,
+            )
+            payload = msgspec.json.encode(statement)
+            signature = self._keys.sign(_SIGNER, _signed(payload))
+            connection.execute(
+                "INSERT INTO certificates (id, kind, customer, subject, erased_at, statement, signature)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    statement.id,
+                    erased.kind,
+                    erased.customer,
+                    erased.subject,
+                    now,
+                    payload.decode(),
+                    signature,
+                ),
+            )
+
+    def digest(self, customer: CustomerId, record: bytes) -> str:
+        """What stands for a record's id in a certificate: 32 hexadecimal digits."""
+        return self._keys.mac(_DIGEST, customer.encode() + b"/" + record)[:_DIGEST_BYTES].hex()
+
+    async def list(
+        self, customer: CustomerId | None, *, about: str | None = None, after: int = 0, limit: int = 100
+    ) -> list[Certificate]:
+        """Certificates with a number above `after`, ascending; of one customer, or of all with None.
+
+        `about` is an id: of a customer, dataset, collection, image or key, or one customer's word for a
+        record.
+        """
+        digest = about if about is None or customer is None else self.digest(customer, about.encode())
+
+        def query(connection: Connection) -> list[Certificate]:
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM certificates"  # noqa: S608 -- a constant
+                " WHERE number > ?1 AND (?2 IS NULL OR customer = ?2)"
+                " AND (?3 IS NULL OR subject = ?3 OR EXISTS"
+                " (SELECT 1 FROM json_each(statement, '$.ids') WHERE value IN (?3, ?4)) OR EXISTS"
+                " (SELECT 1 FROM json_each(statement, '$.keys') WHERE value = ?3))"
+                " ORDER BY number LIMIT ?5",
+                (after, customer, about, digest, limit),
+            )
+            return [_certificate(row) for row in rows]
+
+        return await self._ledger.read(query)
+
+    async def get(self, customer: CustomerId | None, certificate: str) -> Certificate:
+        """Raises NotFound when there is none of this id, or it is another customer's (None: anybody's)."""
+
+        def query(connection: Connection) -> tuple[Any, ...] | None:
+            return connection.execute(
+                f"SELECT {_COLUMNS} FROM certificates WHERE id = ?1 AND (?2 IS NULL OR customer = ?2)",  # noqa: S608
+                (certificate, customer),
+            ).fetchone()
+
+        row = await self._ledger.read(query)
+        if row is None:
+            raise NotFound("no such certificate of erasure")
+        return _certificate(row)
+
+    def envelope(self, certificate: Certificate) -> bytes:
+        """The certificate as it is given out: what `verified` takes."""
+        signature = _Signature(_key_id(self.public_key), base64.b64encode(certificate.signature).decode())
+        payload = base64.b64encode(certificate.statement).decode()
+        return msgspec.json.encode(_Envelope(payload, PAYLOAD_TYPE, (signature,)))
+
+
+def verified(envelope: bytes, public_key: str) -> Statement:
+    """The statement of a certificate that the holder of this key has made, to the last byte.
+
+    Raises InvalidInput, which says what is wrong.
+    """
+    try:
+        given = msgspec.json.decode(envelope, type=_Envelope)
+        payload = base64.b64decode(given.payload, validate=True)
+        (signature,) = given.signatures
+        sealed = base64.b64decode(signature.sig, validate=True)
+    except (msgspec.MsgspecError, ValueError):
+        raise InvalidInput("this is no certificate of erasure, or it was changed") from None
+    if msgspec.json.encode(given) != envelope.removesuffix(b"\n") or given.payload_type != PAYLOAD_TYPE:
+        raise InvalidInput("the certificate was changed: it is not written as the appliance writes it")
+    if signature.keyid != _key_id(public_key):
+        raise InvalidInput("the certificate was signed by another key than the one given")
+    if not signed_by(public_key, sealed, _signed(payload)):
+        raise InvalidInput("the certificate was changed: its signature does not fit")
+    try:
+        return msgspec.json.decode(payload, type=Statement)
+    except msgspec.MsgspecError:
+        raise InvalidInput("the certificate states what this version does not read") from None
+
+
+def _signed(payload: bytes) -> bytes:
+    """The pre-authentication encoding of DSSE."""
+    kind = PAYLOAD_TYPE.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+def _key_id(public_key: str) -> str:
+    return hashlib.sha256(public_key.encode()).hexdigest()
+
+
+def _certificate(row: tuple[Any, ...]) -> Certificate:
+    number, identity, kind, customer, subject, erased_at, statement, signature = row
+    return Certificate(number, identity, kind, customer, subject, erased_at, statement.encode(), signature)
