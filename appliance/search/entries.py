@@ -10,7 +10,10 @@ from appliance.search.numbering import span
 from appliance.search.records import CollectionId
 from appliance.search.seals import ContainerId
 
-_COLUMNS = "number, id, container, customer, name, backbone, dim, created_at, count, name_handle, recall, emptied, spare"
+_COLUMNS = (
+    "number, id, container, customer, name, backbone, dim, created_at, count, name_handle, recall, emptied,"
+    " spare"
+)
 _OF_ALL = "?1 IS NULL AND customer NOT IN (SELECT id FROM customers WHERE erased_at IS NOT NULL)"
 
 
@@ -18,9 +21,9 @@ _OF_ALL = "?1 IS NULL AND customer NOT IN (SELECT id FROM customers WHERE erased
 class Entry:
     """A collection's row: `name` is sealed with all else under the key of `container`.
 
-    `handle` is what the name is found by, see `names`; None where it does not open. `emptied` is
-    the id that one had until it was emptied, which is then being erased. `spare` is a row that is no collection of
-    its own: filled unseen, or what a restored snapshot has replaced.
+    `handle` is what the name is found by, see `names`; None where it does not open. `emptied` is the id that
+    one had until it was emptied, which is then being erased. A `spare` row is no collection of its own: it is
+    filled unseen, or a restored snapshot has replaced it.
     """
 
     number: int
@@ -252,4 +255,4 @@ def erase_some(connection: Connection, number: int, limit: int) -> bool:
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
-    return Entry(*row[:-1], spare=bool(row[-1]))
+    return replace(Entry(*row[:-1]), spare=bool(row[-1]))
