@@ -76,6 +76,7 @@ class Api(Section):
     tls_key: FilePath | None = None
     max_body_bytes: int = Field(64 * MIB, ge=1024, le=GIB)
     max_connections_per_address: int = Field(64, ge=1, le=65_535)
+    failed_tokens_per_minute: int = Field(20, ge=1, le=1_000_000)
     keep_alive_seconds: float = Field(20, gt=0, le=3600)
     body_seconds: float = Field(10, gt=0, le=3600)
     body_bytes_per_second: int = Field(50_000, ge=1, le=GIB)

@@ -59,6 +59,8 @@ NOW = 1_800_000_000.0
 COLOURS = ("red", "green", "blue")
 DIM = 48
 SECONDS = 30.0  # an answer that takes longer is a hang
+LOCAL: dict[str, Any] = {"listen": ("127.0.0.1:0",), "failed_tokens_per_minute": 1_000_000}
+"""Of `[api]`: all clients of the tests have one address, and some send nothing but refused tokens."""
 
 
 def colour_bundle(folder: Path) -> Path:
@@ -255,7 +257,7 @@ class Served:
     async def _open(self) -> None:
         enter = self._stack.enter_async_context
         registry = Registry()
-        settings = self._config(Api(listen=("127.0.0.1:0",)))
+        settings = self._config(Api(**LOCAL))
         ledger = await enter(Ledger(self._folder, registry))
         customers = await enter(Customers(ledger, lambda: self.clock))
         keyring = await vault.open_keyring(self._folder, ledger, bytearray(range(32)))
@@ -377,7 +379,7 @@ class Served:
         **api: Any,
     ) -> Iterator[tuple[Site, Server]]:
         """A second server on the same parts with other settings in `[api]` or sections, closed after it."""
-        settings = self._config(Api(**({"listen": ("127.0.0.1:0",)} | api)), group)
+        settings = self._config(Api(**(LOCAL | api)), group)
         settings = settings.model_copy(update=dict(sections or {}))
         registry = Registry()
         outbound = Outbound(residency, registry)

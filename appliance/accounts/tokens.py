@@ -1,15 +1,17 @@
 """Tokens: 256 random bits that stand for a customer and a set of scopes; only a MAC of each is kept."""
 
-import hmac
+import re
 import secrets
 import zlib
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
 from appliance.accounts.audit import SUSPENDED, Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers
+from appliance.accounts.last_uses import LastUses
+from appliance.accounts.live_tokens import LiveTokens
 from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound, Unauthenticated
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Keys
@@ -25,6 +27,9 @@ _MAC_LABEL = "tokens"
 _REFUSED = "the token is missing or not valid"
 MAX_OVERLAP_SECONDS = 30 * 86400
 MAX_LIFETIME_SECONDS = 10 * 366 * 86400
+MAX_LISTED = 1000
+"""Ids in one list of a token."""
+_LISTED = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 class Scope(StrEnum):
@@ -40,17 +45,34 @@ class Scope(StrEnum):
 
 
 ALL_SCOPES = frozenset(Scope)
+# Stored images and their labels are of all tasks at once.
+_BEYOND_TASKS = frozenset({Scope.DATASETS_READ, Scope.DATASETS_WRITE, Scope.TRAIN})
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What a token may do and for whom; `collections` and `tasks` are ids, None for all of the customer's."""
+
+    customer: CustomerId
+    scopes: frozenset[Scope]
+    collections: frozenset[str] | None = None
+    tasks: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a request speaks for: one customer through a token, or an operator through the local socket."""
+    """Who a request speaks for: one customer through a token, or an operator through the local socket.
+
+    Of the collections and tasks that are not listed a token does not learn that they exist; None lists all.
+    """
 
     customer: CustomerId | None
     token_id: str | None
     scopes: frozenset[Scope]
     operator: bool
     uid: int | None = None
+    collections: frozenset[str] | None = None
+    tasks: frozenset[str] | None = None
 
     def actor(self, request: str | None = None) -> Actor:
         """The same as the audit log names it."""
@@ -69,11 +91,19 @@ class Token:
     """What is known of a token; times are unix milliseconds, None for never."""
 
     id: str
-    customer: CustomerId
-    scopes: frozenset[Scope]
+    rights: Rights
     created_at: int
-    expires_at: int | None
-    revoked_at: int | None
+    expires_at: int | None = None
+    revoked_at: int | None = None
+    last_used_at: int | None = None
+
+    @property
+    def customer(self) -> CustomerId:
+        return self.rights.customer
+
+    @property
+    def scopes(self) -> frozenset[Scope]:
+        return self.rights.scopes
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +114,6 @@ class IssuedToken:
     token: str = field(repr=False)
 
 
-@dataclass(slots=True)
-class _Live:
-    """A token in memory: what `verify` needs and nothing to forge it from."""
-
-    mac: bytes
-    principal: Principal
-    expires_at: float  # unix milliseconds, infinity for never
-
-
 class Tokens:
     """The tokens of all customers: the truth in the ledger, those not revoked also in memory."""
 
@@ -101,15 +122,20 @@ class Tokens:
         self._keys = keys
         self._customers = customers
         self._clock = clock
-        self._live: dict[str, _Live] = {}
-        self._nobody = _Live(secrets.token_bytes(32), Principal(None, None, frozenset(), operator=False), 0)
+        self._live = LiveTokens[Rights]()
+        self.last_uses = LastUses(ledger)
 
     async def __aenter__(self) -> Self:
-        rows = await self._ledger.read(_not_revoked)
-        self._live = {token.id: _live(token, mac) for token, mac in rows}
+        def load(connection: Connection) -> None:
+            for token, mac in _not_revoked(connection):
+                self._remember(token, mac)
+
+        await self._ledger.read(load)
+        await self.last_uses.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.last_uses.__aexit__()
         self._live.clear()
 
     async def add(
@@ -118,12 +144,17 @@ class Tokens:
         customer: CustomerId,
         scopes: Collection[Scope] | None = None,
         expires_at: int | None = None,
+        *,
+        collections: Collection[str] | None = None,
+        tasks: Collection[str] | None = None,
     ) -> IssuedToken:
         """Issue a token, durably and audited; its text is shown here and never again.
 
         Without `scopes` the first token of a customer gets all, later ones all but admin. `expires_at` is
-        unix milliseconds. Raises NotFound for the customer, InvalidInput for no scopes, a time passed or one
-        beyond MAX_LIFETIME_SECONDS.
+        unix milliseconds. `collections` and `tasks` are the ids of those that the token is to know of, all of
+        its customer's with None; whether they exist is not looked at. A token with a list gets no scope that
+        would see beyond it: see `_check_narrow`. Raises NotFound for the customer, InvalidInput for no
+        scopes, a time passed or one beyond MAX_LIFETIME_SECONDS, or a list.
         """
         if not self._customers.known(customer):
             raise NotFound("no such customer")
@@ -132,13 +163,19 @@ class Tokens:
             raise InvalidInput("scopes: at least one is needed")
         if expires_at is not None and not now < expires_at <= now + MAX_LIFETIME_SECONDS * 1000:
             raise InvalidInput("expires_at: must lie within the next ten years; leave it out for never")
+        asked = Rights(
+            customer, frozenset(scopes or ()), _listed("collections", collections), _listed("tasks", tasks)
+        )
+        _check_narrow(asked)
         issued, mac = self._mint()
 
         def act(connection: Connection) -> Token:
-            granted = frozenset(scopes) if scopes is not None else _default_scopes(connection, customer)
-            token = Token(issued.id, customer, granted, now, expires_at, None)
+            granted = (
+                asked if scopes is not None else replace(asked, scopes=_default_scopes(connection, asked))
+            )
+            token = Token(issued.id, granted, now, expires_at)
             _insert(connection, token, mac, None)
-            record(connection, now, actor, Event.TOKEN_ADD, customer, issued.id, {"scopes": sorted(granted)})
+            record(connection, now, actor, Event.TOKEN_ADD, customer, issued.id, _told(granted))
             return token
 
         await self._ledger.write(act, then=lambda token: self._remember(token, mac))
@@ -146,7 +183,11 @@ class Tokens:
 
     async def list(self, customer: CustomerId | None = None) -> list[Token]:
         """The tokens of one customer, or of all with None, oldest first, revoked ones included."""
-        return await self._ledger.read(lambda connection: _tokens(connection, customer))
+        found = await self._ledger.read(lambda connection: _tokens(connection, customer))
+        return [
+            replace(token, last_used_at=self.last_uses.latest(token.id, token.last_used_at))
+            for token in found
+        ]
 
     async def revoke(self, actor: Actor, customer: CustomerId | None, token_id: str) -> None:
         """End a token now; a second time changes nothing.
@@ -161,12 +202,12 @@ class Tokens:
                 connection.execute("UPDATE tokens SET revoked_at = ? WHERE id = ?", (now, token_id))
                 record(connection, now, actor, Event.TOKEN_REVOKE, token.customer, token_id)
 
-        await self._ledger.write(act, then=lambda _: self._forget(token_id))
+        await self._ledger.write(act, then=lambda _: self._live.drop(token_id))
 
     async def rotate(
         self, actor: Actor, customer: CustomerId | None, token_id: str, overlap_seconds: int = 86400
     ) -> IssuedToken:
-        """Issue a successor with the same scopes and lifetime; the old token ends after the overlap.
+        """Issue a successor with the same rights and lifetime; the old token ends after the overlap.
 
         Raises NotFound as `revoke`, InvalidInput for an overlap outside 0 to 30 days, Conflict when the
         token is revoked, expired, or has a successor.
@@ -185,18 +226,18 @@ class Tokens:
                 raise Conflict("the token has been rotated already")
             lifetime = None if old.expires_at is None else old.expires_at - old.created_at
             expires_at = None if lifetime is None else now + lifetime
-            new = Token(issued.id, old.customer, old.scopes, now, expires_at, None)
+            new = Token(issued.id, old.rights, now, expires_at)
             _insert(connection, new, mac, old.id)
             shortened = ends if old.expires_at is None else min(ends, old.expires_at)
             connection.execute("UPDATE tokens SET expires_at = ? WHERE id = ?", (shortened, old.id))
             details: dict[str, object] = {"successor": new.id, "overlap_seconds": overlap_seconds}
             record(connection, now, actor, Event.TOKEN_ROTATE, old.customer, old.id, details)
-            return _with_expiry(old, shortened), new
+            return replace(old, expires_at=shortened), new
 
         def remember(tokens: tuple[Token, Token]) -> None:
             old, new = tokens
             self._remember(new, mac)
-            self._live[old.id].expires_at = old.expires_at or 0
+            self._live.end(old.id, old.expires_at or 0)
 
         await self._ledger.write(act, then=remember)
         return issued
@@ -209,14 +250,21 @@ class Tokens:
         """
         if not _well_formed(text):
             raise Unauthenticated(_REFUSED)
-        live = self._live.get(text[len(_PREFIX) : len(_PREFIX) + _ID], self._nobody)
-        genuine = hmac.compare_digest(self._keys.mac(_MAC_LABEL, text.encode("ascii")), live.mac)
-        if not genuine or self._clock() * 1000 >= live.expires_at:
+        token_id, now = text[len(_PREFIX) : len(_PREFIX) + _ID], self._now()
+        rights = self._live.rights(token_id, self._keys.mac(_MAC_LABEL, text.encode("ascii")), now)
+        if rights is None:
             raise Unauthenticated(_REFUSED)
-        customer = live.principal.customer
-        if customer is not None and self._customers.suspended(customer):
+        self.last_uses.note(token_id, now)
+        if self._customers.suspended(rights.customer):
             raise Forbidden(SUSPENDED)
-        return live.principal
+        return Principal(
+            rights.customer,
+            token_id,
+            rights.scopes,
+            operator=False,
+            collections=rights.collections,
+            tasks=rights.tasks,
+        )
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
@@ -228,10 +276,7 @@ class Tokens:
         return IssuedToken(public, text), self._keys.mac(_MAC_LABEL, text.encode("ascii"))
 
     def _remember(self, token: Token, mac: bytes) -> None:
-        self._live[token.id] = _live(token, mac)
-
-    def _forget(self, token_id: str) -> None:
-        self._live.pop(token_id, None)
+        self._live.put(token.id, mac, token.rights, token.expires_at)
 
 
 def parse_scopes(names: Collection[str]) -> frozenset[Scope]:
@@ -255,31 +300,57 @@ def _base62(number: int, width: int) -> str:
     return "".join(reversed(digits))
 
 
-def _live(token: Token, mac: bytes) -> _Live:
-    principal = Principal(token.customer, token.id, token.scopes, operator=False)
-    return _Live(mac, principal, float("inf") if token.expires_at is None else token.expires_at)
+def _listed(name: str, ids: Collection[str] | None) -> frozenset[str] | None:
+    if ids is None:
+        return None
+    if not 1 <= len(ids) <= MAX_LISTED or not all(map(_LISTED.fullmatch, ids)):
+        raise InvalidInput(f"{name}: 1 to {MAX_LISTED} ids are expected; leave it out for all")
+    return frozenset(ids)
 
 
-def _with_expiry(token: Token, expires_at: int) -> Token:
-    return Token(token.id, token.customer, token.scopes, token.created_at, expires_at, token.revoked_at)
+def _check_narrow(rights: Rights) -> None:
+    """Raises InvalidInput for scopes that see beyond the lists: admin, and beside tasks those of images."""
+    if rights.collections is None and rights.tasks is None:
+        return
+    beyond = {Scope.ADMIN} if rights.tasks is None else {Scope.ADMIN, *_BEYOND_TASKS}
+    if wide := sorted(rights.scopes & beyond):
+        name = "collections" if rights.tasks is None else "tasks"
+        raise InvalidInput(f"{name}: the scopes {', '.join(wide)} see beyond the list: leave them out")
 
 
-def _default_scopes(connection: Connection, customer: CustomerId) -> frozenset[Scope]:
-    has_one = connection.execute("SELECT 1 FROM tokens WHERE customer = ? LIMIT 1", (customer,)).get
-    return ALL_SCOPES - {Scope.ADMIN} if has_one else ALL_SCOPES
+def _default_scopes(connection: Connection, asked: Rights) -> frozenset[Scope]:
+    if asked.tasks is not None:
+        return ALL_SCOPES - {Scope.ADMIN} - _BEYOND_TASKS
+    query = "SELECT 1 FROM tokens WHERE customer = ? LIMIT 1"
+    if asked.collections is not None or connection.execute(query, (asked.customer,)).get:
+        return ALL_SCOPES - {Scope.ADMIN}
+    return ALL_SCOPES
 
 
-_COLUMNS = "id, customer, scopes, created_at, expires_at, revoked_at"
+def _told(rights: Rights) -> dict[str, object]:
+    """For the audit log."""
+    lists = {"collections": rights.collections, "tasks": rights.tasks}
+    return {
+        "scopes": sorted(rights.scopes),
+        **{name: sorted(ids) for name, ids in lists.items() if ids is not None},
+    }
+
+
+_COLUMNS = "id, customer, scopes, collections, tasks, created_at, expires_at, revoked_at, last_used_at"
 
 
 def _insert(connection: Connection, token: Token, mac: bytes, rotated_from: str | None) -> None:
+    rights = token.rights
     connection.execute(
-        "INSERT INTO tokens (id, customer, scopes, created_at, expires_at, mac, rotated_from)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO tokens"
+        " (id, customer, scopes, collections, tasks, created_at, expires_at, mac, rotated_from)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             token.id,
-            token.customer,
-            " ".join(sorted(token.scopes)),
+            rights.customer,
+            _words(rights.scopes),
+            _words(rights.collections),
+            _words(rights.tasks),
             token.created_at,
             token.expires_at,
             mac,
@@ -303,11 +374,22 @@ def _tokens(connection: Connection, customer: CustomerId | None) -> list[Token]:
     return [_token(row) for row in rows]
 
 
-def _not_revoked(connection: Connection) -> list[tuple[Token, bytes]]:
+def _not_revoked(connection: Connection) -> Iterator[tuple[Token, bytes]]:
     rows = connection.execute(f"SELECT {_COLUMNS}, mac FROM tokens WHERE revoked_at IS NULL")  # noqa: S608
-    return [(_token(row), row[-1]) for row in rows]
+    return ((_token(row), row[-1]) for row in rows)
 
 
 def _token(row: tuple[Any, ...]) -> Token:
-    scopes = frozenset(Scope(name) for name in row[2].split())
-    return Token(row[0], row[1], scopes, row[3], row[4], row[5])
+    identity, customer, scopes, collections, tasks, *times = row[: len(_COLUMNS.split())]
+    rights = Rights(
+        customer, frozenset(Scope(name) for name in scopes.split()), _ids(collections), _ids(tasks)
+    )
+    return Token(identity, rights, *times)
+
+
+def _words(ids: Collection[str] | None) -> str | None:
+    return None if ids is None else " ".join(sorted(ids))
+
+
+def _ids(words: str | None) -> frozenset[str] | None:
+    return None if words is None else frozenset(words.split())

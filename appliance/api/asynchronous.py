@@ -119,7 +119,7 @@ class Asynchronous:
         self._arriving_bytes += size
         try:
             request, new = await self._requests.add(
-                call.actor, call.customer, kind, key=key, digest=digest, webhook=webhook
+                call.actor, call.customer, kind, key=key, digest=digest, webhook=webhook, only=_only(call)
             )
         finally:
             self._arriving -= 1
@@ -133,18 +133,20 @@ class Asynchronous:
 
     async def get(self, call: Call) -> Answer:
         """The request, with `response` as soon as it has ended."""
-        return Answer(_document(await self._requests.get(call.customer, call.parameters["id"])))
+        return Answer(_document(await self._requests.get(call.customer, call.parameters["id"], _only(call))))
 
     async def status(self, call: Call) -> Answer:
         """How the request stands."""
-        found = await self._requests.get(call.customer, call.parameters["id"])
+        found = await self._requests.get(call.customer, call.parameters["id"], _only(call))
         return Answer({"id": found.id, "status": found.state})
 
     async def list(self, call: Call) -> Answer:
         """A page of requests, the newest first, without their responses."""
         page = integer(call.query.get("page"), "page", 1, 1, 1 << 31)
         kind, state = call.query.get("type"), call.query.get("status")
-        found, count = await self._requests.list(call.customer, page, kind=kind, state=state)
+        found, count = await self._requests.list(
+            call.customer, page, kind=kind, state=state, only=_only(call)
+        )
         filters = {name: value for name, value in (("type", kind), ("status", state)) if value}
         more = f"&{urlencode(filters)}" if filters else ""
         return Answer(
@@ -158,7 +160,7 @@ class Asynchronous:
 
     async def cancel(self, call: Call) -> Answer:
         """Ends a request that has not ended; its images are dropped."""
-        cancelled = await self._requests.cancel(call.actor, call.customer, call.parameters["id"])
+        cancelled = await self._requests.cancel(call.actor, call.customer, call.parameters["id"], _only(call))
         pending = self._pending.pop(cancelled.id, None)
         if pending is not None and pending.task is not None:
             pending.task.cancel()
@@ -168,7 +170,7 @@ class Asynchronous:
         if (found := self._types.get(kind)) is not None:
             return found
         route = tagging_route(kind)
-        if route is None or not self._bundles.catalogue(call.customer).route_installed(route):
+        if route is None or not call.bundles(self._bundles).route_installed(route):
             raise NotInstalled("no bundle of this appliance serves this type")
         return f"/{route}", self._recognition.tags
 
@@ -227,6 +229,11 @@ class Asynchronous:
             await self._move(pending, State.RETRY)
             await asyncio.sleep(pause)
         raise AssertionError
+
+
+def _only(call: Call) -> str | None:
+    """The token whose requests alone are shown, None for all: others may be about tasks that it knows not."""
+    return None if call.principal.tasks is None else call.principal.token_id
 
 
 async def _as_there_is_room(write: Callable[[], Awaitable[None]]) -> None:

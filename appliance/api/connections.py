@@ -107,6 +107,11 @@ class Connection(web.RequestHandler):
             if broken is not None:
                 reading.content.set_exception(broken)
 
+    @property
+    def address(self) -> str:
+        """Where the client connects from; empty for a Unix socket."""
+        return self._address or ""
+
     def end_with_client(self) -> None:
         """From now on the caller's task is cancelled when the client leaves: nobody else needs its answer."""
         self._ending = asyncio.current_task()

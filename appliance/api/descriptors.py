@@ -48,6 +48,8 @@ class Descriptors:
             raise InvalidInput("collection-id: the header is expected")
         if not named.isascii():  # bytes of a header that are no UTF-8 arrive as what no id can hold
             raise NotFound("no such collection")
+        alias = self._collections.aliases.find(call.customer, named)
+        call.check_collection(named if alias is None else alias.collection)
         return await self._collections.named(call.customer, named)
 
     def check(self, collection: OpenCollection) -> None:

@@ -24,9 +24,10 @@ from appliance.api.answers import (
 from appliance.api.body import Bodies
 from appliance.api.call import Call, Measures
 from appliance.api.connections import Connection
+from appliance.api.guessing import Guessing
 from appliance.api.payload import new_id
 from appliance.api.routing import MANAGEMENT, Access, Match, Route, Surface, Table, strip_prefix
-from appliance.errors import ApplianceError, Forbidden, InvalidInput, Unauthenticated
+from appliance.errors import ApplianceError, Forbidden, InvalidInput, Overloaded, Unauthenticated
 
 _SCHEMES = {"token", "jwt", "bearer"}
 _NOBODY = Principal(None, None, frozenset(), operator=False)
@@ -49,6 +50,7 @@ class _Trace:
     route: str = "unmatched"
     customer: str = "-"
     problem: bool = False
+    last: bool = False  # the connection ends with the answer
 
 
 class Gate:
@@ -61,6 +63,7 @@ class Gate:
         *,
         families: Iterable[object],
         tokens: Tokens,
+        guessing: Guessing | None,
         bodies: Bodies,
         measures: Measures,
         admit: Callable[[int], None],
@@ -69,6 +72,7 @@ class Gate:
         self._surface = surface
         self._handlers = _bound((r for r in routes if surface in r.surfaces), list(families))
         self._tokens = tokens
+        self._guessing = guessing
         self._bodies = bodies
         self._measures = measures
         self._admit = admit  # raises Overloaded unless one more call with images may come in
@@ -113,7 +117,7 @@ class Gate:
         route = match.route
         trace.route = route.path
         with self._auth:
-            principal = self._principal(request, route)
+            principal = self._principal(request, route, trace)
         trace.customer = principal.customer or ("operator" if principal.operator else "-")
         sees = route.form.carries_images
         if sees:  # one that would wait in vain is refused before its body is read
@@ -151,7 +155,7 @@ class Gate:
         finally:
             await body.release()
 
-    def _principal(self, request: web.BaseRequest, route: Route) -> Principal:
+    def _principal(self, request: web.BaseRequest, route: Route, trace: _Trace) -> Principal:
         if route.access is Access.OPEN:
             return _NOBODY
         if route.access is Access.LINK and "Authorization" not in request.headers:
@@ -166,12 +170,24 @@ class Gate:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() not in _SCHEMES:
             raise Unauthenticated("the token is missing or not valid")
-        principal = self._tokens.verify(token.strip())
+        principal = self._verified(request, token.strip(), trace)
         if route.access is Access.OPERATOR:
             raise Forbidden("only operators may do this, through the operator socket")
         if isinstance(route.access, Scope) and route.access not in principal.scopes:
             raise Forbidden(f"the token lacks the scope {route.access}")
         return principal
+
+    def _verified(self, request: web.BaseRequest, token: str, trace: _Trace) -> Principal:
+        try:
+            return self._tokens.verify(token)
+        except Unauthenticated:
+            if self._guessing is not None and isinstance(request.protocol, Connection):
+                try:
+                    self._guessing.refused(request.protocol.address)
+                except Overloaded:
+                    trace.last = True
+                    raise
+            raise
 
     async def _send(
         self, request: web.BaseRequest, trace: _Trace, answer: Answer, stream: Stream
@@ -221,7 +237,7 @@ class Gate:
         if body is not None:
             headers["Content-Type"] = answer.content_type
         response = web.Response(status=answer.status, body=body, headers=headers)
-        if self.closing or answer.status == 408:
+        if self.closing or trace.last or answer.status == 408:
             response.force_close()
         self._tell(request, trace, answer)
         return response

@@ -64,9 +64,7 @@ class OpenInference:
     async def index(self, call: Call) -> Answer:
         """Every version of every model; with `ready` those only that would answer now."""
         only_ready = call.payload.flag("ready")
-        listed = [
-            (bundle, self._vision.serves(bundle)) for bundle in self._bundles.catalogue(call.customer).list()
-        ]
+        listed = [(bundle, self._vision.serves(bundle)) for bundle in call.bundles(self._bundles).list()]
         return Answer(
             [
                 {
@@ -83,7 +81,7 @@ class OpenInference:
     async def model(self, call: Call) -> Answer:
         """Both inputs are listed; a request has one of them."""
         bundle = self._asked(call)
-        versions = self._bundles.catalogue(call.customer).versions(bundle.name)
+        versions = call.bundles(self._bundles).versions(bundle.name)
         pixels = [-1, *bundle.preprocessing.shape]
         return Answer(
             {
@@ -118,7 +116,7 @@ class OpenInference:
         return await _answer(bundle, inference, values, binary)
 
     def _asked(self, call: Call) -> Bundle:
-        catalogue = self._bundles.catalogue(call.customer)
+        catalogue = call.bundles(self._bundles)
         return catalogue.for_name(call.parameters["name"], call.parameters.get("version"))
 
     async def _values(self, bundle: Bundle, inference: Inference, outputs: tuple[str, ...]) -> list[Values]:

@@ -28,6 +28,7 @@ from appliance.api.descriptors import Descriptors
 from appliance.api.feeds import Feeds
 from appliance.api.files import Files
 from appliance.api.gate import Gate
+from appliance.api.guessing import Guessing
 from appliance.api.image_matching import ImageMatching
 from appliance.api.installed_tasks import InstalledTasks
 from appliance.api.interchange import Interchange
@@ -115,6 +116,7 @@ class Server:
                 bundles=parts.bundles,
                 decoders=parts.decoders,
                 engine=parts.engine,
+                heads=parts.heads,
                 webhooks=parts.webhooks,
                 status=parts.status,
             ),
@@ -132,12 +134,14 @@ class Server:
         if parts.images is not None:
             families += _of_images(parts, parts.images)
         self._bodies = bodies = Bodies(parts.config.api, measures.cpu("parse"))
+        guessing = Guessing(parts.config.api.failed_tokens_per_minute)
         self._gates = {
             surface: Gate(
                 ROUTES,
                 surface,
                 families=families,
                 tokens=parts.tokens,
+                guessing=guessing if surface is Surface.PUBLIC else None,
                 bodies=bodies,
                 measures=measures,
                 admit=lambda calls: _admit(vision, parts.config.recognition.queue, calls),

@@ -22,6 +22,10 @@ def add(words: Words) -> None:
     adding.add_argument("customer", help="id or name")
     adding.add_argument("--scope", action="append", help="repeat; default: first token all, later no admin")
     adding.add_argument("--expires-at", metavar="TIME", help="ISO 8601 with a UTC offset; default: never")
+    adding.add_argument(
+        "--collection", action="append", help="id of one that it is to know; repeat; default: all"
+    )
+    adding.add_argument("--task", action="append", help="id of one that it may ask; repeat; default: all")
     listing = tokens.verb("list", client(_list_tokens), "tokens without their secrets")
     listing.add_argument("customer", nargs="?", help="id or name; default: of all")
     rotate = tokens.verb("rotate", client(_rotate_token), "issue a successor of a token")
@@ -62,14 +66,17 @@ async def _add_token(operator: Operator, arguments: argparse.Namespace) -> Outpu
         body["scopes"] = arguments.scope
     if arguments.expires_at:
         body["expires_at"] = arguments.expires_at
+    if arguments.collection:
+        body["collections"] = arguments.collection
+    if arguments.task:
+        body["tasks"] = arguments.task
     return _issued(await operator.call("POST", "/tokens", body=body))
 
 
 async def _list_tokens(operator: Operator, arguments: argparse.Namespace) -> Output:
     answer = await operator.call("GET", "/tokens", query=await operator.of_customer(arguments.customer))
-    return Output(
-        answer, table(answer["tokens"], "id", "customer", "scopes", "created_at", "expires_at", "revoked_at")
-    )
+    shown = ("id", "customer", "scopes", "created_at", "expires_at", "revoked_at", "last_used_at")
+    return Output(answer, table(answer["tokens"], *shown))
 
 
 async def _rotate_token(operator: Operator, arguments: argparse.Namespace) -> Output:
