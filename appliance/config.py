@@ -21,7 +21,15 @@ TIB = 1 << 40
 DAY = 86_400
 
 # What a reload (SIGHUP) applies to the running daemon; every other change needs a restart.
-RELOADABLE = frozenset({"api.max_connections_per_address", "log.level"})
+RELOADABLE = frozenset(
+    {
+        "api.max_connections_per_address",
+        "api.failed_tokens_per_minute",
+        "api.requests_per_minute",
+        "api.bytes_per_minute",
+        "log.level",
+    }
+)
 
 
 def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
@@ -77,6 +85,8 @@ class Api(Section):
     max_body_bytes: int = Field(64 * MIB, ge=1024, le=GIB)
     max_connections_per_address: int = Field(64, ge=1, le=65_535)
     failed_tokens_per_minute: int = Field(20, ge=1, le=1_000_000)
+    requests_per_minute: int = Field(0, ge=0, le=1_000_000_000)
+    bytes_per_minute: int = Field(0, ge=0, le=TIB)
     keep_alive_seconds: float = Field(20, gt=0, le=3600)
     body_seconds: float = Field(10, gt=0, le=3600)
     body_bytes_per_second: int = Field(50_000, ge=1, le=GIB)
@@ -133,11 +143,12 @@ class Bundles(Section):
 
 
 class Requests(Section):
-    """Asynchronous requests: how long results stay, how much may wait."""
+    """Asynchronous requests: how long results stay, how much may wait, of all and of one customer."""
 
     keep_seconds: float = Field(14 * DAY, gt=0, le=3650 * DAY)
     pending: int = Field(1000, ge=1, le=1_000_000)
     pending_bytes: int = Field(256 * MIB, ge=MIB, le=TIB)
+    max_jobs: int = Field(1000, ge=0, le=1_000_000)
 
 
 class Search(Section):
@@ -160,11 +171,13 @@ class Search(Section):
 
 
 class Datasets(Section):
-    """Stored images: what their volume keeps free, how often they are proven, how long links live."""
+    """Stored images: what their volume keeps free, what a customer may have, how long links live."""
 
     reserve_fraction: float = Field(0.05, ge=0, le=0.9)
     reserve_bytes: int = Field(20 * GIB, ge=0, le=1024 * TIB)
     ballast_bytes: int = Field(256 * MIB, ge=0, le=TIB)
+    max_images: int = Field(100_000_000, ge=0, le=1_000_000_000_000)
+    max_bytes: int = Field(100 * TIB, ge=0, le=1024 * TIB)
     scrub_days: float = Field(30, gt=0, le=3650)
     link_seconds: int = Field(3600, ge=1, le=3600)
 
@@ -234,8 +247,8 @@ def read(path: Path) -> tuple[Config, list[tuple[str, str]]]:
     """Every finding of a file as (key, reason), and the configuration without the keys that are wrong.
 
     Blocks on the disk. A value is never repeated. Besides the types, findings are: certificate without key,
-    files that do not exist, a demo that listens beyond loopback, and in production everything that
-    `exposures` finds. Raises ConfigInvalid for a file that cannot be read or is not TOML.
+    files that do not exist, a demo that listens beyond loopback, and in production
+    everything that `exposures` finds. Raises ConfigInvalid for a file that cannot be read or is not TOML.
     """
     data = read_toml(path)
     folder = path.absolute().parent

@@ -23,6 +23,7 @@ from appliance import vault
 from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import Actor, AuditLog, Entry, entries
 from appliance.accounts.customers import CustomerId, Customers
+from appliance.accounts.quotas import Quotas, defaults
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Scope, Tokens
 from appliance.api.parts import Parts
@@ -263,10 +264,19 @@ class Served:
         keyring = await vault.open_keyring(self._folder, ledger, bytearray(range(32)))
         keys = keyring.service
         tokens = await enter(Tokens(ledger, keys, customers, lambda: self.clock))
+        quotas = await enter(Quotas(ledger, defaults(settings), lambda: self.clock))
         agreements = await enter(Agreements(ledger, customers, lambda: self.clock))
         graphs = self._folder / "graphs"
         collections = await enter(
-            Collections(ledger, keyring, settings.search, lambda: self.clock, registry, graphs=graphs)
+            Collections(
+                ledger,
+                keyring,
+                settings.search,
+                lambda: self.clock,
+                registry,
+                graphs=graphs,
+                quotas=quotas,
+            )
         )
         installed = await enter(
             Bundles(ledger, self._folder / "bundles", lambda: self.clock, trust=lambda _: None)
@@ -286,6 +296,7 @@ class Served:
                 encrypted=False,
                 clocks=Clocks(lambda: self.clock, lambda: self.clock),
                 registry=registry,
+                quotas=quotas,
             )
         )
         outbound = await enter(Outbound(self._residency, registry))
@@ -296,6 +307,7 @@ class Served:
             residency=None,
             customers=customers,
             tokens=tokens,
+            quotas=quotas,
             agreements=agreements,
             audit=AuditLog(ledger),
             rotations=Rotations(ledger, keyring, customers, lambda: self.clock),

@@ -3,7 +3,7 @@
 import re
 import secrets
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
@@ -29,6 +29,8 @@ MAX_OVERLAP_SECONDS = 30 * 86400
 MAX_LIFETIME_SECONDS = 10 * 366 * 86400
 MAX_LISTED = 1000
 """Ids in one list of a token."""
+RATES = ("requests_per_minute", "bytes_per_minute")
+MAX_RATE = 1 << 50
 _LISTED = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
@@ -51,12 +53,18 @@ _BEYOND_TASKS = frozenset({Scope.DATASETS_READ, Scope.DATASETS_WRITE, Scope.TRAI
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What a token may do and for whom; `collections` and `tasks` are ids, None for all of the customer's."""
+    """What a token may do, for whom and how fast.
+
+    `collections` and `tasks` are ids, None for all of the customer's. Of a rate None is what the
+    configuration says, 0 none at all.
+    """
 
     customer: CustomerId
     scopes: frozenset[Scope]
     collections: frozenset[str] | None = None
     tasks: frozenset[str] | None = None
+    requests_per_minute: int | None = None
+    bytes_per_minute: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,7 @@ class Principal:
     """Who a request speaks for: one customer through a token, or an operator through the local socket.
 
     Of the collections and tasks that are not listed a token does not learn that they exist; None lists all.
+    Rates are as in `Rights`.
     """
 
     customer: CustomerId | None
@@ -73,6 +82,8 @@ class Principal:
     uid: int | None = None
     collections: frozenset[str] | None = None
     tasks: frozenset[str] | None = None
+    requests_per_minute: int | None = None
+    bytes_per_minute: int | None = None
 
     def actor(self, request: str | None = None) -> Actor:
         """The same as the audit log names it."""
@@ -164,7 +175,10 @@ class Tokens:
         if expires_at is not None and not now < expires_at <= now + MAX_LIFETIME_SECONDS * 1000:
             raise InvalidInput("expires_at: must lie within the next ten years; leave it out for never")
         asked = Rights(
-            customer, frozenset(scopes or ()), _listed("collections", collections), _listed("tasks", tasks)
+            customer,
+            frozenset(scopes or ()),
+            _listed("collections", collections),
+            _listed("tasks", tasks),
         )
         _check_narrow(asked)
         issued, mac = self._mint()
@@ -242,6 +256,25 @@ class Tokens:
         await self._ledger.write(act, then=remember)
         return issued
 
+    async def limit(self, actor: Actor, token_id: str, most: Mapping[str, int | None]) -> Token:
+        """Set rates of a token (RATES), durably and audited; None is what the configuration says, 0 no rate.
+
+        Raises NotFound, InvalidInput for another rate or a number outside 0 to MAX_RATE.
+        """
+        for name, number in most.items():
+            if name not in RATES or not (number is None or 0 <= number <= MAX_RATE):
+                raise InvalidInput(f"{name}: one of {', '.join(RATES)}, 0 to {MAX_RATE}")
+        now = self._now()
+
+        def act(connection: Connection) -> Token:
+            token = _owned(connection, None, token_id)
+            for name, number in most.items():
+                connection.execute(f"UPDATE tokens SET {name} = ? WHERE id = ?", (number, token_id))  # noqa: S608
+            record(connection, now, actor, Event.TOKEN_LIMIT, token.customer, token_id, dict(most))
+            return _owned(connection, None, token_id)
+
+        return await self._ledger.write(act, then=lambda token: self._live.change(token.id, token.rights))
+
     def verify(self, text: str) -> Principal:
         """Whose token this is; from memory, without awaiting, in time that does not depend on the secret.
 
@@ -264,6 +297,8 @@ class Tokens:
             operator=False,
             collections=rights.collections,
             tasks=rights.tasks,
+            requests_per_minute=rights.requests_per_minute,
+            bytes_per_minute=rights.bytes_per_minute,
         )
 
     def _now(self) -> int:
@@ -336,21 +371,24 @@ def _told(rights: Rights) -> dict[str, object]:
     }
 
 
-_COLUMNS = "id, customer, scopes, collections, tasks, created_at, expires_at, revoked_at, last_used_at"
+_RIGHTS = "customer, scopes, collections, tasks, requests_per_minute, bytes_per_minute"
+_TIMES = "created_at, expires_at, revoked_at, last_used_at"
+_COLUMNS = f"id, {_RIGHTS}, {_TIMES}"
 
 
 def _insert(connection: Connection, token: Token, mac: bytes, rotated_from: str | None) -> None:
     rights = token.rights
     connection.execute(
-        "INSERT INTO tokens"
-        " (id, customer, scopes, collections, tasks, created_at, expires_at, mac, rotated_from)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO tokens (id, {_RIGHTS}, created_at, expires_at, mac, rotated_from)"  # noqa: S608
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             token.id,
             rights.customer,
             _words(rights.scopes),
             _words(rights.collections),
             _words(rights.tasks),
+            rights.requests_per_minute,
+            rights.bytes_per_minute,
             token.created_at,
             token.expires_at,
             mac,
@@ -380,10 +418,9 @@ def _not_revoked(connection: Connection) -> Iterator[tuple[Token, bytes]]:
 
 
 def _token(row: tuple[Any, ...]) -> Token:
-    identity, customer, scopes, collections, tasks, *times = row[: len(_COLUMNS.split())]
-    rights = Rights(
-        customer, frozenset(Scope(name) for name in scopes.split()), _ids(collections), _ids(tasks)
-    )
+    identity, customer, scopes, collections, tasks, requests, size, *times = row[: len(_COLUMNS.split())]
+    granted = frozenset(Scope(name) for name in scopes.split())
+    rights = Rights(customer, granted, _ids(collections), _ids(tasks), requests, size)
     return Token(identity, rights, *times)
 
 

@@ -10,6 +10,7 @@ from functools import partial
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 
+from appliance.accounts.customers import CustomerId
 from appliance.accounts.tokens import Principal, Scope, Tokens, operator_principal
 from appliance.api.answers import (
     INTERNAL,
@@ -27,7 +28,9 @@ from appliance.api.connections import Connection
 from appliance.api.guessing import Guessing
 from appliance.api.payload import new_id
 from appliance.api.routing import MANAGEMENT, Access, Match, Route, Surface, Table, strip_prefix
+from appliance.api.throttle import Throttle
 from appliance.errors import ApplianceError, Forbidden, InvalidInput, Overloaded, Unauthenticated
+from appliance.recognition.turns import Shares
 
 _SCHEMES = {"token", "jwt", "bearer"}
 _NOBODY = Principal(None, None, frozenset(), operator=False)
@@ -64,20 +67,23 @@ class Gate:
         families: Iterable[object],
         tokens: Tokens,
         guessing: Guessing | None,
+        throttle: Throttle,
         bodies: Bodies,
         measures: Measures,
-        admit: Callable[[int], None],
+        seeing: Shares,
+        admit: Callable[[CustomerId | None], None],
     ) -> None:
         self._table = Table(routes, surface)
         self._surface = surface
         self._handlers = _bound((r for r in routes if surface in r.surfaces), list(families))
         self._tokens = tokens
         self._guessing = guessing
+        self._throttle = throttle
         self._bodies = bodies
         self._measures = measures
-        self._admit = admit  # raises Overloaded unless one more call with images may come in
+        self._admit = admit  # raises Overloaded unless one more image of this customer may come in
         self._auth, self._answering = measures.cpu("auth"), measures.cpu("answer")
-        self._seeing = 0  # calls with images under way
+        self._seeing = seeing  # calls with images under way
         self.closing = False  # set while draining: every answer then ends its connection
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -119,25 +125,41 @@ class Gate:
         with self._auth:
             principal = self._principal(request, route, trace)
         trace.customer = principal.customer or ("operator" if principal.operator else "-")
-        sees = route.form.carries_images
+        declared = request.content_length or 0
+        self._throttle.admit(principal, declared)
+        try:
+            return await self._admitted(request, match, principal, trace)
+        finally:
+            self._throttle.settle(principal, request.content.total_bytes - declared)
+
+    async def _admitted(
+        self, request: web.BaseRequest, match: Match, principal: Principal, trace: _Trace
+    ) -> Answer:
+        sees = match.route.form.carries_images
         if sees:  # one that would wait in vain is refused before its body is read
-            self._admit(self._seeing)
-        connection = request.protocol if route.ends_with_client else None
-        self._seeing += sees
+            self._check_room(principal)
+        connection = request.protocol if match.route.ends_with_client else None
+        self._seeing.take(principal.customer, sees)
         if isinstance(connection, Connection):
             connection.end_with_client()
         try:
             return await self._call(request, match, principal, trace)
         finally:
-            self._seeing -= sees
+            self._seeing.give(principal.customer, sees)
             if isinstance(connection, Connection):
                 connection.outlast_client()
+
+    def _check_room(self, principal: Principal) -> None:
+        if not self._seeing.fits(principal.customer):
+            taken = self._seeing.taken
+            raise Overloaded(f"{taken} calls with images are under way, as many as the queue holds")
+        self._admit(principal.customer)
 
     async def _call(
         self, request: web.BaseRequest, match: Match, principal: Principal, trace: _Trace
     ) -> Answer:
         with self._measures.stage("body"):
-            body = await self._bodies.read(request, match.route.form)
+            body = await self._bodies.read(request, match.route.form, principal.customer)
         try:
             call = Call(
                 id=trace.id,
@@ -178,12 +200,13 @@ class Gate:
         return principal
 
     def _verified(self, request: web.BaseRequest, token: str, trace: _Trace) -> Principal:
+        connection = request.protocol
         try:
             return self._tokens.verify(token)
         except Unauthenticated:
-            if self._guessing is not None and isinstance(request.protocol, Connection):
+            if self._guessing is not None and isinstance(connection, Connection):
                 try:
-                    self._guessing.refused(request.protocol.address)
+                    self._guessing.refused(connection.address)
                 except Overloaded:
                     trace.last = True
                     raise

@@ -24,20 +24,20 @@ class Guessing:
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._per_minute = per_minute
+        self.per_minute = per_minute
         self._refused = Rates[str](clock, most=_SOURCES)
 
     def refused(self, address: str) -> None:
         """Counts one token of this source. Raises Overloaded where it has sent too many in a minute."""
         source = _source(address)
-        wait = self._refused.wait(source, self._per_minute)
+        wait = self._refused.wait(source, self.per_minute)
         if wait > 0:
             raise Overloaded(
                 "too many tokens that are not valid came from this address: try again later",
                 retry_after=ceil(wait),
             )
-        self._refused.spend(source, self._per_minute, 1)
-        if self._refused.wait(source, self._per_minute) > 0:
+        self._refused.spend(source, self.per_minute, 1)
+        if self._refused.wait(source, self.per_minute) > 0:
             log.warning("%s sends tokens that are not valid: further ones are answered 429", source)
 
 

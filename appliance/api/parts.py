@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import AuditLog
 from appliance.accounts.customers import Customers
+from appliance.accounts.quotas import Quotas
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
 from appliance.asynchronous.requests import Requests
@@ -36,6 +37,7 @@ class Parts:
     residency: Residency | None
     customers: Customers
     tokens: Tokens
+    quotas: Quotas
     agreements: Agreements
     audit: AuditLog
     rotations: Rotations

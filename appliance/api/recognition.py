@@ -108,12 +108,14 @@ class Recognition:
         return backbone
 
     async def _see(self, call: Call, bundle: Bundle, *outputs: str, keep: Keep | None = None) -> Outcomes:
+        vision = self._vision.of(call.customer)
+
         async def see(record: Record) -> Seen:
             if keep is None:
-                return await self._vision.infer(bundle, record, *outputs)
-            async with self._vision.fetched(record):
+                return await vision.infer(bundle, record, *outputs)
+            async with vision.fetched(record):
                 image = record.image
-                seen = await self._vision.infer(bundle, record, *outputs)
+                seen = await vision.infer(bundle, record, *outputs)
                 assert image is not None  # or nothing would have been seen
                 return replace(seen, kept=await _kept(keep, image))
 

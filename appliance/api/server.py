@@ -34,6 +34,7 @@ from appliance.api.installed_tasks import InstalledTasks
 from appliance.api.interchange import Interchange
 from appliance.api.keys import KeyManagement
 from appliance.api.labels import Labels
+from appliance.api.limits import Limits
 from appliance.api.management import Management
 from appliance.api.objects import Objects
 from appliance.api.open_inference import OpenInference
@@ -47,13 +48,15 @@ from appliance.api.showing import Showing
 from appliance.api.similarity import Similarity
 from appliance.api.similarity_changes import SimilarityChanges
 from appliance.api.tasks import Tasks
+from appliance.api.throttle import Throttle
 from appliance.api.training_images import TrainingImages
 from appliance.api.transfers import Transfers
 from appliance.api.vision import Vision
 from appliance.config import Api, listen_address
 from appliance.datasets.images import Images
-from appliance.errors import ApplianceError, ConfigInvalid, Overloaded, SelfTestFailed
+from appliance.errors import ApplianceError, ConfigInvalid, SelfTestFailed
 from appliance.recognition.engine import Priority
+from appliance.recognition.turns import Shares
 
 __all__ = ["Parts", "Server", "check_parser"]
 
@@ -99,15 +102,18 @@ class Server:
             colours=Colours(patient),
             bundles=parts.bundles,
             limits=parts.config.requests,
+            quotas=parts.quotas,
         )
+        self._throttle = Throttle(parts.config.api)
+        datasets = None if parts.images is None else parts.images.datasets
         families: list[object] = [
-            Account(parts.customers, parts.bundles, None if parts.images is None else parts.images.datasets),
+            Account(parts.customers, parts.bundles, datasets),
             Recognition(vision, parts.bundles, parts.heads, sink),
             Colours(vision),
             self._asynchronous,
             Similarity(descriptors, parts.config.search),
             ImageMatching(descriptors),
-            SimilarityChanges(descriptors, parts.replies, parts.config.search),
+            SimilarityChanges(descriptors, parts.replies, parts.config.search, parts.collections),
             OpenInference(vision, parts.bundles, parts.readiness),
             Management(
                 customers=parts.customers,
@@ -120,6 +126,15 @@ class Server:
                 webhooks=parts.webhooks,
                 status=parts.status,
             ),
+            Limits(
+                parts.customers,
+                parts.tokens,
+                parts.quotas,
+                self._throttle,
+                parts.collections,
+                datasets,
+                self._asynchronous,
+            ),
             Collections(parts.customers, parts.collections, parts.bundles),
             Aliases(parts.customers, parts.collections.aliases),
             Transfers(parts.collections, parts.config.search),
@@ -128,23 +143,25 @@ class Server:
             KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),
             Backups(parts.backups),
-            Datasets(None if parts.images is None else parts.images.datasets, parts.customers),
+            Datasets(datasets, parts.customers),
             Interchange(parts.images),
         ]
         if parts.images is not None:
             families += _of_images(parts, parts.images)
         self._bodies = bodies = Bodies(parts.config.api, measures.cpu("parse"))
-        guessing = Guessing(parts.config.api.failed_tokens_per_minute)
+        self._guessing = Guessing(parts.config.api.failed_tokens_per_minute)
         self._gates = {
             surface: Gate(
                 ROUTES,
                 surface,
                 families=families,
                 tokens=parts.tokens,
-                guessing=guessing if surface is Surface.PUBLIC else None,
+                guessing=self._guessing if surface is Surface.PUBLIC else None,
+                throttle=self._throttle,
                 bodies=bodies,
                 measures=measures,
-                admit=lambda calls: _admit(vision, parts.config.recognition.queue, calls),
+                seeing=Shares(parts.config.recognition.queue),
+                admit=vision.check_room,
             )
             for surface in (Surface if parts.engine is not None else [Surface.SOCKET])
         }
@@ -200,13 +217,15 @@ class Server:
         return self._bodies.held
 
     def apply(self, config: Api) -> None:
-        """Takes what a reload may change: connections per address, and the certificate's files read again.
+        """Takes what a reload may change: limits of addresses and rates, the certificate's files read again.
 
         Raises ConfigInvalid when the certificate cannot be used; the old one then stays.
         """
         if self._tls is not None:
             _load_certificate(self._tls, config)
         self._public_door.limit = config.max_connections_per_address
+        self._guessing.per_minute = config.failed_tokens_per_minute
+        self._throttle.config = config
 
     def stop_accepting(self) -> None:
         """Closes the listeners, removes the socket's file; open connections end with their next answer."""
@@ -271,13 +290,6 @@ def _of_images(parts: Parts, images: Images) -> list[object]:
         Objects(images, showing),
         Annotate(datasets, annotations),
     ]
-
-
-def _admit(vision: Vision, queue: int, calls: int) -> None:
-    """Whether one more call with images may come in beside so many. Raises Overloaded."""
-    if calls >= queue:
-        raise Overloaded(f"{calls} calls with images are under way, as many as the queue holds")
-    vision.check_room()
 
 
 def _bind(path: Path, group: int | None) -> socket.socket:

@@ -1,10 +1,21 @@
 """`customer` and `token`."""
 
 import argparse
+from collections.abc import Iterable
 
 from appliance.cli.client import Operator, client, segment
 from appliance.cli.output import Document, Output, table
 from appliance.cli.words import Words
+
+_DEFAULT = "default"
+_QUOTAS = {
+    "images": "stored images",
+    "collections": "collections",
+    "vectors": "records in all collections",
+    "bytes": "bytes of stored images",
+    "jobs": "asynchronous requests that have not ended",
+}
+_RATES = ("requests_per_minute", "bytes_per_minute")
 
 
 def add(words: Words) -> None:
@@ -16,6 +27,18 @@ def add(words: Words) -> None:
     suspend.add_argument("customer", help="id or name")
     resume = customers.verb("resume", client(_resume), "take its tokens and links again")
     resume.add_argument("customer", help="id or name")
+    limit = customers.verb(
+        "limit", client(_limit_customer), "what it has and may have; with options set that"
+    )
+    limit.add_argument("customer", help="id or name")
+    for kind, what in _QUOTAS.items():
+        limit.add_argument(
+            f"--{kind}",
+            type=_number,
+            metavar="N",
+            default=argparse.SUPPRESS,
+            help=f"{what}; `default`: as configured",
+        )
 
     tokens = words.noun("token", "what clients authenticate with")
     adding = tokens.verb("add", client(_add_token), "issue a token; it is shown once")
@@ -34,6 +57,12 @@ def add(words: Words) -> None:
         "--overlap-seconds", type=int, metavar="N", help="both are valid so long; default a day"
     )
     tokens.verb("revoke", client(_revoke_token), "refuse a token from now on").add_argument("id")
+    slow = tokens.verb("limit", client(_limit_token), "set how fast a token may ask")
+    slow.add_argument("id")
+    for rate in _RATES:
+        flag = f"--{rate.replace('_', '-')}"
+        explained = "0: no limit; `default`: as configured"
+        slow.add_argument(flag, type=_number, metavar="N", default=argparse.SUPPRESS, help=explained)
 
 
 async def _add_customer(operator: Operator, arguments: argparse.Namespace) -> Output:
@@ -58,6 +87,15 @@ async def _resume(operator: Operator, arguments: argparse.Namespace) -> Output:
     customer = segment(await operator.customer_id(arguments.customer), "customer")
     resumed = await operator.call("POST", f"/customers/{customer}/resume")
     return Output(resumed, f"customer {resumed['name']} is resumed")
+
+
+async def _limit_customer(operator: Operator, arguments: argparse.Namespace) -> Output:
+    customer = segment(await operator.customer_id(arguments.customer), "customer")
+    if most := _given(arguments, _QUOTAS):
+        await operator.call("PATCH", f"/customers/{customer}/limits", body=most)
+    usage = await operator.call("GET", "/usage", query={"customer": customer})
+    rows = [{"what": what, **usage["quotas"][kind]} for kind, what in _QUOTAS.items()]
+    return Output(usage, table(rows, "what", "used", "limit"))
 
 
 async def _add_token(operator: Operator, arguments: argparse.Namespace) -> Output:
@@ -86,6 +124,23 @@ async def _rotate_token(operator: Operator, arguments: argparse.Namespace) -> Ou
 
 def _issued(made: Document) -> Output:
     return Output(made, f"{made['token']}\nThis is the only time that token {made['id']} is shown.")
+
+
+async def _limit_token(operator: Operator, arguments: argparse.Namespace) -> Output:
+    token = segment(arguments.id, "token")
+    rates = await operator.call("PATCH", f"/tokens/{token}/limits", body=_given(arguments, _RATES))
+    rows = [{"rate": rate, "limit": _DEFAULT if rates[rate] is None else rates[rate]} for rate in _RATES]
+    return Output({"id": token, **rates}, table(rows, "rate", "limit"))
+
+
+def _number(text: str) -> int | None:
+    """A number, or None for the word that says: as configured. Raises ValueError."""
+    return None if text == _DEFAULT else int(text)
+
+
+def _given(arguments: argparse.Namespace, names: Iterable[str]) -> Document:
+    """Those of the options that were given."""
+    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 
 async def _revoke_token(operator: Operator, arguments: argparse.Namespace) -> Output:

@@ -10,6 +10,7 @@ from appliance import metrics, process, vault
 from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import AuditLog
 from appliance.accounts.customers import Customers
+from appliance.accounts.quotas import Quotas, defaults
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
 from appliance.api.parts import Parts
@@ -48,6 +49,7 @@ class State:
     keyring: vault.Keyring
     customers: Customers
     tokens: Tokens
+    quotas: Quotas
     agreements: Agreements
     rotations: Rotations
     collections: Collections
@@ -75,6 +77,7 @@ class State:
             residency=declared,
             customers=self.customers,
             tokens=self.tokens,
+            quotas=self.quotas,
             agreements=self.agreements,
             audit=AuditLog(self.ledger),
             rotations=self.rotations,
@@ -126,10 +129,13 @@ async def open_state(
     keys = keyring.service
     customers = await enter(Customers(ledger, clock))
     tokens = await enter(Tokens(ledger, keys, customers, clock))
+    quotas = await enter(Quotas(ledger, defaults(settings), clock))
     agreements = await enter(Agreements(ledger, customers, clock))
     rotations = Rotations(ledger, keyring, customers, clock)
     graphs = settings.state / "graphs"
-    collections = await enter(Collections(ledger, keyring, settings.search, clock, registry, graphs=graphs))
+    collections = await enter(
+        Collections(ledger, keyring, settings.search, clock, registry, graphs=graphs, quotas=quotas)
+    )
     bundles = await enter(
         Bundles(ledger, settings.state / "bundles", clock, trust=Trust(settings.bundles).check)
     )
@@ -143,6 +149,7 @@ async def open_state(
         keyring=keyring,
         customers=customers,
         tokens=tokens,
+        quotas=quotas,
         agreements=agreements,
         rotations=rotations,
         collections=collections,

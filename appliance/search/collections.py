@@ -17,7 +17,15 @@ from prometheus_client import Counter
 from appliance import config
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
-from appliance.errors import ApplianceError, InvalidInput, NotFound, SealBroken, StorageFailed
+from appliance.accounts.quotas import Quotas
+from appliance.errors import (
+    ApplianceError,
+    InvalidInput,
+    NotFound,
+    QuotaReached,
+    SealBroken,
+    StorageFailed,
+)
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
 from appliance.search import entries, names
@@ -81,12 +89,17 @@ class Collections:
         registry: Registry,
         *,
         graphs: Path,
+        quotas: Quotas | None = None,
     ) -> None:
-        """Graphs are kept in the folder `graphs`, which is made with the first."""
+        """Graphs are kept in the folder `graphs`, which is made with the first.
+
+        Without `quotas` all customers may have what the settings say.
+        """
         self._ledger = ledger
         self._keyring = keyring
         self._settings = settings
         self._clock = clock
+        self._quotas = quotas
         self.aliases = Aliases(ledger, keyring, clock)
         """Names that stand for collections: see `named`."""
         self.scrub = Scrub(ledger, keyring, clock, registry, scrub_days=settings.scrub_days)
@@ -155,8 +168,8 @@ class Collections:
 
         `backbone` (name@version) is what its vectors are made by, `dim` their width, 1 to 4,096; `recall`,
         0.8 to 0.999, what its graphs are tuned to. Raises InvalidInput for any of these or the name, Conflict
-        when the customer has one of this name, CapacityExceeded when it has as many as it may, NotFound for
-        the customer.
+        when the customer has one of this name, QuotaReached when it has as many as it may, NotFound for the
+        customer.
         """
         if not 1 <= dim <= MAX_DIM:
             raise InvalidInput(f"dim: 1 to {MAX_DIM}")
@@ -167,7 +180,7 @@ class Collections:
         def check(connection: Connection) -> None:
             entries.check_customer(connection, customer)
             entries.check_free(connection, customer, handle)
-            entries.check_room(connection, customer, self._settings.max_collections)
+            entries.check_room(connection, customer, self.most(customer)[0])
 
         await self._ledger.read(check)  # before a key is made for nothing
         now, identifier = int(self._clock() * 1000), CollectionId(str(uuid.uuid4()))
@@ -356,6 +369,23 @@ class Collections:
             reason = f"the alias stands for the collection {alias.collection}, which is no more"
             raise NotFound(f"{reason}: have it stand for another one") from None
 
+    def most(self, customer: CustomerId) -> tuple[int, int]:
+        """How many collections a customer may have, and how many records in all of them."""
+        if self._quotas is None:
+            return self._settings.max_collections, self._settings.max_records
+        quota = self._quotas.of(customer)
+        return quota.collections, quota.vectors
+
+    async def usage(self, customer: CustomerId) -> tuple[int, int]:
+        """How many collections a customer has, and how many records in all of them."""
+        return await self._ledger.read(partial(entries.usage, customer=customer))
+
+    async def check_records(self, customer: CustomerId) -> None:
+        """Raises QuotaReached when a customer has as many records as it may, in all collections together."""
+        most = self.most(customer)[1]
+        if (await self.usage(customer))[1] >= most:
+            raise QuotaReached(most, "records in its collections")
+
     async def _handle(self, customer: CustomerId | None, identifier: CollectionId) -> OpenCollection:
         while True:
             before = self._changes
@@ -377,6 +407,7 @@ class Collections:
                 damages=self._damaged,
                 residents=self._residents,
                 erased=self._erasing.empty_log_soon,
+                most=lambda: self.most(collection.customer)[1],
             )
         return opened
 

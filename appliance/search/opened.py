@@ -66,8 +66,10 @@ class OpenCollection(ReadableCollection):
         damages: Counter,
         residents: Residents,
         erased: Callable[[], None],
+        most: Callable[[], int],
     ) -> None:
-        """`erased` is told that records were deleted, whose bytes are still in the ledger's log."""
+        """`erased` is told that records were deleted, whose bytes are still in the ledger's log; `most` tells
+        how many records all collections of the customer may have together."""
         super().__init__(
             number,
             collection,
@@ -82,6 +84,7 @@ class OpenCollection(ReadableCollection):
         )
         self._clock = clock
         self._erased = erased
+        self._most = most
 
     def check(self, new: NewRecord) -> None:
         """Raise the InvalidInput that `insert` would raise for this record."""
@@ -275,7 +278,7 @@ class OpenCollection(ReadableCollection):
 
     @property
     def _quota(self) -> rows.Quota:
-        return rows.Quota(self._settings.capacity, self._settings.max_records)
+        return rows.Quota(self._settings.capacity, self._most())
 
     def _row(self, new: NewRecord) -> rows.Row:
         return rows.Row(
