@@ -82,6 +82,8 @@ class Api(Section):
     public_url: Annotated[str, AfterValidator(_public_url)] | None = None
     tls_certificate: FilePath | None = None
     tls_key: FilePath | None = None
+    tls_minimum: Literal["1.2", "1.3"] = "1.3"
+    tls_client_ca: FilePath | None = None
     max_body_bytes: int = Field(64 * MIB, ge=1024, le=GIB)
     max_connections_per_address: int = Field(64, ge=1, le=65_535)
     failed_tokens_per_minute: int = Field(20, ge=1, le=1_000_000)
@@ -247,7 +249,7 @@ def read(path: Path) -> tuple[Config, list[tuple[str, str]]]:
     """Every finding of a file as (key, reason), and the configuration without the keys that are wrong.
 
     Blocks on the disk. A value is never repeated. Besides the types, findings are: certificate without key,
-    files that do not exist, a demo that listens beyond loopback, and in production
+    client CA without either, files that do not exist, a demo that listens beyond loopback, and in production
     everything that `exposures` finds. Raises ConfigInvalid for a file that cannot be read or is not TOML.
     """
     data = read_toml(path)
@@ -366,10 +368,16 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     if (config.api.tls_certificate is None) != (config.api.tls_key is None):
         key = "api.tls_key" if config.api.tls_key is None else "api.tls_certificate"
         yield key, "missing: certificate and key come together"
+    if config.api.tls_client_ca is not None and config.api.tls_certificate is None:
+        yield (
+            "api.tls_client_ca",
+            "clients can show certificates over TLS alone: api.tls_certificate is missing",
+        )
     named = {
         "residency": config.residency,
         "api.tls_certificate": config.api.tls_certificate,
         "api.tls_key": config.api.tls_key,
+        "api.tls_client_ca": config.api.tls_client_ca,
         "vault.root_key": config.vault.root_key,
     }
     for key, path in named.items():

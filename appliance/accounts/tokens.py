@@ -32,6 +32,8 @@ MAX_LISTED = 1000
 RATES = ("requests_per_minute", "bytes_per_minute")
 MAX_RATE = 1 << 50
 _LISTED = re.compile(r"[A-Za-z0-9-]{1,64}")
+MAX_SUBJECT = 1000
+_SUBJECT = re.compile(r"[A-Za-z0-9.-]+=")
 
 
 class Scope(StrEnum):
@@ -56,7 +58,8 @@ class Rights:
     """What a token may do, for whom and how fast.
 
     `collections` and `tasks` are ids, None for all of the customer's. Of a rate None is what the
-    configuration says, 0 none at all.
+    configuration says, 0 none at all. With a `client_subject` (RFC 4514) it is taken over a connection alone
+    whose client has proven by a certificate that it is this one.
     """
 
     customer: CustomerId
@@ -65,6 +68,7 @@ class Rights:
     tasks: frozenset[str] | None = None
     requests_per_minute: int | None = None
     bytes_per_minute: int | None = None
+    client_subject: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,7 @@ class Tokens:
         *,
         collections: Collection[str] | None = None,
         tasks: Collection[str] | None = None,
+        client_subject: str | None = None,
     ) -> IssuedToken:
         """Issue a token, durably and audited; its text is shown here and never again.
 
@@ -165,7 +170,7 @@ class Tokens:
         unix milliseconds. `collections` and `tasks` are the ids of those that the token is to know of, all of
         its customer's with None; whether they exist is not looked at. A token with a list gets no scope that
         would see beyond it: see `_check_narrow`. Raises NotFound for the customer, InvalidInput for no
-        scopes, a time passed or one beyond MAX_LIFETIME_SECONDS, or a list.
+        scopes, a time passed or one beyond MAX_LIFETIME_SECONDS, a list, or a subject that is none.
         """
         if not self._customers.known(customer):
             raise NotFound("no such customer")
@@ -179,6 +184,7 @@ class Tokens:
             frozenset(scopes or ()),
             _listed("collections", collections),
             _listed("tasks", tasks),
+            client_subject=_checked_subject(client_subject),
         )
         _check_narrow(asked)
         issued, mac = self._mint()
@@ -275,17 +281,18 @@ class Tokens:
 
         return await self._ledger.write(act, then=lambda token: self._live.change(token.id, token.rights))
 
-    def verify(self, text: str) -> Principal:
+    def verify(self, text: str, subject: str | None = None) -> Principal:
         """Whose token this is; from memory, without awaiting, in time that does not depend on the secret.
 
+        `subject` is that of the certificate by which the client has proven who it is, None where it has not.
         Raises Unauthenticated with one and the same message for a malformed, unknown, expired or revoked
-        token, Forbidden for a genuine one of a suspended customer.
+        token, or one that is bound to another subject; Forbidden for a genuine one of a suspended customer.
         """
         if not _well_formed(text):
             raise Unauthenticated(_REFUSED)
         token_id, now = text[len(_PREFIX) : len(_PREFIX) + _ID], self._now()
         rights = self._live.rights(token_id, self._keys.mac(_MAC_LABEL, text.encode("ascii")), now)
-        if rights is None:
+        if rights is None or rights.client_subject not in {None, subject}:
             raise Unauthenticated(_REFUSED)
         self.last_uses.note(token_id, now)
         if self._customers.suspended(rights.customer):
@@ -343,6 +350,16 @@ def _listed(name: str, ids: Collection[str] | None) -> frozenset[str] | None:
     return frozenset(ids)
 
 
+def _checked_subject(subject: str | None) -> str | None:
+    if subject is not None and not (
+        _SUBJECT.match(subject) and len(subject) <= MAX_SUBJECT and subject.isprintable()
+    ):
+        raise InvalidInput(
+            "client_subject: the subject of a certificate is expected, such as CN=till 7,O=Acme"
+        )
+    return subject
+
+
 def _check_narrow(rights: Rights) -> None:
     """Raises InvalidInput for scopes that see beyond the lists: admin, and beside tasks those of images."""
     if rights.collections is None and rights.tasks is None:
@@ -367,11 +384,12 @@ def _told(rights: Rights) -> dict[str, object]:
     lists = {"collections": rights.collections, "tasks": rights.tasks}
     return {
         "scopes": sorted(rights.scopes),
+        **({} if rights.client_subject is None else {"bound": True}),
         **{name: sorted(ids) for name, ids in lists.items() if ids is not None},
     }
 
 
-_RIGHTS = "customer, scopes, collections, tasks, requests_per_minute, bytes_per_minute"
+_RIGHTS = "customer, scopes, collections, tasks, requests_per_minute, bytes_per_minute, client_subject"
 _TIMES = "created_at, expires_at, revoked_at, last_used_at"
 _COLUMNS = f"id, {_RIGHTS}, {_TIMES}"
 
@@ -380,7 +398,7 @@ def _insert(connection: Connection, token: Token, mac: bytes, rotated_from: str 
     rights = token.rights
     connection.execute(
         f"INSERT INTO tokens (id, {_RIGHTS}, created_at, expires_at, mac, rotated_from)"  # noqa: S608
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             token.id,
             rights.customer,
@@ -389,6 +407,7 @@ def _insert(connection: Connection, token: Token, mac: bytes, rotated_from: str 
             _words(rights.tasks),
             rights.requests_per_minute,
             rights.bytes_per_minute,
+            rights.client_subject,
             token.created_at,
             token.expires_at,
             mac,
@@ -418,9 +437,11 @@ def _not_revoked(connection: Connection) -> Iterator[tuple[Token, bytes]]:
 
 
 def _token(row: tuple[Any, ...]) -> Token:
-    identity, customer, scopes, collections, tasks, requests, size, *times = row[: len(_COLUMNS.split())]
+    identity, customer, scopes, collections, tasks, requests, size, subject, *times = row[
+        : len(_COLUMNS.split())
+    ]
     granted = frozenset(Scope(name) for name in scopes.split())
-    rights = Rights(customer, granted, _ids(collections), _ids(tasks), requests, size)
+    rights = Rights(customer, granted, _ids(collections), _ids(tasks), requests, size, subject)
     return Token(identity, rights, *times)
 
 

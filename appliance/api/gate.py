@@ -201,8 +201,9 @@ class Gate:
 
     def _verified(self, request: web.BaseRequest, token: str, trace: _Trace) -> Principal:
         connection = request.protocol
+        subject = connection.subject if isinstance(connection, Connection) else None
         try:
-            return self._tokens.verify(token)
+            return self._tokens.verify(token, subject)
         except Unauthenticated:
             if self._guessing is not None and isinstance(connection, Connection):
                 try:

@@ -34,6 +34,7 @@ class NewToken(msgspec.Struct, forbid_unknown_fields=True):
     expires_at: datetime | None = None
     collections: list[str] | None = None
     tasks: list[str] | None = None
+    client_subject: str | None = None
 
 
 class Rotation(msgspec.Struct, forbid_unknown_fields=True):
@@ -104,6 +105,7 @@ class Management:
             _milliseconds(asked.expires_at),
             collections=asked.collections,
             tasks=asked.tasks,
+            client_subject=asked.client_subject,
         )
         return Answer(_issued(issued), 201)
 
@@ -222,6 +224,7 @@ def _token(token: Token) -> dict[str, object]:
         "scopes": sorted(token.scopes),
         "collections": _sorted(token.rights.collections),
         "tasks": _sorted(token.rights.tasks),
+        "client_subject": token.rights.client_subject,
         "created_at": moment(token.created_at),
         "expires_at": moment(token.expires_at),
         "revoked_at": moment(token.revoked_at),

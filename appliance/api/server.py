@@ -62,6 +62,7 @@ __all__ = ["Parts", "Server", "check_parser"]
 
 _BACKLOG = 1024
 _UNSENT_BYTES = 128 << 10  # what the kernel takes of an answer ahead: for a slow reader it is megabytes else
+_TLS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _SOCKET_MODE = 0o660
 _SOCKET_PATH_BYTES = 107  # sun_path of unix(7), with its closing zero
 
@@ -327,10 +328,21 @@ def _tls_context(config: Api) -> ssl.SSLContext | None:
     if config.tls_certificate is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.minimum_version = _TLS[config.tls_minimum]
     context.set_alpn_protocols(["http/1.1"])
+    if config.tls_client_ca is not None:
+        _believe_clients(context, config.tls_client_ca)
     _load_certificate(context, config)
     return context
+
+
+def _believe_clients(context: ssl.SSLContext, authorities: Path) -> None:
+    """Has clients show certificates, where they have any, that these authorities have signed."""
+    try:
+        context.load_verify_locations(authorities)
+    except (OSError, ValueError) as error:
+        raise _unusable("api.tls_client_ca", authorities, error) from None
+    context.verify_mode = ssl.CERT_OPTIONAL
 
 
 def _load_certificate(context: ssl.SSLContext, config: Api) -> None:
@@ -340,7 +352,9 @@ def _load_certificate(context: ssl.SSLContext, config: Api) -> None:
         # A password would be asked for on a terminal that a daemon does not have.
         context.load_cert_chain(config.tls_certificate, config.tls_key, password=lambda: b"")
     except (OSError, ValueError) as error:
-        reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
-        raise ConfigInvalid(
-            [f"api.tls_certificate: {config.tls_certificate}: cannot be used: {reason}"]
-        ) from None
+        raise _unusable("api.tls_certificate", config.tls_certificate, error) from None
+
+
+def _unusable(key: str, file: Path, error: Exception) -> ConfigInvalid:
+    reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
+    return ConfigInvalid([f"{key}: {file}: cannot be used: {reason}"])

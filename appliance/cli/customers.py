@@ -49,6 +49,9 @@ def add(words: Words) -> None:
         "--collection", action="append", help="id of one that it is to know; repeat; default: all"
     )
     adding.add_argument("--task", action="append", help="id of one that it may ask; repeat; default: all")
+    adding.add_argument(
+        "--client-subject", metavar="NAME", help="of the certificate that it is taken with alone"
+    )
     listing = tokens.verb("list", client(_list_tokens), "tokens without their secrets")
     listing.add_argument("customer", nargs="?", help="id or name; default: of all")
     rotate = tokens.verb("rotate", client(_rotate_token), "issue a successor of a token")
@@ -108,6 +111,8 @@ async def _add_token(operator: Operator, arguments: argparse.Namespace) -> Outpu
         body["collections"] = arguments.collection
     if arguments.task:
         body["tasks"] = arguments.task
+    if arguments.client_subject:
+        body["client_subject"] = arguments.client_subject
     return _issued(await operator.call("POST", "/tokens", body=body))
 
 

@@ -18,3 +18,6 @@ ALTER TABLE customers ADD COLUMN max_collections INTEGER CHECK (max_collections 
 ALTER TABLE customers ADD COLUMN max_vectors INTEGER CHECK (max_vectors >= 0);
 ALTER TABLE customers ADD COLUMN max_bytes INTEGER CHECK (max_bytes >= 0);
 ALTER TABLE customers ADD COLUMN max_jobs INTEGER CHECK (max_jobs >= 0);
+
+-- The subject of the client's certificate (RFC 4514) without which the token is not taken.
+ALTER TABLE tokens ADD COLUMN client_subject TEXT;
