@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cache
 from typing import Any, Self
 
 from appliance.accounts.audit import SUSPENDED, Actor, Event, record
@@ -392,6 +393,7 @@ def _told(rights: Rights) -> dict[str, object]:
 _RIGHTS = "customer, scopes, collections, tasks, requests_per_minute, bytes_per_minute, client_subject"
 _TIMES = "created_at, expires_at, revoked_at, last_used_at"
 _COLUMNS = f"id, {_RIGHTS}, {_TIMES}"
+_END = 1 + len(_RIGHTS.split())  # where the times begin
 
 
 def _insert(connection: Connection, token: Token, mac: bytes, rotated_from: str | None) -> None:
@@ -433,16 +435,18 @@ def _tokens(connection: Connection, customer: CustomerId | None) -> list[Token]:
 
 def _not_revoked(connection: Connection) -> Iterator[tuple[Token, bytes]]:
     rows = connection.execute(f"SELECT {_COLUMNS}, mac FROM tokens WHERE revoked_at IS NULL")  # noqa: S608
-    return ((_token(row), row[-1]) for row in rows)
+    rights = cache(_rights)  # most of a million tokens share theirs
+    return ((Token(row[0], rights(row[1:_END]), *row[_END:-1]), row[-1]) for row in rows)
 
 
 def _token(row: tuple[Any, ...]) -> Token:
-    identity, customer, scopes, collections, tasks, requests, size, subject, *times = row[
-        : len(_COLUMNS.split())
-    ]
+    return Token(row[0], _rights(row[1:_END]), *row[_END:])
+
+
+def _rights(columns: tuple[Any, ...]) -> Rights:
+    customer, scopes, collections, tasks, *others = columns
     granted = frozenset(Scope(name) for name in scopes.split())
-    rights = Rights(customer, granted, _ids(collections), _ids(tasks), requests, size, subject)
-    return Token(identity, rights, *times)
+    return Rights(customer, granted, _ids(collections), _ids(tasks), *others)
 
 
 def _words(ids: Collection[str] | None) -> str | None:

@@ -34,7 +34,7 @@ def add(words: Words) -> None:
     for kind, what in _QUOTAS.items():
         limit.add_argument(
             f"--{kind}",
-            type=_number,
+            type=number,
             metavar="N",
             default=argparse.SUPPRESS,
             help=f"{what}; `default`: as configured",
@@ -65,7 +65,7 @@ def add(words: Words) -> None:
     for rate in _RATES:
         flag = f"--{rate.replace('_', '-')}"
         explained = "0: no limit; `default`: as configured"
-        slow.add_argument(flag, type=_number, metavar="N", default=argparse.SUPPRESS, help=explained)
+        slow.add_argument(flag, type=number, metavar="N", default=argparse.SUPPRESS, help=explained)
 
 
 async def _add_customer(operator: Operator, arguments: argparse.Namespace) -> Output:
@@ -138,7 +138,7 @@ async def _limit_token(operator: Operator, arguments: argparse.Namespace) -> Out
     return Output({"id": token, **rates}, table(rows, "rate", "limit"))
 
 
-def _number(text: str) -> int | None:
+def number(text: str) -> int | None:
     """A number, or None for the word that says: as configured. Raises ValueError."""
     return None if text == _DEFAULT else int(text)
 
