@@ -1,5 +1,6 @@
 """A real daemon from start to stop: what the service manager hears, reloads, drains, and what it survives."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -127,9 +128,14 @@ class Encrypted(RunningAppliance):
 
     def _ready(self) -> bool:
         try:
-            return served(self.connect())
+            return self.serves()
         except (OSError, http.client.HTTPException):
             return False
+
+    def serves(self) -> bool:
+        """Whether it does, over a connection of its own."""
+        with contextlib.closing(self.connect()) as connection:
+            return served(connection)
 
 
 def served(connection: http.client.HTTPConnection) -> bool:
@@ -169,10 +175,10 @@ def test_a_reload_takes_up_a_new_certificate_and_drops_no_connection(
             assert served(kept)
             assert kept.sock is connected
             kept.close()
-            assert served(appliance.connect())
+            assert appliance.serves()
             appliance.trusted = first
             with pytest.raises(ssl.SSLError):
-                served(appliance.connect())
+                appliance.serves()
 
 
 def test_lame_duck_serves_and_the_request_under_way_is_answered(state: DemoState) -> None:
