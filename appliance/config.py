@@ -21,7 +21,15 @@ TIB = 1 << 40
 DAY = 86_400
 
 # What a reload (SIGHUP) applies to the running daemon; every other change needs a restart.
-RELOADABLE = frozenset({"api.max_connections_per_address", "log.level"})
+RELOADABLE = frozenset(
+    {
+        "api.max_connections_per_address",
+        "api.failed_tokens_per_minute",
+        "api.requests_per_minute",
+        "api.bytes_per_minute",
+        "log.level",
+    }
+)
 
 
 def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
@@ -74,8 +82,13 @@ class Api(Section):
     public_url: Annotated[str, AfterValidator(_public_url)] | None = None
     tls_certificate: FilePath | None = None
     tls_key: FilePath | None = None
+    tls_minimum: Literal["1.2", "1.3"] = "1.3"
+    tls_client_ca: FilePath | None = None
     max_body_bytes: int = Field(64 * MIB, ge=1024, le=GIB)
     max_connections_per_address: int = Field(64, ge=1, le=65_535)
+    failed_tokens_per_minute: int = Field(20, ge=1, le=1_000_000)
+    requests_per_minute: int = Field(0, ge=0, le=1_000_000_000)
+    bytes_per_minute: int = Field(0, ge=0, le=TIB)
     keep_alive_seconds: float = Field(20, gt=0, le=3600)
     body_seconds: float = Field(10, gt=0, le=3600)
     body_bytes_per_second: int = Field(50_000, ge=1, le=GIB)
@@ -132,11 +145,12 @@ class Bundles(Section):
 
 
 class Requests(Section):
-    """Asynchronous requests: how long results stay, how much may wait."""
+    """Asynchronous requests: how long results stay, how much may wait, of all and of one customer."""
 
     keep_seconds: float = Field(14 * DAY, gt=0, le=3650 * DAY)
     pending: int = Field(1000, ge=1, le=1_000_000)
     pending_bytes: int = Field(256 * MIB, ge=MIB, le=TIB)
+    max_jobs: int = Field(1000, ge=0, le=1_000_000)
 
 
 class Search(Section):
@@ -160,11 +174,13 @@ class Search(Section):
 
 
 class Datasets(Section):
-    """Stored images: what their volume keeps free, how often they are proven, how long links live."""
+    """Stored images: what their volume keeps free, what a customer may have, how long links live."""
 
     reserve_fraction: float = Field(0.05, ge=0, le=0.9)
     reserve_bytes: int = Field(20 * GIB, ge=0, le=1024 * TIB)
     ballast_bytes: int = Field(256 * MIB, ge=0, le=TIB)
+    max_images: int = Field(100_000_000, ge=0, le=1_000_000_000_000)
+    max_bytes: int = Field(100 * TIB, ge=0, le=1024 * TIB)
     scrub_days: float = Field(30, gt=0, le=3650)
     link_seconds: int = Field(3600, ge=1, le=3600)
 
@@ -234,8 +250,8 @@ def read(path: Path) -> tuple[Config, list[tuple[str, str]]]:
     """Every finding of a file as (key, reason), and the configuration without the keys that are wrong.
 
     Blocks on the disk. A value is never repeated. Besides the types, findings are: certificate without key,
-    files that do not exist, a demo that listens beyond loopback, and in production everything that
-    `exposures` finds. Raises ConfigInvalid for a file that cannot be read or is not TOML.
+    client CA without either, files that do not exist, a demo that listens beyond loopback, and in production
+    everything that `exposures` finds. Raises ConfigInvalid for a file that cannot be read or is not TOML.
     """
     data = read_toml(path)
     folder = path.absolute().parent
@@ -353,10 +369,16 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     if (config.api.tls_certificate is None) != (config.api.tls_key is None):
         key = "api.tls_key" if config.api.tls_key is None else "api.tls_certificate"
         yield key, "missing: certificate and key come together"
+    if config.api.tls_client_ca is not None and config.api.tls_certificate is None:
+        yield (
+            "api.tls_client_ca",
+            "clients can show certificates over TLS alone: api.tls_certificate is missing",
+        )
     named = {
         "residency": config.residency,
         "api.tls_certificate": config.api.tls_certificate,
         "api.tls_key": config.api.tls_key,
+        "api.tls_client_ca": config.api.tls_client_ca,
         "vault.root_key": config.vault.root_key,
     }
     for key, path in named.items():

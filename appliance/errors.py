@@ -129,6 +129,18 @@ class Overloaded(ApplianceError):
         self.retry_after = retry_after
 
 
+class QuotaReached(ApplianceError):
+    """A customer has as much as it may: what it removes makes room, or its operator allows more."""
+
+    retry_after = 60
+
+    def __init__(self, most: int, what: str) -> None:
+        super().__init__(
+            f"the customer may have {most} {what}: remove some, or ask the operator of the appliance for more"
+            " (appliance customer limit)",
+        )
+
+
 class WorkerLost(ApplianceError):
     """A child process died or hung while it held this request; it has been restarted."""
 

@@ -24,6 +24,7 @@ from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import Actor, AuditLog, Entry, entries
 from appliance.accounts.certificates import Certificates
 from appliance.accounts.customers import CustomerId, Customers
+from appliance.accounts.quotas import Quotas, defaults
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Scope, Tokens
 from appliance.accounts.transparency.tree import AuditTree
@@ -64,6 +65,8 @@ NOW = 1_800_000_000.0
 COLOURS = ("red", "green", "blue")
 DIM = 48
 SECONDS = 30.0  # an answer that takes longer is a hang
+LOCAL: dict[str, Any] = {"listen": ("127.0.0.1:0",), "failed_tokens_per_minute": 1_000_000}
+"""Of `[api]`: all clients of the tests have one address, and some send nothing but refused tokens."""
 
 
 def colour_bundle(folder: Path) -> Path:
@@ -260,12 +263,13 @@ class Served:
     async def _open(self) -> None:
         enter = self._stack.enter_async_context
         registry = Registry()
-        settings = self._config(Api(listen=("127.0.0.1:0",)))
+        settings = self._config(Api(**LOCAL))
         ledger = await enter(Ledger(self._folder, registry))
         customers = await enter(Customers(ledger, lambda: self.clock))
         keyring = await vault.open_keyring(self._folder, ledger, bytearray(range(32)))
         keys = keyring.service
         tokens = await enter(Tokens(ledger, keys, customers, lambda: self.clock))
+        quotas = await enter(Quotas(ledger, defaults(settings), lambda: self.clock))
         agreements = await enter(Agreements(ledger, customers, lambda: self.clock))
         graphs, snapshots = self._folder / "graphs", self._folder / "snapshots"
         collections = await enter(
@@ -277,6 +281,7 @@ class Served:
                 registry,
                 graphs=graphs,
                 snapshots=snapshots,
+                quotas=quotas,
             )
         )
         installed = await enter(
@@ -297,6 +302,7 @@ class Served:
                 encrypted=False,
                 clocks=Clocks(lambda: self.clock, lambda: self.clock),
                 registry=registry,
+                quotas=quotas,
             )
         )
         outbound = await enter(Outbound(self._residency, registry))
@@ -307,6 +313,7 @@ class Served:
             residency=None,
             customers=customers,
             tokens=tokens,
+            quotas=quotas,
             agreements=agreements,
             audit=AuditLog(ledger),
             audit_tree=await enter(AuditTree(ledger, keys, self._folder)),
@@ -419,7 +426,7 @@ class Served:
         **api: Any,
     ) -> Iterator[tuple[Site, Server]]:
         """A second server on the same parts with other settings in `[api]` or sections, closed after it."""
-        settings = self._config(Api(**({"listen": ("127.0.0.1:0",)} | api)), group)
+        settings = self._config(Api(**(LOCAL | api)), group)
         settings = settings.model_copy(update=dict(sections or {}))
         registry = Registry()
         outbound = Outbound(residency, registry)

@@ -52,7 +52,7 @@ class Opaque:
 class OpaqueCodec:
     """Takes all but nothing and the word "broken" for an image; its thumbnail is its start, reversed."""
 
-    async def ingest(self, data: Encoded, *, keep_metadata: bool) -> Opaque:
+    async def ingest(self, data: Encoded, *, keep_metadata: bool, customer: str | None = None) -> Opaque:
         if not data or bytes(data[:6]) == b"broken":
             raise InvalidImage("not an image")
         return Opaque(bytes(data), bytes(data[:100])[::-1])

@@ -22,9 +22,11 @@ class Event(StrEnum):
     CUSTOMER_RESUME = "customer.resume"
     CUSTOMER_ERASE = "customer.erase"
     CUSTOMER_EXPORT = "customer.export"
+    CUSTOMER_LIMIT = "customer.limit"
     TOKEN_ADD = "token.add"  # noqa: S105 - the name of an event
     TOKEN_REVOKE = "token.revoke"  # noqa: S105
     TOKEN_ROTATE = "token.rotate"  # noqa: S105
+    TOKEN_LIMIT = "token.limit"  # noqa: S105
     AGREEMENT_SIGN = "agreement.sign"
     AGREEMENT_ACCEPT = "agreement.accept"
     AGREEMENT_REVOKE = "agreement.revoke"

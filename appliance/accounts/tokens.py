@@ -1,15 +1,18 @@
 """Tokens: 256 random bits that stand for a customer and a set of scopes; only a MAC of each is kept."""
 
-import hmac
+import re
 import secrets
 import zlib
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cache
 from typing import Any, Self
 
 from appliance.accounts.audit import SUSPENDED, Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers
+from appliance.accounts.last_uses import LastUses
+from appliance.accounts.live_tokens import LiveTokens
 from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound, Unauthenticated
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Keys
@@ -26,6 +29,13 @@ _REFUSED = "the token is missing or not valid"
 MAX_OVERLAP_SECONDS = 30 * 86400
 MAX_LIFETIME_SECONDS = 10 * 366 * 86400
 _ERASED_AT_ONCE = 256
+MAX_LISTED = 1000
+"""Ids in one list of a token."""
+RATES = ("requests_per_minute", "bytes_per_minute")
+MAX_RATE = 1 << 50
+_LISTED = re.compile(r"[A-Za-z0-9-]{1,64}")
+MAX_SUBJECT = 1000
+_SUBJECT = re.compile(r"[A-Za-z0-9.-]+=")
 
 
 class Scope(StrEnum):
@@ -41,17 +51,45 @@ class Scope(StrEnum):
 
 
 ALL_SCOPES = frozenset(Scope)
+# Stored images and their labels are of all tasks at once.
+_BEYOND_TASKS = frozenset({Scope.DATASETS_READ, Scope.DATASETS_WRITE, Scope.TRAIN})
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What a token may do, for whom and how fast.
+
+    `collections` and `tasks` are ids, None for all of the customer's. Of a rate None is what the
+    configuration says, 0 none at all. With a `client_subject` (RFC 4514) it is taken over a connection alone
+    whose client has proven by a certificate that it is this one.
+    """
+
+    customer: CustomerId
+    scopes: frozenset[Scope]
+    collections: frozenset[str] | None = None
+    tasks: frozenset[str] | None = None
+    requests_per_minute: int | None = None
+    bytes_per_minute: int | None = None
+    client_subject: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a request speaks for: one customer through a token, or an operator through the local socket."""
+    """Who a request speaks for: one customer through a token, or an operator through the local socket.
+
+    Of the collections and tasks that are not listed a token does not learn that they exist; None lists all.
+    Rates are as in `Rights`.
+    """
 
     customer: CustomerId | None
     token_id: str | None
     scopes: frozenset[Scope]
     operator: bool
     uid: int | None = None
+    collections: frozenset[str] | None = None
+    tasks: frozenset[str] | None = None
+    requests_per_minute: int | None = None
+    bytes_per_minute: int | None = None
 
     def actor(self, request: str | None = None) -> Actor:
         """The same as the audit log names it."""
@@ -70,11 +108,19 @@ class Token:
     """What is known of a token; times are unix milliseconds, None for never."""
 
     id: str
-    customer: CustomerId
-    scopes: frozenset[Scope]
+    rights: Rights
     created_at: int
-    expires_at: int | None
-    revoked_at: int | None
+    expires_at: int | None = None
+    revoked_at: int | None = None
+    last_used_at: int | None = None
+
+    @property
+    def customer(self) -> CustomerId:
+        return self.rights.customer
+
+    @property
+    def scopes(self) -> frozenset[Scope]:
+        return self.rights.scopes
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +131,6 @@ class IssuedToken:
     token: str = field(repr=False)
 
 
-@dataclass(slots=True)
-class _Live:
-    """A token in memory: what `verify` needs and nothing to forge it from."""
-
-    mac: bytes
-    principal: Principal
-    expires_at: float  # unix milliseconds, infinity for never
-
-
 class Tokens:
     """The tokens of all customers: the truth in the ledger, those not revoked also in memory."""
 
@@ -102,15 +139,20 @@ class Tokens:
         self._keys = keys
         self._customers = customers
         self._clock = clock
-        self._live: dict[str, _Live] = {}
-        self._nobody = _Live(secrets.token_bytes(32), Principal(None, None, frozenset(), operator=False), 0)
+        self._live = LiveTokens[Rights]()
+        self.last_uses = LastUses(ledger)
 
     async def __aenter__(self) -> Self:
-        rows = await self._ledger.read(_not_revoked)
-        self._live = {token.id: _live(token, mac) for token, mac in rows}
+        def load(connection: Connection) -> None:
+            for token, mac in _not_revoked(connection):
+                self._remember(token, mac)
+
+        await self._ledger.read(load)
+        await self.last_uses.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.last_uses.__aexit__()
         self._live.clear()
 
     async def add(
@@ -119,12 +161,18 @@ class Tokens:
         customer: CustomerId,
         scopes: Collection[Scope] | None = None,
         expires_at: int | None = None,
+        *,
+        collections: Collection[str] | None = None,
+        tasks: Collection[str] | None = None,
+        client_subject: str | None = None,
     ) -> IssuedToken:
         """Issue a token, durably and audited; its text is shown here and never again.
 
         Without `scopes` the first token of a customer gets all, later ones all but admin. `expires_at` is
-        unix milliseconds. Raises NotFound for the customer, InvalidInput for no scopes, a time passed or one
-        beyond MAX_LIFETIME_SECONDS.
+        unix milliseconds. `collections` and `tasks` are the ids of those that the token is to know of, all of
+        its customer's with None; whether they exist is not looked at. A token with a list gets no scope that
+        would see beyond it: see `_check_narrow`. Raises NotFound for the customer, InvalidInput for no
+        scopes, a time passed or one beyond MAX_LIFETIME_SECONDS, a list, or a subject that is none.
         """
         if not self._customers.known(customer):
             raise NotFound("no such customer")
@@ -133,13 +181,23 @@ class Tokens:
             raise InvalidInput("scopes: at least one is needed")
         if expires_at is not None and not now < expires_at <= now + MAX_LIFETIME_SECONDS * 1000:
             raise InvalidInput("expires_at: must lie within the next ten years; leave it out for never")
+        asked = Rights(
+            customer,
+            frozenset(scopes or ()),
+            _listed("collections", collections),
+            _listed("tasks", tasks),
+            client_subject=_checked_subject(client_subject),
+        )
+        _check_narrow(asked)
         issued, mac = self._mint()
 
         def act(connection: Connection) -> Token:
-            granted = frozenset(scopes) if scopes is not None else _default_scopes(connection, customer)
-            token = Token(issued.id, customer, granted, now, expires_at, None)
+            granted = (
+                asked if scopes is not None else replace(asked, scopes=_default_scopes(connection, asked))
+            )
+            token = Token(issued.id, granted, now, expires_at)
             _insert(connection, token, mac, None)
-            record(connection, now, actor, Event.TOKEN_ADD, customer, issued.id, {"scopes": sorted(granted)})
+            record(connection, now, actor, Event.TOKEN_ADD, customer, issued.id, _told(granted))
             return token
 
         await self._ledger.write(act, then=lambda token: self._remember(token, mac))
@@ -147,7 +205,11 @@ class Tokens:
 
     async def list(self, customer: CustomerId | None = None) -> list[Token]:
         """The tokens of one customer, or of all with None, oldest first, revoked ones included."""
-        return await self._ledger.read(lambda connection: _tokens(connection, customer))
+        found = await self._ledger.read(lambda connection: _tokens(connection, customer))
+        return [
+            replace(token, last_used_at=self.last_uses.latest(token.id, token.last_used_at))
+            for token in found
+        ]
 
     async def revoke(self, actor: Actor, customer: CustomerId | None, token_id: str) -> None:
         """End a token now; a second time changes nothing.
@@ -162,12 +224,12 @@ class Tokens:
                 connection.execute("UPDATE tokens SET revoked_at = ? WHERE id = ?", (now, token_id))
                 record(connection, now, actor, Event.TOKEN_REVOKE, token.customer, token_id)
 
-        await self._ledger.write(act, then=lambda _: self._forget(token_id))
+        await self._ledger.write(act, then=lambda _: self._live.drop(token_id))
 
     async def rotate(
         self, actor: Actor, customer: CustomerId | None, token_id: str, overlap_seconds: int = 86400
     ) -> IssuedToken:
-        """Issue a successor with the same scopes and lifetime; the old token ends after the overlap.
+        """Issue a successor with the same rights and lifetime; the old token ends after the overlap.
 
         Raises NotFound as `revoke`, InvalidInput for an overlap outside 0 to 30 days, Conflict when the
         token is revoked, expired, or has a successor.
@@ -186,18 +248,18 @@ class Tokens:
                 raise Conflict("the token has been rotated already")
             lifetime = None if old.expires_at is None else old.expires_at - old.created_at
             expires_at = None if lifetime is None else now + lifetime
-            new = Token(issued.id, old.customer, old.scopes, now, expires_at, None)
+            new = Token(issued.id, old.rights, now, expires_at)
             _insert(connection, new, mac, old.id)
             shortened = ends if old.expires_at is None else min(ends, old.expires_at)
             connection.execute("UPDATE tokens SET expires_at = ? WHERE id = ?", (shortened, old.id))
             details: dict[str, object] = {"successor": new.id, "overlap_seconds": overlap_seconds}
             record(connection, now, actor, Event.TOKEN_ROTATE, old.customer, old.id, details)
-            return _with_expiry(old, shortened), new
+            return replace(old, expires_at=shortened), new
 
         def remember(tokens: tuple[Token, Token]) -> None:
             old, new = tokens
             self._remember(new, mac)
-            self._live[old.id].expires_at = old.expires_at or 0
+            self._live.end(old.id, old.expires_at or 0)
 
         await self._ledger.write(act, then=remember)
         return issued
@@ -207,27 +269,56 @@ class Tokens:
 
         def forget(ids: Sequence[str]) -> None:
             for token_id in ids:
-                self._forget(token_id)
+                self._live.drop(token_id)
 
         while await self._ledger.write(lambda connection: _erase_some(connection, customer), then=forget):
             pass
 
-    def verify(self, text: str) -> Principal:
+    async def limit(self, actor: Actor, token_id: str, most: Mapping[str, int | None]) -> Token:
+        """Set rates of a token (RATES), durably and audited; None is what the configuration says, 0 no rate.
+
+        Raises NotFound, InvalidInput for another rate or a number outside 0 to MAX_RATE.
+        """
+        for name, number in most.items():
+            if name not in RATES or not (number is None or 0 <= number <= MAX_RATE):
+                raise InvalidInput(f"{name}: one of {', '.join(RATES)}, 0 to {MAX_RATE}")
+        now = self._now()
+
+        def act(connection: Connection) -> Token:
+            token = _owned(connection, None, token_id)
+            for name, number in most.items():
+                connection.execute(f"UPDATE tokens SET {name} = ? WHERE id = ?", (number, token_id))  # noqa: S608
+            record(connection, now, actor, Event.TOKEN_LIMIT, token.customer, token_id, dict(most))
+            return _owned(connection, None, token_id)
+
+        return await self._ledger.write(act, then=lambda token: self._live.change(token.id, token.rights))
+
+    def verify(self, text: str, subject: str | None = None) -> Principal:
         """Whose token this is; from memory, without awaiting, in time that does not depend on the secret.
 
+        `subject` is that of the certificate by which the client has proven who it is, None where it has not.
         Raises Unauthenticated with one and the same message for a malformed, unknown, expired or revoked
-        token, Forbidden for a genuine one of a suspended customer.
+        token, or one that is bound to another subject; Forbidden for a genuine one of a suspended customer.
         """
         if not _well_formed(text):
             raise Unauthenticated(_REFUSED)
-        live = self._live.get(text[len(_PREFIX) : len(_PREFIX) + _ID], self._nobody)
-        genuine = hmac.compare_digest(self._keys.mac(_MAC_LABEL, text.encode("ascii")), live.mac)
-        if not genuine or self._clock() * 1000 >= live.expires_at:
+        token_id, now = text[len(_PREFIX) : len(_PREFIX) + _ID], self._now()
+        rights = self._live.rights(token_id, self._keys.mac(_MAC_LABEL, text.encode("ascii")), now)
+        if rights is None or rights.client_subject not in {None, subject}:
             raise Unauthenticated(_REFUSED)
-        customer = live.principal.customer
-        if customer is not None and self._customers.suspended(customer):
+        self.last_uses.note(token_id, now)
+        if self._customers.suspended(rights.customer):
             raise Forbidden(SUSPENDED)
-        return live.principal
+        return Principal(
+            rights.customer,
+            token_id,
+            rights.scopes,
+            operator=False,
+            collections=rights.collections,
+            tasks=rights.tasks,
+            requests_per_minute=rights.requests_per_minute,
+            bytes_per_minute=rights.bytes_per_minute,
+        )
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
@@ -239,10 +330,7 @@ class Tokens:
         return IssuedToken(public, text), self._keys.mac(_MAC_LABEL, text.encode("ascii"))
 
     def _remember(self, token: Token, mac: bytes) -> None:
-        self._live[token.id] = _live(token, mac)
-
-    def _forget(self, token_id: str) -> None:
-        self._live.pop(token_id, None)
+        self._live.put(token.id, mac, token.rights, token.expires_at)
 
 
 def parse_scopes(names: Collection[str]) -> frozenset[Scope]:
@@ -266,31 +354,73 @@ def _base62(number: int, width: int) -> str:
     return "".join(reversed(digits))
 
 
-def _live(token: Token, mac: bytes) -> _Live:
-    principal = Principal(token.customer, token.id, token.scopes, operator=False)
-    return _Live(mac, principal, float("inf") if token.expires_at is None else token.expires_at)
+def _listed(name: str, ids: Collection[str] | None) -> frozenset[str] | None:
+    if ids is None:
+        return None
+    if not 1 <= len(ids) <= MAX_LISTED or not all(map(_LISTED.fullmatch, ids)):
+        raise InvalidInput(f"{name}: 1 to {MAX_LISTED} ids are expected; leave it out for all")
+    return frozenset(ids)
 
 
-def _with_expiry(token: Token, expires_at: int) -> Token:
-    return Token(token.id, token.customer, token.scopes, token.created_at, expires_at, token.revoked_at)
+def _checked_subject(subject: str | None) -> str | None:
+    if subject is not None and not (
+        _SUBJECT.match(subject) and len(subject) <= MAX_SUBJECT and subject.isprintable()
+    ):
+        raise InvalidInput(
+            "client_subject: the subject of a certificate is expected, such as CN=till 7,O=Acme"
+        )
+    return subject
 
 
-def _default_scopes(connection: Connection, customer: CustomerId) -> frozenset[Scope]:
-    has_one = connection.execute("SELECT 1 FROM tokens WHERE customer = ? LIMIT 1", (customer,)).get
-    return ALL_SCOPES - {Scope.ADMIN} if has_one else ALL_SCOPES
+def _check_narrow(rights: Rights) -> None:
+    """Raises InvalidInput for scopes that see beyond the lists: admin, and beside tasks those of images."""
+    if rights.collections is None and rights.tasks is None:
+        return
+    beyond = {Scope.ADMIN} if rights.tasks is None else {Scope.ADMIN, *_BEYOND_TASKS}
+    if wide := sorted(rights.scopes & beyond):
+        name = "collections" if rights.tasks is None else "tasks"
+        raise InvalidInput(f"{name}: the scopes {', '.join(wide)} see beyond the list: leave them out")
 
 
-_COLUMNS = "id, customer, scopes, created_at, expires_at, revoked_at"
+def _default_scopes(connection: Connection, asked: Rights) -> frozenset[Scope]:
+    if asked.tasks is not None:
+        return ALL_SCOPES - {Scope.ADMIN} - _BEYOND_TASKS
+    query = "SELECT 1 FROM tokens WHERE customer = ? LIMIT 1"
+    if asked.collections is not None or connection.execute(query, (asked.customer,)).get:
+        return ALL_SCOPES - {Scope.ADMIN}
+    return ALL_SCOPES
+
+
+def _told(rights: Rights) -> dict[str, object]:
+    """For the audit log."""
+    lists = {"collections": rights.collections, "tasks": rights.tasks}
+    return {
+        "scopes": sorted(rights.scopes),
+        **({} if rights.client_subject is None else {"bound": True}),
+        **{name: sorted(ids) for name, ids in lists.items() if ids is not None},
+    }
+
+
+_RIGHTS = "customer, scopes, collections, tasks, requests_per_minute, bytes_per_minute, client_subject"
+_TIMES = "created_at, expires_at, revoked_at, last_used_at"
+_COLUMNS = f"id, {_RIGHTS}, {_TIMES}"
+_END = 1 + len(_RIGHTS.split())  # where the times begin
 
 
 def _insert(connection: Connection, token: Token, mac: bytes, rotated_from: str | None) -> None:
+    rights = token.rights
     connection.execute(
-        "INSERT INTO tokens (id, customer, scopes, created_at, expires_at, mac, rotated_from)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO tokens (id, {_RIGHTS}, created_at, expires_at, mac, rotated_from)"  # noqa: S608
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             token.id,
-            token.customer,
-            " ".join(sorted(token.scopes)),
+            rights.customer,
+            _words(rights.scopes),
+            _words(rights.collections),
+            _words(rights.tasks),
+            rights.requests_per_minute,
+            rights.bytes_per_minute,
+            rights.client_subject,
             token.created_at,
             token.expires_at,
             mac,
@@ -324,11 +454,25 @@ def _erase_some(connection: Connection, customer: CustomerId) -> Sequence[str]:
     return ids
 
 
-def _not_revoked(connection: Connection) -> list[tuple[Token, bytes]]:
+def _not_revoked(connection: Connection) -> Iterator[tuple[Token, bytes]]:
     rows = connection.execute(f"SELECT {_COLUMNS}, mac FROM tokens WHERE revoked_at IS NULL")  # noqa: S608
-    return [(_token(row), row[-1]) for row in rows]
+    rights = cache(_rights)  # most of a million tokens share theirs
+    return ((Token(row[0], rights(row[1:_END]), *row[_END:-1]), row[-1]) for row in rows)
 
 
 def _token(row: tuple[Any, ...]) -> Token:
-    scopes = frozenset(Scope(name) for name in row[2].split())
-    return Token(row[0], row[1], scopes, row[3], row[4], row[5])
+    return Token(row[0], _rights(row[1:_END]), *row[_END:])
+
+
+def _rights(columns: tuple[Any, ...]) -> Rights:
+    customer, scopes, collections, tasks, *others = columns
+    granted = frozenset(Scope(name) for name in scopes.split())
+    return Rights(customer, granted, _ids(collections), _ids(tasks), *others)
+
+
+def _words(ids: Collection[str] | None) -> str | None:
+    return None if ids is None else " ".join(sorted(ids))
+
+
+def _ids(words: str | None) -> frozenset[str] | None:
+    return None if words is None else frozenset(words.split())

@@ -81,7 +81,7 @@ class Account:
         if service is None and (route := tagging_route(name)) is not None:
             service = _tagging(route)
         granting = frozenset[Scope]()
-        if service is not None and service.installed(self._bundles.catalogue(call.customer)):
+        if service is not None and service.installed(call.bundles(self._bundles)):
             granting |= service.scopes
         if service is not None and service.trains and self._datasets is not None:
             granting |= _STORED

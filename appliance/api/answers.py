@@ -25,6 +25,7 @@ from appliance.errors import (
     NotFound,
     NotInstalled,
     Overloaded,
+    QuotaReached,
     TooLarge,
     Unauthenticated,
     VolumeFull,
@@ -46,6 +47,7 @@ _CODES: tuple[tuple[type[ApplianceError], int], ...] = (
     (ImageFailed, 422),
     (InvalidInput, 400),
     (Overloaded, 429),
+    (QuotaReached, 429),
     (VolumeFull, 507),
 )
 
@@ -123,7 +125,9 @@ def refusal(error: ApplianceError, request_id: str, *, problem: bool) -> Answer:
     if code == 401:
         headers["WWW-Authenticate"] = "Token"
     if code in {429, 503}:
-        headers["Retry-After"] = str(error.retry_after if isinstance(error, Overloaded) else 1)
+        headers["Retry-After"] = str(
+            error.retry_after if isinstance(error, (Overloaded, QuotaReached)) else 1
+        )
     document: dict[str, object]
     if problem:
         document = {

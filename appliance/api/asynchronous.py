@@ -1,6 +1,7 @@
 """`account/v2/request`: images taken in now, seen when there is room, the answer fetched or sent later.
 
-Images wait in RAM, within the limits of `[requests]`; the rows that say how each request stands are durable.
+Images wait in RAM, within the limits of `[requests]`, and customers take turns; the rows that say how each
+request stands are durable.
 """
 
 import asyncio
@@ -15,6 +16,8 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from appliance.accounts.customers import CustomerId
+from appliance.accounts.quotas import Quotas
 from appliance.api.account import tagging_route
 from appliance.api.answers import INTERNAL, Answer, Refused, encode, moment, refusal
 from appliance.api.call import Call
@@ -31,11 +34,13 @@ from appliance.errors import (
     InvalidInput,
     NotInstalled,
     Overloaded,
+    QuotaReached,
     StorageFailed,
     VolumeFull,
     WorkerLost,
 )
 from appliance.recognition.bundles import Bundles
+from appliance.recognition.turns import Shares, Turns
 
 PATH = "/account/v2/request"
 WORKERS = 2
@@ -70,11 +75,12 @@ class Asynchronous:
         colours: Colours,
         bundles: Bundles,
         limits: Limits,
+        quotas: Quotas,
     ) -> None:
+        self._quotas = quotas
         self._requests = requests
         self._webhooks = webhooks
         self._bundles = bundles
-        self._limits = limits
         self._recognition = recognition
         # By the names that `authorize` knows; taggers beside general tags are found by their route.
         self._types: dict[str, tuple[str, Handler]] = {
@@ -85,8 +91,9 @@ class Asynchronous:
             "dominant-colors-product": ("/dom_colors/product/v2/dominantcolor", colours.product),
         }
         self._pending: dict[RequestId, _Pending] = {}
-        self._arriving = self._arriving_bytes = 0  # whose rows are being written
-        self._queue: asyncio.Queue[_Pending] = asyncio.Queue()
+        self._room, self._bytes = Shares(limits.pending), Shares(limits.pending_bytes)
+        self._queue = Turns[_Pending]()
+        self._queued = asyncio.Semaphore(0)  # as many as wait in the queue
         self._workers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -114,37 +121,40 @@ class Asynchronous:
             digest = await asyncio.to_thread(self._requests.digest, content(call.payload))
         records = images(call)
         size = sum(len(record.image or b"") for record in records)
-        self._check_room(size)
-        self._arriving += 1
-        self._arriving_bytes += size
+        self._check_room(call.customer, size)
+        self._take(call.customer, size)
+        new = False
         try:
             request, new = await self._requests.add(
-                call.actor, call.customer, kind, key=key, digest=digest, webhook=webhook
+                call.actor, call.customer, kind, key=key, digest=digest, webhook=webhook, only=_only(call)
             )
         finally:
-            self._arriving -= 1
-            self._arriving_bytes -= size
+            if not new:
+                self._give(call.customer, size)
         if new:
             asked = {name: value for name, value in fields.items() if name not in {"type", "webhook"}}
             later = replace(call, id=request.id, path=path, payload=Payload(asked, records))
             pending = self._pending[request.id] = _Pending(request, later, handler, size)
-            self._queue.put_nowait(pending)
+            self._queue.append(call.customer, pending)
+            self._queued.release()
         return Answer(_document(request), 201 if new else 200)
 
     async def get(self, call: Call) -> Answer:
         """The request, with `response` as soon as it has ended."""
-        return Answer(_document(await self._requests.get(call.customer, call.parameters["id"])))
+        return Answer(_document(await self._requests.get(call.customer, call.parameters["id"], _only(call))))
 
     async def status(self, call: Call) -> Answer:
         """How the request stands."""
-        found = await self._requests.get(call.customer, call.parameters["id"])
+        found = await self._requests.get(call.customer, call.parameters["id"], _only(call))
         return Answer({"id": found.id, "status": found.state})
 
     async def list(self, call: Call) -> Answer:
         """A page of requests, the newest first, without their responses."""
         page = integer(call.query.get("page"), "page", 1, 1, 1 << 31)
         kind, state = call.query.get("type"), call.query.get("status")
-        found, count = await self._requests.list(call.customer, page, kind=kind, state=state)
+        found, count = await self._requests.list(
+            call.customer, page, kind=kind, state=state, only=_only(call)
+        )
         filters = {name: value for name, value in (("type", kind), ("status", state)) if value}
         more = f"&{urlencode(filters)}" if filters else ""
         return Answer(
@@ -158,8 +168,8 @@ class Asynchronous:
 
     async def cancel(self, call: Call) -> Answer:
         """Ends a request that has not ended; its images are dropped."""
-        cancelled = await self._requests.cancel(call.actor, call.customer, call.parameters["id"])
-        pending = self._pending.pop(cancelled.id, None)
+        cancelled = await self._requests.cancel(call.actor, call.customer, call.parameters["id"], _only(call))
+        pending = self._forget(cancelled.id)
         if pending is not None and pending.task is not None:
             pending.task.cancel()
         return Answer(_document(cancelled))
@@ -168,19 +178,39 @@ class Asynchronous:
         if (found := self._types.get(kind)) is not None:
             return found
         route = tagging_route(kind)
-        if route is None or not self._bundles.catalogue(call.customer).route_installed(route):
+        if route is None or not call.bundles(self._bundles).route_installed(route):
             raise NotInstalled("no bundle of this appliance serves this type")
         return f"/{route}", self._recognition.tags
 
-    def _check_room(self, size: int) -> None:
-        waiting = len(self._pending) + self._arriving
-        held = sum(pending.size for pending in self._pending.values()) + self._arriving_bytes
-        if waiting >= self._limits.pending or held + size > self._limits.pending_bytes:
+    def jobs(self, customer: CustomerId) -> int:
+        """How many requests of a customer have not ended."""
+        return self._room.of(customer)
+
+    def _check_room(self, customer: CustomerId, size: int) -> None:
+        if self.jobs(customer) >= (most := self._quotas.of(customer).jobs):
+            raise QuotaReached(most, "requests that have not ended")
+        if not (self._room.fits(customer) and self._bytes.fits(customer, size)):
             raise Overloaded("as many requests wait as there is room for; try again", retry_after=10)
+
+    def _take(self, customer: CustomerId, size: int) -> None:
+        self._room.take(customer)
+        self._bytes.take(customer, size)
+
+    def _give(self, customer: CustomerId, size: int) -> None:
+        self._room.give(customer)
+        self._bytes.give(customer, size)
+
+    def _forget(self, request: RequestId) -> _Pending | None:
+        """Its images need no room any more."""
+        pending = self._pending.pop(request, None)
+        if pending is not None:
+            self._give(pending.request.customer, pending.size)
+        return pending
 
     async def _work(self) -> None:
         while True:
-            pending = await self._queue.get()
+            await self._queued.acquire()
+            pending = self._queue.take()
             if pending.request.id not in self._pending:
                 continue  # cancelled while it waited
             seen = pending.task = asyncio.get_running_loop().create_task(self._seen(pending))
@@ -198,7 +228,7 @@ class Asynchronous:
                 await self._fail(pending)
             finally:
                 seen.cancel()
-                self._pending.pop(pending.request.id, None)
+                self._forget(pending.request.id)
 
     async def _fail(self, pending: _Pending) -> None:
         answer = _refused(Refused(500, INTERNAL), pending.call)
@@ -227,6 +257,11 @@ class Asynchronous:
             await self._move(pending, State.RETRY)
             await asyncio.sleep(pause)
         raise AssertionError
+
+
+def _only(call: Call) -> str | None:
+    """The token whose requests alone are shown, None for all: others may be about tasks that it knows not."""
+    return None if call.principal.tasks is None else call.principal.token_id
 
 
 async def _as_there_is_room(write: Callable[[], Awaitable[None]]) -> None:

@@ -25,6 +25,7 @@ from aiohttp import (
 )
 from aiohttp.http_exceptions import HttpProcessingError
 
+from appliance.accounts.customers import CustomerId
 from appliance.api.answers import Refused
 from appliance.api.payload import (
     MAX_IMAGES,
@@ -40,6 +41,7 @@ from appliance.api.payload import (
 from appliance.config import Api
 from appliance.errors import InvalidInput, Overloaded, TooLarge
 from appliance.metrics import CpuTime
+from appliance.recognition.turns import Shares
 
 T = TypeVar("T")
 
@@ -75,7 +77,7 @@ class Bodies:
     def __init__(self, config: Api, parsing: CpuTime) -> None:
         self._config = config
         self._parsing = parsing
-        self._room = _Room(config.max_body_bytes * IN_FLIGHT_BODIES)
+        self._room = Shares(config.max_body_bytes * IN_FLIGHT_BODIES)
         for warning in _WARNINGS:
             warnings.simplefilter("error", warning)
 
@@ -88,11 +90,12 @@ class Bodies:
         """Seconds in which a body of `size` bytes has to come or go."""
         return self._config.body_seconds + size / self._config.body_bytes_per_second
 
-    async def read(self, request: web.BaseRequest, form: Form) -> "Held":
+    async def read(self, request: web.BaseRequest, form: Form, customer: CustomerId | None) -> "Held":
         """The body of `request`, which counts as held until it is released.
 
         Raises TooLarge (before a byte is read when the length is declared), Overloaded when too much is in
-        flight, InvalidInput for what cannot be parsed, Refused for a media type (415) or a slow sender (408).
+        flight and of this customer more than an equal share, InvalidInput for what cannot be parsed, Refused
+        for a media type (415) or a slow sender (408).
         """
         if form is Form.NOTHING:
             return Held(Payload())
@@ -102,7 +105,7 @@ class Bodies:
         if form in _STREAMED:
             pieces = _Upload(request, self._config).pieces(_STREAMED[form])
             return Held(Payload(pieces=pieces), arriving=pieces)
-        transfer = _Transfer(request, self._config, self._room)
+        transfer = _Transfer(request, self._config, self._room, customer)
         try:
             return Held(await _payload(request, form, transfer, self._parsing), transfer)
         except BaseException:
@@ -141,31 +144,22 @@ def _dropped_on_failure(buffers: dict[str, bytearray]) -> Iterator[None]:
         raise
 
 
-class _Room:
-    """How many bytes may be held at once, and how many are."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self.taken = 0
-
-    def check(self, more: int) -> None:
-        if self.taken + more > self._size:
-            raise Overloaded("too many bodies are in flight; try again", retry_after=1)
-
-
 class _Transfer:
     """One body on its way in: its deadline moves with what came, its bytes count against the limits."""
 
-    def __init__(self, request: web.BaseRequest, config: Api, room: _Room) -> None:
+    def __init__(
+        self, request: web.BaseRequest, config: Api, room: Shares, customer: CustomerId | None
+    ) -> None:
         self._request = request
         self._config = config
         self._room = room
+        self._customer = customer
         self._received = 0
         self._timeout: asyncio.Timeout | None = None
         self._began = 0.0
         declared = request.content_length or 0
         self._check_size(declared)
-        room.check(declared)
+        self._check_room(declared)
 
     @asynccontextmanager
     async def deadline(self) -> AsyncIterator[None]:
@@ -185,8 +179,8 @@ class _Transfer:
     def count(self, arrived: int) -> None:
         """Takes room for bytes that arrived; they buy time. Raises TooLarge or Overloaded."""
         self._check_size(self._received + arrived)
-        self._room.check(arrived)
-        self._room.taken += arrived
+        self._check_room(arrived)
+        self._room.take(self._customer, arrived)
         self._received += arrived
         if self._timeout is not None:
             earned = self._received / self._config.body_bytes_per_second
@@ -214,8 +208,12 @@ class _Transfer:
 
     def forget(self) -> None:
         """Gives the room back: the call has ended."""
-        self._room.taken -= self._received
+        self._room.give(self._customer, self._received)
         self._received = 0
+
+    def _check_room(self, more: int) -> None:
+        if not self._room.fits(self._customer, more):
+            raise Overloaded("too many bodies are in flight; try again", retry_after=1)
 
     def _check_size(self, size: int) -> None:
         if size > self._config.max_body_bytes:

@@ -16,6 +16,9 @@ from appliance.accounts.tokens import Principal
 from appliance.api.payload import Payload
 from appliance.errors import Forbidden, InvalidInput, NotFound
 from appliance.metrics import Durations, Registry, Timer
+from appliance.recognition.bundles import Bundles
+from appliance.recognition.catalogue import Catalogue
+from appliance.search.records import CollectionId
 
 T = TypeVar("T")
 
@@ -87,6 +90,26 @@ class Call:
         if self.principal.customer is None:
             raise Forbidden("an operator has no records of its own: use a customer's token")
         return self.principal.customer
+
+    @property
+    def collection(self) -> CollectionId:
+        """The collection in the path. Raises NotFound where the token does not know of it."""
+        self.check_collection(self.parameters["id"])
+        return CollectionId(self.parameters["id"])
+
+    def check_collection(self, collection: str) -> None:
+        """Raises NotFound for one that the token's list leaves out: it is told that there is none."""
+        listed = self.principal.collections
+        if listed is not None and collection not in listed:
+            raise NotFound("no such collection")
+
+    def knows_task(self, task: str) -> bool:
+        """Whether the token's list has it; without a list it knows of all."""
+        return self.principal.tasks is None or task in self.principal.tasks
+
+    def bundles(self, installed: Bundles) -> Catalogue:
+        """Those that the customer may use, and whose tasks the token knows of."""
+        return installed.catalogue(self.customer).of_tasks(self.principal.tasks)
 
     @property
     def elapsed(self) -> float:

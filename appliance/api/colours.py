@@ -39,8 +39,10 @@ class Colours:
         return await self._see(call, product=True)
 
     async def _see(self, call: Call, *, product: bool) -> Answer:
+        vision = self._vision.of(call.customer)
+
         async def see(record: Record) -> _Seen:
-            decoded = await self._vision.decode(record, _SMALL)
+            decoded = await vision.decode(record, _SMALL)
             with call.measures.stage("infer"):
                 return await asyncio.to_thread(_seen, decoded, product)
 

@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
 import struct
 from asyncio import AbstractEventLoop, BaseTransport
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from aiohttp import web
@@ -18,6 +19,18 @@ from appliance.api.payload import new_id
 
 _SO_PEERGROUPS = 59  # <asm-generic/socket.h>; Python has no name for it
 _PEERGROUPS_BYTES = 1024  # the largest buffer that Python's getsockopt takes: 256 groups
+# RFC 4514, 3; all others keep the names that OpenSSL has for them.
+_ATTRIBUTES = {
+    "commonName": "CN",
+    "localityName": "L",
+    "stateOrProvinceName": "ST",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "countryName": "C",
+    "streetAddress": "street",
+    "domainComponent": "DC",
+    "userId": "UID",
+}
 _CUT_SECONDS = 1.0  # for handlers that are cancelled at the end of a drain
 _LINGER_SECONDS = 5.0  # how long the rest of a refused upload is read and dropped, so that the answer is seen
 
@@ -59,7 +72,7 @@ class Door:
 class Connection(web.RequestHandler):
     """aiohttp's connection behind a door; its own refusals are JSON and name nothing of what was sent."""
 
-    __slots__ = ("_address", "_door", "_ending", "_group", "uid")
+    __slots__ = ("_address", "_door", "_ending", "_group", "subject", "uid")
 
     def __init__(
         self,
@@ -76,6 +89,7 @@ class Connection(web.RequestHandler):
         self._address: str | None = None
         self._ending: asyncio.Task[object] | None = None
         self.uid: int | None = None  # of an operator on the Unix socket, None for everybody else
+        self.subject: str | None = None  # of the certificate that the client has proven to have
 
     def connection_made(self, transport: BaseTransport) -> None:
         peer = transport.get_extra_info("peername")
@@ -87,6 +101,8 @@ class Connection(web.RequestHandler):
         self._address = address
         if not isinstance(peer, tuple):
             self.uid = operator_uid(transport.get_extra_info("socket"), self._group)
+        elif certificate := transport.get_extra_info("peercert"):
+            self.subject = subject_of(certificate["subject"])
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -106,6 +122,11 @@ class Connection(web.RequestHandler):
             broken = getattr(self._messages[-1][0], "exc", None)
             if broken is not None:
                 reading.content.set_exception(broken)
+
+    @property
+    def address(self) -> str:
+        """Where the client connects from; empty for a Unix socket."""
+        return self._address or ""
 
     def end_with_client(self) -> None:
         """From now on the caller's task is cancelled when the client leaves: nobody else needs its answer."""
@@ -202,6 +223,24 @@ def operator_uid(peer: socket.socket, group: int | None) -> int | None:
         raw = b""
     groups = {gid, *struct.unpack(f"{len(raw) // 4}I", raw)}
     return int(uid) if group in groups else None
+
+
+def subject_of(names: Sequence[Sequence[tuple[str, str]]]) -> str:
+    """A certificate's subject, as `ssl` tells it, in the form of RFC 4514: "CN=till 7,O=Acme".
+
+    As `openssl x509 -noout -subject -nameopt RFC2253,-esc_msb` prints it.
+    """
+    return ",".join(
+        "+".join(f"{_ATTRIBUTES.get(name, name)}={_escaped(value)}" for name, value in relative)
+        for relative in reversed(names)
+    )
+
+
+def _escaped(value: str) -> str:
+    escaped = re.sub(r'([,+"\\<>;])', r"\\\1", value)
+    if escaped[:1] in {" ", "#"}:
+        escaped = "\\" + escaped
+    return escaped[:-1] + "\\ " if escaped.endswith(" ") and len(value) > 1 else escaped
 
 
 def _plain(address: str) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from appliance.accounts.customers import CustomerId
 from appliance.api.call import Call
 from appliance.api.payload import Record
 from appliance.api.similarity_answers import TEXTS
@@ -48,6 +49,8 @@ class Descriptors:
             raise InvalidInput("collection-id: the header is expected")
         if not named.isascii():  # bytes of a header that are no UTF-8 arrive as what no id can hold
             raise NotFound("no such collection")
+        alias = self._collections.aliases.find(call.customer, named)
+        call.check_collection(named if alias is None else alias.collection)
         return await self._collections.named(call.customer, named)
 
     def check(self, collection: OpenCollection) -> None:
@@ -62,13 +65,13 @@ class Descriptors:
     async def embed(self, collection: OpenCollection, record: Record) -> tuple[Vector, Upright]:
         """The vector of a record's image, which the record gives away. Raises as `check` and `Vision`."""
         if collection.collection.backbone == hashing.PIN:
-            bits, decoded = await self.hash(record)
+            bits, decoded = await self.hash(record, collection.collection.customer)
             return hashing.vector(bits), decoded
-        return await self._vision.embed(self._backbone(collection), record)
+        return await self._vision.of(collection.collection.customer).embed(self._backbone(collection), record)
 
-    async def hash(self, record: Record) -> tuple[hashing.Bits, Upright]:
+    async def hash(self, record: Record, customer: CustomerId) -> tuple[hashing.Bits, Upright]:
         """The perceptual hash of a record's image, which the record gives away. Raises as `Vision`."""
-        decoded = await self._vision.decode(record, hashing.PREPROCESSING)
+        decoded = await self._vision.of(customer).decode(record, hashing.PREPROCESSING)
         return hashing.perceptual(np.asarray(decoded.pixels)), decoded
 
     async def vector(self, collection: OpenCollection, record: Record) -> Vector:

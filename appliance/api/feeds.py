@@ -11,7 +11,6 @@ import msgspec
 from appliance.api.answers import JSON, Answer, Stream, moment
 from appliance.api.call import Call
 from appliance.errors import NotInstalled
-from appliance.search.records import CollectionId
 from appliance.search.sync.feeds import Following
 from appliance.search.sync.report import Run
 from appliance.search.sync.source import Source
@@ -27,27 +26,27 @@ class Feeds:
     async def set(self, call: Call) -> Answer:
         """Follow this source, in the place of another one."""
         source = call.document(Source)
-        return Answer(_source(await self._sync.set(call.actor, call.customer, _asked(call), source)))
+        return Answer(_source(await self._sync.set(call.actor, call.customer, call.collection, source)))
 
     async def get(self, call: Call) -> Answer:
-        return Answer(_source(await self._sync.get(call.customer, _asked(call))))
+        return Answer(_source(await self._sync.get(call.customer, call.collection)))
 
     async def remove(self, call: Call) -> Answer:
         """Follow nothing; records stay."""
-        await self._sync.remove(call.actor, call.customer, _asked(call))
+        await self._sync.remove(call.actor, call.customer, call.collection)
         return Answer(status=204)
 
     async def run(self, call: Call) -> Answer:
         """Run now: what comes of it is among the runs."""
-        return Answer(_run(await self._sync.run(call.actor, call.customer, _asked(call))), 202)
+        return Answer(_run(await self._sync.run(call.actor, call.customer, call.collection)), 202)
 
     async def confirm(self, call: Call) -> Answer:
         """Let a run go on that asks whether so many items may go."""
-        return Answer(_run(await self._sync.confirm(call.actor, call.customer, _asked(call))), 202)
+        return Answer(_run(await self._sync.confirm(call.actor, call.customer, call.collection)), 202)
 
     async def runs(self, call: Call) -> Answer:
         """The last ones with their reports; the one under way as it is now."""
-        runs = await self._sync.runs(call.customer, _asked(call))
+        runs = await self._sync.runs(call.customer, call.collection)
         return Answer({"runs": [_run(run) for run in runs]})
 
     async def diff(self, call: Call) -> Answer:
@@ -55,7 +54,7 @@ class Feeds:
         media = call.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         difference = await self._sync.diff(
             call.customer,
-            _asked(call),
+            call.collection,
             call.payload.pieces,
             lines=media != JSON,
             hash_field=call.query.get("hash_field", "hash"),
@@ -73,10 +72,6 @@ class Feeds:
 async def _given(pieces: list[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
-
-
-def _asked(call: Call) -> CollectionId:
-    return CollectionId(call.parameters["id"])
 
 
 def _source(following: Following) -> dict[str, object]:

@@ -10,6 +10,7 @@ from functools import partial
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 
+from appliance.accounts.customers import CustomerId
 from appliance.accounts.tokens import Principal, Scope, Tokens, operator_principal
 from appliance.api.answers import (
     INTERNAL,
@@ -24,9 +25,12 @@ from appliance.api.answers import (
 from appliance.api.body import Bodies
 from appliance.api.call import Call, Measures
 from appliance.api.connections import Connection
+from appliance.api.guessing import Guessing
 from appliance.api.payload import new_id
 from appliance.api.routing import MANAGEMENT, Access, Match, Route, Surface, Table, strip_prefix
-from appliance.errors import ApplianceError, Forbidden, InvalidInput, Unauthenticated
+from appliance.api.throttle import Throttle
+from appliance.errors import ApplianceError, Forbidden, InvalidInput, Overloaded, Unauthenticated
+from appliance.recognition.turns import Shares
 
 _SCHEMES = {"token", "jwt", "bearer"}
 _NOBODY = Principal(None, None, frozenset(), operator=False)
@@ -49,6 +53,7 @@ class _Trace:
     route: str = "unmatched"
     customer: str = "-"
     problem: bool = False
+    last: bool = False  # the connection ends with the answer
 
 
 class Gate:
@@ -61,19 +66,24 @@ class Gate:
         *,
         families: Iterable[object],
         tokens: Tokens,
+        guessing: Guessing | None,
+        throttle: Throttle,
         bodies: Bodies,
         measures: Measures,
-        admit: Callable[[int], None],
+        seeing: Shares,
+        admit: Callable[[CustomerId | None], None],
     ) -> None:
         self._table = Table(routes, surface)
         self._surface = surface
         self._handlers = _bound((r for r in routes if surface in r.surfaces), list(families))
         self._tokens = tokens
+        self._guessing = guessing
+        self._throttle = throttle
         self._bodies = bodies
         self._measures = measures
-        self._admit = admit  # raises Overloaded unless one more call with images may come in
+        self._admit = admit  # raises Overloaded unless one more image of this customer may come in
         self._auth, self._answering = measures.cpu("auth"), measures.cpu("answer")
-        self._seeing = 0  # calls with images under way
+        self._seeing = seeing  # calls with images under way
         self.closing = False  # set while draining: every answer then ends its connection
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -113,27 +123,43 @@ class Gate:
         route = match.route
         trace.route = route.path
         with self._auth:
-            principal = self._principal(request, route)
+            principal = self._principal(request, route, trace)
         trace.customer = principal.customer or ("operator" if principal.operator else "-")
-        sees = route.form.carries_images
+        declared = request.content_length or 0
+        self._throttle.admit(principal, declared)
+        try:
+            return await self._admitted(request, match, principal, trace)
+        finally:
+            self._throttle.settle(principal, request.content.total_bytes - declared)
+
+    async def _admitted(
+        self, request: web.BaseRequest, match: Match, principal: Principal, trace: _Trace
+    ) -> Answer:
+        sees = match.route.form.carries_images
         if sees:  # one that would wait in vain is refused before its body is read
-            self._admit(self._seeing)
-        connection = request.protocol if route.ends_with_client else None
-        self._seeing += sees
+            self._check_room(principal)
+        connection = request.protocol if match.route.ends_with_client else None
+        self._seeing.take(principal.customer, sees)
         if isinstance(connection, Connection):
             connection.end_with_client()
         try:
             return await self._call(request, match, principal, trace)
         finally:
-            self._seeing -= sees
+            self._seeing.give(principal.customer, sees)
             if isinstance(connection, Connection):
                 connection.outlast_client()
+
+    def _check_room(self, principal: Principal) -> None:
+        if not self._seeing.fits(principal.customer):
+            taken = self._seeing.taken
+            raise Overloaded(f"{taken} calls with images are under way, as many as the queue holds")
+        self._admit(principal.customer)
 
     async def _call(
         self, request: web.BaseRequest, match: Match, principal: Principal, trace: _Trace
     ) -> Answer:
         with self._measures.stage("body"):
-            body = await self._bodies.read(request, match.route.form)
+            body = await self._bodies.read(request, match.route.form, principal.customer)
         try:
             call = Call(
                 id=trace.id,
@@ -151,7 +177,7 @@ class Gate:
         finally:
             await body.release()
 
-    def _principal(self, request: web.BaseRequest, route: Route) -> Principal:
+    def _principal(self, request: web.BaseRequest, route: Route, trace: _Trace) -> Principal:
         if route.access is Access.OPEN:
             return _NOBODY
         if route.access is Access.LINK and "Authorization" not in request.headers:
@@ -166,12 +192,26 @@ class Gate:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() not in _SCHEMES:
             raise Unauthenticated("the token is missing or not valid")
-        principal = self._tokens.verify(token.strip())
+        principal = self._verified(request, token.strip(), trace)
         if route.access is Access.OPERATOR:
             raise Forbidden("only operators may do this, through the operator socket")
         if isinstance(route.access, Scope) and route.access not in principal.scopes:
             raise Forbidden(f"the token lacks the scope {route.access}")
         return principal
+
+    def _verified(self, request: web.BaseRequest, token: str, trace: _Trace) -> Principal:
+        connection = request.protocol
+        subject = connection.subject if isinstance(connection, Connection) else None
+        try:
+            return self._tokens.verify(token, subject)
+        except Unauthenticated:
+            if self._guessing is not None and isinstance(connection, Connection):
+                try:
+                    self._guessing.refused(connection.address)
+                except Overloaded:
+                    trace.last = True
+                    raise
+            raise
 
     async def _send(
         self, request: web.BaseRequest, trace: _Trace, answer: Answer, stream: Stream
@@ -221,7 +261,7 @@ class Gate:
         if body is not None:
             headers["Content-Type"] = answer.content_type
         response = web.Response(status=answer.status, body=body, headers=headers)
-        if self.closing or answer.status == 408:
+        if self.closing or trace.last or answer.status == 408:
             response.force_close()
         self._tell(request, trace, answer)
         return response

@@ -4,7 +4,9 @@ What is stored of images in a collection of hashes is served by the search route
 """
 
 from dataclasses import dataclass
+from functools import partial
 
+from appliance.accounts.customers import CustomerId
 from appliance.api.answers import Answer
 from appliance.api.call import Call
 from appliance.api.descriptors import BITS, Descriptors
@@ -48,7 +50,7 @@ class ImageMatching:
         query = query_of(call)
         projection = wanted(call.payload, EVERYTHING)
         _check_type(call)
-        bits = (await self._hash(query)).bits
+        bits = (await self._hash(query, call.customer)).bits
         outcomes = await self._hashed(call)
         found = [
             (hashing.differing(bits, outcome.bits), record)
@@ -84,10 +86,11 @@ class ImageMatching:
     async def _hashed(self, call: Call) -> list[tuple[Record, Hashed | ApplianceError]]:
         _check_type(call)
         records = images(call)
-        return list(zip(records, await each(records, self._hash), strict=True))
+        hashed = partial(self._hash, customer=call.customer)
+        return list(zip(records, await each(records, hashed), strict=True))
 
-    async def _hash(self, record: Record) -> Hashed:
-        bits, decoded = await self._descriptors.hash(record)
+    async def _hash(self, record: Record, customer: CustomerId) -> Hashed:
+        bits, decoded = await self._descriptors.hash(record, customer)
         return Hashed(bits, decoded.width, decoded.height)
 
 

@@ -15,12 +15,13 @@ from appliance.api.answers import Answer, moment
 from appliance.api.call import Call
 from appliance.api.payload import Payload
 from appliance.asynchronous.webhooks import Webhooks
-from appliance.errors import Conflict, InvalidInput
+from appliance.errors import Conflict, InvalidInput, NotFound
 from appliance.recognition import selftest
-from appliance.recognition.bundles import Bundle, Bundles
+from appliance.recognition.bundles import Bundle, Bundles, TaskId
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
-from appliance.search.collections import Collections
+from appliance.recognition.heads import Heads
+from appliance.search.collections import CollectionId, Collections
 
 
 class NewCustomer(msgspec.Struct, forbid_unknown_fields=True):
@@ -31,6 +32,9 @@ class NewToken(msgspec.Struct, forbid_unknown_fields=True):
     customer: str | None = None
     scopes: list[str] | None = None
     expires_at: datetime | None = None
+    collections: list[str] | None = None
+    tasks: list[str] | None = None
+    client_subject: str | None = None
 
 
 class Rotation(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,6 +53,7 @@ class Management:
         bundles: Bundles,
         decoders: Decoders | None,
         engine: Engine | None,
+        heads: Heads,
         webhooks: Webhooks,
         status: Callable[[], Awaitable[dict[str, object]]],
     ) -> None:
@@ -58,6 +63,7 @@ class Management:
         self._bundles = bundles
         self._decoders = decoders
         self._engine = engine
+        self._heads = heads
         self._webhooks = webhooks
         self._status = status
 
@@ -88,8 +94,26 @@ class Management:
         asked = call.document(NewToken)
         owner = named(call.owner(asked.customer))
         scopes = None if asked.scopes is None else parse_scopes(asked.scopes)
-        issued = await self._tokens.add(call.actor, owner, scopes, _milliseconds(asked.expires_at))
+        for collection in set(asked.collections or ()):
+            await self._collections.get(owner, CollectionId(collection))
+        for task in set(asked.tasks or ()):
+            await self._check_task(owner, TaskId(task))
+        issued = await self._tokens.add(
+            call.actor,
+            owner,
+            scopes,
+            _milliseconds(asked.expires_at),
+            collections=asked.collections,
+            tasks=asked.tasks,
+            client_subject=asked.client_subject,
+        )
         return Answer(_issued(issued), 201)
+
+    async def _check_task(self, owner: CustomerId, task: TaskId) -> None:
+        """Raises NotFound where nothing answers it: a mistyped id would shut the token out."""
+        installed = any(bundle.task == task for bundle in self._bundles.catalogue(owner).list())
+        if not installed and await self._heads.find(owner, task, None) is None:
+            raise NotFound("no such task")
 
     async def list_tokens(self, call: Call) -> Answer:
         tokens = await self._tokens.list(await call.listed(self._customers))
@@ -198,10 +222,18 @@ def _token(token: Token) -> dict[str, object]:
         "id": token.id,
         "customer": token.customer,
         "scopes": sorted(token.scopes),
+        "collections": _sorted(token.rights.collections),
+        "tasks": _sorted(token.rights.tasks),
+        "client_subject": token.rights.client_subject,
         "created_at": moment(token.created_at),
         "expires_at": moment(token.expires_at),
         "revoked_at": moment(token.revoked_at),
+        "last_used_at": moment(token.last_used_at),
     }
+
+
+def _sorted(ids: frozenset[str] | None) -> list[str] | None:
+    return None if ids is None else sorted(ids)
 
 
 def _version(call: Call) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from appliance.api.feeds import Feeds
 from appliance.api.files import Files
 from appliance.api.interchange import Interchange
 from appliance.api.keys import KeyManagement
+from appliance.api.limits import Limits
 from appliance.api.management import Management
 from appliance.api.oversight import Oversight
 from appliance.api.payload import Form
@@ -43,7 +44,7 @@ _ADMIN, _OPERATOR = Scope.ADMIN, Access.OPERATOR
 
 
 def _accounts() -> tuple[Route, ...]:
-    customer, token, manage = "/customers/{id}", "/tokens/{id}", Management
+    customer, token, manage, fields = "/customers/{id}", "/tokens/{id}", Management, Form.FIELDS
     return (
         _managed("POST", "/customers", manage.add_customer, _OPERATOR, Event.CUSTOMER_ADD, Form.FIELDS),
         _managed("GET", "/customers", manage.list_customers, _ADMIN),
@@ -51,10 +52,15 @@ def _accounts() -> tuple[Route, ...]:
         _managed("POST", f"{customer}/suspend", manage.suspend_customer, _OPERATOR, Event.CUSTOMER_SUSPEND),
         _managed("POST", f"{customer}/resume", manage.resume_customer, _OPERATOR, Event.CUSTOMER_RESUME),
         _managed("DELETE", customer, Privacy.erase_customer, _OPERATOR, Event.CUSTOMER_ERASE),
+        _managed(
+            "PATCH", f"{customer}/limits", Limits.limit_customer, _OPERATOR, Event.CUSTOMER_LIMIT, fields
+        ),
         _managed("POST", "/tokens", manage.add_token, _ADMIN, Event.TOKEN_ADD, Form.FIELDS),
         _managed("GET", "/tokens", manage.list_tokens, _ADMIN),
         _managed("POST", f"{token}/rotate", manage.rotate_token, _ADMIN, Event.TOKEN_ROTATE, Form.FIELDS),
+        _managed("PATCH", f"{token}/limits", Limits.limit_token, _OPERATOR, Event.TOKEN_LIMIT, fields),
         _managed("DELETE", token, manage.revoke_token, _ADMIN, Event.TOKEN_REVOKE),
+        _managed("GET", "/usage", Limits.usage, Access.TOKEN),
         _managed("GET", "/webhook-secret", manage.webhook_secret, _ADMIN),
     )
 

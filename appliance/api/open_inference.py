@@ -64,9 +64,7 @@ class OpenInference:
     async def index(self, call: Call) -> Answer:
         """Every version of every model; with `ready` those only that would answer now."""
         only_ready = call.payload.flag("ready")
-        listed = [
-            (bundle, self._vision.serves(bundle)) for bundle in self._bundles.catalogue(call.customer).list()
-        ]
+        listed = [(bundle, self._vision.serves(bundle)) for bundle in call.bundles(self._bundles).list()]
         return Answer(
             [
                 {
@@ -83,7 +81,7 @@ class OpenInference:
     async def model(self, call: Call) -> Answer:
         """Both inputs are listed; a request has one of them."""
         bundle = self._asked(call)
-        versions = self._bundles.catalogue(call.customer).versions(bundle.name)
+        versions = call.bundles(self._bundles).versions(bundle.name)
         pixels = [-1, *bundle.preprocessing.shape]
         return Answer(
             {
@@ -114,19 +112,23 @@ class OpenInference:
             raise InvalidInput(f"{inference.input.name}: at most {MAX_BATCH} in one call")
         binary = inference.outputs or dict.fromkeys(bundle.outputs, inference.binary)
         _check_outputs(bundle, binary, count)
-        values = await self._values(bundle, inference, tuple(binary))
+        values = await self._values(call, bundle, inference, tuple(binary))
         return await _answer(bundle, inference, values, binary)
 
     def _asked(self, call: Call) -> Bundle:
-        catalogue = self._bundles.catalogue(call.customer)
+        catalogue = call.bundles(self._bundles)
         return catalogue.for_name(call.parameters["name"], call.parameters.get("version"))
 
-    async def _values(self, bundle: Bundle, inference: Inference, outputs: tuple[str, ...]) -> list[Values]:
+    async def _values(
+        self, call: Call, bundle: Bundle, inference: Inference, outputs: tuple[str, ...]
+    ) -> list[Values]:
+        vision = self._vision.of(call.customer)
+
         async def see(image: Image | memoryview) -> Values:
-            return (await self._vision.infer(bundle, Record({}, image), *outputs)).outputs
+            return (await vision.infer(bundle, Record({}, image), *outputs)).outputs
 
         async def run(pixels: Pixels) -> Values:
-            return await self._vision.run(bundle, pixels, *outputs)
+            return await vision.run(bundle, pixels, *outputs)
 
         sent = inference.input
         if sent.name == "encoded":

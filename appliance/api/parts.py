@@ -7,6 +7,7 @@ from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import AuditLog
 from appliance.accounts.certificates import Certificates
 from appliance.accounts.customers import Customers
+from appliance.accounts.quotas import Quotas
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
 from appliance.accounts.transparency.tree import AuditTree
@@ -41,6 +42,7 @@ class Parts:
     residency: Residency | None
     customers: Customers
     tokens: Tokens
+    quotas: Quotas
     agreements: Agreements
     audit: AuditLog
     audit_tree: AuditTree

@@ -39,7 +39,7 @@ class Recognition:
     async def classify(self, call: Call) -> Answer:
         """`best_label` and `labels` (the 100 most probable) of the task named by `task_id` or `task`."""
         task, version = _asked(call)
-        head = await self._heads.find(call.customer, task, version)
+        head = await self._heads.find(call.customer, task, version) if call.knows_task(task) else None
         bundle = self._task(call) if head is None else self._backbone(head)
         if head is None and not bundle.classifies:
             raise NotFound("the task does not classify")
@@ -53,7 +53,7 @@ class Recognition:
 
     async def tags(self, call: Call) -> Answer:
         """`_tags`: the 20 best tags of each photo, by the bundle that serves this path."""
-        bundle = self._bundles.catalogue(call.customer).for_route(call.path.removeprefix("/"))
+        bundle = call.bundles(self._bundles).for_route(call.path.removeprefix("/"))
         outcomes = await self._see(call, bundle, "logits")
         for record, seen in _served(outcomes):
             record.fields["_tags"] = _labels(bundle, seen, TAGS)
@@ -77,7 +77,7 @@ class Recognition:
         """`_descriptor`: the L2-normalised vector that search compares. A `task_id` is the backbone's."""
         bundle = self._vision.backbone()
         task = call.payload.text("task_id") or call.payload.text("task")
-        if task is not None and task != bundle.task:
+        if task is not None and (task != bundle.task or not call.knows_task(task)):
             raise NotFound("no such task")
         outcomes = await self._see(call, bundle, "embedding")
         for record, seen in _served(outcomes):
@@ -99,7 +99,7 @@ class Recognition:
         return await self._sink.open(call.actor, call.customer, workspace)
 
     def _task(self, call: Call) -> Bundle:
-        return self._bundles.catalogue(call.customer).for_task(*_asked(call))
+        return call.bundles(self._bundles).for_task(*_asked(call))
 
     def _backbone(self, head: Head) -> Bundle:
         backbone = self._vision.backbone(head.backbone)
@@ -108,12 +108,14 @@ class Recognition:
         return backbone
 
     async def _see(self, call: Call, bundle: Bundle, *outputs: str, keep: Keep | None = None) -> Outcomes:
+        vision = self._vision.of(call.customer)
+
         async def see(record: Record) -> Seen:
             if keep is None:
-                return await self._vision.infer(bundle, record, *outputs)
-            async with self._vision.fetched(record):
+                return await vision.infer(bundle, record, *outputs)
+            async with vision.fetched(record):
                 image = record.image
-                seen = await self._vision.infer(bundle, record, *outputs)
+                seen = await vision.infer(bundle, record, *outputs)
                 assert image is not None  # or nothing would have been seen
                 return replace(seen, kept=await _kept(keep, image))
 

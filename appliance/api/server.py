@@ -29,11 +29,13 @@ from appliance.api.descriptors import Descriptors
 from appliance.api.feeds import Feeds
 from appliance.api.files import Files
 from appliance.api.gate import Gate
+from appliance.api.guessing import Guessing
 from appliance.api.image_matching import ImageMatching
 from appliance.api.installed_tasks import InstalledTasks
 from appliance.api.interchange import Interchange
 from appliance.api.keys import KeyManagement
 from appliance.api.labels import Labels
+from appliance.api.limits import Limits
 from appliance.api.management import Management
 from appliance.api.objects import Objects
 from appliance.api.open_inference import OpenInference
@@ -49,18 +51,21 @@ from appliance.api.similarity import Similarity
 from appliance.api.similarity_changes import SimilarityChanges
 from appliance.api.snapshots import Snapshots
 from appliance.api.tasks import Tasks
+from appliance.api.throttle import Throttle
 from appliance.api.training_images import TrainingImages
 from appliance.api.transfers import Transfers
 from appliance.api.vision import Vision
 from appliance.config import Api, listen_address
 from appliance.datasets.images import Images
-from appliance.errors import ApplianceError, ConfigInvalid, Overloaded, SelfTestFailed
+from appliance.errors import ApplianceError, ConfigInvalid, SelfTestFailed
 from appliance.recognition.engine import Priority
+from appliance.recognition.turns import Shares
 
 __all__ = ["Parts", "Server", "check_parser"]
 
 _BACKLOG = 1024
 _UNSENT_BYTES = 128 << 10  # what the kernel takes of an answer ahead: for a slow reader it is megabytes else
+_TLS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _SOCKET_MODE = 0o660
 _SOCKET_PATH_BYTES = 107  # sun_path of unix(7), with its closing zero
 
@@ -101,15 +106,18 @@ class Server:
             colours=Colours(patient),
             bundles=parts.bundles,
             limits=parts.config.requests,
+            quotas=parts.quotas,
         )
+        self._throttle = Throttle(parts.config.api)
+        datasets = None if parts.images is None else parts.images.datasets
         families: list[object] = [
-            Account(parts.customers, parts.bundles, None if parts.images is None else parts.images.datasets),
+            Account(parts.customers, parts.bundles, datasets),
             Recognition(vision, parts.bundles, parts.heads, sink),
             Colours(vision),
             self._asynchronous,
             Similarity(descriptors, parts.config.search),
             ImageMatching(descriptors),
-            SimilarityChanges(descriptors, parts.replies, parts.config.search),
+            SimilarityChanges(descriptors, parts.replies, parts.config.search, parts.collections),
             OpenInference(vision, parts.bundles, parts.readiness),
             Management(
                 customers=parts.customers,
@@ -118,8 +126,18 @@ class Server:
                 bundles=parts.bundles,
                 decoders=parts.decoders,
                 engine=parts.engine,
+                heads=parts.heads,
                 webhooks=parts.webhooks,
                 status=parts.status,
+            ),
+            Limits(
+                parts.customers,
+                parts.tokens,
+                parts.quotas,
+                self._throttle,
+                parts.collections,
+                datasets,
+                self._asynchronous,
             ),
             Collections(parts.customers, parts.collections, parts.bundles),
             Aliases(parts.customers, parts.collections.aliases),
@@ -132,21 +150,25 @@ class Server:
             KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),
             Backups(parts.backups),
-            Datasets(None if parts.images is None else parts.images.datasets, parts.customers),
+            Datasets(datasets, parts.customers),
             Interchange(parts.images),
         ]
         if parts.images is not None:
             families += _of_images(parts, parts.images)
         self._bodies = bodies = Bodies(parts.config.api, measures.cpu("parse"))
+        self._guessing = Guessing(parts.config.api.failed_tokens_per_minute)
         self._gates = {
             surface: Gate(
                 ROUTES,
                 surface,
                 families=families,
                 tokens=parts.tokens,
+                guessing=self._guessing if surface is Surface.PUBLIC else None,
+                throttle=self._throttle,
                 bodies=bodies,
                 measures=measures,
-                admit=lambda calls: _admit(vision, parts.config.recognition.queue, calls),
+                seeing=Shares(parts.config.recognition.queue),
+                admit=vision.check_room,
             )
             for surface in (Surface if parts.engine is not None else [Surface.SOCKET])
         }
@@ -202,13 +224,15 @@ class Server:
         return self._bodies.held
 
     def apply(self, config: Api) -> None:
-        """Takes what a reload may change: connections per address, and the certificate's files read again.
+        """Takes what a reload may change: limits of addresses and rates, the certificate's files read again.
 
         Raises ConfigInvalid when the certificate cannot be used; the old one then stays.
         """
         if self._tls is not None:
             _load_certificate(self._tls, config)
         self._public_door.limit = config.max_connections_per_address
+        self._guessing.per_minute = config.failed_tokens_per_minute
+        self._throttle.config = config
 
     def stop_accepting(self) -> None:
         """Closes the listeners, removes the socket's file; open connections end with their next answer."""
@@ -275,13 +299,6 @@ def _of_images(parts: Parts, images: Images) -> list[object]:
     ]
 
 
-def _admit(vision: Vision, queue: int, calls: int) -> None:
-    """Whether one more call with images may come in beside so many. Raises Overloaded."""
-    if calls >= queue:
-        raise Overloaded(f"{calls} calls with images are under way, as many as the queue holds")
-    vision.check_room()
-
-
 def _bind(path: Path, group: int | None) -> socket.socket:
     """A Unix socket at `path`, not listening yet: its mode is right before anybody can connect."""
     if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
@@ -317,10 +334,21 @@ def _tls_context(config: Api) -> ssl.SSLContext | None:
     if config.tls_certificate is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.minimum_version = _TLS[config.tls_minimum]
     context.set_alpn_protocols(["http/1.1"])
+    if config.tls_client_ca is not None:
+        _believe_clients(context, config.tls_client_ca)
     _load_certificate(context, config)
     return context
+
+
+def _believe_clients(context: ssl.SSLContext, authorities: Path) -> None:
+    """Has clients show certificates, where they have any, that these authorities have signed."""
+    try:
+        context.load_verify_locations(authorities)
+    except (OSError, ValueError) as error:
+        raise _unusable("api.tls_client_ca", authorities, error) from None
+    context.verify_mode = ssl.CERT_OPTIONAL
 
 
 def _load_certificate(context: ssl.SSLContext, config: Api) -> None:
@@ -330,7 +358,9 @@ def _load_certificate(context: ssl.SSLContext, config: Api) -> None:
         # A password would be asked for on a terminal that a daemon does not have.
         context.load_cert_chain(config.tls_certificate, config.tls_key, password=lambda: b"")
     except (OSError, ValueError) as error:
-        reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
-        raise ConfigInvalid(
-            [f"api.tls_certificate: {config.tls_certificate}: cannot be used: {reason}"]
-        ) from None
+        raise _unusable("api.tls_certificate", config.tls_certificate, error) from None
+
+
+def _unusable(key: str, file: Path, error: Exception) -> ConfigInvalid:
+    reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
+    return ConfigInvalid([f"{key}: {file}: cannot be used: {reason}"])

@@ -27,7 +27,7 @@ from appliance.api.similarity_answers import (
 from appliance.api.vision import each
 from appliance.config import Search
 from appliance.errors import ApplianceError, InvalidInput
-from appliance.search.collections import OpenCollection
+from appliance.search.collections import Collections, OpenCollection
 from appliance.search.opened import Also
 from appliance.search.records import Inserted, Metadata, NewRecord, Upserted, encode_id
 from appliance.search.records import Record as Stored
@@ -49,13 +49,18 @@ class _Fresh:
 class SimilarityChanges:
     """The writing handlers of the search family."""
 
-    def __init__(self, descriptors: Descriptors, replies: Replies, limits: Search) -> None:
+    def __init__(
+        self, descriptors: Descriptors, replies: Replies, limits: Search, collections: Collections
+    ) -> None:
         self._descriptors = descriptors
         self._idempotency = Idempotency(replies)
         self._limits = limits
+        self._collections = collections
 
     async def insert(self, call: Call) -> Answer:
         """Stores what can be stored, in one durable transaction; every record that was not says why.
+
+        Where none could because the customer has as many as it may, the call is refused (429).
 
         Runs to its end even when the caller hangs up.
         """
@@ -129,6 +134,8 @@ class SimilarityChanges:
 
             with call.measures.stage("search"):
                 stored = await store(collection, call.actor, fresh, once.also(told)) if fresh else []
+            if fresh and all(outcome == "full" for outcome in stored):
+                await self._collections.check_records(call.customer)
             return once.answer(told, stored)
 
         return await self._idempotency.answer(call, collection, change)

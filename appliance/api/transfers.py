@@ -11,7 +11,6 @@ from appliance.errors import Conflict, Forbidden, InvalidInput
 from appliance.search.collections import Collections, OpenCollection
 from appliance.search.interchange import exporting, importing
 from appliance.search.interchange.importing import Candidates, Report
-from appliance.search.records import CollectionId
 
 NPY, LINES, MULTIPART, ZIP = (
     "application/x-npy",
@@ -90,7 +89,7 @@ class Transfers:
 
     async def _named(self, call: Call) -> OpenCollection:
         """A customer's own collection, for an operator anybody's. Raises NotFound."""
-        return await self._collections.open(call.principal.customer, CollectionId(call.parameters["id"]))
+        return await self._collections.open(call.principal.customer, call.collection)
 
 
 def _document(report: Report, media: str) -> dict[str, object]:

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from appliance.accounts.customers import CustomerId
 from appliance.api.answers import Answer, status, status_of
 from appliance.api.call import Call, Measures
 from appliance.api.payload import MAX_IMAGES, Record
@@ -69,25 +70,30 @@ class Vision:
         measures: Measures,
         *,
         priority: Priority = Priority.INTERACTIVE,
+        customer: CustomerId | None = None,
     ) -> None:
+        self._parts = bundles, decoders, engine, outbound, measures
         self._bundles = bundles
         self._outbound = outbound
         self._decoders = decoders
         self._engine = engine
         self._measures = measures
         self._priority = priority
+        self._customer = customer
 
     def at(self, priority: Priority) -> "Vision":
         """The same for work that is as urgent as this."""
-        return Vision(
-            self._bundles, self._decoders, self._engine, self._outbound, self._measures, priority=priority
-        )
+        return Vision(*self._parts, priority=priority, customer=self._customer)
 
-    def check_room(self) -> None:
-        """Raises Overloaded when an image that came now would find the queues full."""
+    def of(self, customer: CustomerId) -> "Vision":
+        """The same for this customer's share of decoders and devices."""
+        return Vision(*self._parts, priority=self._priority, customer=customer)
+
+    def check_room(self, customer: CustomerId | None) -> None:
+        """Raises Overloaded when an image of this customer that came now would find the queues full."""
         decoders, engine = self._ready()
-        decoders.check_room()
-        engine.check_room()
+        decoders.check_room(customer)
+        engine.check_room(customer)
 
     def backbone(self, pin: str | None = None) -> Bundle:
         """The bundle whose embeddings search uses: the active one, or that of a pin. Raises NotInstalled."""
@@ -103,7 +109,7 @@ class Vision:
         _, engine = self._ready()
 
         def start(decoded: Decoded) -> tuple[Job, int, int]:
-            job = engine.start(bundle, decoded.pixels, outputs, self._priority)
+            job = engine.start(bundle, decoded.pixels, outputs, self._priority, self._customer)
             return job, decoded.width, decoded.height
 
         job, width, height = await self._see(record, bundle.preprocessing, start)
@@ -114,7 +120,9 @@ class Vision:
         """These outputs of the bundle's model for the pixels of one image. Raises what the engine raises."""
         _, engine = self._ready()
         with self._measures.stage("infer"):
-            return await engine.infer(bundle, pixels, outputs, priority=self._priority)
+            return await engine.infer(
+                bundle, pixels, outputs, priority=self._priority, customer=self._customer
+            )
 
     def serves(self, bundle: Bundle) -> bool:
         """Whether a request for the bundle would be run now."""
@@ -144,7 +152,9 @@ class Vision:
         decoders, _ = self._ready()
         async with self.fetched(record):
             with self._measures.stage("decode"):
-                return await decoders.see(record.take_image(), preprocessing, then, self._priority)
+                return await decoders.see(
+                    record.take_image(), preprocessing, then, self._priority, self._customer
+                )
 
     @asynccontextmanager
     async def _fetch(self, record: Record, url: str) -> AsyncIterator[None]:

@@ -123,31 +123,35 @@ class Requests:
         key: str | None = None,
         digest: bytes | None = None,
         webhook: Webhook | None = None,
+        only: str | None = None,
     ) -> tuple[Request, bool]:
         """A new request, durably and audited, and True; or the one that has this idempotency `key` and False.
 
-        Raises Conflict when that one was sent with another content, which `digest` tells.
+        Raises Conflict when that one was sent with another content, which `digest` tells, or by another token
+        than `only` this one, where that sees no others.
         """
         now = self._now()
         new = RequestId(str(uuid.uuid4()))
         sealed = webhook and self._keys.seal(_SEALED, msgspec.json.encode(webhook), new.encode())
+        token = actor.id if actor.kind == "token" else None
 
         def act(connection: Connection) -> tuple[Request, bool]:
             self._forget(connection, now)
             if key is not None:
                 known = connection.execute(
-                    f"SELECT digest, {_COLUMNS} FROM requests WHERE customer = ? AND idempotency_key = ?",  # noqa: S608
+                    f"SELECT digest, token, {_COLUMNS} FROM requests"  # noqa: S608
+                    " WHERE customer = ? AND idempotency_key = ?",
                     (customer, key),
                 ).fetchone()
                 if known is not None:
-                    if known[0] != digest:
+                    if known[0] != digest or only not in {None, known[1]}:
                         raise Conflict("Idempotency-Key: another request was sent with it")
-                    return _request(known[1:]), False
+                    return _request(known[2:]), False
             connection.execute(
                 "INSERT INTO requests"
-                " (id, customer, type, status, created_at, idempotency_key, digest, webhook)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (new, customer, kind, State.CREATED, now, key, digest, sealed),
+                " (id, customer, token, type, status, created_at, idempotency_key, digest, webhook)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (new, customer, token, kind, State.CREATED, now, key, digest, sealed),
             )
             record(connection, now, actor, Event.REQUEST_ADD, customer, new, {"type": kind})
             return Request(new, customer, kind, State.CREATED, now, None, None), True
@@ -162,17 +166,23 @@ class Requests:
             running.update(piece)
         return running.digest()
 
-    async def get(self, customer: CustomerId, request: str) -> Request:
-        """Raises NotFound."""
-        return await self._ledger.read(lambda connection: self._one(connection, customer, request))
+    async def get(self, customer: CustomerId, request: str, only: str | None = None) -> Request:
+        """The request, where `only` is given if that token made it. Raises NotFound."""
+        return await self._ledger.read(lambda connection: self._one(connection, customer, request, only))
 
     async def list(
-        self, customer: CustomerId, page: int, *, kind: str | None = None, state: str | None = None
+        self,
+        customer: CustomerId,
+        page: int,
+        *,
+        kind: str | None = None,
+        state: str | None = None,
+        only: str | None = None,
     ) -> tuple[Sequence[Request], int]:
-        """A page of PAGE requests, the newest first, and how many there are."""
+        """A page of PAGE requests, the newest first, and how many there are; `only` those of this token."""
         condition = "customer = ? AND (finished_at IS NULL OR finished_at > ?)"
         bound: list[object] = [customer, self._now() - self._keep]
-        for column, wanted in (("type", kind), ("status", state)):
+        for column, wanted in (("type", kind), ("status", state), ("token", only)):
             if wanted is not None:
                 condition += f" AND {column} = ?"
                 bound.append(wanted)
@@ -211,15 +221,17 @@ class Requests:
 
         await self._ledger.write(act)
 
-    async def cancel(self, actor: Actor, customer: CustomerId, request: str) -> Request:
+    async def cancel(
+        self, actor: Actor, customer: CustomerId, request: str, only: str | None = None
+    ) -> Request:
         """To CANCELLED, durably and audited; no webhook tells of it.
 
-        Raises NotFound, and Conflict when it has ended.
+        Raises NotFound as `get`, and Conflict when it has ended.
         """
         now = self._now()
 
         def act(connection: Connection) -> Request:
-            found = self._one(connection, customer, request)
+            found = self._one(connection, customer, request, only)
             if found.state.final:
                 raise Conflict(f"the request has ended already: {found.state}")
             connection.execute(
@@ -281,11 +293,13 @@ class Requests:
 
         await self._ledger.write(act)
 
-    def _one(self, connection: Connection, customer: CustomerId, request: str) -> Request:
+    def _one(
+        self, connection: Connection, customer: CustomerId, request: str, only: str | None = None
+    ) -> Request:
         row = connection.execute(
-            f"SELECT {_COLUMNS} FROM requests WHERE id = ? AND customer = ?"  # noqa: S608
-            " AND (finished_at IS NULL OR finished_at > ?)",
-            (request, customer, self._now() - self._keep),
+            f"SELECT {_COLUMNS} FROM requests WHERE id = ?1 AND customer = ?2"  # noqa: S608
+            " AND (finished_at IS NULL OR finished_at > ?3) AND (?4 IS NULL OR token = ?4)",
+            (request, customer, self._now() - self._keep, only),
         ).fetchone()
         if row is None:
             raise NotFound("no such request")

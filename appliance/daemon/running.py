@@ -154,6 +154,7 @@ class Daemon:
                 encrypted=settings.profile == "production",
                 clocks=Clocks(clock, time.monotonic),
                 registry=registry,
+                quotas=state.quotas,
             )
         )
         for part in (state.requests, state.outbound, state.webhooks):

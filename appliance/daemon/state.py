@@ -11,6 +11,7 @@ from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import AuditLog
 from appliance.accounts.certificates import Certificates
 from appliance.accounts.customers import Customers
+from appliance.accounts.quotas import Quotas, defaults
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
 from appliance.accounts.transparency.tree import AuditTree
@@ -53,6 +54,7 @@ class State:
     keyring: vault.Keyring
     customers: Customers
     tokens: Tokens
+    quotas: Quotas
     agreements: Agreements
     audit_tree: AuditTree
     rotations: Rotations
@@ -82,6 +84,7 @@ class State:
             residency=declared,
             customers=self.customers,
             tokens=self.tokens,
+            quotas=self.quotas,
             agreements=self.agreements,
             audit=AuditLog(self.ledger),
             audit_tree=self.audit_tree,
@@ -166,6 +169,7 @@ async def open_state(
     keys = keyring.service
     customers = await enter(Customers(ledger, clock))
     tokens = await enter(Tokens(ledger, keys, customers, clock))
+    quotas = await enter(Quotas(ledger, defaults(settings), clock))
     agreements = await enter(Agreements(ledger, customers, clock))
     rotations = Rotations(ledger, keyring, customers, clock)
     graphs, snapshots = settings.state / "graphs", settings.state / "snapshots"
@@ -176,6 +180,7 @@ async def open_state(
             settings.search,
             clock,
             registry,
+            quotas=quotas,
             graphs=graphs,
             snapshots=snapshots,
             reserve_bytes=settings.health.min_free_bytes,
@@ -195,6 +200,7 @@ async def open_state(
         keyring=keyring,
         customers=customers,
         tokens=tokens,
+        quotas=quotas,
         agreements=agreements,
         audit_tree=audit_tree,
         rotations=rotations,

@@ -117,6 +117,10 @@ class Datasets:
                 return self._opened(found)
             return await self._make(_SYSTEM, customer)
 
+    async def usage(self, customer: CustomerId) -> tuple[int, int]:
+        """How many images a customer has in all datasets, and their bytes without thumbnails."""
+        return await self._ledger.read(lambda connection: rows.usage(connection, customer))
+
     async def list(self, customer: CustomerId) -> list[Dataset]:
         """A customer's datasets, oldest first; the default one only once it was made.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from appliance import config
 from appliance.accounts.agreements import Agreements
+from appliance.accounts.quotas import Quotas
 from appliance.datasets.annotations import Annotations
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import SealedFiles
@@ -65,8 +66,9 @@ async def open_images(
     encrypted: bool,
     clocks: Clocks,
     registry: Registry,
+    quotas: Quotas | None = None,
 ) -> AsyncIterator[Images]:
-    """The store on STATE/images; `encrypted` demands LUKS below.
+    """The store on STATE/images; `encrypted` demands LUKS below, without `quotas` there are none.
 
     Raises VolumeOffline when the volume is not fit or not the one that belongs to the ledger, StorageFailed.
     """
@@ -106,6 +108,7 @@ async def open_images(
                 leaps=upkeep.leaps,
                 registry=registry,
                 on_damage=upkeep.count_one_damaged,
+                quotas=quotas,
             )
         )
         links = await enter(

@@ -25,5 +25,5 @@ class Ingested(Protocol):
 class ImageCodec(Protocol):
     """Proves that bytes are an image, removes metadata, makes the thumbnail; in a process without keys."""
 
-    async def ingest(self, data: Encoded, *, keep_metadata: bool) -> Ingested:
-        """Raises InvalidImage, ImageFailed, TooLarge, Overloaded."""
+    async def ingest(self, data: Encoded, *, keep_metadata: bool, customer: str | None = None) -> Ingested:
+        """`customer` is whose turn it takes. Raises InvalidImage, ImageFailed, TooLarge, Overloaded."""

@@ -68,6 +68,16 @@ def note_doubt(connection: Connection, until: float) -> None:
     connection.execute("UPDATE latest_time SET doubted_until = ?", (int(until * 1000),))
 
 
+def usage(connection: Connection, customer: CustomerId) -> tuple[int, int]:
+    """How many images a customer has in all datasets, and their bytes without thumbnails."""
+    query = (
+        "SELECT coalesce(sum(images), 0), coalesce(sum(bytes), 0) FROM datasets"
+        " WHERE customer = ? AND erased_at IS NULL"
+    )
+    found: tuple[int, int] | None = connection.execute(query, (customer,)).fetchone()
+    return found or (0, 0)
+
+
 def images(connection: Connection, dataset: int, after: int, most: int) -> list[Image]:
     """Images of a dataset in order of upload, those with a key above `after`."""
     return [image for image, _ in images_and_sources(connection, dataset, after, most)]

@@ -10,6 +10,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Self, TypeVar
 
 from prometheus_client import Counter
@@ -18,6 +19,7 @@ from appliance.accounts.agreements import Agreements, Kind, required
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.certificates import Certificates, Erased
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.quotas import Quotas
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import OpenFile, SealedFiles
@@ -25,7 +27,15 @@ from appliance.datasets.leaps import Leaps
 from appliance.datasets.ports import Encoded, ImageCodec
 from appliance.datasets.records import Dataset, DatasetId, Image, ImageId, ReadPermit, Variant, facet
 from appliance.datasets.sources import Named, Source, check_free
-from appliance.errors import AlreadyStored, ApplianceError, NotFound, SealBroken, StorageFailed, VolumeFull
+from appliance.errors import (
+    AlreadyStored,
+    ApplianceError,
+    NotFound,
+    QuotaReached,
+    SealBroken,
+    StorageFailed,
+    VolumeFull,
+)
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
 from appliance.vault import sealed_size
@@ -114,13 +124,16 @@ class Store:
         leaps: Leaps,
         registry: Registry,
         on_damage: Callable[[], None],
+        quotas: Quotas | None = None,
     ) -> None:
+        """Without `quotas` there is no limit but the volume."""
         self._ledger = ledger
         self._datasets = datasets
         self._on_damage = on_damage
         self._files = files
         self._codec = codec
         self._agreements = agreements
+        self._quotas = quotas
         self._space = space
         self._clock = clock
         self._leaps = leaps
@@ -153,16 +166,19 @@ class Store:
 
         `name` is the path under which it is imported. Raises Forbidden without an active agreement,
         AlreadyStored when the dataset has these bytes already, Conflict when another image has the name,
-        VolumeFull, StorageFailed, VolumeOffline, and what the codec raises. A caller who goes away meanwhile
-        stops nothing: the image is stored or not, as if he had waited.
+        QuotaReached when the customer would have more than it may, VolumeFull, StorageFailed, VolumeOffline,
+        and what the codec raises. A caller who goes away meanwhile stops nothing: the image is stored or not,
+        as if he had waited.
         """
         self.check_agreed(dataset)
         keys = self._datasets.keys(dataset)
         identity = ImageId(str(uuid.uuid4()))
         named = None if name is None else Named.of(keys, identity, Source(name, len(data)))
         content = await asyncio.to_thread(keys.mac, "content", data)
-        await self._ledger.read(lambda connection: _refuse_second(connection, dataset, content, named))
-        ingested = await self._codec.ingest(data, keep_metadata=dataset.keep_metadata)
+        await self._ledger.read(partial(self._check, dataset=dataset, content=content, named=named))
+        ingested = await self._codec.ingest(
+            data, keep_metadata=dataset.keep_metadata, customer=dataset.customer
+        )
         image = Image(
             key=0,
             id=identity,
@@ -262,7 +278,7 @@ class Store:
         def act(connection: Connection) -> tuple[Image, int]:
             required(connection, dataset.customer, Kind.TRAINING_DATA)
             rows.check_living(connection, dataset)
-            _refuse_second(connection, dataset, content, named)
+            self._check(connection, dataset, content, named, image.size)
             key = rows.add_image(connection, dataset.number, image, content, meta_data)
             added = replace(image, key=key)
             if named is not None:
@@ -281,6 +297,19 @@ class Store:
         self._acknowledged = max(self._acknowledged, entry)
         self._stored.inc()
         return stored
+
+    def _check(
+        self, connection: Connection, dataset: Dataset, content: bytes, named: Named | None, size: int = 1
+    ) -> None:
+        """Raises AlreadyStored, Conflict, QuotaReached."""
+        _refuse_second(connection, dataset, content, named)
+        if self._quotas is None:
+            return
+        quota, (images, taken) = self._quotas.of(dataset.customer), rows.usage(connection, dataset.customer)
+        if images >= quota.images:
+            raise QuotaReached(quota.images, "stored images")
+        if taken + size > quota.bytes:
+            raise QuotaReached(quota.bytes, "bytes of stored images")
 
     @contextlib.asynccontextmanager
     async def _room(self, size: int) -> AsyncIterator[None]:

@@ -1,6 +1,6 @@
 """The bundles that somebody may use, and how they are asked for: by task, by route, by name."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from appliance.errors import NotFound, NotInstalled
 from appliance.recognition.bundle import Bundle, TaskId
@@ -15,6 +15,10 @@ class Catalogue:
     def list(self) -> Sequence[Bundle]:
         """All of them."""
         return self._bundles
+
+    def of_tasks(self, tasks: Collection[str] | None) -> "Catalogue":
+        """Those that answer one of these tasks; all of them with None."""
+        return self if tasks is None else Catalogue(one for one in self._bundles if one.task in tasks)
 
     def for_task(self, task: TaskId, version: str | None = None) -> Bundle:
         """The version of a task that answers, or the one that is asked for. Raises NotFound."""

@@ -1,9 +1,9 @@
 """The pool of decoder processes: hostile bytes in, pixels out, or an image as it may be kept.
 
-A decoder has one image at a time. Where small ones wait it is given a few at once, so that the loop is woken
-once for all of them. If it is lost over several, each is decoded again by itself: the hostile one among them
-fails then, and the others are served. What is to be kept waits for those that are to be seen, and takes a few
-of the decoders at most.
+A decoder has one image at a time, of one customer after the other. Where small ones wait it is given a few at
+once, so that the loop is woken once for all of them. If it is lost over several, each is decoded again by
+itself: the hostile one among them fails then, and the others are served. What is to be kept waits for those
+that are to be seen, and takes a few of the decoders at most.
 """
 
 import asyncio
@@ -177,21 +177,25 @@ class Decoders:
             task.cancel()
         await asyncio.gather(*self._reviving, return_exceptions=True)
 
-    def check_room(self) -> None:
-        """Raises Overloaded when no more images may wait to be seen."""
-        self._waiting.check_room()
+    def check_room(self, customer: str | None = None) -> None:
+        """Raises Overloaded when no more images of this customer may wait to be seen."""
+        self._waiting.check_room(customer)
 
     async def decode(
-        self, data: Encoded, preprocessing: Preprocessing, priority: Priority = Priority.INTERACTIVE
+        self,
+        data: Encoded,
+        preprocessing: Preprocessing,
+        priority: Priority = Priority.INTERACTIVE,
+        customer: str | None = None,
     ) -> Decoded:
         """The pixels that a model with this preprocessing sees; see `appliance.recognition.decode.decode`.
 
-        What is less urgent has half of the decoders at most. Raises InvalidImage and TooLarge for the image,
-        InvalidImage too when it crashes or hangs its decoder; Overloaded when more images wait than the queue
-        holds or none is free in time. Of what it was given, nothing remains in shared memory; a cancelled
-        call ends in the background.
+        What is less urgent has half of the decoders at most; among equals customers take turns. Raises
+        InvalidImage and TooLarge for the image, InvalidImage too when it crashes or hangs its decoder;
+        Overloaded when more images wait than the queue holds or none is free in time. Of what it was given,
+        nothing remains in shared memory; a cancelled call ends in the background.
         """
-        return await self.see(data, preprocessing, copied, priority)
+        return await self.see(data, preprocessing, copied, priority, customer)
 
     async def see(
         self,
@@ -199,6 +203,7 @@ class Decoders:
         preprocessing: Preprocessing,
         then: Callable[[Decoded], T],
         priority: Priority = Priority.INTERACTIVE,
+        customer: str | None = None,
     ) -> T:
         """What `then` makes of the pixels, which are wiped when it returns; raises what it or `decode` does.
 
@@ -207,11 +212,11 @@ class Decoders:
         # No name holds the job: see `_answer`.
         work = Looking(preprocessing, then)
         if priority is Priority.INTERACTIVE:
-            return await self._answer(self._job(data, work), self._waiting)
+            return await self._answer(self._job(data, work, customer), self._waiting)
         async with self._patient:
-            return await self._answer(self._job(data, work), self._waiting)
+            return await self._answer(self._job(data, work, customer), self._waiting)
 
-    async def ingest(self, data: Encoded, *, keep_metadata: bool) -> Ingested:
+    async def ingest(self, data: Encoded, *, keep_metadata: bool, customer: str | None = None) -> Ingested:
         """The image as it may be kept, and its thumbnail; see `appliance.recognition.decode.ingest`.
 
         Images that are to be seen go first, and a quarter of the decoders (one at least) does this at a time;
@@ -219,12 +224,12 @@ class Decoders:
         would be kept in more bytes than are taken. Of what it was given and gave, nothing remains in shared
         memory; a cancelled call ends in the background.
         """
-        return await self._answer(self._job(data, Ingesting(keep_metadata)), self._kept)
+        return await self._answer(self._job(data, Ingesting(keep_metadata), customer), self._kept)
 
-    def _job(self, data: Encoded, work: Work[T]) -> Job[T]:
+    def _job(self, data: Encoded, work: Work[T], customer: str | None) -> Job[T]:
         if len(data) > INPUT_BYTES:
             raise TooLarge(f"the image has {len(data)} bytes; the limit is {INPUT_BYTES}")
-        return Job(data, work, self._loop.create_future())
+        return Job(data, work, self._loop.create_future(), customer)
 
     async def _answer(self, job: Job[T], line: Line) -> T:
         line.join(job)

@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
+from itertools import chain
 from math import prod
 from typing import Literal
 
@@ -19,6 +20,7 @@ from appliance.config import Recognition
 from appliance.errors import ApplianceError, InvalidInput, ModelFailed, WorkerLost
 from appliance.metrics import CpuTime
 from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, Load, Loaded, Place, Run, Unload, places
+from appliance.recognition.turns import Shares, Turns
 from appliance.workers import Memory, Outcome, Worker, fail
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ BACKOFF_SECONDS = (0.1, 3.0)
 
 
 class Priority(IntEnum):
-    """Who goes first when a device becomes free; among equals who came first."""
+    """Who goes first when a device becomes free; among equals customers take turns."""
 
     INTERACTIVE = 0
     BULK = 1
@@ -96,6 +98,7 @@ class Job:
     outputs: tuple[str, ...]
     priority: Priority
     answer: asyncio.Future[Outputs]
+    customer: str | None = None
     sent: bool = False
     retried: bool = False
 
@@ -108,7 +111,8 @@ class Job:
 class Device:
     """The queue of one device. Slots for two batches: while one runs, the next lies ready in the worker.
 
-    Less urgent jobs take half of the slots at most, so that an urgent one waits for one batch of theirs.
+    Less urgent jobs take half of the slots at most, so that an urgent one waits for one batch of theirs;
+    among equals customers take turns, so that who asks for little waits for the two batches in the slots.
     `again` gets the jobs that were with a worker when it died; `models` are those to load into the next one.
     `refused` are those of them that it did not load, and why: they get no jobs here, the next start or `load`
     tries them again, and `again` gets what waited for them.
@@ -129,7 +133,7 @@ class Device:
         self._memory = Memory(slots * SLOT_BYTES)
         self._free = list(range(slots))
         self._spare = config.max_batch
-        self._waiting: dict[Priority, deque[Job]] = {priority: deque() for priority in Priority}
+        self._waiting: dict[Priority, Turns[Job]] = {priority: Turns() for priority in Priority}
         self._running: set[Job] = set()
         self._moved = asyncio.Event()
         # A request that was with a worker when it died runs with nobody else: it may be what killed it.
@@ -141,7 +145,8 @@ class Device:
         self.refused: dict[Model, str] = {}
         self._fatal: Counter[Model] = Counter()
         self._encoder = msgspec.msgpack.Encoder()
-        self.queued_bytes = 0
+        self.room, self.bytes = Shares(config.queue), Shares(config.queue_bytes)
+        """Of requests not yet answered: their number, and what their pixels take."""
         self.worker = Worker(
             "device worker" if number == 0 else f"device worker {number}",
             "appliance.recognition.session:main",
@@ -159,7 +164,7 @@ class Device:
     @property
     def queued(self) -> int:
         """Requests not yet answered."""
-        return sum(map(len, self._waiting.values())) + len(self._running)
+        return self.room.taken
 
     def status(self) -> DeviceStatus:
         info = self.worker.info
@@ -225,37 +230,38 @@ class Device:
         self.refused[model] = reason
         for waiting in self._waiting.values():
             # The last first: each is put before those that wait elsewhere.
-            for job in [job for job in reversed(waiting) if job.model is model]:
-                waiting.remove(job)
+            for job in [job for job in reversed(list(waiting)) if job.model is model]:
+                waiting.remove(job.customer, job)
                 self._left(job)
                 self._again(job)
 
     def add(self, job: Job, *, first: bool = False) -> None:
         waiting = self._waiting[job.priority]
         if first:
-            waiting.appendleft(job)
+            waiting.put_first(job.customer, job)
         else:
-            waiting.append(job)
-        self.queued_bytes += job.model.pixel_bytes
+            waiting.append(job.customer, job)
+        self.room.take(job.customer)
+        self.bytes.take(job.customer, job.model.pixel_bytes)
         self._advance()
 
     def discard(self, job: Job) -> None:
         """Nobody waits for this job any more. One in the worker's hands keeps its slot until it is done."""
-        if job in self._waiting[job.priority]:
-            self._waiting[job.priority].remove(job)
+        if self._waiting[job.priority].remove(job.customer, job):
             self._left(job)
 
     async def drained(self, model: Model) -> None:
         """Returns when no request for the model is under way."""
-        while any(job.model is model for jobs in (*self._waiting.values(), self._running) for job in jobs):
+        while any(job.model is model for job in chain(*self._waiting.values(), self._running)):
             self._moved.clear()
             await self._moved.wait()
 
     def _left(self, job: Job) -> None:
-        self.queued_bytes -= job.model.pixel_bytes
+        self.room.give(job.customer)
+        self.bytes.give(job.customer, job.model.pixel_bytes)
         self._moved.set()
 
-    def _next(self) -> deque[Job] | None:
+    def _next(self) -> Turns[Job] | None:
         for priority, waiting in self._waiting.items():
             if waiting:
                 spare = 0 if priority is Priority.INTERACTIVE else self._spare
@@ -264,9 +270,9 @@ class Device:
 
     def _advance(self) -> None:
         while self.worker.serving and (waiting := self._next()) is not None:
-            if self._running and (self._one_at_a_time or waiting[0].retried):
+            if self._running and (self._one_at_a_time or waiting.first.retried):
                 return
-            job = waiting.popleft()
+            job = waiting.take()
             self._one_at_a_time = job.retried
             self._send(job)
 

@@ -20,6 +20,7 @@ from appliance.metrics import Registry
 from appliance.recognition.bundles import Bundle
 from appliance.recognition.devices import Device, DeviceStatus, Job, Model, Outputs, Priority
 from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, places
+from appliance.recognition.turns import Shares
 from appliance.workers import fail
 
 __all__ = ["DeviceStatus", "Engine", "Job", "Outputs", "Pixels", "Priority"]
@@ -185,9 +186,9 @@ class Engine:
             return False
         return any(device.worker.serving for device in self._able(model))
 
-    def check_room(self) -> None:
-        """Raises Overloaded when the queue of every device is full."""
-        if all(device.queued >= self._config.queue for device in self._devices):
+    def check_room(self, customer: str | None = None) -> None:
+        """Raises Overloaded when the queue of every device is full, for this customer."""
+        if not any(device.room.fits(customer) for device in self._devices):
             raise Overloaded("as many images wait for the models as the queues hold")
 
     async def infer(
@@ -198,17 +199,18 @@ class Engine:
         *,
         priority: Priority = Priority.INTERACTIVE,
         seconds: float | None = None,
+        customer: str | None = None,
     ) -> Outputs:
         """The named outputs (float32, finite, of the bundle's shapes) for one image, within `seconds`.
 
         `pixels`: uint8 of the shape that the bundle's preprocessing gives. `seconds` is PATIENCE times
         `infer_seconds` when it is not given. The answer does not depend on who else is served at the same
-        time. A request whose worker dies or hangs is given to another one, once. Raises NotInstalled when the
-        bundle is not loaded, Overloaded when the queue is full or did not come to the request in time,
-        WorkerLost when two workers died of it or none answered in time, ModelFailed when the model fails for
-        this image or gives no numbers for it.
+        time, and each `customer` has a fair share of that: see `turns`. A request whose worker dies or hangs
+        is given to another one, once. Raises NotInstalled when the bundle is not loaded, Overloaded when the
+        queue is full or did not come to the request in time, WorkerLost when two workers died of it or none
+        answered in time, ModelFailed when the model fails for this image or gives no numbers for it.
         """
-        return await self.outcome(self.start(bundle, pixels, outputs, priority), seconds)
+        return await self.outcome(self.start(bundle, pixels, outputs, priority, customer), seconds)
 
     def start(
         self,
@@ -216,6 +218,7 @@ class Engine:
         pixels: Pixels,
         outputs: tuple[str, ...],
         priority: Priority = Priority.INTERACTIVE,
+        customer: str | None = None,
     ) -> Job:
         """`infer` up to where it has to wait; the pixels are the caller's again. `outcome` must follow."""
         image = np.asarray(pixels)
@@ -224,7 +227,7 @@ class Engine:
             raise ValueError(f"pixels are {image.dtype} {image.shape}, the model takes {model.shape}")
         if not outputs or not model.shapes.keys() >= set(outputs):
             raise ValueError(f"outputs {outputs}; bundle {bundle.name} has {', '.join(model.shapes)}")
-        job = Job(model, image, outputs, priority, self._loop.create_future())
+        job = Job(model, image, outputs, priority, self._loop.create_future(), customer)
         self._admit(job)
         job.keep()
         return job
@@ -265,20 +268,22 @@ class Engine:
         """To the freest device, or to those that wait until the model is there again. Raises Overloaded."""
         job.model.used = next(self._uses)
         if not job.model.resident:
-            if len(job.model.waiting) >= self._config.queue:
-                raise Overloaded(f"{len(job.model.waiting)} images wait for the model to be loaded")
-            waiting = sum(len(model.waiting) * model.pixel_bytes for model in self._models.values())
-            if waiting and waiting + job.model.pixel_bytes > self._config.queue_bytes:
+            room, memory = Shares(self._config.queue), Shares(self._config.queue_bytes)
+            for other in (one for model in self._models.values() for one in model.waiting):
+                room.take(other.customer, other.model is job.model)
+                memory.take(other.customer, other.model.pixel_bytes)
+            if not room.fits(job.customer):
+                raise Overloaded(f"{room.taken} images wait for the model to be loaded")
+            if not memory.fits(job.customer, job.model.pixel_bytes):
                 raise Overloaded("the images that wait for models to be loaded take all the memory they may")
             job.model.waiting.append(job)
             if len(job.model.waiting) == 1:
                 self._keep(self._load_again(job.model))
             return
         device = self._freest(job.model)
-        queued = device.queued
-        if queued >= self._config.queue:
-            raise Overloaded(f"{queued} images wait for the model, as many as the queue holds")
-        if queued and device.queued_bytes + job.model.pixel_bytes > self._config.queue_bytes:
+        if not device.room.fits(job.customer):
+            raise Overloaded(f"{device.queued} images wait for the model, as many as the queue holds")
+        if not device.bytes.fits(job.customer, job.model.pixel_bytes):
             raise Overloaded("the images that wait for the model take as much memory as the queue may")
         device.add(job)
 

@@ -1,9 +1,8 @@
 """Images that wait for a decoder: what is to become of each, and the lines they wait in."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -13,6 +12,7 @@ from appliance.recognition import decoder
 from appliance.recognition.decode import Decoded
 from appliance.recognition.ingest import Encoded, Ingested
 from appliance.recognition.preprocessing import Preprocessing
+from appliance.recognition.turns import Shares, Turns
 from appliance.workers import fail
 
 # Shared memory costs nothing until it is touched: as large as any image may be, and as any that is kept may
@@ -111,6 +111,7 @@ class Job(Generic[T]):
     data: Encoded
     work: Work[T]
     answer: asyncio.Future[T]
+    customer: str | None = None
     patience: asyncio.TimerHandle | None = None  # runs while it waits for a decoder
     alone: bool = False  # it may be what its last decoder was lost over
 
@@ -120,18 +121,17 @@ class Job(Generic[T]):
         return len(self.data) <= SMALL_BYTES and self.work.produced <= SMALL_PIXELS and not self.alone
 
 
-@dataclass(slots=True, eq=False)
 class Line:
-    """Jobs in the order in which they came: at most `length` and, of more than one, `size` bytes of images.
+    """Jobs in turns of their customers: at most `length` and, of more than one, `size` bytes of images.
 
-    Who has waited for `seconds` gets Overloaded.
+    Where that is reached customers get in up to an equal share, see `Shares`. Who has waited for `seconds`
+    gets Overloaded.
     """
 
-    length: int
-    size: int
-    seconds: float
-    _jobs: deque[Job[Any]] = field(default_factory=deque)
-    _bytes: int = 0
+    def __init__(self, length: int, size: int, seconds: float) -> None:
+        self._seconds = seconds
+        self._jobs = Turns[Job[Any]]()
+        self._room, self._bytes = Shares(length), Shares(size)
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -139,24 +139,24 @@ class Line:
     @property
     def first(self) -> Job[Any]:
         """Raises IndexError when nobody waits."""
-        return self._jobs[0]
+        return self._jobs.first
 
-    def check_room(self) -> None:
-        """Raises Overloaded when no more may wait."""
-        if len(self._jobs) >= self.length:
+    def check_room(self, customer: str | None = None) -> None:
+        """Raises Overloaded when no more of this customer's may wait."""
+        if not self._room.fits(customer):
             raise Overloaded(f"{len(self._jobs)} images wait to be decoded, as many as the queue holds")
 
     def join(self, job: Job[Any]) -> None:
-        """Let a job wait behind the others. Raises Overloaded when it may not."""
-        self.check_room()
-        if self._jobs and self._bytes + len(job.data) > self.size:
+        """Let a job wait behind the others of its customer. Raises Overloaded when it may not."""
+        self.check_room(job.customer)
+        if not self._bytes.fits(job.customer, len(job.data)):
             raise Overloaded("the images that wait to be decoded take as much memory as the queue may")
-        self._jobs.append(job)
+        self._jobs.append(job.customer, job)
         self._wait(job)
 
     def rejoin(self, job: Job[Any]) -> None:
         """Let a job wait before the others: it had its turn and is to have another."""
-        self._jobs.appendleft(job)
+        self._jobs.put_first(job.customer, job)
         self._wait(job)
 
     def leave(self, job: Job[Any]) -> None:
@@ -164,20 +164,22 @@ class Line:
         if job.patience is not None:
             job.patience.cancel()
             job.patience = None
-            self._jobs.remove(job)
-            self._bytes -= len(job.data)
+            self._jobs.remove(job.customer, job)
+            self._room.give(job.customer)
+            self._bytes.give(job.customer, len(job.data))
 
     def fail(self, error: Exception) -> None:
         """Give an error to everyone who waits."""
         while self._jobs:
-            job = self._jobs[0]
+            job = self._jobs.first
             self.leave(job)
             fail(job.answer, error)
 
     def _wait(self, job: Job[Any]) -> None:
-        self._bytes += len(job.data)
-        job.patience = asyncio.get_running_loop().call_later(self.seconds, self._expire, job)
+        self._room.take(job.customer)
+        self._bytes.take(job.customer, len(job.data))
+        job.patience = asyncio.get_running_loop().call_later(self._seconds, self._expire, job)
 
     def _expire(self, job: Job[Any]) -> None:
         self.leave(job)
-        fail(job.answer, Overloaded(f"no decoder became free within {self.seconds:g} s"))
+        fail(job.answer, Overloaded(f"no decoder became free within {self._seconds:g} s"))

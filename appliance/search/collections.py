@@ -19,7 +19,15 @@ from appliance import config
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.certificates import Certificates
 from appliance.accounts.customers import CustomerId, check_living
-from appliance.errors import ApplianceError, InvalidInput, NotFound, SealBroken, StorageFailed
+from appliance.accounts.quotas import Quotas
+from appliance.errors import (
+    ApplianceError,
+    InvalidInput,
+    NotFound,
+    QuotaReached,
+    SealBroken,
+    StorageFailed,
+)
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
 from appliance.search import entries, names
@@ -89,16 +97,19 @@ class Collections:
         graphs: Path,
         snapshots: Path,
         reserve_bytes: int = 0,
+        quotas: Quotas | None = None,
     ) -> None:
         """Graphs and snapshots are kept in folders of their own, which are made with the first of each.
 
-        `reserve_bytes` stay free on the volume when a snapshot is made or restored.
+        `reserve_bytes` stay free on the volume when a snapshot is made or restored. Without `quotas` all
+        customers may have what the settings say.
         """
         self._ledger = ledger
         self._keyring = keyring
         self._settings = settings
         self._clock = clock
         self._certificates = Certificates(ledger, keyring.service)
+        self._quotas = quotas
         self.aliases = Aliases(ledger, keyring, clock)
         """Names that stand for collections: see `named`."""
         self.scrub = Scrub(ledger, keyring, clock, registry, scrub_days=settings.scrub_days)
@@ -115,7 +126,13 @@ class Collections:
         """Of rows that an `OpenCollection` is made from."""
         self._naming = asyncio.Lock()
         refilling = Refilling(
-            ledger, keyring, settings, self._erasing, naming=self._naming, replaced=self._forget
+            ledger,
+            keyring,
+            settings,
+            self._erasing,
+            naming=self._naming,
+            replaced=self._forget,
+            most=self.most,
         )
         self.snapshots = Snapshots(
             ledger, keyring, settings, clock, refilling, folder=snapshots, reserve_bytes=reserve_bytes
@@ -175,8 +192,8 @@ class Collections:
 
         `backbone` (name@version) is what its vectors are made by, `dim` their width, 1 to 4,096; `recall`,
         0.8 to 0.999, what its graphs are tuned to. Raises InvalidInput for any of these or the name, Conflict
-        when the customer has one of this name, CapacityExceeded when it has as many as it may, NotFound for
-        the customer.
+        when the customer has one of this name, QuotaReached when it has as many as it may, NotFound for the
+        customer.
         """
         if not 1 <= dim <= MAX_DIM:
             raise InvalidInput(f"dim: 1 to {MAX_DIM}")
@@ -187,7 +204,7 @@ class Collections:
         def check(connection: Connection) -> None:
             check_living(connection, customer)
             entries.check_free(connection, customer, handle)
-            entries.check_room(connection, customer, self._settings.max_collections)
+            entries.check_room(connection, customer, self.most(customer)[0])
 
         await self._ledger.read(check)  # before a key is made for nothing
         now, identifier = int(self._clock() * 1000), CollectionId(str(uuid.uuid4()))
@@ -391,6 +408,23 @@ class Collections:
             reason = f"the alias stands for the collection {alias.collection}, which is no more"
             raise NotFound(f"{reason}: have it stand for another one") from None
 
+    def most(self, customer: CustomerId) -> tuple[int, int]:
+        """How many collections a customer may have, and how many records in all of them."""
+        if self._quotas is None:
+            return self._settings.max_collections, self._settings.max_records
+        quota = self._quotas.of(customer)
+        return quota.collections, quota.vectors
+
+    async def usage(self, customer: CustomerId) -> tuple[int, int]:
+        """How many collections a customer has, and how many records in all of them."""
+        return await self._ledger.read(partial(entries.usage, customer=customer))
+
+    async def check_records(self, customer: CustomerId) -> None:
+        """Raises QuotaReached when a customer has as many records as it may, in all collections together."""
+        most = self.most(customer)[1]
+        if (await self.usage(customer))[1] >= most:
+            raise QuotaReached(most, "records in its collections")
+
     async def _handle(self, customer: CustomerId | None, identifier: CollectionId) -> OpenCollection:
         while True:
             before = self._changes
@@ -413,6 +447,7 @@ class Collections:
                 residents=self._residents,
                 certificates=self._certificates,
                 erased=self._erasing.empty_log_soon,
+                most=lambda: self.most(collection.customer)[1],
             )
         return opened
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from appliance.accounts.customers import CustomerId
-from appliance.errors import CapacityExceeded, Conflict, InvalidInput, NotFound
+from appliance.errors import Conflict, InvalidInput, NotFound, QuotaReached
 from appliance.ledger import Connection
 from appliance.search.numbering import span
 from appliance.search.records import CollectionId
@@ -41,12 +41,17 @@ class Entry:
     spare: bool = False
 
 
+def usage(connection: Connection, customer: CustomerId) -> tuple[int, int]:
+    """How many collections a customer has, and how many records in all of them."""
+    query = "SELECT collections, records FROM search_usage WHERE customer = ?"
+    found: tuple[int, int] | None = connection.execute(query, (customer,)).fetchone()
+    return found or (0, 0)
+
+
 def check_room(connection: Connection, customer: CustomerId, most: int) -> None:
-    """Raises CapacityExceeded when a customer has `most` collections."""
-    query = "SELECT collections FROM search_usage WHERE customer = ?"
-    if (connection.execute(query, (customer,)).get or 0) >= most:
-        fix = "remove one, or raise [search] max_collections"
-        raise CapacityExceeded(f"a customer has at most {most} collections: {fix}")
+    """Raises QuotaReached when a customer has `most` collections."""
+    if usage(connection, customer)[0] >= most:
+        raise QuotaReached(most, "collections")
 
 
 def check_free(

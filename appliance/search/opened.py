@@ -68,8 +68,10 @@ class OpenCollection(ReadableCollection):
         residents: Residents,
         certificates: Certificates,
         erased: Callable[[], None],
+        most: Callable[[], int],
     ) -> None:
-        """`erased` is told that records were deleted, whose bytes are still in the ledger's log."""
+        """`erased` is told that records were deleted, whose bytes are still in the ledger's log; `most` tells
+        how many records all collections of the customer may have together."""
         super().__init__(
             number,
             collection,
@@ -85,6 +87,7 @@ class OpenCollection(ReadableCollection):
         self._clock = clock
         self._certificates = certificates
         self._erased = erased
+        self._most = most
 
     def check(self, new: NewRecord) -> None:
         """Raise the InvalidInput that `insert` would raise for this record."""
@@ -281,7 +284,7 @@ class OpenCollection(ReadableCollection):
 
     @property
     def _quota(self) -> rows.Quota:
-        return rows.Quota(self._settings.capacity, self._settings.max_records)
+        return rows.Quota(self._settings.capacity, self._most())
 
     def _row(self, new: NewRecord) -> rows.Row:
         return rows.Row(

@@ -62,14 +62,18 @@ class Refilling:
         *,
         naming: asyncio.Lock,
         replaced: Callable[[CollectionId], None],
+        most: Callable[[CustomerId], tuple[int, int]],
     ) -> None:
-        """Nobody renames a collection while `naming` is held; `replaced` is told who has another row now."""
+        """Nobody renames a collection while `naming` is held; `replaced` is told who has another row now.
+        `most` says how many collections and how many records in all a customer may have.
+        """
         self._ledger = ledger
         self._keyring = keyring
         self._settings = settings
         self._erasing = erasing
         self._naming = naming
         self._replaced = replaced
+        self._most = most
 
     async def replace(self, old: Entry, content: Content, note: Note) -> asyncio.Future[None]:
         """Put this in the place of all records of a collection, which keeps its id, name, key and feed.
@@ -114,7 +118,7 @@ class Refilling:
 
         def check(connection: Connection) -> None:
             entries.check_free(connection, new.customer, handle)
-            entries.check_room(connection, new.customer, self._settings.max_collections)
+            entries.check_room(connection, new.customer, self._most(new.customer)[0])
             self._check_room(connection, new.customer, 0, content)
 
         await self._ledger.read(check)  # before a key is made for nothing
@@ -180,5 +184,5 @@ class Refilling:
             raise
 
     def _check_room(self, connection: Connection, customer: CustomerId, old: int, content: Content) -> None:
-        quota = Quota(self._settings.capacity, self._settings.max_records)
+        quota = Quota(self._settings.capacity, self._most(customer)[1])
         copying.check_room(connection, customer, old, content.records, quota)

@@ -261,20 +261,6 @@ def test_collections_come_in_pages_and_by_name(served: Served) -> None:
     assert (refused.status, refused.document["detail"][:5]) == (400, "name:")
 
 
-def test_a_customer_with_all_the_collections_it_may_have_is_told_so(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tenant = served.tenant(unique())
-    few = served.parts.config.search.model_copy(update={"max_collections": 1})
-    monkeypatch.setattr(served.parts.collections, "_settings", few)
-    refused = admin(served, tenant, "POST", "/collections", {"name": "one more"})
-    assert refused.status == 412
-    assert refused.headers["content-type"].startswith("application/problem+json")
-    assert "max_collections" in refused.document["detail"]
-    assert admin(served, tenant, "DELETE", f"/collections/{tenant.collection}").status == 204
-    assert admin(served, tenant, "POST", "/collections", {"name": "one more"}).status == 201
-
-
 def test_a_collection_is_renamed(served: Served) -> None:
     tenant = served.tenant(unique())
     path = f"/collections/{tenant.collection}"

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from appliance.accounts.agreements import AgreementId, Kind
+from appliance.accounts.audit import Event
 from appliance.accounts.customers import CustomerId
 from appliance.accounts.tokens import Scope
 from appliance.api.payload import Form
@@ -35,6 +36,8 @@ PHOTO = base64.b64encode(images.encoded(Image.new("RGB", (30, 20), "red"), "PNG"
 PUBLIC = [route for route in ROUTES if Surface.PUBLIC in route.surfaces]
 SIGNED = [route for route in PUBLIC if route.access is not Access.OPEN]
 SCOPED = [route for route in PUBLIC if isinstance(route.access, Scope)]
+LISTED = (Scope.INFER, Scope.SEARCH_READ, Scope.SEARCH_WRITE)
+NARROWED = [route for route in SCOPED if route.access in LISTED and route.audit is not Event.REQUEST_ADD]
 
 
 def named(route: Route) -> str:
@@ -213,10 +216,13 @@ class Victim:
         collection = f"/appliance/v1/collections/{self.tenant.collection}"
         parts = ("source", "snapshots")
         of_it = [site.call("GET", f"{collection}/{part}", headers=headers).document for part in parts]
-        return (records, requests, stored, of_it), [
-            site.call("GET", f"/appliance/v1/{name}", headers=headers).document
+        listed = {
+            name: site.call("GET", f"/appliance/v1/{name}", headers=headers).document
             for name in (*lists, f"datasets/{self.stored.ids['dataset']}")
-        ]
+        }
+        for token in listed["tokens"]["tokens"]:
+            del token["last_used_at"]  # of its own tokens, which the attacks use
+        return (records, requests, stored, of_it), listed
 
 
 def streamed(form: Form) -> bytes:
@@ -352,6 +358,14 @@ def lacking(served: Served, victim: Victim) -> dict[Scope, str]:
     return {scope: served.token(victim.tenant, *(set(Scope) - {scope})) for scope in Scope}
 
 
+@pytest.fixture(scope="module")
+def narrow(served: Served, victim: Victim) -> str:
+    """A token of the victim that knows of none of its collections and tasks."""
+    other = [str(uuid.uuid4())]
+    adding = served.parts.tokens.add(ACTOR, victim.tenant.id, LISTED, collections=other, tasks=other)
+    return served.run(adding).token
+
+
 @pytest.fixture
 def unharmed(
     served: Served, victim: Victim, attacker: Tenant, revoked: str, lacking: dict[Scope, str]
@@ -468,6 +482,28 @@ def test_another_customers_token_finds_nothing(
 
 
 @pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("route", NARROWED, ids=named)
+def test_a_token_finds_nothing_beyond_its_lists(
+    served: Served, victim: Victim, narrow: str, route: Route
+) -> None:
+    """A collection that is not listed is answered byte for byte as one that never existed."""
+    answer = attack(served, route, victim, f"Token {narrow}")
+    if route.access is not Scope.INFER and not only_looks(route):
+        absent = replace(victim.tenant, collection=str(uuid.uuid4()))
+        nobody = replace(victim, tenant=absent)
+        missing = attack(served, route, nobody, f"Token {victim.tenant.token}")
+        assert answer.status == missing.status == 404
+        assert anonymous(answer) == anonymous(missing)
+    elif names_a_task(route):
+        assert answer.status == 404, answer.body
+        nouns = ("task", "model", "request")
+        assert answer.document["detail"] in {"service not installed", *(f"no such {noun}" for noun in nouns)}
+    else:
+        assert answer.status == 200, answer.body
+        assert victim.request not in answer.body.decode()
+
+
+@pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize("route", [route for route in SIGNED if route.problem], ids=named)
 def test_naming_another_customer_in_the_query_finds_nothing(
     served: Served, victim: Victim, attacker: Tenant, route: Route
@@ -489,6 +525,12 @@ def names_the_victim(route: Route) -> bool:
     if "/request/" in route.path:
         return True
     return route.access in {Scope.SEARCH_READ, Scope.SEARCH_WRITE} and not only_looks(route)
+
+
+def names_a_task(route: Route) -> bool:
+    """Whether it is about a task or model, or a request that may be about any."""
+    free = ("/request", "/dominantcolor", "/index")
+    return route.access is Scope.INFER and not route.path.endswith(free)
 
 
 def only_looks(route: Route) -> bool:

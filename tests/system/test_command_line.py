@@ -74,6 +74,22 @@ def test_customers_tokens_and_collections(state: DemoState) -> None:
     assert listed[second["id"]]["scopes"] == ["infer", "search:read"]
     assert first["token"] not in json.dumps(listed)
 
+    limited = state.ask("customer", "limit", "Galerie Ž", "--collections", "3", "--jobs", "0")
+    assert limited["quotas"]["collections"] == {"used": 0, "limit": 3}
+    assert (
+        state.ask("customer", "limit", customer["id"], "--jobs", "default")["quotas"]["jobs"]["limit"] == 1000
+    )
+    rates = {"requests_per_minute": 60, "bytes_per_minute": None}
+    assert (
+        state.ask("token", "limit", second["id"], "--requests-per-minute", "60")
+        == {"id": second["id"]} | rates
+    )
+    assert refusal(state, "token", "limit", "0000000000") == (1, "not_found")
+    assert refusal(state, "customer", "limit", "nobody", "--jobs", "1") == (1, "not_found")
+    assert refusal(state, "customer", "limit", "Galerie Ž", "--jobs", "-1") == (1, "bad_request")
+    assert refusal(state, "customer", "limit", "Galerie Ž", "--jobs", "few") == (2, "usage")
+    assert refusal(state, "token", "add", "Galerie Ž", "--collection", "nothing") == (1, "not_found")
+
     successor = state.ask("token", "rotate", second["id"], "--overlap-seconds", "0")
     assert successor["token"] != second["token"]
     state.ask("token", "revoke", first["id"])

@@ -1,16 +1,19 @@
 """A real daemon from start to stop: what the service manager hears, reloads, drains, and what it survives."""
 
+import contextlib
 import http.client
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+import trustme
 
 from demo.state import DemoState, StepFailed
 from tests import images
@@ -113,6 +116,69 @@ def test_reload(state: DemoState) -> None:
         edit(state.folder / "residency.toml", 'country = "US"', 'country = "CZ"')
         assert reload() == "STATUS=serving with the reloaded configuration"
         assert [one for one in state.ask("status")["findings"] if one["key"] == "config"] == []
+
+
+class Encrypted(RunningAppliance):
+    """Asked over TLS; `trusted` is whose certificates are believed."""
+
+    trusted: ssl.SSLContext
+
+    def connect(self) -> http.client.HTTPSConnection:
+        return http.client.HTTPSConnection("localhost", self.port, timeout=SECONDS, context=self.trusted)
+
+    def _ready(self) -> bool:
+        try:
+            return self.serves()
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def serves(self) -> bool:
+        """Whether it does, over a connection of its own."""
+        with contextlib.closing(self.connect()) as connection:
+            return served(connection)
+
+
+def served(connection: http.client.HTTPConnection) -> bool:
+    connection.request("GET", "/readyz")
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status == 200
+
+
+def certify(authority: trustme.CA, folder: Path) -> ssl.SSLContext:
+    """A new certificate in its place, and who believes it."""
+    issued = authority.issue_cert("localhost")
+    issued.private_key_and_cert_chain_pem.write_to_path(folder / "chain.pem")
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    trusted = ssl.create_default_context()
+    authority.configure_trust(trusted)
+    return trusted
+
+
+def test_a_reload_takes_up_a_new_certificate_and_drops_no_connection(
+    state: DemoState, tmp_path: Path
+) -> None:
+    files = f'tls_certificate = "{tmp_path}/chain.pem"\ntls_key = "{tmp_path}/key.pem"\n'
+    edit(state.config, "[api]\n", f"[api]\n{files}")
+    with service_manager() as manager:
+        appliance = Encrypted(state, state.port, environment=manager.environment)
+        appliance.trusted = certify(trustme.CA(), tmp_path)
+        with appliance:
+            manager.until("READY=1")
+            kept = appliance.connect()
+            assert served(kept)
+            connected, first = kept.sock, appliance.trusted
+            appliance.trusted = certify(trustme.CA(), tmp_path)
+            psutil.Process(appliance.pid).send_signal(signal.SIGHUP)
+            manager.until("RELOADING=1")
+            manager.until("READY=1")
+            assert served(kept)
+            assert kept.sock is connected
+            kept.close()
+            assert appliance.serves()
+            appliance.trusted = first
+            with pytest.raises(ssl.SSLError):
+                appliance.serves()
 
 
 def test_lame_duck_serves_and_the_request_under_way_is_answered(state: DemoState) -> None:

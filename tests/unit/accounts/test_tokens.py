@@ -1,7 +1,10 @@
 """Tokens: issued once, verified in memory, refused alike, rotated with an overlap."""
 
 import asyncio
+import gc
 import logging
+import secrets
+import tracemalloc
 import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,10 +13,13 @@ import pytest
 
 from appliance.accounts.audit import Actor, Event
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.live_tokens import LiveTokens
 from appliance.accounts.tokens import (
     ALL_SCOPES,
     Principal,
+    Rights,
     Scope,
+    Tokens,
     _base62,
     operator_principal,
     parse_scopes,
@@ -186,6 +192,91 @@ async def test_revoking_twice_is_recorded_once(accounts: Accounts, customer: Cus
     await accounts.tokens.revoke(accounts.actor, customer, issued.id)
     assert await accounts.tokens.list() == [revoked_first]
     assert [entry.event for entry in await accounts.log()].count(Event.TOKEN_REVOKE) == 1
+
+
+async def test_a_token_knows_of_what_its_lists_name(accounts: Accounts, customer: CustomerId) -> None:
+    scopes, searched, asked = {Scope.INFER, Scope.SEARCH_READ}, ["c-1", "c-2"], ["t-1"]
+    issued = await accounts.tokens.add(accounts.actor, customer, scopes, collections=searched, tasks=asked)
+    rotated = await accounts.tokens.rotate(accounts.actor, customer, issued.id)
+    for tokens in (accounts.tokens, await accounts.reloaded()):
+        for text in (issued.token, rotated.token):
+            principal = tokens.verify(text)
+            assert principal.collections == frozenset(searched)
+            assert principal.tasks == frozenset(asked)
+    _, added, _ = await accounts.log()
+    assert added.details == {"scopes": sorted(scopes), "collections": searched, "tasks": asked}
+
+
+async def test_a_list_leaves_no_scope_that_sees_beyond_it(accounts: Accounts, customer: CustomerId) -> None:
+    add, actor = accounts.tokens.add, accounts.actor
+    for scope in (Scope.ADMIN, Scope.TRAIN, Scope.DATASETS_READ, Scope.DATASETS_WRITE):
+        with pytest.raises(InvalidInput, match=f"tasks: the scopes {scope}"):
+            await add(actor, customer, {Scope.INFER, scope}, tasks=["t"])
+    with pytest.raises(InvalidInput, match="collections: the scopes admin"):
+        await add(actor, customer, ALL_SCOPES, collections=["c"])
+    for bad in ([], ["two words"], [""], ["x" * 65], [str(n) for n in range(1001)]):
+        with pytest.raises(InvalidInput, match="collections: 1 to 1000 ids"):
+            await add(actor, customer, collections=bad)
+    assert await accounts.tokens.list() == []
+    search = await add(actor, customer, collections=["c"])
+    asks = await add(actor, customer, tasks=["t"])
+    listed = {token.id: token.scopes for token in await accounts.tokens.list()}
+    assert listed[search.id] == ALL_SCOPES - {Scope.ADMIN}
+    assert listed[asks.id] == {Scope.INFER, Scope.SEARCH_READ, Scope.SEARCH_WRITE}
+
+
+async def test_the_last_use_is_shown_at_once_and_written_now_and_then(
+    accounts: Accounts, customer: CustomerId
+) -> None:
+    issued = await accounts.tokens.add(accounts.actor, customer)
+    idle = await accounts.tokens.add(accounts.actor, customer)
+
+    async def shown(tokens: Tokens) -> dict[str, int | None]:
+        return {token.id: token.last_used_at for token in await tokens.list(customer)}
+
+    accounts.clock.now += 5
+    used = int(accounts.clock.now * 1000)
+    accounts.tokens.verify(issued.token)
+    assert await shown(accounts.tokens) == {issued.id: used, idle.id: None}
+    assert await shown(await accounts.reloaded()) == {issued.id: None, idle.id: None}
+    await accounts.tokens.last_uses.write()
+    assert await shown(accounts.tokens) == await shown(await accounts.reloaded())
+    accounts.clock.now += 1
+    with pytest.raises(Unauthenticated):
+        accounts.tokens.verify(issued.token[:-1] + ("A" if issued.token[-1] != "A" else "B"))
+    assert await shown(accounts.tokens) == {issued.id: used, idle.id: None}
+
+
+async def test_the_last_uses_are_written_at_a_stop(accounts: Accounts, customer: CustomerId) -> None:
+    issued = await accounts.tokens.add(accounts.actor, customer)
+    async with Tokens(accounts.ledger, accounts.keys, accounts.customers, accounts.clock) as tokens:
+        tokens.verify(issued.token)
+    (token,) = await (await accounts.reloaded()).list()
+    assert token.last_used_at == int(accounts.clock.now * 1000)
+
+
+async def test_a_thousand_tokens_in_little_memory_and_nothing_for_the_collector(
+    accounts: Accounts, customer: CustomerId
+) -> None:
+    rights = Rights(customer, ALL_SCOPES)
+    live = LiveTokens[Rights]()
+    gc.collect()
+    before = len(gc.get_objects())
+    tracemalloc.start()
+    try:
+        for number in range(1000):
+            live.put(f"{number:010}", secrets.token_bytes(32), Rights(customer, frozenset(Scope)), None)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken / 1000 < 256
+    assert len(gc.get_objects()) - before < 20
+    assert live.rights("0000000000", bytes(32), 0) is None
+    live.put("known", bytes(32), rights, 10)
+    assert [live.rights("known", bytes(32), now) for now in (9, 10)] == [rights, None]
+    live.end("known", 5)
+    live.end("unknown", 5)
+    assert live.rights("known", bytes(32), 5) is None
 
 
 async def test_rotation_overlaps(accounts: Accounts, customer: CustomerId) -> None:

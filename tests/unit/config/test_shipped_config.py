@@ -67,7 +67,7 @@ def test_only_keys_without_a_default_are_commented_out() -> None:
 
 def test_the_commented_keys_are_valid_when_uncommented(tmp_path: Path) -> None:
     uncommented = re.sub(r"(?m)^# (\w+ = )", r"\1", TEXT)
-    for name in ("tls.crt", "tls.key", "root.key", "residency.toml"):
+    for name in ("tls.crt", "tls.key", "clients.crt", "root.key", "residency.toml"):
         (tmp_path / name).touch()
     path = tmp_path / "appliance.toml"
     path.write_text(uncommented.replace("/etc/appliance/", ""))

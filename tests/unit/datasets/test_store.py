@@ -230,7 +230,7 @@ async def test_no_image_stays_in_memory_after_its_upload(
     given: list[weakref.ref[Pixels]] = []
 
     class Codec(OpaqueCodec):
-        async def ingest(self, data: Encoded, *, keep_metadata: bool) -> Opaque:
+        async def ingest(self, data: Encoded, *, keep_metadata: bool, customer: str | None = None) -> Opaque:
             pixels = Pixels(data)
             given.append(weakref.ref(pixels))
             return Opaque(pixels, b"thumbnail")  # type: ignore[arg-type]

@@ -1,0 +1,168 @@
+"""TLS by choice: 1.2 where it is asked for, a new certificate under open connections, clients with theirs."""
+
+import http.client
+import json
+import socket
+import ssl
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from appliance.api.connections import subject_of
+from appliance.errors import ConfigInvalid
+from tests.serving import Served, Site, Tenant
+
+SUBJECT = "CN=till 7,OU=shop,O=Acme"
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def files(authority: trustme.CA, tmp_path: Path) -> dict[str, Any]:
+    """What `[api]` names: a server's certificate, its key, and the authority of clients."""
+    named = {"tls_certificate": tmp_path / "chain.pem", "tls_key": tmp_path / "key.pem"}
+    install(authority, named)
+    clients = tmp_path / "clients.pem"
+    authority.cert_pem.write_to_path(clients)
+    return named | {"tls_client_ca": clients}
+
+
+def install(authority: trustme.CA, files: dict[str, Any]) -> None:
+    issued = authority.issue_cert("localhost")
+    issued.private_key_and_cert_chain_pem.write_to_path(files["tls_certificate"])
+    issued.private_key_pem.write_to_path(files["tls_key"])
+
+
+def trusting(authority: trustme.CA, subject: str | None = SUBJECT) -> ssl.SSLContext:
+    """A client's, which shows a certificate of this authority where `subject` names its common name."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    if subject is not None:
+        name = subject.partition(",")[0].removeprefix("CN=")
+        shown = authority.issue_cert(
+            "client.example", common_name=name, organization_unit_name="shop", organization_name="Acme"
+        )
+        shown.configure_cert(context)
+    return context
+
+
+def bound(served: Served, tenant: Tenant, subject: str = SUBJECT) -> str:
+    body = json.dumps({"scopes": ["infer"], "client_subject": subject}).encode()
+    issued = served.site.call("POST", "/appliance/v1/tokens", body, tenant.headers())
+    assert issued.status == 201, issued.body
+    return str(issued.document["token"])
+
+
+def status(site: Site, token: str) -> int:
+    return site.call("GET", "/account/v2/user", headers={"authorization": f"Token {token}"}).status
+
+
+def test_tls_1_2_is_spoken_where_it_is_asked_for(
+    served: Served, authority: trustme.CA, files: dict[str, Any]
+) -> None:
+    old = trusting(authority, None)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    pair = {name: files[name] for name in ("tls_certificate", "tls_key")}
+    with served.another(**pair, tls_minimum="1.2", tls=old) as (site, _):
+        assert site.call("GET", "/healthz").status == 200
+    with served.another(**pair, tls=old) as (site, _), pytest.raises((ssl.SSLError, ConnectionError)):
+        site.call("GET", "/healthz")
+
+
+def test_a_new_certificate_drops_no_connection(
+    served: Served, authority: trustme.CA, files: dict[str, Any]
+) -> None:
+    pair = {name: files[name] for name in ("tls_certificate", "tls_key")}
+    context, renewed = trusting(authority, None), trustme.CA()
+    with served.another(**pair, tls=context) as (site, server):
+        kept = http.client.HTTPSConnection("localhost", site.port, timeout=30, context=context)
+        kept.request("GET", "/healthz")
+        assert kept.getresponse().read()
+        before = kept.sock
+        install(renewed, files)
+        server.apply(served.parts.config.api.model_copy(update=pair))
+        kept.request("GET", "/healthz")
+        assert kept.getresponse().status == 200
+        assert kept.sock is before
+        kept.close()
+        assert replace(site, tls=trusting(renewed, None)).call("GET", "/healthz").status == 200
+        with pytest.raises(ssl.SSLError):
+            site.call("GET", "/healthz")
+
+
+def test_a_token_is_bound_to_the_subject_of_a_certificate(
+    served: Served, tenant: Tenant, authority: trustme.CA, files: dict[str, Any]
+) -> None:
+    token = bound(served, tenant)
+    with served.another(**files, tls=trusting(authority)) as (site, _):
+        assert status(site, token) == 200
+        assert status(site, tenant.token) == 200, "one that is bound to nobody is everybody's"
+        for subject in ("CN=till 8", None):
+            other = replace(site, tls=trusting(authority, subject))
+            assert status(other, token) == 401
+            assert status(other, tenant.token) == 200, "nobody has to show a certificate"
+            assert other.call("GET", "/healthz").status == 200
+        stranger = trusting(authority, None)
+        trustme.CA().issue_cert("client.example", common_name="till 7").configure_cert(stranger)
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            status(replace(site, tls=stranger), token)
+    assert status(served.site, token) == 401, "without TLS nobody has proven anything"
+    signed = {"authorization": f"Token {token}"}
+    assert served.site.operate("GET", "/appliance/v1/usage", headers=signed).status == 401
+
+
+def test_a_successor_is_bound_as_well(
+    served: Served, tenant: Tenant, authority: trustme.CA, files: dict[str, Any]
+) -> None:
+    token = bound(served, tenant)
+    path = f"/appliance/v1/tokens/{token[5:15]}"
+    rotated = served.site.call("POST", f"{path}/rotate", b"{}", tenant.headers()).document["token"]
+    listed = served.site.call("GET", "/appliance/v1/tokens", headers=tenant.headers()).document["tokens"]
+    shown = {one["id"]: one["client_subject"] for one in listed}
+    assert shown[token[5:15]] == shown[rotated[5:15]] == SUBJECT
+    with served.another(**files, tls=trusting(authority)) as (site, _):
+        assert status(site, rotated) == 200
+        assert status(replace(site, tls=trusting(authority, None)), rotated) == 401
+
+
+def test_a_subject_that_is_none_is_refused(served: Served, tenant: Tenant) -> None:
+    for bad in ("", "till 7", "CN=a\nb", "CN=" + "x" * 1000):
+        body = json.dumps({"client_subject": bad}).encode()
+        refused = served.site.call("POST", "/appliance/v1/tokens", body, tenant.headers())
+        assert refused.status == 400, bad
+        assert "client_subject" in refused.document["detail"]
+
+
+def test_authorities_that_cannot_be_used_are_named(served: Served, files: dict[str, Any]) -> None:
+    files["tls_client_ca"].write_text("no certificate")
+    with pytest.raises(ConfigInvalid, match=r"api\.tls_client_ca"):  # noqa: SIM117
+        with served.another(**files):
+            pass
+
+
+def test_subjects_read_as_openssl_prints_them() -> None:
+    names = [
+        [("countryName", "CZ")],
+        [("organizationName", 'Fox, "Sons" + Co\\')],
+        [("commonName", " #1 "), ("emailAddress", "a@b.example")],
+        [("commonName", "Žižkov;<7>")],
+    ]
+    assert subject_of(names) == (
+        'CN=Žižkov\\;\\<7\\>,CN=\\ #1\\ +emailAddress=a@b.example,O=Fox\\, \\"Sons\\" \\+ Co\\\\,C=CZ'
+    )
+
+
+def test_a_connection_that_never_shakes_hands_is_ended(
+    served: Served, authority: trustme.CA, files: dict[str, Any]
+) -> None:
+    with served.another(**files, tls=trusting(authority), keep_alive_seconds=0.3) as (site, _):
+        with socket.create_connection((site.host, site.port), timeout=20) as silent:
+            silent.settimeout(20)
+            assert silent.recv(1) == b""
+        assert site.call("GET", "/healthz").status == 200

@@ -1,0 +1,101 @@
+"""Lists of a token: what it may ask about is served, of all else it does not learn that it exists."""
+
+import base64
+import json
+import uuid
+from typing import Any
+
+from PIL import Image
+
+from appliance.accounts.tokens import Scope
+from appliance.api.answers import moment
+from appliance.search.records import CollectionId
+from tests import images
+from tests.serving import ACTOR, Reply, Served, Tenant
+
+V1 = "/appliance/v1"
+PHOTO = base64.b64encode(images.encoded(Image.new("RGB", (30, 20), "red"), "PNG")).decode()
+
+
+def issue(served: Served, tenant: Tenant, **asked: Any) -> Reply:
+    body = json.dumps({"scopes": ["infer", "search:read", "search:write"]} | asked).encode()
+    return served.site.call("POST", f"{V1}/tokens", body, tenant.headers())
+
+
+def post(served: Served, tenant: Tenant, token: str, path: str, **document: Any) -> Reply:
+    headers = tenant.headers(authorization=f"Token {token}", **document.pop("headers", {}))
+    return served.site.call("POST", path, json.dumps(document).encode(), headers)
+
+
+def test_a_token_searches_the_collections_of_its_list_also_by_an_alias(served: Served) -> None:
+    tenant = served.tenant(str(uuid.uuid4()))
+    other = served.run(served.collection(tenant.id, "other"))
+    for name, collection in (("mine", tenant.collection), ("theirs", other)):
+        pointing = served.parts.collections.aliases.point(ACTOR, tenant.id, name, CollectionId(collection))
+        served.run(pointing)
+    token = issue(served, tenant, collections=[tenant.collection]).document["token"]
+
+    def ping(named: str) -> int:
+        path = "/similarity/photos/v2/ping"
+        return post(served, tenant, token, path, headers={"collection_id": named}).status
+
+    served_ones = [ping(named) for named in (tenant.collection, "mine")]
+    assert served_ones == [200, 200]
+    assert [ping(named) for named in (other, "theirs", str(uuid.uuid4()), "nobody")] == [404] * 4
+
+
+def test_a_token_asks_the_tasks_of_its_list(served: Served) -> None:
+    tenant = served.tenant(str(uuid.uuid4()))
+    task = served.bundle.task
+    token = issue(served, tenant, tasks=[task]).document["token"]
+    adding = served.parts.tokens.add(ACTOR, tenant.id, {Scope.INFER}, tasks=[str(uuid.uuid4())])
+    without = served.run(adding).token
+    asked = {"task_id": task, "records": [{"_base64": PHOTO}]}
+    for path in ("/recognition/v2/classify", "/photo/tags/v2/tags", "/photo/v2/descriptor"):
+        assert post(served, tenant, token, path, **asked).status == 200, path
+        assert post(served, tenant, without, path, **asked).status == 404, path
+    models = [post(served, tenant, one, "/v2/repository/index").document for one in (token, without)]
+    assert served.bundle.name in {model["name"] for model in models[0]}
+    assert models[1] == []
+
+
+def test_a_token_that_asks_some_tasks_sees_its_own_requests_alone(served: Served) -> None:
+    tenant = served.tenant(str(uuid.uuid4()))
+    token = issue(served, tenant, tasks=[served.bundle.task]).document["token"]
+    request = {"type": "dominant-colors-generic", "records": [{"_base64": PHOTO}]}
+    key = {"headers": {"idempotency_key": "once"}}
+    path = "/account/v2/request"
+    others = post(served, tenant, tenant.token, path, **request, **key).document["id"]
+    assert post(served, tenant, token, path, **request, **key).status == 409
+    own = post(served, tenant, token, path, **request).document["id"]
+
+    def shown(by: str) -> list[str]:
+        headers = tenant.headers(authorization=f"Token {by}")
+        return sorted(one["id"] for one in served.site.call("GET", path, headers=headers).document["results"])
+
+    assert shown(token) == [own]
+    assert shown(tenant.token) == sorted([own, others])
+    headers = tenant.headers(authorization=f"Token {token}")
+    for one, status in ((own, 200), (others, 404)):
+        for end in ("", "/status"):
+            assert served.site.call("GET", f"{path}/{one}{end}", headers=headers).status == status
+    assert served.site.call("POST", f"{path}/{others}/cancel", headers=headers).status == 404
+
+
+def test_lists_and_the_last_use_are_shown_and_mistyped_ids_are_told(served: Served) -> None:
+    tenant, stranger = served.tenant(str(uuid.uuid4())), served.tenant(str(uuid.uuid4()))
+    issued = issue(served, tenant, collections=[tenant.collection], tasks=[served.bundle.task]).document
+    post(served, tenant, issued["token"], "/similarity/photos/v2/ping")
+    listed = served.site.call("GET", f"{V1}/tokens", headers=tenant.headers()).document["tokens"]
+    shown = {token["id"]: token for token in listed}[issued["id"]]
+    assert shown["collections"] == [tenant.collection]
+    assert shown["tasks"] == [served.bundle.task]
+    assert shown["last_used_at"] == moment(int(served.clock * 1000))
+    for asked, status in (
+        ({"collections": [stranger.collection]}, 404),
+        ({"tasks": [str(uuid.uuid4())]}, 404),
+        ({"collections": []}, 400),
+        ({"collections": [tenant.collection], "scopes": ["admin"]}, 400),
+        ({"tasks": [served.bundle.task], "scopes": ["datasets:read"]}, 400),
+    ):
+        assert issue(served, tenant, **asked).status == status, asked
