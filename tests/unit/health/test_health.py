@@ -262,6 +262,7 @@ async def test_the_status_document_is_plain_json() -> None:
         "free_bytes": 50 << 30,
         "total_bytes": 100 << 30,
         "free_inodes": 1000,
+        "luks": [],
     }
     assert document["gpus"]["devices"][0]["temperature_celsius"] == "unsupported"
     assert document["devices"] == [
