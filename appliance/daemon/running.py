@@ -155,7 +155,7 @@ class Daemon:
                 registry=registry,
             )
         )
-        for part in (state.requests, state.outbound, state.webhooks):
+        for part in (state.requests, state.outbound, state.egress, state.webhooks):
             await enter(part)
         await enter(state.collections.scrub)
         self._synchronisation = await enter(

@@ -10,6 +10,7 @@ from appliance import metrics, process, vault
 from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import AuditLog
 from appliance.accounts.customers import Customers
+from appliance.accounts.egress import Egress
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
 from appliance.api.parts import Parts
@@ -54,6 +55,7 @@ class State:
     bundles: Bundles
     requests: Requests
     outbound: Outbound
+    egress: Egress
     webhooks: Webhooks
 
     def parts(
@@ -136,6 +138,7 @@ async def open_state(
     # What acts by itself stays closed: the daemon opens it.
     requests = Requests(ledger, keys, clock, settings.requests.keep_seconds)
     outbound = Outbound(declared, registry)
+    egress = Egress(ledger, outbound, clock, time.monotonic)
     webhooks = Webhooks(requests, outbound, keys, clock)
     return State(
         registry=registry,
@@ -149,5 +152,6 @@ async def open_state(
         bundles=bundles,
         requests=requests,
         outbound=outbound,
+        egress=egress,
         webhooks=webhooks,
     )
