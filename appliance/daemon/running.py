@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 from appliance import config, health, metrics, residency, systemd
 from appliance.accounts import audit
+from appliance.accounts.compliance import Compliance
 from appliance.api.server import Server
 from appliance.config import Config
 from appliance.daemon import notices
@@ -136,6 +137,7 @@ class Daemon:
         _tell("opening the state folder")
         self._state = state = await open_state(stack, settings, self._declared, registry)
         await self._record(audit.Event.DAEMON_START, {"version": VERSION, "profile": settings.profile})
+        self._compliance = await enter(Compliance(self._verify, state.ledger, clock))
         _tell("starting the decoders")
         decoders = await enter(Decoders(settings.recognition, registry))
         _tell("starting the devices")
@@ -153,6 +155,7 @@ class Daemon:
                 encrypted=settings.profile == "production",
                 clocks=Clocks(clock, time.monotonic),
                 registry=registry,
+                may_store=self._compliance.require,
             )
         )
         for part in (state.requests, state.outbound, state.egress, state.webhooks):
@@ -222,7 +225,7 @@ class Daemon:
     def _sources(self) -> health.Sources:
         return health.Sources(
             machine=lambda: residency.examine(self._settings.state),
-            rules=lambda facts: residency.verify(self._settings, self._declared, facts),
+            rules=self._compliance.judge,
             ledger_fault=lambda: self._state.ledger.failure,
             devices=self._engine.devices,
             notices=partial(
@@ -234,6 +237,9 @@ class Daemon:
                 self._synchronisation,
             ),
         )
+
+    def _verify(self, facts: residency.Facts) -> list[residency.Finding]:
+        return residency.verify(self._settings, self._declared, facts)
 
     async def _follow_signals(self) -> None:
         """Reload as often as asked; returns when a stop is asked."""

@@ -65,8 +65,9 @@ async def open_images(
     encrypted: bool,
     clocks: Clocks,
     registry: Registry,
+    may_store: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Images]:
-    """The store on STATE/images; `encrypted` demands LUKS below.
+    """The store on STATE/images; `encrypted` demands LUKS below, `may_store` raises while it takes nothing.
 
     Raises VolumeOffline when the volume is not fit or not the one that belongs to the ledger, StorageFailed.
     """
@@ -106,6 +107,7 @@ async def open_images(
                 leaps=upkeep.leaps,
                 registry=registry,
                 on_damage=upkeep.count_one_damaged,
+                may_store=may_store,
             )
         )
         links = await enter(
