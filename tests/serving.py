@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from appliance import vault
 from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import Actor, AuditLog, Entry, entries
+from appliance.accounts.compliance import Compliance
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Scope, Tokens
@@ -31,6 +32,7 @@ from appliance.asynchronous.requests import Requests
 from appliance.asynchronous.webhooks import Webhooks
 from appliance.backup.source import Backups
 from appliance.config import Api, Config, Datasets, Lifecycle, Operator, Recognition, Section
+from appliance.daemon.statement import residency_statement
 from appliance.datasets.images import Clocks, open_images
 from appliance.health import Readiness
 from appliance.ledger import Ledger
@@ -320,6 +322,7 @@ class Served:
             requests=requests,
             webhooks=Webhooks(requests, outbound, keys, lambda: self.clock),
             status=self._status,
+            residency_statement=self._residency_statement,
             readiness=lambda: self.readiness,
             registry=registry,
             clock=lambda: self.clock,
@@ -351,6 +354,19 @@ class Served:
 
     async def _status(self) -> dict[str, object]:
         return {"state": self.readiness.state}
+
+    def _residency_statement(self) -> bytes:
+        return residency_statement(
+            self._keys,
+            self.parts.config,
+            self._residency,
+            version="test",
+            compliance=Compliance(lambda _: [], self.ledger, lambda: self.clock),
+            outbound=self.parts.outbound,
+            listeners=self.server.listeners(),
+            began=NOW,
+            now=self.clock,
+        )
 
     def _config(self, api: Api, group: str = "nobody knows") -> Config:
         self._count += 1

@@ -12,6 +12,7 @@ from appliance.api.backups import Backups
 from appliance.api.call import Call
 from appliance.api.collections import Collections
 from appliance.api.datasets import Datasets
+from appliance.api.evidence import Evidence
 from appliance.api.feeds import Feeds
 from appliance.api.files import Files
 from appliance.api.interchange import Interchange
@@ -63,6 +64,7 @@ def _oversight() -> tuple[Route, ...]:
         _managed("POST", f"{agreement}/accept", Oversight.accept_agreement, _ADMIN, Event.AGREEMENT_ACCEPT),
         _managed("DELETE", agreement, Oversight.revoke_agreement, _ADMIN, Event.AGREEMENT_REVOKE),
         _managed("GET", "/audit", Oversight.list_audit, _ADMIN),
+        _managed("GET", "/residency", Evidence.residency, _ADMIN),
     )
 
 

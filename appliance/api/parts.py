@@ -54,4 +54,5 @@ class Parts:
     clock: Callable[[], float]
     backups: Backups | None = None
     synchronisation: Synchronisation | None = None
+    residency_statement: Callable[[], bytes] | None = None
     heads: Heads = NoHeads()  # noqa: RUF009 - it holds nothing

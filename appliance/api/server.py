@@ -25,6 +25,7 @@ from appliance.api.colours import Colours
 from appliance.api.connections import Door, HttpServer
 from appliance.api.datasets import Datasets
 from appliance.api.descriptors import Descriptors
+from appliance.api.evidence import Evidence
 from appliance.api.feeds import Feeds
 from appliance.api.files import Files
 from appliance.api.gate import Gate
@@ -123,6 +124,7 @@ class Server:
             Transfers(parts.collections, parts.config.search),
             Feeds(parts.synchronisation),
             Oversight(parts.customers, parts.agreements, parts.audit),
+            Evidence(parts.residency_statement),
             KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),
             Backups(parts.backups),

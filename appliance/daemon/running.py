@@ -20,6 +20,7 @@ from appliance.api.server import Server
 from appliance.config import Config
 from appliance.daemon import notices
 from appliance.daemon.state import VERSION, clock, open_state
+from appliance.daemon.statement import residency_statement
 from appliance.datasets.images import Clocks, open_images
 from appliance.errors import (
     ApplianceError,
@@ -82,7 +83,7 @@ class Daemon:
         """Start, serve, reload and stop as the signals say; returns after an orderly stop."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_fault)
-        self._began = loop.time()
+        self._began, self._began_at = loop.time(), clock()
         self._task = asyncio.current_task()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
@@ -196,6 +197,7 @@ class Daemon:
             images=self._images,
             backups=backups,
             synchronisation=self._synchronisation,
+            residency_statement=self._residency_statement,
         )
         self._server = await enter(Server(parts))
         # What is here now stays: the collector need not walk it again and again.
@@ -302,6 +304,19 @@ class Daemon:
         milliseconds = int(clock() * 1000)
         await self._state.ledger.write(
             lambda connection: audit.record(connection, milliseconds, actor, event, None, None, details)
+        )
+
+    def _residency_statement(self) -> bytes:
+        return residency_statement(
+            self._state.keyring.service,
+            self._settings,
+            self._declared,
+            version=VERSION,
+            compliance=self._compliance,
+            outbound=self._state.outbound,
+            listeners=self._server.listeners(),
+            began=self._began_at,
+            now=clock(),
         )
 
     async def _status(self) -> dict[str, object]:

@@ -70,11 +70,13 @@ class State:
         images: Images | None = None,
         backups: Backups | None = None,
         synchronisation: Synchronisation | None = None,
+        residency_statement: Callable[[], bytes] | None = None,
     ) -> Parts:
         """What the server serves; without an engine that is the operator socket only."""
         return Parts(
             config=settings,
             residency=declared,
+            residency_statement=residency_statement,
             customers=self.customers,
             tokens=self.tokens,
             agreements=self.agreements,
