@@ -91,7 +91,7 @@ def edges(network: Network) -> list[Address]:
 
 
 @given(destinations, clients, st.data())
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(derandomize=True, max_examples=200, deadline=None)
 def test_three_walls_say_the_same(
     declared: list[tuple[list[Network], int]], allowed: list[Network], data: st.DataObject
 ) -> None:

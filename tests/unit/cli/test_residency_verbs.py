@@ -183,7 +183,7 @@ def test_a_report_is_proven_by_two_files_alone(
 @given(st.data())
 @settings(
     derandomize=True,
-    max_examples=60,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

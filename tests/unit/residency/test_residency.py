@@ -332,7 +332,7 @@ NETWORKS = st.one_of(
 
 
 @given(st.lists(NETWORKS, max_size=4), st.data())
-@settings(derandomize=True, max_examples=120, deadline=None)
+@settings(derandomize=True, max_examples=80, deadline=None)
 def test_a_special_address_is_reached_only_where_it_is_named(
     declared: list[Network], data: st.DataObject
 ) -> None:
