@@ -284,10 +284,21 @@ def locate(path: Path) -> tuple[Path, Path]:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The file as a dictionary. Raises ConfigInvalid when it cannot be read or is not TOML."""
+    return parse_toml(path, read_file(path))
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file. Raises ConfigInvalid when it cannot be read."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return path.read_bytes()
     except OSError as error:
         raise ConfigInvalid([f"{path}: cannot be read: {error.strerror}"]) from None
+
+
+def parse_toml(path: Path, content: bytes) -> dict[str, Any]:
+    """The content of `path` as a dictionary. Raises ConfigInvalid when it is not TOML."""
+    try:
+        return tomllib.loads(content.decode())
     except UnicodeDecodeError as error:
         raise ConfigInvalid([f"{path}: not UTF-8 at byte {error.start}"]) from None
     except tomllib.TOMLDecodeError as error:

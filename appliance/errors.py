@@ -57,6 +57,10 @@ class VolumeOffline(StorageFailed):
     """Stored images are out of reach, or their volume cannot be trusted: nothing was acknowledged."""
 
 
+class ResidencyBroken(StorageFailed):
+    """The machine is not what was declared: no image is stored until it is put right."""
+
+
 class VolumeFull(ApplianceError):
     """The volume has no more space free than is kept for deleting: nothing more is taken in."""
 

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from appliance.config import Config, is_loopback, listen_address
-from appliance.residency import Destination, Residency
-
-Network = IPv4Network | IPv6Network
+from appliance.residency import Destination, Network, Residency, reachable
 
 TABLE = "appliance"
-DNS = 53  # a name server is asked over UDP first
+# A name server is asked over UDP first, a time server over nothing else.
+_PROTOCOLS = {53: ("tcp", "udp"), 123: ("udp",)}
 
 
 def nftables(config: Config, residency: Residency, user: str) -> str:
@@ -58,7 +57,8 @@ def nftables(config: Config, residency: Residency, user: str) -> str:
 
 def systemd(residency: Residency) -> str:
     """A drop-in for the unit: the addresses that IPAddressDeny=any lets through, either way."""
-    networks = [*residency.clients, *(cidr for each in residency.destinations for cidr in each.cidrs)]
+    reached = (network for each in residency.destinations for network in reachable(each.cidrs))
+    networks = [*residency.clients, *reached]
     allowed = [f"IPAddressAllow={network}" for family in _families(networks) for network in family]
     return "\n".join(["# Declared clients and destinations.", "[Service]", *allowed])
 
@@ -66,10 +66,9 @@ def systemd(residency: Residency) -> str:
 def _destination(destination: Destination) -> list[str]:
     # The name is a person's text; what it could break out of a comment with is gone.
     name = "".join(character if character.isprintable() else " " for character in destination.name)
-    rules = _matches("daddr", destination.cidrs)
-    ports = [f"tcp dport {destination.port}"]
-    if destination.port == DNS:
-        ports.append(f"udp dport {DNS}")
+    rules = _matches("daddr", reachable(destination.cidrs))
+    protocols = _PROTOCOLS.get(destination.port, ("tcp",))
+    ports = [f"{protocol} dport {destination.port}" for protocol in protocols]
     return [f"# {name}", *(f"{rule} {port} accept" for rule in rules for port in ports)]
 
 

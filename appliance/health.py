@@ -30,6 +30,9 @@ GRAVEST_FIRST: tuple[Severity, ...] = ("failed", "degraded", "notice")
 Reading = int | Literal["unsupported"] | None
 """A measured value, "unsupported" where this GPU has no such sensor, None where it could not be read."""
 
+RULES_SECONDS = 60.0
+"""The rules of residency are judged as often, however seldom the rest is looked at."""
+
 VOLUME_SECONDS = 5.0
 """A disk that is alive answers statvfs in microseconds; a few seconds let a spun-down array wake up."""
 
@@ -249,7 +252,8 @@ class Sources:
 
 
 class Health:
-    """Observes every `interval_seconds` and keeps the last findings; also a Prometheus collector.
+    """Observes every `interval_seconds`, at least every RULES_SECONDS, and keeps the last findings; also a
+    Prometheus collector.
 
     `async with` returns after the first observation, which takes at most the probes' time limits.
     """
@@ -374,7 +378,7 @@ class Health:
 
     async def _observe_forever(self) -> None:
         while True:
-            await asyncio.sleep(self._settings.interval_seconds)
+            await asyncio.sleep(min(self._settings.interval_seconds, RULES_SECONDS))
             await self.observe()
 
     async def _observe_gpus(self) -> None:

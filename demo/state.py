@@ -54,6 +54,8 @@ RESIDENCY = """\
 # Written by ./dev run. Nothing connects outward: no destination is declared.
 site = "demonstration"
 country = "CZ"
+controller = "demonstration"
+processor = "demonstration"
 
 [[clients]]
 cidr = "127.0.0.0/8"

@@ -28,12 +28,14 @@ class Told:
 class Host:
     """Answers GET with `pictures[path]`, or with a plain picture in the colour that the path names.
 
-    What is posted comes through `told`; each answer has the next status of `answers`, then 204. Whoever asks
-    for a path of `held` is put into `waiting` and answered when the event is set.
+    A path of `redirects` leads elsewhere. What is posted comes through `told`; each answer has the next
+    status of `answers`, then 204. Whoever asks for a path of `held` is put into `waiting` and answered when
+    the event is set.
     """
 
     def __init__(self) -> None:
         self.pictures: dict[str, bytes] = {}
+        self.redirects: dict[str, str] = {}
         self.told: queue.Queue[Told] = queue.Queue()
         self.answers: list[int] = []
         self.held: dict[str, threading.Event] = {}
@@ -85,6 +87,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         self._hold(path)
+        if (target := self.server.host.redirects.get(path)) is not None:
+            self._answer(302, b"", Location=target)
+            return
         body = self.server.host.pictures.get(path)
         if body is None:
             body = images.encoded(Image.new("RGB", (60, 40), path[1:]), "PNG")
@@ -104,8 +109,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             host.waiting.put(path)
             assert event.wait(60)
 
-    def _answer(self, status: int, body: bytes) -> None:
+    def _answer(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Type", "image/png")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

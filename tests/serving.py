@@ -23,6 +23,7 @@ from appliance import vault
 from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import Actor, AuditLog, Entry, entries
 from appliance.accounts.certificates import Certificates
+from appliance.accounts.compliance import Compliance
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.quotas import Quotas, defaults
 from appliance.accounts.rotations import Rotations
@@ -34,6 +35,7 @@ from appliance.asynchronous.requests import Requests
 from appliance.asynchronous.webhooks import Webhooks
 from appliance.backup.source import Backups
 from appliance.config import Api, Config, Datasets, Lifecycle, Operator, Recognition, Section
+from appliance.daemon.statement import residency_statement
 from appliance.datasets.images import Clocks, open_images
 from appliance.health import Readiness
 from appliance.ledger import Ledger
@@ -345,6 +347,7 @@ class Served:
             requests=requests,
             webhooks=Webhooks(requests, outbound, keys, lambda: self.clock),
             status=self._status,
+            residency_statement=self._residency_statement,
             readiness=lambda: self.readiness,
             registry=registry,
             clock=lambda: self.clock,
@@ -400,6 +403,19 @@ class Served:
 
     async def _status(self) -> dict[str, object]:
         return {"state": self.readiness.state}
+
+    def _residency_statement(self) -> bytes:
+        return residency_statement(
+            self._keys,
+            self.parts.config,
+            self._residency,
+            version="test",
+            compliance=Compliance(lambda _: [], self.ledger, lambda: self.clock),
+            outbound=self.parts.outbound,
+            listeners=self.server.listeners(),
+            began=NOW,
+            now=self.clock,
+        )
 
     def _config(self, api: Api, group: str = "nobody knows") -> Config:
         self._count += 1

@@ -84,6 +84,10 @@ class Event(StrEnum):
     POINT_DELETE = "point.delete"
     BACKUP_MAKE = "backup.make"
     BACKUP_RESTORE = "backup.restore"
+    OUTBOUND_ALLOW = "outbound.allow"
+    OUTBOUND_REFUSE = "outbound.refuse"
+    RESIDENCY_BREAK = "residency.break"
+    RESIDENCY_RESTORE = "residency.restore"
     DAEMON_START = "daemon.start"
     DAEMON_RELOAD = "daemon.reload"
 

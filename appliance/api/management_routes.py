@@ -13,6 +13,7 @@ from appliance.api.backups import Backups
 from appliance.api.call import Call
 from appliance.api.collections import Collections
 from appliance.api.datasets import Datasets
+from appliance.api.evidence import Evidence
 from appliance.api.feeds import Feeds
 from appliance.api.files import Files
 from appliance.api.interchange import Interchange
@@ -75,6 +76,7 @@ def _oversight() -> tuple[Route, ...]:
         _managed("GET", "/erasures", Privacy.list_erasures, _ADMIN),
         _managed("GET", "/erasures/{id}", Privacy.get_erasure, _ADMIN),
         _managed("GET", "/export", Privacy.export, _ADMIN, Event.CUSTOMER_EXPORT),
+        _managed("GET", "/residency", Evidence.residency, _ADMIN),
     )
 
 

@@ -66,4 +66,5 @@ class Parts:
     synchronisation: Synchronisation | None = None
     erasure: Erasure | None = None
     portability: Portability | None = None
+    residency_statement: Callable[[], bytes] | None = None
     heads: Heads = NoHeads()  # noqa: RUF009 - it holds nothing

@@ -26,6 +26,7 @@ from appliance.api.colours import Colours
 from appliance.api.connections import Door, HttpServer
 from appliance.api.datasets import Datasets
 from appliance.api.descriptors import Descriptors
+from appliance.api.evidence import Evidence
 from appliance.api.feeds import Feeds
 from appliance.api.files import Files
 from appliance.api.gate import Gate
@@ -147,6 +148,7 @@ class Server:
             Oversight(parts.customers, parts.agreements),
             Audit(parts.customers, parts.audit, parts.audit_tree),
             Privacy(parts.certificates, parts.records, parts.erasure, parts.portability),
+            Evidence(parts.residency_statement),
             KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),
             Backups(parts.backups),

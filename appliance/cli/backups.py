@@ -58,6 +58,7 @@ async def _backup(operator: Operator, arguments: argparse.Namespace) -> Output:
 
     folder, keyrings = arguments.to.absolute(), arguments.keyring_to.absolute()
     state, _ = config.locate(arguments.config)
+    _check_declared(arguments.config, folder, keyrings)
     if destination.check_apart(folder, keyrings, state):
         print(f"{folder} and {keyrings} lie on one medium: whoever gets it has both", file=sys.stderr)
     made = await receiving.receive(
@@ -84,6 +85,23 @@ async def _backup(operator: Operator, arguments: argparse.Namespace) -> Output:
         *(f"left out, {absent}" for absent in made.absent),
     ]
     return Output(document, "\n".join(lines))
+
+
+def _check_declared(config_path: Path, *folders: Path) -> None:
+    """Raises Refused for a folder that is not declared; a file without `[[backups]]` is only told of."""
+    from appliance import config, residency
+
+    settings, _ = config.read(config_path)
+    if settings.residency is None:
+        return
+    declared = residency.load(settings.residency)
+    if not declared.backups:
+        print(f"{settings.residency} declares no [[backups]]: any folder is taken", file=sys.stderr)
+        return
+    for folder in folders:
+        if not declared.allows_backup(folder):
+            reason = f"lies below no path of [[backups]] in {settings.residency}"
+            raise Refused("not_declared", f"{folder}: {reason}")
 
 
 def _restore(arguments: argparse.Namespace) -> Output:

@@ -15,10 +15,12 @@ from typing import Any, Literal, Self
 
 from appliance import config, health, metrics, residency, systemd
 from appliance.accounts import audit
+from appliance.accounts.compliance import Compliance
 from appliance.api.server import Server
 from appliance.config import Config
 from appliance.daemon import notices
 from appliance.daemon.state import VERSION, clock, open_state
+from appliance.daemon.statement import residency_statement
 from appliance.datasets.images import Clocks, open_images
 from appliance.errors import (
     ApplianceError,
@@ -81,7 +83,7 @@ class Daemon:
         """Start, serve, reload and stop as the signals say; returns after an orderly stop."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_fault)
-        self._began = loop.time()
+        self._began, self._began_at = loop.time(), clock()
         self._task = asyncio.current_task()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
@@ -137,6 +139,7 @@ class Daemon:
         self._state = state = await open_state(stack, settings, self._declared, registry)
         await self._record(audit.Event.DAEMON_START, {"version": VERSION, "profile": settings.profile})
         await enter(state.audit_tree)
+        self._compliance = await enter(Compliance(self._verify, state.ledger, clock))
         _tell("starting the decoders")
         decoders = await enter(Decoders(settings.recognition, registry))
         _tell("starting the devices")
@@ -155,9 +158,10 @@ class Daemon:
                 clocks=Clocks(clock, time.monotonic),
                 registry=registry,
                 quotas=state.quotas,
+                may_store=self._compliance.require,
             )
         )
-        for part in (state.requests, state.outbound, state.webhooks):
+        for part in (state.requests, state.outbound, state.egress, state.webhooks):
             await enter(part)
         await enter(state.collections.scrub)
         self._synchronisation = await enter(
@@ -197,6 +201,7 @@ class Daemon:
             backups=backups,
             synchronisation=self._synchronisation,
             erasure=self._erasure,
+            residency_statement=self._residency_statement,
         )
         self._server = await enter(Server(parts))
         # What is here now stays: the collector need not walk it again and again.
@@ -226,7 +231,7 @@ class Daemon:
     def _sources(self) -> health.Sources:
         return health.Sources(
             machine=lambda: residency.examine(self._settings.state),
-            rules=lambda facts: residency.verify(self._settings, self._declared, facts),
+            rules=self._compliance.judge,
             ledger_fault=lambda: self._state.ledger.failure,
             devices=self._engine.devices,
             notices=partial(
@@ -239,6 +244,9 @@ class Daemon:
                 self._erasure,
             ),
         )
+
+    def _verify(self, facts: residency.Facts) -> list[residency.Finding]:
+        return residency.verify(self._settings, self._declared, facts)
 
     async def _follow_signals(self) -> None:
         """Reload as often as asked; returns when a stop is asked."""
@@ -301,6 +309,19 @@ class Daemon:
         milliseconds = int(clock() * 1000)
         await self._state.ledger.write(
             lambda connection: audit.record(connection, milliseconds, actor, event, None, None, details)
+        )
+
+    def _residency_statement(self) -> bytes:
+        return residency_statement(
+            self._state.keyring.service,
+            self._settings,
+            self._declared,
+            version=VERSION,
+            compliance=self._compliance,
+            outbound=self._state.outbound,
+            listeners=self._server.listeners(),
+            began=self._began_at,
+            now=clock(),
         )
 
     async def _status(self) -> dict[str, object]:

@@ -11,6 +11,7 @@ from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import AuditLog
 from appliance.accounts.certificates import Certificates
 from appliance.accounts.customers import Customers
+from appliance.accounts.egress import Egress
 from appliance.accounts.quotas import Quotas, defaults
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
@@ -62,6 +63,7 @@ class State:
     bundles: Bundles
     requests: Requests
     outbound: Outbound
+    egress: Egress
     webhooks: Webhooks
 
     def parts(
@@ -77,11 +79,13 @@ class State:
         backups: Backups | None = None,
         synchronisation: Synchronisation | None = None,
         erasure: Erasure | None = None,
+        residency_statement: Callable[[], bytes] | None = None,
     ) -> Parts:
         """What the server serves; without an engine that is the operator socket only."""
         return Parts(
             config=settings,
             residency=declared,
+            residency_statement=residency_statement,
             customers=self.customers,
             tokens=self.tokens,
             quotas=self.quotas,
@@ -193,6 +197,7 @@ async def open_state(
     audit_tree = AuditTree(ledger, keys, settings.state)
     requests = Requests(ledger, keys, clock, settings.requests.keep_seconds)
     outbound = Outbound(declared, registry)
+    egress = Egress(ledger, outbound, clock, time.monotonic)
     webhooks = Webhooks(requests, outbound, keys, clock)
     return State(
         registry=registry,
@@ -208,5 +213,6 @@ async def open_state(
         bundles=bundles,
         requests=requests,
         outbound=outbound,
+        egress=egress,
         webhooks=webhooks,
     )

@@ -67,8 +67,11 @@ async def open_images(
     clocks: Clocks,
     registry: Registry,
     quotas: Quotas | None = None,
+    may_store: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Images]:
     """The store on STATE/images; `encrypted` demands LUKS below, without `quotas` there are none.
+
+    `may_store` raises while it takes nothing.
 
     Raises VolumeOffline when the volume is not fit or not the one that belongs to the ledger, StorageFailed.
     """
@@ -109,6 +112,7 @@ async def open_images(
                 registry=registry,
                 on_damage=upkeep.count_one_damaged,
                 quotas=quotas,
+                may_store=may_store,
             )
         )
         links = await enter(

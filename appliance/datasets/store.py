@@ -125,11 +125,16 @@ class Store:
         registry: Registry,
         on_damage: Callable[[], None],
         quotas: Quotas | None = None,
+        may_store: Callable[[], None] = lambda: None,
     ) -> None:
-        """Without `quotas` there is no limit but the volume."""
+        """Without `quotas` there is no limit but the volume.
+
+        `may_store` raises where nothing may be stored at present; it is asked before every upload.
+        """
         self._ledger = ledger
         self._datasets = datasets
         self._on_damage = on_damage
+        self._may_store = may_store
         self._files = files
         self._codec = codec
         self._agreements = agreements
@@ -166,11 +171,12 @@ class Store:
 
         `name` is the path under which it is imported. Raises Forbidden without an active agreement,
         AlreadyStored when the dataset has these bytes already, Conflict when another image has the name,
-        QuotaReached when the customer would have more than it may, VolumeFull, StorageFailed, VolumeOffline,
-        and what the codec raises. A caller who goes away meanwhile stops nothing: the image is stored or not,
-        as if he had waited.
+        QuotaReached when the customer would have more than it may, ResidencyBroken while the machine is not
+        what was declared, VolumeFull, StorageFailed, VolumeOffline, and what the codec raises. A caller who
+        goes away meanwhile stops nothing: the image is stored or not, as if he had waited.
         """
         self.check_agreed(dataset)
+        self._may_store()
         keys = self._datasets.keys(dataset)
         identity = ImageId(str(uuid.uuid4()))
         named = None if name is None else Named.of(keys, identity, Source(name, len(data)))
@@ -266,6 +272,7 @@ class Store:
         dataset, image, content, named = draft.dataset, draft.image, draft.content, draft.named
         if self._ledger.failure is not None:  # no file either: it would lie there until a restart
             raise StorageFailed(self._ledger.failure)
+        self._may_store()
         keys = self._datasets.keys(dataset)
         meta_data = None
         if draft.meta_data is not None:

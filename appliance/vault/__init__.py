@@ -1,5 +1,6 @@
 """Keys and sealed data: the only door to cryptography."""
 
+from appliance.vault.envelope import enveloped, opened
 from appliance.vault.keyring import Container, Generations, Keyring, Kind, identity_of
 from appliance.vault.keys import KEY_BYTES, Keys, at_hand, create_root, read_key, read_root
 from appliance.vault.known_answers import self_test
@@ -20,9 +21,11 @@ __all__ = [
     "at_hand",
     "create_root",
     "create_signing_key",
+    "enveloped",
     "identity_of",
     "name_in",
     "open_keyring",
+    "opened",
     "public_key",
     "read_key",
     "read_root",

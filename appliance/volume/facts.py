@@ -21,7 +21,7 @@ _SYS = Path("/sys")
 
 # cryptsetup names a mapping CRYPT-<type>-<uuid without dashes>-<name>. LUKS2-OPAL (encryption by the drive,
 # which nobody can see from here) must not pass for LUKS2.
-_LUKS_MAPPING = re.compile(r"CRYPT-LUKS[12]-[0-9a-f]{32}-")
+_LUKS_MAPPING = re.compile(r"CRYPT-LUKS[12]-([0-9a-f]{32})-")
 _WORST_FIRST: tuple[Encryption, ...] = ("plain", "unknown", "volatile", "dm-crypt", "luks")
 _MAX_DEPTH = 16
 
@@ -47,6 +47,7 @@ class VolumeFacts:
     free_bytes: int  # for an unprivileged writer
     total_bytes: int
     free_inodes: int
+    luks: tuple[str, ...] = ()  # the UUIDs of the LUKS headers that it lies on, sorted
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +81,17 @@ def facts(path: Path, *, proc: Path = _PROC, sys: Path = _SYS, ioctl: Ioctl = fc
         real = os.path.realpath(path)
         space = os.statvfs(real)
         mount = _mount_of(real, _mounts(proc))
+        walk = _Walk(proc, sys, ioctl)
+        encryption = walk.mount(mount, real)
         return VolumeFacts(
             mount=Path(mount.folder),
             filesystem=mount.filesystem,
-            encryption=_Walk(proc, sys, ioctl).mount(mount, real),
+            encryption=encryption,
             read_only=bool(space.f_flag & os.ST_RDONLY) or "ro" in mount.options | {*mount.super_options},
             free_bytes=space.f_bavail * space.f_frsize,
             total_bytes=space.f_blocks * space.f_frsize,
             free_inodes=space.f_favail,
+            luks=tuple(sorted(walk.mappings)),
         )
     except OSError as error:
         raise StorageFailed(f"{path}: {error.strerror}: {error.filename or path}") from error
@@ -110,12 +114,13 @@ def mounted_within(path: Path, *, proc: Path = _PROC) -> list[str]:
 
 
 class _Walk:
-    """From a mount down to the devices that hold its bytes."""
+    """From a mount down to the devices that hold its bytes; `mappings` are the LUKS UUIDs met on the way."""
 
     def __init__(self, proc: Path, sys: Path, ioctl: Ioctl) -> None:
         self._proc = proc
         self._sys = sys
         self._ioctl = ioctl
+        self.mappings: set[str] = set()
 
     def mount(self, mount: _Mount, path: str, depth: int = 0) -> Encryption:
         """Of the filesystem mounted there; `path` lies on it and has no symbolic links."""
@@ -178,7 +183,8 @@ class _Walk:
             return "unknown"
         entry = entry.resolve()
         mapping = _text(entry / "dm/uuid")
-        if _LUKS_MAPPING.match(mapping):
+        if (found := _LUKS_MAPPING.match(mapping)) is not None:
+            self.mappings.add(str(uuid.UUID(found[1])))
             return "luks"
         if mapping.startswith("CRYPT-PLAIN-"):
             return "dm-crypt"

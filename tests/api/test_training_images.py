@@ -12,6 +12,7 @@ import pytest
 
 from appliance.accounts.agreements import Kind
 from appliance.accounts.tokens import Scope
+from appliance.errors import ResidencyBroken
 from tests import images
 from tests.api.test_bodies import BOUNDARY, multipart
 from tests.hosts import Host
@@ -189,6 +190,27 @@ def test_a_full_volume_takes_nothing_more_and_gives_what_it_has(
     assert served.site.call("GET", path_of(kept["img_path"])).status == 200
     assert listed(served, owner, "")["count"] == 1
     assert ask(served, owner, "DELETE", f"{IMAGES}/{kept['id']}").status == 204
+
+
+def test_a_machine_that_is_not_what_was_declared_stores_nothing_and_gives_what_it_has(
+    served: Served, owner: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = upload(served, owner)
+
+    def refuse() -> None:
+        raise ResidencyBroken("no image is stored until this is put right: swap: /dev/sdb is plain")
+
+    monkeypatch.setattr(served.images.store, "_may_store", refuse)
+    content = base64.b64encode(images.plain("more")).decode()
+    answer = ask(served, owner, "POST", IMAGES, {"base64": content})
+    assert answer.status == answer.code == 503
+    assert "/dev/sdb is plain" in answer.document["detail"]
+    assert answer.headers["retry-after"]
+    assert served.site.call("GET", path_of(kept["img_path"])).status == 200
+    assert listed(served, owner, "")["count"] == 1
+    assert ask(served, owner, "DELETE", f"{IMAGES}/{kept['id']}").status == 204
+    monkeypatch.undo()
+    upload(served, owner, images.plain("more"))
 
 
 def test_the_same_bytes_twice_are_told_with_the_id(served: Served, owner: Tenant) -> None:

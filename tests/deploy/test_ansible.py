@@ -57,7 +57,7 @@ def test_countries_are_those_of_the_eu_rule() -> None:
 
 def test_every_residency_key_can_be_declared() -> None:
     declared = options("appliance")["appliance_residency"]["options"]
-    assert set(declared) == set(residency._File.model_fields)
+    assert set(declared) == set(residency.declaration._File.model_fields)
     destination = declared["destinations"]["options"]
     assert set(destination) == set(residency.Destination.model_fields)
     needed = {name for name, field in residency.Destination.model_fields.items() if field.is_required()}

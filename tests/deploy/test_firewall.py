@@ -217,6 +217,15 @@ def test_user_may_be_a_number(wired: Cable, declared: residency.Residency) -> No
     run("ip", "netns", "exec", wired.server, "nft", "--check", "--file", "-", text=rules)
 
 
+def test_a_wide_network_around_special_addresses_is_taken_by_the_kernel(wired: Cable, tmp_path: Path) -> None:
+    path = tmp_path / "residency.toml"
+    wide = '"100.64.0.0/10", "192.0.0.0/8", "fd00::/16", "2001::/16"'
+    path.write_text(RESIDENCY.replace(f'"{DECLARED}/32", "{DECLARED6}/128"', wide))
+    rules = firewall.nftables(settings(f"0.0.0.0:{PUBLIC}"), residency.load(path), USER)
+    assert "100.100.100.200/" not in rules
+    run("ip", "netns", "exec", wired.server, "nft", "--check", "--file", "-", text=rules)
+
+
 def test_a_name_server_is_reached_over_udp_too() -> None:
     declared = residency.Destination.model_validate(
         {

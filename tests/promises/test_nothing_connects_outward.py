@@ -14,29 +14,48 @@ from tests.tracing import Traced, addresses
 
 SOURCES = sorted(Path(appliance.__file__).parent.rglob("*.py"))
 
-# Whatever opens a connection to somewhere else, by import or by call.
+# Whatever opens a connection to somewhere else or starts a process that might, by import or by call.
 CLIENTS = {
-    "ftplib", "http.client", "httpx", "imaplib", "paramiko", "poplib", "requests", "smtplib", "telnetlib",
-    "urllib.request", "urllib3", "websockets", "xmlrpc.client",
+    "ftplib", "http.client", "httpx", "imaplib", "multiprocessing", "paramiko", "poplib", "pty", "requests",
+    "smtplib", "subprocess", "telnetlib", "urllib.request", "urllib3", "websockets", "xmlrpc.client",
 }  # fmt: skip
 CALLS = {
     "ClientSession", "TCPConnector", "create_connection", "create_datagram_endpoint", "getaddrinfo",
     "gethostbyname", "open_connection", "sendto", "sock_connect", "urlopen", "connect", "connect_ex",
+    "open_unix_connection", "UnixConnector", "socket", "socketpair", "create_unix_connection",
+}  # fmt: skip
+# Whatever starts a process, which might connect in our place.
+STARTS = {
+    "Popen", "check_call", "check_output", "create_subprocess_exec", "create_subprocess_shell", "execl",
+    "execle", "execlp", "execv", "execve", "execvp", "execvpe", "fork", "forkpty", "getoutput", "popen",
+    "posix_spawn", "posix_spawnp", "spawnl", "spawnv", "spawnve", "subprocess_exec", "subprocess_shell",
+    "system",
 }  # fmt: skip
 
 # The exceptions, each with what it reaches.
 ALLOWED = {
     ("appliance/cli/client.py", "ClientSession"): "the daemon's operator socket, over a Unix connector",
     ("appliance/cli/client.py", "connect"): "the same Unix socket, to see whether a daemon answers",
-    ("appliance/outbound.py", "ClientSession"): "the gate: declared destinations alone, each address checked",
-    ("appliance/outbound.py", "TCPConnector"): "the same",
+    ("appliance/cli/client.py", "UnixConnector"): "the same",
+    ("appliance/cli/client.py", "open_unix_connection"): "the same",
+    ("appliance/cli/client.py", "socket"): "the same",
+    ("appliance/api/server.py", "socket"): "the operator socket, a Unix one that listens",
+    ("appliance/channel.py", "socket"): "a child's end of its socket pair, which it inherits",
+    ("appliance/outbound/way.py", "ClientSession"): "the gate: declared destinations alone",
+    ("appliance/outbound/way.py", "TCPConnector"): "the same",
+    ("appliance/outbound/way.py", "socket"): "the same: one for each address, which is checked first",
     ("appliance/systemd.py", "connect"): "the service manager's Unix datagram socket",
+    ("appliance/systemd.py", "socket"): "the same",
+    ("appliance/workers.py", "subprocess"): "for the next",
+    ("appliance/workers.py", "Popen"): "children of the daemon, which run modules of ours",
+    ("appliance/workers.py", "create_unix_connection"): "the daemon's end of such a pair",
     ("appliance/workers.py", "connect"): "the greeting of a child on its own socket pair",
+    ("appliance/workers.py", "socketpair"): "between the daemon and its child",
 }
 
 
 def outward(place: str, text: str) -> set[tuple[str, str]]:
-    """(place, name) of each import of a client and each call by a name that connects."""
+    """(place, name) of each import of a client and each call by a name that connects or starts a process."""
     found = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -46,7 +65,7 @@ def outward(place: str, text: str) -> set[tuple[str, str]]:
             found |= {(place, name) for name in names & CLIENTS}
         elif isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in CALLS:
+            if name in CALLS | STARTS:
                 found.add((place, name))
     return found
 
@@ -66,6 +85,9 @@ def test_no_module_holds_an_outbound_client() -> None:
         "aiohttp.ClientSession()",
         "await asyncio.open_connection('example.org', 443)",
         "socket.create_connection(('example.org', 443))",
+        "socket.socket().bind(('', 0))",
+        "subprocess.Popen(['curl', 'example.org'])",
+        "os.system('curl example.org')",
     ],
 )
 def test_the_rule_sees_a_client(line: str) -> None:

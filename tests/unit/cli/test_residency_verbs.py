@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from appliance.cli import main
+from appliance.vault import Keys, enveloped
 
 CONFIG = """\
 profile = "production"
@@ -131,3 +134,85 @@ def test_a_file_is_verified_before_it_is_anybody_s(
     file.write_text('site = "here"\ncountry = "US"\n')
     assert main(["--config", "/nowhere", "residency", "verify", str(file)]) == 78
     assert 'country: "US"' in capsys.readouterr().err
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> tuple[Path, Path]:
+    """A report and its key, as they came from some appliance."""
+    keys = Keys(bytes(range(32)))
+    predicate = {
+        "made_at": "2027-01-15T08:00:00.000+00:00",
+        "appliance": {"public_key": keys.public("node")},
+        "verdict": "broken",
+        "findings": [{"severity": "refuse", "key": "swap", "message": "/dev/sdb is plain"}],
+        "declared": {"site": "here", "country": "CZ"},
+        "connections": {
+            "since": "2027-01-15T07:00:00.000+00:00",
+            "by_destination": [
+                {
+                    "destination": "shop",
+                    "allowed": 5,
+                    "refused": 1,
+                    "sent_bytes": 0,
+                    "received_bytes": 9,
+                    "seconds": 1.5,
+                }
+            ],
+        },
+    }
+    file, key = tmp_path / "report", tmp_path / "report.pub"
+    file.write_bytes(enveloped(keys, "node", "urn:appliance:residency:v1", predicate, {"a": "b"}))
+    key.write_text(keys.public("node") + "\n")
+    return file, key
+
+
+def test_a_report_is_proven_by_two_files_alone(
+    report: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", "/nowhere", "residency", "verify", *map(str, report)]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "here, CZ: broken" in told
+    assert "/dev/sdb is plain" in told
+    assert "shop" in told
+    assert main([*words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["valid"], document["statement"]["predicate"]["verdict"]) == (True, "broken")
+
+
+@given(st.data())
+@settings(
+    derandomize=True,
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_a_flipped_bit_in_either_file_exits_1(report: tuple[Path, Path], data: st.DataObject) -> None:
+    changed = data.draw(st.sampled_from(report))
+    before = changed.read_bytes()
+    bit = data.draw(st.integers(0, 8 * len(before) - 1))
+    after = bytearray(before)
+    after[bit // 8] ^= 1 << bit % 8
+    changed.write_bytes(after)
+    try:
+        assert main(["residency", "verify", *map(str, report)]) == 1
+    finally:
+        changed.write_bytes(before)
+
+
+def test_what_else_is_not_proven_exits_1_with_the_reason(
+    report: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, key = report
+    for content in (b"", b"{}", file.read_bytes() + b"\n", b"\xff" * 100):
+        file.with_name("other").write_bytes(content)
+        assert main(["residency", "verify", str(file.with_name("other")), str(key), "--json"]) == 1
+        said = capsys.readouterr()
+        assert json.loads(said.out)["error"] == "not_proven"
+        assert "other: it is no" in said.err
+    for content in (b"", key.read_bytes() * 2, key.read_bytes().strip(), b"\xff\n"):
+        file.with_name("other").write_bytes(content)
+        assert main(["residency", "verify", str(file), str(file.with_name("other"))]) == 1
+        assert "is no public key" in capsys.readouterr().err
+    assert main(["residency", "verify", str(file), str(file.with_name("absent"))]) == 1
+    assert "absent: No such file" in capsys.readouterr().err

@@ -262,6 +262,7 @@ async def test_the_status_document_is_plain_json() -> None:
         "free_bytes": 50 << 30,
         "total_bytes": 100 << 30,
         "free_inodes": 1000,
+        "luks": [],
     }
     assert document["gpus"]["devices"][0]["temperature_celsius"] == "unsupported"
     assert document["devices"] == [
@@ -274,3 +275,12 @@ async def test_the_status_document_is_plain_json() -> None:
             "note": "",
         }
     ]
+
+
+async def test_rules_are_judged_every_minute_however_seldom_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert health.RULES_SECONDS <= 60
+    monkeypatch.setattr(health, "RULES_SECONDS", 0.001)
+    machine = Machine()
+    async with observing(machine, interval_seconds=3600.0):
+        for _ in range(3):
+            assert await asyncio.to_thread(machine.looks.acquire, timeout=30)

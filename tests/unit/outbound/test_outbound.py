@@ -7,17 +7,19 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from appliance import outbound as gate
 from appliance.errors import HostFailed, InvalidInput, Overloaded, TooLarge
 from appliance.metrics import Registry
-from appliance.outbound import Outbound
+from appliance.outbound import UNDECLARED, Outbound, Traffic, gate
+from appliance.outbound.way import CONNECTIONS, FEEDS, HOUR
 from appliance.residency import Destination, Residency, Use
 
 IMAGE = b"\xff\xd8 an image, as far as the gate can tell"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def declared(port: int, *cidrs: str, host: str = "photos.example", uses: tuple[Use, ...]) -> Residency:
+def declared(
+    port: int, *cidrs: str, host: str = "photos.example", uses: tuple[Use, ...], **budget: float
+) -> Residency:
     destination = Destination.model_validate(
         {
             "name": "shop",
@@ -28,6 +30,7 @@ def declared(port: int, *cidrs: str, host: str = "photos.example", uses: tuple[U
             "purpose": "photos",
             "uses": uses,
             "tls": False,
+            **budget,
         }
     )
     return Residency("Prague", "CZ", eea=False, destinations=(destination,), clients=())
@@ -162,7 +165,7 @@ async def test_a_slow_host_keeps_no_more_than_its_connections(monkeypatch: pytes
     async def handler(_: web.Request) -> web.Response:
         nonlocal running
         running += 1
-        if running == gate.CONNECTIONS:
+        if running == CONNECTIONS:
             full.set()
         await released.wait()
         return jpeg()
@@ -171,14 +174,14 @@ async def test_a_slow_host_keeps_no_more_than_its_connections(monkeypatch: pytes
         async with asyncio.TaskGroup() as group:
             waiting = [
                 group.create_task(_outcome(fetch(way, f"{address}/{number}")))
-                for number in range(gate.CONNECTIONS + 3)
+                for number in range(CONNECTIONS + 3)
             ]
             await full.wait()
         outcomes = [type(task.result()) for task in waiting]
         released.set()
-    assert running <= 2 * gate.CONNECTIONS
-    assert outcomes[: gate.CONNECTIONS] == [HostFailed] * gate.CONNECTIONS
-    assert set(outcomes[gate.CONNECTIONS :]) <= {Overloaded, HostFailed}
+    assert running <= 2 * CONNECTIONS
+    assert outcomes[:CONNECTIONS] == [HostFailed] * CONNECTIONS
+    assert set(outcomes[CONNECTIONS:]) <= {Overloaded, HostFailed}
 
 
 async def _outcome(work: Awaitable[bytes]) -> object:
@@ -302,8 +305,105 @@ async def test_feeds_that_take_their_time_leave_the_connections_of_images() -> N
         return response
 
     async with host(handler, "feeds", "images") as (way, address, _), asyncio.TaskGroup() as group:
-        for _n in range(gate.FEEDS):
+        for _n in range(FEEDS):
             group.create_task(read_feed(way, f"{address}/feed"))
             await begun.acquire()
         assert await fetch(way, f"{address}/a.jpg") == IMAGE
         released.set()
+
+
+class Seconds:
+    """Seconds that rise when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@asynccontextmanager
+async def granted(
+    handler: Handler, clock: Seconds, **budget: float
+) -> AsyncIterator[tuple[Outbound, str, Registry]]:
+    """A host on loopback that is granted so much in an hour; the gate, the host's address, its numbers."""
+    registry, uses = Registry(), ("images", "webhooks", "feeds")
+    async with host(handler) as (_, address, port):
+        residency = declared(port, uses=uses, **budget)  # type: ignore[arg-type]
+        async with Outbound(residency, registry, clock=clock) as way:
+            yield way, address, registry
+
+
+async def test_what_went_and_what_was_refused_is_counted_by_destination() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        if request.path == "/elsewhere":
+            return web.Response(status=302, headers={"Location": "http://169.254.169.254/"})
+        return jpeg()
+
+    clock = Seconds()
+    async with granted(handler, clock) as (way, address, registry):
+        assert not way.changed.is_set()
+        for _ in range(2):
+            assert await fetch(way, f"{address}/a.jpg") == IMAGE
+        assert await way.post(f"{address}/hook", b"x" * 100, {}) == 200
+        assert way.changed.is_set()
+        for refused in (f"{address}/elsewhere", "http://169.254.169.254/", "nonsense"):
+            with pytest.raises(InvalidInput):
+                await fetch(way, refused)
+        shop, undeclared = way.traffic()
+        assert shop.allowed >= 1
+        shop.allowed = 1
+        assert shop == Traffic("shop", 1, 1, sent_bytes=100, received_bytes=2 * len(IMAGE), seconds=0.0)
+        assert undeclared == Traffic(UNDECLARED, refused=2)
+
+        def sample(name: str, **labels: str) -> float | None:
+            return registry.get_sample_value(f"appliance_outbound_{name}_total", labels)
+
+        assert sample("connections", destination="shop", verdict="refused") == 1
+        assert sample("connections", destination=UNDECLARED, verdict="refused") == 2
+        assert sample("bytes", destination="shop", direction="received") == 2 * len(IMAGE)
+
+
+async def test_an_address_that_is_not_declared_counts_for_its_destination() -> None:
+    residency = declared(1, "192.0.2.1/32", host="127.0.0.1", uses=("images",))
+    async with Outbound(residency, Registry()) as way:
+        with pytest.raises(InvalidInput):
+            await fetch(way, "http://127.0.0.1:1/a.jpg")
+        shop, undeclared = way.traffic()
+        assert (shop.allowed, shop.refused, undeclared.refused) == (0, 1, 0)
+
+
+async def test_an_hour_s_bytes_are_a_bound_that_comes_back() -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return jpeg(b"x" * 600)
+
+    clock = Seconds()
+    async with granted(handler, clock, hourly_bytes=1000) as (way, address, _):
+        assert len(await fetch(way, f"{address}/a.jpg")) == 600
+        with pytest.raises(HostFailed, match="used up"):
+            await fetch(way, f"{address}/a.jpg")  # it would be 1200
+        clock.now = HOUR - 1
+        for attempt in (fetch(way, f"{address}/a.jpg"), read_feed(way, f"{address}/feed")):
+            with pytest.raises(Overloaded, match="shop") as refusal:
+                await attempt
+            assert refusal.value.retry_after == 1
+        assert await way.post(f"{address}/hook", b"{}", {}) is None
+        assert way.traffic()[0].refused == 3
+        clock.now = HOUR
+        assert len(await fetch(way, f"{address}/a.jpg")) == 600
+
+
+async def test_an_hour_s_seconds_are_a_bound_too() -> None:
+    clock = Seconds()
+
+    async def handler(_: web.Request) -> web.Response:
+        clock.now += 40
+        return jpeg()
+
+    async with granted(handler, clock, hourly_seconds=60) as (way, address, _):
+        assert await fetch(way, f"{address}/a.jpg") == IMAGE
+        with pytest.raises(HostFailed, match="used up"):
+            await fetch(way, f"{address}/a.jpg")
+        assert way.traffic()[0].seconds == 80
+        with pytest.raises(Overloaded):
+            await fetch(way, f"{address}/a.jpg")

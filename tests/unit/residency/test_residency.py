@@ -1,16 +1,31 @@
 """The EU rule: the file, who may connect, and what production refuses."""
 
+import hashlib
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from appliance.config import Config
 from appliance.errors import ConfigInvalid
-from appliance.residency import EEA_ONLY, EU, Facts, Residency, examine, load, verify
+from appliance.residency import (
+    EEA_ONLY,
+    EU,
+    SPECIAL,
+    Facts,
+    Network,
+    Residency,
+    examine,
+    load,
+    reachable,
+    verify,
+)
 from appliance.volume import Encryption, SwapFacts, VolumeFacts
 
-HEAD = 'site = "Prague"\ncountry = "CZ"\n'
+HEAD = 'site = "Prague"\ncountry = "CZ"\ncontroller = "Shop"\nprocessor = "Shop"\n'
 DESTINATION = """
 [[destinations]]
 name = "syslog"
@@ -20,6 +35,11 @@ port = 6514
 country = "CZ"
 purpose = "log forwarding"
 """
+
+
+BACKUPS = '\n[[backups]]\nname = "tapes"\npath = "/mnt/backups"\ncountry = "CZ"\n'
+LUKS = "3f0c2a4e-6f1b-4a7e-9d55-0b8e1c2d3f4a"
+VOLUME = f'\n[[volumes]]\nname = "data"\nluks = "{LUKS}"\ncountry = "CZ"\n'
 
 
 def write(folder: Path, text: str) -> Path:
@@ -37,7 +57,9 @@ def findings(folder: Path, text: str) -> list[str]:
 
 
 def clients(folder: Path, *networks: str) -> Residency:
-    return load(write(folder, HEAD + "".join(f'[[clients]]\ncidr = "{network}"\n' for network in networks)))
+    return load(
+        write(folder, HEAD + VOLUME + "".join(f'[[clients]]\ncidr = "{network}"\n' for network in networks))
+    )
 
 
 def test_a_whole_file(tmp_path: Path) -> None:
@@ -93,6 +115,13 @@ def test_a_destination_abroad_is_refused(tmp_path: Path) -> None:
         (DESTINATION.replace("syslog.example.cz", "http://x"), "destinations.0.host", '"http://x"'),
         (DESTINATION.replace('"10.30.0.7/32", "2001:db8::/64"', ""), "destinations.0.cidrs", "[]"),
         (DESTINATION + 'zone = "eu"', "destinations.0.zone", '"eu"'),
+        (DESTINATION + "hourly_bytes = 0", "destinations.0.hourly_bytes", "0"),
+        (DESTINATION + "hourly_seconds = -1.5", "destinations.0.hourly_seconds", "-1.5"),
+        (VOLUME.replace("3f0c", "3f0"), "volumes.0.luks", f'"{LUKS.replace("3f0c", "3f0")}"'),
+        (VOLUME.replace("CZ", "US"), "volumes.0.country", '"US"'),
+        (BACKUPS.replace("/mnt", "mnt"), "backups.0.path", '"mnt/backups"'),
+        (BACKUPS.replace("CZ", "GB"), "backups.0.country", '"GB"'),
+        ('[[logs]]\nname = "a"\npurpose = "b"\ncountry = "CH"', "logs.0.country", '"CH"'),
     ],
 )
 def test_a_finding_names_file_key_and_value(tmp_path: Path, line: str, key: str, value: str) -> None:
@@ -136,6 +165,7 @@ def facts(encryption: Encryption = "luks", swap: Encryption | None = None, core_
         free_bytes=1,
         total_bytes=2,
         free_inodes=3,
+        luks=(LUKS,) if encryption == "luks" else (),
     )
     return Facts(volume, () if swap is None else (SwapFacts("/dev/sdz9", swap),), core_limit)
 
@@ -200,3 +230,119 @@ def test_this_machine_can_be_examined(tmp_path: Path) -> None:
     found, nearest = examine(tmp_path / "not" / "there" / "yet").volume, examine(tmp_path).volume
     assert found.total_bytes > 0
     assert (found.mount, found.encryption) == (nearest.mount, nearest.encryption)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ('"10.30.0.7/32"', '"0.0.0.0/0"', "cidrs.0"),
+        ('"10.30.0.7/32"', '"128.0.0.0/1"', "cidrs.0"),
+        ('"10.30.0.7/32"', '"126.0.0.0/7"', "cidrs.0"),
+        ('"2001:db8::/64"', '"::/0"', "cidrs.1"),
+        ('"2001:db8::/64"', '"2000::/3"', "cidrs.1"),
+        ('"2001:db8::/64"', '"f000::/4"', "cidrs.1"),
+        ('"syslog.example.cz"', '"*"', "host"),
+        ('"syslog.example.cz"', '"*.example.cz"', "host"),
+    ],
+)
+def test_a_wildcard_is_refused_with_the_reason(tmp_path: Path, old: str, new: str, key: str) -> None:
+    (found,) = findings(tmp_path, HEAD + DESTINATION.replace(old, new))
+    assert found.startswith(f"destinations.0.{key}: {new}: is a wildcard")
+    assert "country" in found
+
+
+def test_ipv4_in_ipv6_is_to_be_written_as_ipv4(tmp_path: Path) -> None:
+    (found,) = findings(tmp_path, HEAD + DESTINATION.replace("2001:db8::/64", "::ffff:10.0.0.0/104"))
+    assert found.endswith("write it as IPv4")
+
+
+def test_names_and_time_come_from_destinations_that_no_customer_leads_to(tmp_path: Path) -> None:
+    for port in (53, 123):
+        server = DESTINATION.replace("6514", str(port))
+        assert load(write(tmp_path, HEAD + server)).destinations[0].port == port
+        (found,) = findings(tmp_path, HEAD + server + 'uses = ["images"]')
+        assert found.startswith("destinations.0.uses: ")
+        assert "DNS or NTP" in found
+
+
+def test_a_file_from_before_is_taken_and_what_it_leaves_unsaid_is_a_warning(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, 'site = "Prague"\ncountry = "CZ"\n[[clients]]\ncidr = "10.0.0.0/8"\n' + DESTINATION
+    )
+    found = verify(PRODUCTION, load(path), facts())
+    assert {finding.severity for finding in found} == {"warn"}
+    assert [finding.key for finding in found] == ["controller", "processor", "volumes"]
+    assert LUKS in found[-1].message  # to be copied into the file
+
+
+def test_what_is_declared_beside_destinations(tmp_path: Path) -> None:
+    logs = '[[logs]]\nname = "journal"\ncountry = "CZ"\npurpose = "90 days"\n'
+    residency = load(write(tmp_path, HEAD + VOLUME.replace(LUKS, LUKS.upper()) + BACKUPS + logs))
+    assert (residency.controller, residency.processor) == ("Shop", "Shop")
+    assert [volume.luks for volume in residency.volumes] == [LUKS]
+    assert [sink.name for sink in residency.logs] == ["journal"]
+    content = (tmp_path / "residency.toml").read_bytes()
+    assert residency.sha256 == hashlib.sha256(content).hexdigest()
+    commented = load(write(tmp_path, content.decode() + "# of today\n"))
+    assert commented == residency
+    assert commented.sha256 != residency.sha256
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        (replace(facts().volume, luks=("0" * 8 + LUKS[8:],)), "00000000-"),
+        (replace(facts().volume, luks=(LUKS, "0" * 8 + LUKS[8:])), "00000000-"),
+        (replace(facts().volume, luks=()), "no LUKS volume"),
+    ],
+)
+def test_another_volume_than_the_declared_one_is_refused(
+    tmp_path: Path, machine: VolumeFacts, said: str
+) -> None:
+    (finding,) = verify(PRODUCTION, clients(tmp_path, "10.0.0.0/8"), replace(facts(), volume=machine))
+    assert (finding.severity, finding.key) == ("refuse", "volumes")
+    assert said in finding.message
+    assert LUKS in finding.message
+
+
+def test_clients_from_everywhere_are_told_of(tmp_path: Path) -> None:
+    found = verify(PRODUCTION, clients(tmp_path, "0.0.0.0/0", "10.0.0.0/8"), facts())
+    assert [(finding.severity, finding.key) for finding in found] == [("warn", "clients")]
+
+
+def test_backups_stay_below_declared_folders(tmp_path: Path) -> None:
+    declared, elsewhere = tmp_path / "declared", tmp_path / "elsewhere"
+    declared.mkdir()
+    elsewhere.mkdir()
+    (declared / "out").symlink_to(elsewhere)
+    residency = load(write(tmp_path, HEAD + BACKUPS.replace("/mnt/backups", str(declared))))
+    for inside in (declared, declared / "not there yet" / "deep"):
+        assert residency.allows_backup(inside)
+    for outside in (elsewhere, tmp_path, declared / "out", declared / ".." / "elsewhere", Path("/")):
+        assert not residency.allows_backup(outside)
+
+
+NETWORKS = st.one_of(
+    st.tuples(st.integers(0, 2**32 - 1), st.integers(8, 32)).map(
+        lambda given: ip_network((given[0], given[1]), strict=False)
+    ),
+    st.sampled_from([network for network in SPECIAL if network.prefixlen > 0]),
+    st.sampled_from(["100.0.0.0/8", "169.254.0.0/16", "fd00::/16", "2001::/16", "100::/16"]).map(ip_network),
+)
+
+
+@given(st.lists(NETWORKS, max_size=4), st.data())
+@settings(derandomize=True, max_examples=80, deadline=None)
+def test_a_special_address_is_reached_only_where_it_is_named(
+    declared: list[Network], data: st.DataObject
+) -> None:
+    """The definition: the narrowest special network around an address must be named, or a part of it."""
+    edges = [network[at] for network in (*declared, *SPECIAL) for at in (0, -1)]
+    address = data.draw(st.sampled_from(edges))
+    meanings = [network for network in SPECIAL if address in network]
+    narrowest = max(meanings, key=lambda network: network.prefixlen, default=None)
+    expected = any(
+        address in network and (narrowest is None or network.prefixlen >= narrowest.prefixlen)
+        for network in declared
+    )
+    assert any(address in network for network in reachable(tuple(declared))) is expected

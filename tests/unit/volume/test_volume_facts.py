@@ -415,3 +415,17 @@ def test_this_machine(tmp_path: Path) -> None:
 def test_this_machines_memory() -> None:
     assert facts(Path("/dev/shm")).encryption == "volatile"
     assert facts(Path("/proc/self")).encryption == "unknown"
+
+
+def test_the_luks_headers_that_a_volume_lies_on_are_named(machine: Machine) -> None:
+    other = LUKS.replace("0123", "ffff")
+    machine.device("dm-0", uuid=LUKS)
+    machine.device("dm-1", uuid=other)
+    array = machine.volume(machine.device("md0", slaves=["dm-0", "dm-1"]))
+    found = facts(array, proc=machine.proc, sys=machine.sys, ioctl=machine.ioctl)
+    assert found.luks == (
+        "01234567-89ab-cdef-0123-456789abcdef",
+        "ffff4567-89ab-cdef-ffff-456789abcdef",
+    )
+    plain = machine.volume(machine.device("vda"))
+    assert facts(plain, proc=machine.proc, sys=machine.sys, ioctl=machine.ioctl).luks == ()
