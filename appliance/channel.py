@@ -32,12 +32,14 @@ class Limits(msgspec.Struct, frozen=True):
     """What a child may use; None leaves the daemon's own limit. `nice` adds to the daemon's niceness.
 
     `confined`: it is locked in (`appliance.sandbox`) before its first request, or it does not start.
+    `huge_pages`: its memory is in pages of 2 MB where it takes much of it, for what reads it all over.
     """
 
     address_space_bytes: int | None = None
     file_bytes: int | None = None
     nice: int = 0
     confined: bool = False
+    huge_pages: bool = False
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True):
@@ -126,6 +128,16 @@ class Channel:
                 return None
         request = _REQUEST.decode(message)
         return request.id, request.body
+
+    def receive_all(self) -> list[tuple[int, bytes]]:
+        """As `receive`, with the requests that came at the same time; none when the daemon is gone."""
+        received = []
+        if (request := self.receive()) is not None:
+            received.append(request)
+            while (message := take(self._buffer)) is not None:
+                later = _REQUEST.decode(message)
+                received.append((later.id, later.body))
+        return received
 
     def waiting(self) -> bool:
         """Whether `receive` would return a request at once."""

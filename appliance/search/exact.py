@@ -70,8 +70,11 @@ def contenders(scores: Scores, k: int, dim: int) -> Positions:
     """The positions, ascending, of every score that may be among the k highest: min(k, n) or more."""
     if k >= len(scores):
         return np.arange(len(scores))
-    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-    return np.flatnonzero(scores >= threshold - dim * 2.0**-23)
+    least = len(scores) - k
+    ordered = scores.copy()
+    ordered.partition(least)
+    near: Positions = (scores >= ordered[least] - dim * 2.0**-23).nonzero()[0]
+    return near
 
 
 def distances(rows: Vector, queries: Vector) -> Distances:
@@ -80,9 +83,13 @@ def distances(rows: Vector, queries: Vector) -> Distances:
     """
     # einsum adds up each row by itself; a matrix product would treat rows at a block's edge differently.
     pairs = "ij,ij->i" if queries.ndim > 1 else "ij,j->i"
-    cosines: Distances = np.einsum(pairs, rows, queries, dtype=np.float64)
-    rounded: Distances = np.round(1.0 - cosines, RESOLUTION)
-    return rounded.clip(0.0, 2.0) + 0.0  # the sum turns -0.0, which callers would be shown, into 0.0
+    measured: Distances = np.einsum(pairs, rows, queries, dtype=np.float64)
+    np.subtract(1.0, measured, out=measured)
+    measured.round(RESOLUTION, out=measured)
+    np.minimum(measured, 2.0, out=measured)
+    np.maximum(measured, 0.0, out=measured)
+    measured += 0.0  # turns -0.0, which callers would be shown, into 0.0
+    return measured
 
 
 def nearest(labels: Positions, measured: Distances, k: int) -> Found:

@@ -8,7 +8,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -30,6 +30,8 @@ BUILD_NICENESS = 10
 TARGET = "appliance.search.graph_process:serve"
 BUILDING, FILING = 0, 1
 """Which shared memory is whose: that of vectors to build with, and that of what is kept and restored."""
+_TOGETHER = 8
+"""Queries that are answered together: about a millisecond, which the first of them waits for the last."""
 
 
 class Begin(msgspec.Struct, frozen=True, array_like=True, tag=0):
@@ -192,8 +194,9 @@ class Graphs:
         """See `Query`. Raises NotFound, InvalidInput."""
         vectors = np.frombuffer(message.vectors, np.float32).reshape(-1, message.dim)
         near = [_nearest(_known(self._finished, ask.graph), vectors, ask) for ask in message.asks]
-        labels = np.concatenate([one for one, _ in near], axis=1)
-        return labels.tobytes() + np.stack([one for _, one in near], axis=1).tobytes()
+        labels = near[0][0] if len(near) == 1 else np.concatenate([one for one, _ in near], axis=1)
+        horizons = np.array([one for _, one in near]).T
+        return labels.tobytes() + horizons.tobytes()
 
     def _finish(self, number: int, graph: Graph) -> bytes:
         self._finished[number] = graph
@@ -245,10 +248,12 @@ def _nearest(graph: Graph, vectors: Vector, ask: Ask) -> tuple[Positions, Horizo
     """Labels (n, k) and horizons (n) as in an answer to `Query`."""
     labels, distances = graph.query(vectors, ask.k, ask.ef)
     size = graph.shape.size
-    horizons = distances[:, -1] if ask.k < size else np.full(len(vectors), np.inf, np.float32)
+    last = distances[:, -1]
+    reached = last < np.inf
+    horizons = np.where(reached, last if ask.k < size else np.float32(np.inf), np.float32(-np.inf))
     if ask.k > size:
         labels = np.pad(labels, ((0, 0), (0, ask.k - size)), constant_values=-1)
-    return labels, np.where(labels[:, min(ask.k, size) - 1] < 0, np.float32(-np.inf), horizons)
+    return labels, horizons
 
 
 def _taken_down(graph: Graph) -> memoryview:
@@ -267,6 +272,38 @@ def _give(channel: Channel, identifier: int, act: Callable[[], bytes]) -> None:
         channel.refuse(identifier, refusal)
     else:
         channel.send(identifier, answer)
+
+
+def _passed_on(
+    requests: Sequence[tuple[int, bytes]],
+    builds: "queue.SimpleQueue[tuple[int, Build]]",
+    filings: "queue.SimpleQueue[tuple[int, Filing]]",
+) -> tuple[list[tuple[int, Query]], list[tuple[int, Drop]]]:
+    """Queries, and graphs to drop; the other threads have the rest before any query is answered."""
+    asked, dropped = list[tuple[int, Query]](), list[tuple[int, Drop]]()
+    for identifier, body in requests:
+        match message := _MESSAGE.decode(body):
+            case Query():
+                asked.append((identifier, message))
+            case Drop():
+                dropped.append((identifier, message))
+            case Begin() | Add() | Finish():
+                builds.put((identifier, message))
+            case _:
+                filings.put((identifier, message))
+    return asked, dropped
+
+
+def _give_together(channel: Channel, graphs: Graphs, asked: Sequence[tuple[int, Query]]) -> None:
+    """Answer queries that came together, some at a time: the daemon's loop wakes up once for these."""
+    for some in range(0, len(asked), _TOGETHER):
+        answers = list[tuple[int, bytes]]()
+        for identifier, query in asked[some : some + _TOGETHER]:
+            try:
+                answers.append((identifier, graphs.query(query)))
+            except (NotFound, InvalidInput) as refusal:
+                channel.refuse(identifier, refusal)
+        channel.send_all(answers)
 
 
 def serve(channel: Channel, settings: dict[str, int | str]) -> None:
@@ -297,16 +334,11 @@ def serve(channel: Channel, settings: dict[str, int | str]) -> None:
     for name, work in (("build", build), ("file", file)):
         threading.Thread(target=work, name=name, daemon=True).start()
     channel.ready({"engine": engine.name})
-    while (request := channel.receive()) is not None:
-        identifier, body = request
-        message = _MESSAGE.decode(body)
-        match message:
-            case Query():
-                give(identifier, partial(graphs.query, message))
-            case Begin() | Add() | Finish() | Drop():
-                builds.put((identifier, message))
-            case _:
-                filings.put((identifier, message))
+    while requests := channel.receive_all():
+        asked, dropped = _passed_on(requests, builds, filings)
+        _give_together(channel, graphs, asked)
+        for drop in dropped:  # what was asked of the graph before has been answered
+            builds.put(drop)
 
 
 def _shape(message: Begin | Restore) -> Shape:

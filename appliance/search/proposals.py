@@ -1,6 +1,6 @@
 """What is asked of the graphs of a collection for a search, and what is made of their answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -76,16 +76,20 @@ def nominated(proposed: Proposed, view: View, tail: int, wanted: Mask | None) ->
     """
     if not tail:
         return [np.empty(0, np.int64)] * len(proposed.labels)
-    labels = np.sort(proposed.labels, axis=1)
+    labels = proposed.labels.copy()
+    labels.sort(axis=1)
     slots = np.minimum(view.labels[:tail].searchsorted(labels), tail - 1)
-    here = (view.labels[slots] == labels) & view.alive[slots]
+    here = view.labels[slots] == labels
+    here &= view.alive[slots]
     here[:, 1:] &= labels[:, 1:] != labels[:, :-1]
     if wanted is not None:
         here &= wanted[slots]
     return [one[living] for one, living in zip(slots, here, strict=True)]
 
 
-def complete(found: Sequence[Found], proposed: Proposed, k: int) -> Iterator[bool]:
-    """For each query whether k were found, and none farther away than every graph has looked."""
-    for (_, distances), horizon in zip(found, proposed.horizons.min(axis=1), strict=True):
-        yield len(distances) == k and distances[-1] <= horizon + _BLUR
+def complete(found: Sequence[Found], proposed: Proposed, k: int) -> list[Found | None]:
+    """The answers that have k, none farther away than every graph has looked; None in the place of others."""
+    return [
+        one if len(one[1]) == k and one[1][-1] <= min(horizons) + _BLUR else None
+        for one, horizons in zip(found, proposed.horizons.tolist(), strict=True)
+    ]

@@ -1,7 +1,7 @@
 """One collection as it is read: vectors in RAM while it is used, all else opened from the ledger."""
 
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Concatenate, ParamSpec, TypeVar
@@ -15,7 +15,7 @@ from appliance.ledger import Connection, Ledger
 from appliance.search import exact, rows
 from appliance.search.columns import Columns
 from appliance.search.damages import Damages
-from appliance.search.exact import Positions
+from appliance.search.exact import Distances, Positions
 from appliance.search.filters import Filter
 from appliance.search.graph_files import GraphFolder
 from appliance.search.loading import is_sound, load_page
@@ -182,7 +182,7 @@ class ReadableCollection:
         collection's recall. `metadata=False` leaves the hits' metadata empty and saves reading it. Raises
         InvalidInput.
         """
-        (hits,) = await self.search_many([vector], k, wanted, metadata=metadata, exactly=exactly)
+        (hits,) = await self._search([vector], k, wanted, metadata=metadata, exactly=exactly)
         return hits
 
     @held
@@ -196,25 +196,42 @@ class ReadableCollection:
         exactly: bool = False,
     ) -> list[list[Hit]]:
         """What `search` finds for each of the vectors, which costs less than so many searches."""
+        return await self._search(vectors, k, wanted, metadata=metadata, exactly=exactly)
+
+    async def _search(
+        self,
+        vectors: Sequence[AnyVector],
+        k: int,
+        wanted: Filter | None,
+        *,
+        metadata: bool,
+        exactly: bool,
+    ) -> list[list[Hit]]:
         exact.check_k(k)
         queries = np.empty((len(vectors), self._collection.dim), np.float32)
         for position, vector in enumerate(vectors):
             queries[position] = exact.normalised(vector, self._collection.dim, "query vector")
-        answers: dict[int, list[Hit]] = {}
+        answers: list[list[Hit] | None] = [None] * len(queries)
         races = 0
-        while pending := [position for position in range(len(queries)) if position not in answers]:
+        while pending := [position for position, hits in enumerate(answers) if hits is None]:
             self._require_present()
-            some = queries[pending]
-            if wanted is None or wanted.everything:
-                found = await self._segments.nearest(some, k, exactly=exactly)
-            else:
-                matching = partial(self._columns.matching, wanted)
-                found = await self._segments.nearest_matching(some, k, matching, exactly=exactly)
+            some = queries if len(pending) == len(queries) else queries[pending]
+            found = await self._nearest(some, k, wanted, exactly=exactly)
+            if not metadata:
+                for position, one in zip(pending, found, strict=True):
+                    answers[position] = self._recently(*one)
+            unread = [
+                (position, one)
+                for position, one in zip(pending, found, strict=True)
+                if answers[position] is None
+            ]
+            if not unread:
+                break
             damaged = self.damaged
             with self._reading.following() as replaced:
-                records = await self._records(found, metadata=metadata)
+                records = await self._records([one for _, (one, _) in unread], metadata=metadata)
             missed: list[tuple[int, list[str]]] = []
-            for position, (labels, distances), named in zip(pending, found, records, strict=True):
+            for (position, (labels, distances)), named in zip(unread, records, strict=True):
                 known = [record for record in named if record is not None]
                 if len(known) == len(named):
                     answers[position] = [
@@ -231,28 +248,35 @@ class ReadableCollection:
             if races > _RACES:
                 for position, ids in missed:
                     answers[position] = await self._as_now(ids, queries[position], wanted, metadata=metadata)
-        return [answers[position] for position in range(len(queries))]
+        return [hits for hits in answers if hits is not None]
 
-    async def _records(self, found: Sequence[exact.Found], *, metadata: bool) -> list[list[Record | None]]:
-        """Of each answer what its labels stand for, None where one stands for nothing any more."""
-        named = [None if metadata else self._recently(labels) for labels, _ in found]
-        unknown = [labels for (labels, _), known in zip(found, named, strict=True) if known is None]
-        read: Iterator[Record | None] = iter(())
-        if unknown:
-            read = iter(await self._reading.records(np.concatenate(unknown), metadata=metadata))
-        view = self._segments.view()
-        records: list[list[Record | None]] = []
-        for (labels, _), known in zip(found, named, strict=True):
-            records.append(list(islice(read, len(labels))) if known is None else known)
-            ids = [record.id for record in records[-1] if record is not None]
-            # None of them deleted meanwhile.
-            if known is None and not metadata and len(view.slots(labels)) == len(ids) == len(labels):
-                self._recent.remember(zip(labels.tolist(), ids, strict=True))
-        return records
+    async def _nearest(
+        self, queries: Vector, k: int, wanted: Filter | None, *, exactly: bool
+    ) -> list[exact.Found]:
+        if wanted is None or wanted.everything:
+            return await self._segments.nearest(queries, k, exactly=exactly)
+        matching = partial(self._columns.matching, wanted)
+        return await self._segments.nearest_matching(queries, k, matching, exactly=exactly)
 
-    def _recently(self, labels: Positions) -> list[Record | None] | None:
+    def _recently(self, labels: Positions, distances: Distances) -> list[Hit] | None:
+        """Hits of these labels by their ids alone; None where that takes reading."""
         ids = self._recent.find(labels.tolist())
-        return None if ids is None else [Record(external, {}) for external in ids]
+        if ids is None:
+            return None
+        return [Hit(external, away, {}) for external, away in zip(ids, distances.tolist(), strict=True)]
+
+    async def _records(self, found: Sequence[Positions], *, metadata: bool) -> list[list[Record | None]]:
+        """Of each answer what its labels stand for, None where one stands for nothing any more."""
+        read = iter(await self._reading.records(np.concatenate(found), metadata=metadata))
+        records = [list(islice(read, len(labels))) for labels in found]
+        if not metadata:
+            view = self._segments.view()
+            for labels, named in zip(found, records, strict=True):
+                ids = [record.id for record in named if record is not None]
+                # None of them deleted meanwhile.
+                if len(view.slots(labels)) == len(ids) == len(labels):
+                    self._recent.remember(zip(labels.tolist(), ids, strict=True))
+        return records
 
     async def _as_now(
         self, ids: Sequence[str], query: Vector, wanted: Filter | None, *, metadata: bool

@@ -20,9 +20,12 @@ class RecentIds:
 
     def find(self, labels: Sequence[int]) -> list[str] | None:
         """Their ids, None unless all are known."""
-        if not all(label in self._ids for label in labels):
+        try:
+            found = [self._ids[label] for label in labels]
+        except KeyError:
             return None
-        found = [self._ids.pop(label) for label in labels]
+        for label in labels:
+            del self._ids[label]
         self._ids.update(zip(labels, found, strict=True))
         return found
 

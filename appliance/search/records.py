@@ -55,16 +55,14 @@ class NewRecord:
     metadata: Metadata = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """A stored record as the caller named and described it."""
 
     id: str
     metadata: Metadata
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(msgspec.Struct, frozen=True):
     """A record near the query; `distance` is 1 - cosine, in [0, 2], exact to 1e-7."""
 
     id: str

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from appliance import config
+from appliance.channel import Limits
 from appliance.errors import (
     InvalidInput,
     NotFound,
@@ -357,7 +358,9 @@ class SealedGraphs:
                 # Half of the processors: building is never urgent, exact search answers meanwhile.
                 threads = max(1, (os.cpu_count() or 1) // 2)
                 settings = {"engine": self._settings.engine, "threads": threads}
-                worker = Worker("graphs", process.TARGET, settings, memories=self._memories)
+                # A query reads a few hundred places all over a graph: finding their pages took a third of it.
+                limits = Limits(huge_pages=True)
+                worker = Worker("graphs", process.TARGET, settings, memories=self._memories, limits=limits)
                 self._worker = await self._stack.enter_async_context(worker)
             return self._worker
 

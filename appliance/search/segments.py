@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,6 +52,13 @@ class Sealing:
     """None before there are graphs, and until they are tuned."""
 
 
+class _Moment(NamedTuple):
+    """How many records have been taken out so far, and how many of them for others in their place."""
+
+    killed: int = 0
+    replaced: int = 0
+
+
 class Segments:
     """One collection's vectors and, while there are any, its graphs; on the event loop only."""
 
@@ -80,7 +88,7 @@ class Segments:
         self._tail = 0
         self._tuned: Tuned | None = None
         self._untuned = False
-        self._replaced = 0
+        self._moment = _Moment()
         self._upkeep: asyncio.Task[None] | None = None
         self._closed = False
         self._pause = 0.0
@@ -137,7 +145,7 @@ class Segments:
         `replaced`: another one has come in its place. A search that is under way looks again.
         """
         killed = self._vectors.kill(label)
-        self._replaced += replaced
+        self._moment = _Moment(self._moment.killed + killed, self._moment.replaced + replaced)
         if killed:
             for segment in self._segments:
                 if label <= segment.through:
@@ -229,11 +237,11 @@ class Segments:
         *,
         exactly: bool,
     ) -> list[Found]:
-        answers: dict[int, Found] = {}
+        answers: list[Found | None] = [None] * len(queries)
         races = 0
-        while pending := [n for n in range(len(queries)) if n not in answers]:
+        while pending := [n for n, one in enumerate(answers) if one is None]:
             decided, view = await matching()
-            replaced = self._replaced
+            moment = self._moment
             hurried = races >= _RACES
             mask = await self._scans.run(0 if hurried else decided.effort, decided.mask)
             wanted = mask & view.alive
@@ -247,21 +255,23 @@ class Segments:
                 scanned = await self._scans.run(size, _scan, view, some[left], k, wanted)
                 for n, answer in zip(left, scanned, strict=True):
                     found[n] = answer
-            answers |= self._undisturbed(pending, found, replaced)
+            for n, one in zip(pending, self._undisturbed(found, moment), strict=True):
+                answers[n] = one
             races += 1
-        return [answers[n] for n in range(len(queries))]
+        return [one for one in answers if one is not None]
 
     async def _exactly(self, queries: Vector, k: int) -> list[Found]:
-        answers: dict[int, Found] = {}
+        answers: list[Found | None] = [None] * len(queries)
         races = 0
-        while pending := [n for n in range(len(queries)) if n not in answers]:
-            view, replaced = self.view(), self._replaced
+        while pending := [n for n, one in enumerate(answers) if one is None]:
+            view, moment = self.view(), self._moment
             # A record deleted while a thread scans leaves the answer short: scan again, at last right here.
             size = _reads(len(pending)) * view.bytes if races < _RACES else 0
             found = await self._scans.run(size, _scan, view, queries[pending], k, None)
-            answers |= self._undisturbed(pending, found, replaced)
+            for n, one in zip(pending, self._undisturbed(found, moment), strict=True):
+                answers[n] = one
             races += 1
-        return [answers[n] for n in range(len(queries))]
+        return [one for one in answers if one is not None]
 
     @property
     def _ef(self) -> int:
@@ -276,11 +286,9 @@ class Segments:
             if asks:
                 self._lose(segments)
             return [None] * len(queries)
-        view, replaced = self.view(), self._replaced
+        view, moment = self.view(), self._moment
         found = await self._measured(segments, proposed, queries, k, view, None)
-        complete = [n for n, whole in enumerate(proposals.complete(found, proposed, k)) if whole]
-        sound = self._undisturbed(complete, [found[n] for n in complete], replaced)
-        return [sound.get(n) for n in range(len(queries))]
+        return list(self._undisturbed(proposals.complete(found, proposed, k), moment))
 
     async def _matching_through_graphs(
         self, queries: Vector, k: int, view: View, wanted: Mask
@@ -292,8 +300,7 @@ class Segments:
         proposed = await self._graphs.query(asks, queries) if asks else None
         if proposed is not None:
             measured = await self._measured(segments, proposed, queries, k, view, wanted)
-            complete = proposals.complete(measured, proposed, k)
-            found = [one if whole else None for one, whole in zip(measured, complete, strict=True)]
+            found = proposals.complete(measured, proposed, k)
         elif asks:
             self._lose(segments)
         left = found.count(None)
@@ -316,20 +323,16 @@ class Segments:
         size = _reads(len(queries)) * (len(view.labels) - tail) * self._dim * 4
         return await self._scans.run(size, view.scan, queries, k, wanted, tail, nominated)
 
-    def _undisturbed(
-        self, positions: Sequence[int], found: Sequence[Found | None], replaced: int
-    ) -> dict[int, Found]:
-        """By position the answers of which nothing has been deleted since; none at all when anything has been
-        replaced: the old record may have been missed where the view has no new one.
+    def _undisturbed(self, found: Sequence[Found | None], moment: _Moment) -> Sequence[Found | None]:
+        """None in the place of each answer of which something has been deleted since; of all when anything
+        has been replaced: the old record may have been missed where the view has no new one.
         """
-        if self._replaced != replaced:
-            return {}
+        if self._moment == moment:
+            return found
+        if self._moment.replaced != moment.replaced:
+            return [None] * len(found)
         view = self.view()
-        return {
-            position: one
-            for position, one in zip(positions, found, strict=True)
-            if one is not None and len(view.slots(one[0])) == len(one[0])
-        }
+        return [one if one is not None and len(view.slots(one[0])) == len(one[0]) else None for one in found]
 
     def _large(self) -> bool:
         return self._vectors.count * self._dim * 4 > self._settings.flat_bytes

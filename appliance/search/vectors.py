@@ -7,6 +7,7 @@ thread may use a `View` of it meanwhile.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Self
 
 import numpy as np
@@ -26,8 +27,9 @@ _GATHER_EFFORT = 2.2
 """A row that is copied takes about as long as so many in order (measured)."""
 _GATHER_BYTES = 256 << 10
 """Copied at once: what stays in a core's own cache until it is scored."""
-_FEW = 2
-"""So many times as wanted are measured at once; of more it is cheaper to see first which may be nearest."""
+_FEW = 64
+"""So many rows, or twice as many as wanted, are measured at once; of more it is cheaper to see first which
+may be nearest."""
 _MEASURED_TOGETHER = 4096
 """Rows, of several queries: a few megabytes."""
 QUERIES_TOGETHER = 16
@@ -60,13 +62,13 @@ class View:
 
     def after(self, label: int) -> int:
         """The first slot whose label is greater."""
-        return int(np.searchsorted(self.labels, label, side="right"))
+        return int(self.labels.searchsorted(label, side="right"))
 
     def slots(self, labels: Positions) -> Positions:
         """The slots of those labels that are here and alive, in the order of `labels`."""
         if not len(self.labels):
             return np.empty(0, np.int64)
-        slots = np.minimum(np.searchsorted(self.labels, labels), len(self.labels) - 1)
+        slots = np.minimum(self.labels.searchsorted(labels), len(self.labels) - 1)
         here: Positions = slots[(self.labels[slots] == labels) & self.alive[slots]]
         return here
 
@@ -102,7 +104,7 @@ class View:
             some = queries[low : low + QUERIES_TOGETHER]
             slots = self._near(some, k, wanted, first)
             if beside is not None:
-                slots = [np.concatenate(pair) for pair in zip(beside[low:], slots, strict=False)]
+                slots = [_joined(*pair) for pair in zip(beside[low:], slots, strict=False)]
                 slots = [self._fewer(query, one, k) for query, one in zip(some, slots, strict=True)]
             together = max(1, _MEASURED_TOGETHER // max(1, *map(len, slots)))
             for start in range(0, len(some), together):
@@ -112,23 +114,29 @@ class View:
 
     def _fewer(self, query: Vector, slots: Positions, k: int) -> Positions:
         """Those of these ascending slots that may be among the k nearest, where that leaves out many."""
-        if len(slots) <= _FEW * k:
+        if len(slots) <= max(_FEW, 2 * k):
             return slots
         return slots[exact.contenders(self.rows(slots) @ query, k, self.dim)]
 
     def _nearest(self, queries: Vector, slots: Sequence[Positions], k: int) -> list[Found]:
-        """The k nearest to each query of the slots that it has, measured exactly."""
+        """The k nearest to each query of the ascending slots that it has, measured exactly."""
+        found: list[Found] = []
+        for one, measured in zip(slots, self._measured(queries, slots), strict=True):
+            nearest = measured.argsort(kind="stable")[:k]  # labels ascend as slots do: ties stay in order
+            found.append((self.labels[one[nearest]], measured[nearest]))
+        return found
+
+    def _measured(self, queries: Vector, slots: Sequence[Positions]) -> list[exact.Distances]:
+        """How far from each query the slots are that it has."""
+        if len(slots) == 1:
+            return [exact.distances(self.rows(slots[0]), queries[0])]
         together = np.concatenate(slots)
         order = together.argsort(kind="stable")  # rows are read in order
-        owner = np.repeat(np.arange(len(slots)), [len(one) for one in slots])
+        counts = [len(one) for one in slots]
+        owner = np.repeat(np.arange(len(slots)), counts)
         measured = np.empty(len(together))
         measured[order] = exact.distances(self.rows(together[order]), queries[owner[order]])
-        labels, low, found = self.labels[together], 0, list[Found]()
-        for one in slots:
-            high = low + len(one)
-            found.append(exact.nearest(labels[low:high], measured[low:high], k))
-            low = high
-        return found
+        return [measured[end - count : end] for count, end in zip(counts, accumulate(counts), strict=True)]
 
     def _near(self, queries: Vector, k: int, wanted: Mask | None, first: int) -> list[Positions]:
         """For each query the slots, ascending, of all that may be among the k nearest from `first` on."""
@@ -145,9 +153,9 @@ class View:
             gathered = self._gathered(queries, slots)
             return [slots[exact.contenders(scores, k, self.dim)] for scores in gathered]
         whole = self._scores(queries, first)
-        whole[:, ~eligible] = -np.inf
-        near = (exact.contenders(scores, min(k, matches), self.dim) for scores in whole)
-        return [one[eligible[one]] + first for one in near]
+        if matches < len(eligible):
+            whole[:, ~eligible] = -np.inf
+        return [first + exact.contenders(scores, min(k, matches), self.dim) for scores in whole]
 
     def _scores(self, queries: Vector, first: int) -> exact.Scores:
         scores = np.empty((len(queries), len(self.labels) - first), np.float32)
@@ -172,7 +180,7 @@ class View:
 
     def _parts(self, slots: Positions) -> Iterator[tuple[Vector, int, slice]]:
         """Each block that holds some of the ascending slots, its first slot, and its part of `slots`."""
-        bounds = [*np.searchsorted(slots, self.starts).tolist(), len(slots)]
+        bounds = [*slots.searchsorted(self.starts).tolist(), len(slots)]
         for number, (block, start) in enumerate(zip(self.blocks, self.starts, strict=True)):
             if bounds[number] < bounds[number + 1]:
                 yield block, start, slice(bounds[number], bounds[number + 1])
@@ -282,3 +290,7 @@ def _multiply(queries: Vector, rows: Vector, scores: exact.Scores) -> None:
         np.dot(rows, queries[0], out=scores[0])
     else:
         scores[:] = queries @ rows.T
+
+
+def _joined(before: Positions, after: Positions) -> Positions:
+    return np.concatenate([before, after]) if len(after) else before

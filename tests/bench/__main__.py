@@ -5,6 +5,7 @@ import importlib
 import sys
 from pathlib import Path
 
+import appliance  # noqa: F401 -- before numpy, which takes from it that BLAS has one thread, as in the daemon
 from tests.bench.report import Report
 
 # What measurements are made of.

@@ -1,11 +1,17 @@
 """The graph process' own state: what it answers to each message, in one process with the test."""
 
+import asyncio
+import os
+import signal
+
+import msgspec
 import numpy as np
 import pytest
 
 from appliance.errors import InvalidInput, NotFound
 from appliance.search.graph import Hnswlib
 from appliance.search.graph_process import (
+    TARGET,
     Add,
     Ask,
     Begin,
@@ -21,6 +27,7 @@ from appliance.search.graph_process import (
     Write,
 )
 from appliance.search.links import Links
+from appliance.workers import Memory, Worker
 from tests.searching import Vectors, brute_force, unit
 
 DIM = 32
@@ -189,3 +196,37 @@ def test_a_dropped_graph_is_taken_down_no_further() -> None:
     for message in (Read(1), Dump(1)):
         with pytest.raises(NotFound):
             held.graphs.file(message)
+
+
+async def test_what_comes_at_once_is_answered_each_for_itself() -> None:
+    """Queries, one of a graph that is not there, and the beginning of another, met by a stopped process."""
+    vectors = unit(np.random.default_rng(9), 100, DIM)
+    building, filing = Memory(vectors.nbytes), Memory(PIECE)
+    building.view[:] = vectors.tobytes()
+    settings = {"engine": "hnswlib", "threads": 1}
+    try:
+        async with Worker("graphs", TARGET, settings, memories=[building, filing]) as child:
+
+            def call(message: msgspec.Struct) -> asyncio.Future[bytes]:
+                return asyncio.ensure_future(child.call(msgspec.msgpack.encode(message), 10))
+
+            for step in (Begin(1, DIM, 100, 16, 200), Add(1, np.arange(100).tobytes()), Finish(1)):
+                await call(step)
+            asked: list[msgspec.Struct] = [
+                Query([Ask(1, 1, 50)], DIM, vector.tobytes()) for vector in vectors[:20]
+            ]
+            asked[5] = Query([Ask(2, 1, 50)], DIM, vectors[5].tobytes())
+            asked[9] = Begin(3, DIM, 10, 16, 200)
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGSTOP)
+            calls = [call(message) for message in asked]
+            await asyncio.sleep(0)  # each is sent
+            os.kill(child.pid, signal.SIGCONT)
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+    finally:
+        building.close()
+        filing.close()
+    assert isinstance(answers.pop(5), NotFound)
+    assert answers.pop(8) == b""
+    found = [int.from_bytes(answer[:8], "little") for answer in answers if isinstance(answer, bytes)]
+    assert found == [n for n in range(20) if n not in {5, 9}]

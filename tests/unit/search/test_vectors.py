@@ -69,6 +69,25 @@ def test_scan_from_a_slot_on_leaves_out_what_lies_before() -> None:
     assert len(view.scan(by_label[0][None], 5, first=500)[0][0]) == 0
 
 
+@pytest.mark.parametrize("nominated", [0, 7, 30, 200])
+@pytest.mark.parametrize("queries", [1, 5, 40])
+def test_what_is_nominated_is_measured_beside_what_is_scanned(queries: int, nominated: int) -> None:
+    rng = np.random.default_rng(nominated)
+    vectors, by_label = filled(rng, 400)
+    for label in (3 * 250, 3 * 399):
+        vectors.kill(label)
+        del by_label[label]
+    view, asked = vectors.view(), unit(rng, queries, DIM)
+    beside = [np.sort(rng.choice(240, nominated, replace=False)) for _ in asked]
+    for query, slots, (labels, distances) in zip(
+        asked, beside, view.scan(asked, 10, None, 240, beside), strict=True
+    ):
+        among = [label for label in by_label if label >= 3 * 240 or label // 3 in slots]
+        expected, measured = brute_force(np.stack([by_label[label] for label in among]), query, 10)
+        assert labels.tolist() == [among[position] for position in expected]
+        np.testing.assert_allclose(distances, measured, atol=2e-7)
+
+
 def test_equal_vectors_come_in_order_of_their_labels() -> None:
     rng = np.random.default_rng(8)
     vectors, by_label = filled(rng, 300)

@@ -188,6 +188,11 @@ async def test_a_child_is_confined_before_its_target_is_imported() -> None:
     assert info["folder"] == "/"
 
 
+async def test_a_child_that_reads_memory_all_over_gets_huge_pages() -> None:
+    async with worker("report", limits=Limits(huge_pages=True)) as child:
+        assert child.info["environment"]["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+
+
 async def test_a_child_that_cannot_start_says_why() -> None:
     with pytest.raises(WorkerRefused, match=r"libexample.so.1 is missing: install example"):
         await worker("refuses_to_start").__aenter__()
@@ -273,6 +278,16 @@ def test_the_same_on_the_loop_that_serves() -> None:
             return answers
 
     assert uvloop.run(main()) == [b"before", b"after die", b"after hang"]
+
+
+def test_messages_of_any_size_keep_their_order_on_it() -> None:
+    bodies = [os.urandom(10 if number % 3 else 3_000_000) for number in range(10)]
+
+    async def main() -> list[bytes]:
+        async with worker("echo") as child:
+            return await asyncio.gather(*(child.call(body, 10) for body in bodies))
+
+    assert uvloop.run(main()) == bodies
 
 
 def test_no_path_is_opened_for_what_crosses(tmp_path: Path) -> None:
