@@ -19,12 +19,19 @@ class Event(StrEnum):
     CUSTOMER_ADD = "customer.add"
     CUSTOMER_SUSPEND = "customer.suspend"
     CUSTOMER_RESUME = "customer.resume"
+    CUSTOMER_CLAIM = "customer.claim"
     TOKEN_ADD = "token.add"  # noqa: S105 - the name of an event
     TOKEN_REVOKE = "token.revoke"  # noqa: S105
     TOKEN_ROTATE = "token.rotate"  # noqa: S105
     AGREEMENT_SIGN = "agreement.sign"
     AGREEMENT_ACCEPT = "agreement.accept"
+    AGREEMENT_DOCUMENT = "agreement.document"
     AGREEMENT_REVOKE = "agreement.revoke"
+    GRANT_REQUEST = "grant.request"
+    GRANT_OPEN = "grant.open"
+    GRANT_APPROVE = "grant.approve"
+    GRANT_DENY = "grant.deny"
+    GRANT_REVOKE = "grant.revoke"
     COLLECTION_ADD = "collection.add"
     COLLECTION_RENAME = "collection.rename"
     COLLECTION_RECALL = "collection.recall"
@@ -53,6 +60,7 @@ class Event(StrEnum):
     DATASET_ERASE = "dataset.erase"
     DATASET_IMPORT = "dataset.import"
     DATASET_EXPORT = "dataset.export"
+    IMAGE_OPEN = "image.open"  # by an operator, with a grant
     IMAGE_ADD = "image.add"
     IMAGE_UPDATE = "image.update"
     IMAGE_DELETE = "image.delete"

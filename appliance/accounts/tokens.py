@@ -4,7 +4,7 @@ import hmac
 import secrets
 import zlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Self
 
@@ -25,6 +25,13 @@ _MAC_LABEL = "tokens"
 _REFUSED = "the token is missing or not valid"
 MAX_OVERLAP_SECONDS = 30 * 86400
 MAX_LIFETIME_SECONDS = 10 * 366 * 86400
+RECOVERY_SECONDS = 86400
+"""For so long a customer sees in its audit log that an operator has issued a token, before that is taken."""
+
+_CLAIMED = (
+    "the customer has used a token of its own, and issues them itself: with one that has the scope admin, by"
+    " POST /appliance/v1/tokens. For one that has lost all there is `appliance token add CUSTOMER --recovery`"
+)
 
 
 class Scope(StrEnum):
@@ -66,7 +73,10 @@ def operator_principal(uid: int) -> Principal:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What is known of a token; times are unix milliseconds, None for never."""
+    """What is known of a token; times are unix milliseconds, None for never.
+
+    `valid_from` is set for a `recovery` token alone: it is refused before.
+    """
 
     id: str
     customer: CustomerId
@@ -74,6 +84,8 @@ class Token:
     created_at: int
     expires_at: int | None
     revoked_at: int | None
+    recovery: bool = False
+    valid_from: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +103,7 @@ class _Live:
     mac: bytes
     principal: Principal
     expires_at: float  # unix milliseconds, infinity for never
+    recovery_of: int | None = None  # when a recovery token was issued
 
 
 class Tokens:
@@ -118,27 +131,40 @@ class Tokens:
         customer: CustomerId,
         scopes: Collection[Scope] | None = None,
         expires_at: int | None = None,
+        *,
+        recovery: bool = False,
     ) -> IssuedToken:
         """Issue a token, durably and audited; its text is shown here and never again.
 
         Without `scopes` the first token of a customer gets all, later ones all but admin. `expires_at` is
         unix milliseconds. Raises NotFound for the customer, InvalidInput for no scopes, a time passed or one
-        beyond MAX_LIFETIME_SECONDS.
+        beyond MAX_LIFETIME_SECONDS; Forbidden for an operator once the customer is claimed.
+
+        Then an operator may issue one of `recovery`, by default for admin alone: it is refused for
+        RECOVERY_SECONDS, counted anew from the end of a suspension, and the customer may revoke it. Raises
+        InvalidInput for admin with datasets:read, and Conflict before the customer is claimed and while it is
+        suspended, and so cannot see it.
         """
         if not self._customers.known(customer):
             raise NotFound("no such customer")
         now = self._now()
         if scopes is not None and not scopes:
             raise InvalidInput("scopes: at least one is needed")
+        if recovery:
+            scopes = _recovery_scopes(actor, scopes)
         if expires_at is not None and not now < expires_at <= now + MAX_LIFETIME_SECONDS * 1000:
             raise InvalidInput("expires_at: must lie within the next ten years; leave it out for never")
         issued, mac = self._mint()
 
         def act(connection: Connection) -> Token:
             granted = frozenset(scopes) if scopes is not None else _default_scopes(connection, customer)
-            token = Token(issued.id, customer, granted, now, expires_at, None)
+            _check_issuer(connection, actor, customer, recovery=recovery)
+            token = Token(issued.id, customer, granted, now, expires_at, None, recovery)
             _insert(connection, token, mac, None)
-            record(connection, now, actor, Event.TOKEN_ADD, customer, issued.id, {"scopes": sorted(granted)})
+            details: dict[str, object] = {"scopes": sorted(granted)} | (
+                {"recovery": True} if recovery else {}
+            )
+            record(connection, now, actor, Event.TOKEN_ADD, customer, issued.id, details)
             return token
 
         await self._ledger.write(act, then=lambda token: self._remember(token, mac))
@@ -169,7 +195,7 @@ class Tokens:
         """Issue a successor with the same scopes and lifetime; the old token ends after the overlap.
 
         Raises NotFound as `revoke`, InvalidInput for an overlap outside 0 to 30 days, Conflict when the
-        token is revoked, expired, or has a successor.
+        token is revoked, expired, or has a successor, Forbidden for an operator once the customer is claimed.
         """
         if not 0 <= overlap_seconds <= MAX_OVERLAP_SECONDS:
             raise InvalidInput(f"overlap_seconds: 0 to {MAX_OVERLAP_SECONDS}")
@@ -179,6 +205,7 @@ class Tokens:
 
         def act(connection: Connection) -> tuple[Token, Token]:
             old = _owned(connection, customer, token_id)
+            _check_issuer(connection, actor, old.customer, recovery=False)
             if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
                 raise Conflict("the token is revoked or expired: add a new one")
             if connection.execute("SELECT 1 FROM tokens WHERE rotated_from = ?", (token_id,)).get:
@@ -205,18 +232,32 @@ class Tokens:
         """Whose token this is; from memory, without awaiting, in time that does not depend on the secret.
 
         Raises Unauthenticated with one and the same message for a malformed, unknown, expired or revoked
-        token, Forbidden for a genuine one of a suspended customer.
+        token, and for one of recovery that is not valid yet; Forbidden for a genuine one of a suspended
+        customer.
         """
         if not _well_formed(text):
             raise Unauthenticated(_REFUSED)
         live = self._live.get(text[len(_PREFIX) : len(_PREFIX) + _ID], self._nobody)
         genuine = hmac.compare_digest(self._keys.mac(_MAC_LABEL, text.encode("ascii")), live.mac)
-        if not genuine or self._clock() * 1000 >= live.expires_at:
+        now, customer = self._clock() * 1000, live.principal.customer
+        if not genuine or now >= live.expires_at:
             raise Unauthenticated(_REFUSED)
-        customer = live.principal.customer
         if customer is not None and self._customers.suspended(customer):
             raise Forbidden(SUSPENDED)
+        if live.recovery_of is not None and customer is not None:
+            began = max(live.recovery_of, self._customers.resumed_at(customer))
+            if now < began + RECOVERY_SECONDS * 1000:
+                raise Unauthenticated(_REFUSED)
         return live.principal
+
+    def is_first_use(self, principal: Principal) -> bool:
+        """Whether the use of a token is yet to be noted for its customer, from memory."""
+        return principal.customer is not None and not self._customers.claimed(principal.customer)
+
+    async def note_use(self, principal: Principal, request: str) -> None:
+        """Note durably that the customer uses its tokens; once for each customer, see `Customers.claim`."""
+        if principal.customer is not None:
+            await self._customers.claim(principal.actor(request), principal.customer)
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
@@ -257,11 +298,33 @@ def _base62(number: int, width: int) -> str:
 
 def _live(token: Token, mac: bytes) -> _Live:
     principal = Principal(token.customer, token.id, token.scopes, operator=False)
-    return _Live(mac, principal, float("inf") if token.expires_at is None else token.expires_at)
+    expires_at = float("inf") if token.expires_at is None else token.expires_at
+    return _Live(mac, principal, expires_at, token.created_at if token.recovery else None)
 
 
 def _with_expiry(token: Token, expires_at: int) -> Token:
-    return Token(token.id, token.customer, token.scopes, token.created_at, expires_at, token.revoked_at)
+    return replace(token, expires_at=expires_at)
+
+
+def _recovery_scopes(actor: Actor, scopes: Collection[Scope] | None) -> frozenset[Scope]:
+    if actor.kind == "token":
+        raise InvalidInput("recovery: for operators alone; a customer that has a token issues others")
+    asked = frozenset({Scope.ADMIN} if scopes is None else scopes)
+    if {Scope.ADMIN, Scope.DATASETS_READ} <= asked:
+        raise InvalidInput("scopes: a token of recovery has admin or datasets:read, never both")
+    return asked
+
+
+def _check_issuer(connection: Connection, actor: Actor, customer: CustomerId, *, recovery: bool) -> None:
+    claimed_at, suspended_at = connection.execute(
+        "SELECT claimed_at, suspended_at FROM customers WHERE id = ?", (customer,)
+    ).fetchall()[0]
+    if recovery and claimed_at is None:
+        raise Conflict("the customer has used no token yet: issue an ordinary one, without recovery")
+    if recovery and suspended_at is not None:
+        raise Conflict("the customer is suspended, and could not see this: resume it first")
+    if actor.kind == "operator" and claimed_at is not None and not recovery:
+        raise Forbidden(_CLAIMED)
 
 
 def _default_scopes(connection: Connection, customer: CustomerId) -> frozenset[Scope]:
@@ -269,19 +332,22 @@ def _default_scopes(connection: Connection, customer: CustomerId) -> frozenset[S
     return ALL_SCOPES - {Scope.ADMIN} if has_one else ALL_SCOPES
 
 
-_COLUMNS = "id, customer, scopes, created_at, expires_at, revoked_at"
+_RESUMED = "coalesce((SELECT resumed_at FROM customers WHERE customers.id = tokens.customer), 0)"
+_VALID_FROM = f"iif(recovery, max(created_at, {_RESUMED}) + {RECOVERY_SECONDS * 1000}, NULL)"
+_COLUMNS = f"id, customer, scopes, created_at, expires_at, revoked_at, recovery, {_VALID_FROM}"
 
 
 def _insert(connection: Connection, token: Token, mac: bytes, rotated_from: str | None) -> None:
     connection.execute(
-        "INSERT INTO tokens (id, customer, scopes, created_at, expires_at, mac, rotated_from)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO tokens (id, customer, scopes, created_at, expires_at, recovery, mac, rotated_from)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             token.id,
             token.customer,
             " ".join(sorted(token.scopes)),
             token.created_at,
             token.expires_at,
+            token.recovery,
             mac,
             rotated_from,
         ),
@@ -310,4 +376,4 @@ def _not_revoked(connection: Connection) -> list[tuple[Token, bytes]]:
 
 def _token(row: tuple[Any, ...]) -> Token:
     scopes = frozenset(Scope(name) for name in row[2].split())
-    return Token(row[0], row[1], scopes, row[3], row[4], row[5])
+    return Token(row[0], row[1], scopes, row[3], row[4], row[5], bool(row[6]), row[7])

@@ -114,6 +114,8 @@ class Gate:
         trace.route = route.path
         with self._auth:
             principal = self._principal(request, route)
+        if self._tokens.is_first_use(principal):
+            await self._tokens.note_use(principal, trace.id)
         trace.customer = principal.customer or ("operator" if principal.operator else "-")
         sees = route.form.carries_images
         if sees:  # one that would wait in vain is refused before its body is read

@@ -1,5 +1,6 @@
 """What was ended, so that no older backup brings it back: erased images, datasets and collections, revoked
-tokens and agreements, links that were given out, what a suspended customer may do. Ids and times only.
+tokens and agreements, links that were given out, what a suspended customer may do, and that operators issue a
+customer's tokens. Ids and times only.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,10 +15,11 @@ from appliance.errors import BackupInvalid
 from appliance.ledger import Connection
 from appliance.vault import SealedFile
 
-Kind = Literal["image", "dataset", "collection", "token", "agreement", "links", "suspension"]
+Kind = Literal["image", "dataset", "collection", "token", "agreement", "links", "suspension", "claim"]
 
 COLLECTIONS_HAVE_KEYS = 14
 CUSTOMERS_ARE_SUSPENDED = 12
+CUSTOMERS_ARE_CLAIMED = 22
 """Since these schemas."""
 _ROWS_AT_ONCE = 1000
 _KINDS: tuple[tuple[Kind, str], ...] = (
@@ -28,6 +30,7 @@ _KINDS: tuple[tuple[Kind, str], ...] = (
     ("agreement", "SELECT 1 FROM agreements WHERE id = ? AND revoked_at IS NULL"),
     ("links", "SELECT 1 FROM datasets WHERE id = ?"),
     ("suspension", "SELECT 1 FROM customers WHERE id = ?{suspended}"),
+    ("claim", "SELECT 1 FROM customers WHERE id = ?{claimed}"),
 )
 _REPLAYED: tuple[tuple[Kind, str], ...] = (
     ("dataset", "UPDATE datasets SET erased_at = :value WHERE id = :id AND erased_at IS NULL"),
@@ -36,6 +39,7 @@ _REPLAYED: tuple[tuple[Kind, str], ...] = (
     ("agreement", "UPDATE agreements SET revoked_at = :value WHERE id = :id AND revoked_at IS NULL"),
     ("links", "UPDATE datasets SET visibility = :text, epoch = max(epoch, :value) WHERE id = :id"),
     ("suspension", "UPDATE customers SET suspended_at = :value WHERE id = :id AND suspended_at IS NULL"),
+    ("claim", "UPDATE customers SET claimed_at = :value WHERE id = :id AND claimed_at IS NULL"),
 )
 _BEING_DELETED = (
     "SELECT images.id, deleted_at, datasets.id FROM images JOIN datasets ON number = dataset"
@@ -53,9 +57,9 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Ending(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """One thing that ended. `value` is when, in unix milliseconds, 0 for nobody knows; of links the epoch.
 
-    A suspension has its customer's id; one that was over when the export was made is none. `text` is of an
-    image its dataset, of links the dataset's visibility, of a collection that was emptied the container of
-    the key that it had until then: under a later key it has not ended.
+    A suspension and a claim have their customer's id; a suspension that was over when the export was made is
+    none. `text` is of an image its dataset, of links the dataset's visibility, of a collection that was
+    emptied the container of the key that it had until then: under a later key it has not ended.
     """
 
     kind: Kind
@@ -92,6 +96,8 @@ class Ended:
         known["collection"] = known["collection"].format(key=key)
         suspended = " AND suspended_at IS NULL" if schema >= CUSTOMERS_ARE_SUSPENDED else ""
         known["suspension"] = known["suspension"].format(suspended=suspended)
+        claimed = " AND claimed_at IS NULL" if schema >= CUSTOMERS_ARE_CLAIMED else ""
+        known["claim"] = known["claim"].format(claimed=claimed)
         for ending in endings:
             given = (ending.id, ending.text) if ending.kind == "collection" else (ending.id,)
             if connection.execute(known[ending.kind], given).get == 1:
@@ -153,6 +159,8 @@ def _all(connection: Connection) -> Iterator[Ending]:
         yield Ending("links", *row)
     for row in _rows(connection, "SELECT id, suspended_at FROM customers WHERE suspended_at IS NOT NULL"):
         yield Ending("suspension", *row)
+    for row in _rows(connection, "SELECT id, claimed_at FROM customers WHERE claimed_at IS NOT NULL"):
+        yield Ending("claim", *row)
 
 
 def _erased(connection: Connection) -> Iterator[Ending]:

@@ -22,6 +22,9 @@ def add(words: Words) -> None:
     adding.add_argument("customer", help="id or name")
     adding.add_argument("--scope", action="append", help="repeat; default: first token all, later no admin")
     adding.add_argument("--expires-at", metavar="TIME", help="ISO 8601 with a UTC offset; default: never")
+    adding.add_argument(
+        "--recovery", action="store_true", help="for a customer that has lost its own: taken a day later"
+    )
     listing = tokens.verb("list", client(_list_tokens), "tokens without their secrets")
     listing.add_argument("customer", nargs="?", help="id or name; default: of all")
     rotate = tokens.verb("rotate", client(_rotate_token), "issue a successor of a token")
@@ -39,7 +42,9 @@ async def _add_customer(operator: Operator, arguments: argparse.Namespace) -> Ou
 
 async def _list_customers(operator: Operator, _: argparse.Namespace) -> Output:
     answer = await operator.call("GET", "/customers")
-    return Output(answer, table(answer["customers"], "id", "name", "created_at", "suspended_at"))
+    return Output(
+        answer, table(answer["customers"], "id", "name", "created_at", "suspended_at", "claimed_at")
+    )
 
 
 async def _suspend(operator: Operator, arguments: argparse.Namespace) -> Output:
@@ -62,14 +67,15 @@ async def _add_token(operator: Operator, arguments: argparse.Namespace) -> Outpu
         body["scopes"] = arguments.scope
     if arguments.expires_at:
         body["expires_at"] = arguments.expires_at
+    if arguments.recovery:
+        body["recovery"] = True
     return _issued(await operator.call("POST", "/tokens", body=body))
 
 
 async def _list_tokens(operator: Operator, arguments: argparse.Namespace) -> Output:
     answer = await operator.call("GET", "/tokens", query=await operator.of_customer(arguments.customer))
-    return Output(
-        answer, table(answer["tokens"], "id", "customer", "scopes", "created_at", "expires_at", "revoked_at")
-    )
+    times = ("created_at", "valid_from", "expires_at", "revoked_at")
+    return Output(answer, table(answer["tokens"], "id", "customer", "scopes", *times))
 
 
 async def _rotate_token(operator: Operator, arguments: argparse.Namespace) -> Output:
