@@ -23,6 +23,8 @@ from appliance import vault
 from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import Actor, AuditLog, Entry, entries
 from appliance.accounts.customers import CustomerId, Customers
+from appliance.accounts.forward import ForwardTime
+from appliance.accounts.grants import Grants
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Scope, Tokens
 from appliance.api.parts import Parts
@@ -261,7 +263,8 @@ class Served:
         keyring = await vault.open_keyring(self._folder, ledger, bytearray(range(32)))
         keys = keyring.service
         tokens = await enter(Tokens(ledger, keys, customers, lambda: self.clock))
-        agreements = await enter(Agreements(ledger, customers, lambda: self.clock))
+        agreements = await enter(Agreements(ledger, keyring, customers, lambda: self.clock))
+        forward = ForwardTime(0.0, lambda: self.clock, lambda: self.clock)
         graphs = self._folder / "graphs"
         collections = await enter(
             Collections(ledger, keyring, settings.search, lambda: self.clock, registry, graphs=graphs)
@@ -295,6 +298,7 @@ class Served:
             customers=customers,
             tokens=tokens,
             agreements=agreements,
+            grants=Grants(ledger, keyring, customers, forward.now, four_eyes=False),
             audit=AuditLog(ledger),
             rotations=Rotations(ledger, keyring, customers, lambda: self.clock),
             collections=collections,
@@ -401,12 +405,13 @@ class Served:
             self.run(stack.aclose())
 
     def tenant(self, name: str) -> Tenant:
-        """A new customer with a collection of its own."""
+        """A new customer with a collection of its own, which issues its tokens itself."""
         return self.run(self._tenant(name))
 
     async def _tenant(self, name: str) -> Tenant:
         customer = await self.parts.customers.add(ACTOR, name)
         token = await self.parts.tokens.add(ACTOR, customer.id)
+        await self.parts.customers.claim(ACTOR, customer.id)  # as one that has used it
         collection = await self.collection(customer.id, "photos")
         return Tenant(customer.id, token.token, collection)
 

@@ -1,14 +1,21 @@
 """`/appliance/v1`: what a customer has agreed to, and the log of what was done with what is its own."""
 
+from datetime import date, datetime
+
 import msgspec
 
-from appliance.accounts.agreements import Agreement, AgreementId, Agreements, parse_kind
+from appliance.accounts.agreements import Agreement, AgreementId, Agreements, Kind, parse_kind
 from appliance.accounts.audit import AuditLog, Entry
+from appliance.accounts.contracts import Contract
 from appliance.accounts.customers import CustomerId, Customers
-from appliance.api.answers import Answer, moment
+from appliance.accounts.grants import Grants
+from appliance.api.answers import Answer, moment, unix_milliseconds
 from appliance.api.call import Call
+from appliance.api.datasets import AWAY
+from appliance.api.paging import truth
 from appliance.api.payload import integer
-from appliance.errors import Forbidden
+from appliance.datasets.catalogue import Datasets
+from appliance.errors import Conflict, Forbidden, InvalidInput, NotInstalled
 
 PAGE = 100
 MAX_PAGE = 1000
@@ -19,22 +26,37 @@ class NewAgreement(msgspec.Struct, forbid_unknown_fields=True):
     customer: str
     kind: str
     await_acceptance: bool = False
+    parties: str | None = None
+    text_sha256: str | None = None
+    signed_on: date | None = None
+    valid_until: datetime | None = None
 
 
 class Oversight:
-    """The handlers of agreements and of the audit log."""
+    """The handlers of agreements and of the audit log. Without `datasets` nothing is erased here."""
 
-    def __init__(self, customers: Customers, agreements: Agreements, audit: AuditLog) -> None:
+    def __init__(
+        self,
+        customers: Customers,
+        agreements: Agreements,
+        grants: Grants,
+        audit: AuditLog,
+        datasets: Datasets | None,
+    ) -> None:
         self._customers = customers
         self._agreements = agreements
+        self._grants = grants
         self._audit = audit
+        self._datasets = datasets
 
     async def sign_agreement(self, call: Call) -> Answer:
         asked = call.document(NewAgreement)
+        valid_until = unix_milliseconds(asked.valid_until, "valid_until")
         signed = await self._agreements.sign(
             call.actor,
             CustomerId(asked.customer),
             parse_kind(asked.kind),
+            Contract(asked.parties, asked.text_sha256, asked.signed_on, valid_until),
             await_acceptance=asked.await_acceptance,
         )
         return Answer(_agreement(signed), 201)
@@ -51,20 +73,60 @@ class Oversight:
         accepted = await self._agreements.accept(call.actor, customer, AgreementId(call.parameters["id"]))
         return Answer(_agreement(accepted))
 
-    async def revoke_agreement(self, call: Call) -> Answer:
+    async def attach_document(self, call: Call) -> Answer:
+        await self._agreements.attach(
+            call.actor, AgreementId(call.parameters["id"]), bytes(call.payload.body)
+        )
+        return Answer(status=204)
+
+    async def get_document(self, call: Call) -> Answer:
+        """The bytes of the paper that was signed."""
         owner = call.owner(call.query.get("customer"))
-        await self._agreements.revoke(call.actor, owner, AgreementId(call.parameters["id"]))
+        document = await self._agreements.document(owner, AgreementId(call.parameters["id"]))
+        return Answer(content_type="application/octet-stream", text=document)
+
+    async def revoke_agreement(self, call: Call) -> Answer:
+        """With `erase` also all that it has allowed to be stored, as the customer alone may ask."""
+        owner = call.owner(call.query.get("customer"))
+        identity = AgreementId(call.parameters["id"])
+        if not truth(call, "erase"):
+            await self._agreements.revoke(call.actor, owner, identity)
+            return Answer(status=204)
+        if owner is None or call.principal.customer is None:
+            raise Forbidden("erase: the customer itself asks for it, with a token of its own")
+        if self._datasets is None:
+            raise NotInstalled(AWAY)
+        if (await self._agreements.get(owner, identity)).kind is not Kind.TRAINING_DATA:
+            raise InvalidInput("erase: nothing was stored under an agreement of this kind")
+        await self._agreements.revoke(call.actor, owner, identity)
+        if any(
+            one.kind is Kind.TRAINING_DATA and one.revoked_at is None
+            for one in await self._agreements.list(owner)
+        ):
+            raise Conflict("erase: images are stored under a later agreement by now: erase single datasets")
+        for dataset in await self._datasets.list(owner):
+            await self._datasets.erase(call.actor, dataset)
         return Answer(status=204)
 
     async def list_audit(self, call: Call) -> Answer:
-        """Entries after `after`, oldest first; `next` is the `after` of the page that follows, if any."""
+        """Entries after `after`, oldest first; `next` is the `after` of the page that follows, if any.
+
+        The customer sees with each that is about a grant why that was opened: the log itself holds no words.
+        """
         customer = await call.listed(self._customers)
         after = integer(call.query.get("after"), "after", 0, 0, _LAST)
         limit = integer(call.query.get("limit"), "limit", PAGE, 1, MAX_PAGE)
         found = await self._audit.entries(customer, after=after, limit=limit + 1)
         page = found[:limit]
         following = page[-1].seq if len(found) > limit else None
-        return Answer({"entries": [_entry(entry) for entry in page], "next": following})
+        shown = [_entry(entry) for entry in page]
+        if call.principal.customer is not None:
+            about = {_grant(entry) for entry in page} - {""}
+            reasons = await self._grants.reasons(call.principal.customer, about)
+            for one, entry in zip(shown, page, strict=True):
+                if (reason := reasons.get(_grant(entry))) is not None:
+                    one["reason"] = reason
+        return Answer({"entries": shown, "next": following})
 
 
 def _agreement(agreement: Agreement) -> dict[str, object]:
@@ -73,10 +135,23 @@ def _agreement(agreement: Agreement) -> dict[str, object]:
         "customer": agreement.customer,
         "kind": agreement.kind,
         "state": agreement.state,
+        "parties": agreement.contract.parties,
+        "text_sha256": agreement.contract.text_sha256,
+        "signed_on": None
+        if agreement.contract.signed_on is None
+        else agreement.contract.signed_on.isoformat(),
+        "valid_until": moment(agreement.contract.valid_until),
+        "has_document": agreement.has_document,
         "signed_at": moment(agreement.signed_at),
         "active_at": moment(agreement.active_at),
         "revoked_at": moment(agreement.revoked_at),
     }
+
+
+def _grant(entry: Entry) -> str:
+    """The id of the grant that an entry is about, "" where it is about none."""
+    of_its_own = entry.event.startswith("grant.")
+    return str(entry.subject if of_its_own else entry.details.get("grant", ""))
 
 
 def _entry(entry: Entry) -> dict[str, object]:

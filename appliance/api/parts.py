@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import AuditLog
 from appliance.accounts.customers import Customers
+from appliance.accounts.grants import Grants
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
 from appliance.asynchronous.requests import Requests
@@ -37,6 +38,7 @@ class Parts:
     customers: Customers
     tokens: Tokens
     agreements: Agreements
+    grants: Grants
     audit: AuditLog
     rotations: Rotations
     collections: Collections

@@ -28,6 +28,7 @@ from appliance.api.descriptors import Descriptors
 from appliance.api.feeds import Feeds
 from appliance.api.files import Files
 from appliance.api.gate import Gate
+from appliance.api.grants import Grants
 from appliance.api.image_matching import ImageMatching
 from appliance.api.installed_tasks import InstalledTasks
 from appliance.api.interchange import Interchange
@@ -91,6 +92,7 @@ class Server:
         descriptors = Descriptors(parts.collections, vision)
         patient = vision.at(Priority.BULK)
         sink = None if parts.images is None else parts.images.sink
+        catalogue = None if parts.images is None else parts.images.datasets
         self._asynchronous = Asynchronous(
             parts.requests,
             parts.webhooks,
@@ -100,7 +102,7 @@ class Server:
             limits=parts.config.requests,
         )
         families: list[object] = [
-            Account(parts.customers, parts.bundles, None if parts.images is None else parts.images.datasets),
+            Account(parts.customers, parts.bundles, catalogue),
             Recognition(vision, parts.bundles, parts.heads, sink),
             Colours(vision),
             self._asynchronous,
@@ -122,12 +124,13 @@ class Server:
             Aliases(parts.customers, parts.collections.aliases),
             Transfers(parts.collections, parts.config.search),
             Feeds(parts.synchronisation),
-            Oversight(parts.customers, parts.agreements, parts.audit),
+            Oversight(parts.customers, parts.agreements, parts.grants, parts.audit, catalogue),
+            Grants(parts.grants, parts.customers, parts.images),
             KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),
             Backups(parts.backups),
-            Datasets(None if parts.images is None else parts.images.datasets, parts.customers),
-            Interchange(parts.images),
+            Datasets(catalogue, parts.customers),
+            Interchange(parts.images, parts.grants),
         ]
         if parts.images is not None:
             families += _of_images(parts, parts.images)

@@ -23,6 +23,7 @@ from appliance.cli import (
     collections,
     customers,
     datasets,
+    grants,
     keys,
     residency,
     serving,
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     root.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"default {DEFAULT_CONFIG}")
     root.add_argument("--json", action="store_true", help="one JSON document on stdout")
     words = Words(root, "COMMAND")
-    nouns = (serving, residency, customers, agreements, collections, datasets, bundles, keys, backups)
+    nouns = (serving, residency, customers, agreements, collections, datasets, grants, bundles, keys, backups)
     for group in nouns:
         group.add(words)
     return root

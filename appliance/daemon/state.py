@@ -10,6 +10,8 @@ from appliance import metrics, process, vault
 from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import AuditLog
 from appliance.accounts.customers import Customers
+from appliance.accounts.forward import ForwardTime, latest_time
+from appliance.accounts.grants import Grants
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
 from appliance.api.parts import Parts
@@ -49,6 +51,7 @@ class State:
     customers: Customers
     tokens: Tokens
     agreements: Agreements
+    grants: Grants
     rotations: Rotations
     collections: Collections
     bundles: Bundles
@@ -76,6 +79,7 @@ class State:
             customers=self.customers,
             tokens=self.tokens,
             agreements=self.agreements,
+            grants=self.grants,
             audit=AuditLog(self.ledger),
             rotations=self.rotations,
             collections=self.collections,
@@ -126,7 +130,10 @@ async def open_state(
     keys = keyring.service
     customers = await enter(Customers(ledger, clock))
     tokens = await enter(Tokens(ledger, keys, customers, clock))
-    agreements = await enter(Agreements(ledger, customers, clock))
+    waits = settings.agreements.require_acceptance
+    agreements = await enter(Agreements(ledger, keyring, customers, clock, require_acceptance=waits))
+    forward = ForwardTime(await ledger.read(latest_time), clock, time.monotonic)
+    grants = Grants(ledger, keyring, customers, forward.now, four_eyes=settings.grants.four_eyes)
     rotations = Rotations(ledger, keyring, customers, clock)
     graphs = settings.state / "graphs"
     collections = await enter(Collections(ledger, keyring, settings.search, clock, registry, graphs=graphs))
@@ -144,6 +151,7 @@ async def open_state(
         customers=customers,
         tokens=tokens,
         agreements=agreements,
+        grants=grants,
         rotations=rotations,
         collections=collections,
         bundles=bundles,
