@@ -185,6 +185,18 @@ class Datasets(Section):
     link_seconds: int = Field(3600, ge=1, le=3600)
 
 
+class Agreements(Section):
+    """What counts as agreed."""
+
+    require_acceptance: bool = False
+
+
+class Grants(Section):
+    """Access of operators to stored images, as customers grant it."""
+
+    four_eyes: bool = False
+
+
 class Health(Section):
     """What is watched, how often, and what is too little."""
 
@@ -221,6 +233,8 @@ class Config(Section):
     requests: Requests = Requests()
     search: Search = Search()
     datasets: Datasets = Datasets()
+    agreements: Agreements = Agreements()
+    grants: Grants = Grants()
     health: Health = Health()
     lifecycle: Lifecycle = Lifecycle()
     log: Log = Log()

@@ -25,6 +25,8 @@ from appliance.accounts.audit import Actor, AuditLog, Entry, entries
 from appliance.accounts.certificates import Certificates
 from appliance.accounts.compliance import Compliance
 from appliance.accounts.customers import CustomerId, Customers
+from appliance.accounts.forward import ForwardTime
+from appliance.accounts.grants import Grants
 from appliance.accounts.quotas import Quotas, defaults
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Scope, Tokens
@@ -272,7 +274,8 @@ class Served:
         keys = keyring.service
         tokens = await enter(Tokens(ledger, keys, customers, lambda: self.clock))
         quotas = await enter(Quotas(ledger, defaults(settings), lambda: self.clock))
-        agreements = await enter(Agreements(ledger, customers, lambda: self.clock))
+        agreements = await enter(Agreements(ledger, keyring, customers, lambda: self.clock))
+        forward = ForwardTime(0.0, lambda: self.clock, lambda: self.clock)
         graphs, snapshots = self._folder / "graphs", self._folder / "snapshots"
         collections = await enter(
             Collections(
@@ -317,6 +320,7 @@ class Served:
             tokens=tokens,
             quotas=quotas,
             agreements=agreements,
+            grants=Grants(ledger, keyring, customers, forward.now, four_eyes=False),
             audit=AuditLog(ledger),
             audit_tree=await enter(AuditTree(ledger, keys, self._folder)),
             certificates=(certificates := Certificates(ledger, keyring.service)),
@@ -466,12 +470,13 @@ class Served:
             self.run(stack.aclose())
 
     def tenant(self, name: str) -> Tenant:
-        """A new customer with a collection of its own."""
+        """A new customer with a collection of its own, which issues its tokens itself."""
         return self.run(self._tenant(name))
 
     async def _tenant(self, name: str) -> Tenant:
         customer = await self.parts.customers.add(ACTOR, name)
         token = await self.parts.tokens.add(ACTOR, customer.id)
+        await self.parts.customers.claim(ACTOR, customer.id)  # as one that has used it
         collection = await self.collection(customer.id, "photos")
         return Tenant(customer.id, token.token, collection)
 

@@ -108,7 +108,7 @@ async def stand(
         keyring = await open_keyring(state, ledger, bytearray(root))
         stack.callback(keyring.wipe)
         customers = await enter(Customers(ledger, clock))
-        agreements = await enter(Agreements(ledger, customers, clock))
+        agreements = await enter(Agreements(ledger, keyring, customers, clock))
         folder = await enter(data_folder(state / "images", ledger, encrypted=False))
         space = Space(folder, fraction=0, least_bytes=reserve, ballast_bytes=1 << 20)
         files = await enter(SealedFiles(folder, registry))

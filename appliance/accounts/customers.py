@@ -13,17 +13,22 @@ from appliance.ledger import Connection, Ledger
 CustomerId = NewType("CustomerId", str)
 
 _MAX_NAME = 200
-_COLUMNS = "id, name, created_at, suspended_at"
+_COLUMNS = "id, name, created_at, suspended_at, claimed_at, resumed_at"
 
 
 @dataclass(frozen=True, slots=True)
 class Customer:
-    """`id` is a random UUID, `name` is unique (NFC); times are unix milliseconds, None for never."""
+    """`id` is a random UUID, `name` is unique (NFC); times are unix milliseconds, None for never.
+
+    It is claimed at the first use of one of its tokens, whoever issued that.
+    """
 
     id: CustomerId
     name: str
     created_at: int
     suspended_at: int | None = None
+    claimed_at: int | None = None
+    resumed_at: int | None = None
 
 
 class Customers:
@@ -34,15 +39,22 @@ class Customers:
         self._clock = clock
         self._known: set[CustomerId] = set()
         self._suspended: set[CustomerId] = set()
+        self._claimed: set[CustomerId] = set()
+        self._resumed: dict[CustomerId, int] = {}
 
     async def __aenter__(self) -> Self:
-        self._known = {customer.id for customer in await self.list()}
+        customers = await self.list()
+        self._known = {customer.id for customer in customers}
         self._suspended = set(await self._ledger.read(_suspended))
+        self._claimed = {customer.id for customer in customers if customer.claimed_at is not None}
+        self._resumed = {one.id: one.resumed_at for one in customers if one.resumed_at is not None}
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._known.clear()
         self._suspended.clear()
+        self._claimed.clear()
+        self._resumed.clear()
 
     async def add(self, actor: Actor, name: str) -> Customer:
         """Create a customer, durably and audited. Raises InvalidInput for the name, Conflict when taken."""
@@ -85,12 +97,31 @@ class Customers:
             found = _existing(connection, customer)
             if (found.suspended_at is None) == (suspended_at is None):
                 return found
-            connection.execute("UPDATE customers SET suspended_at = ? WHERE id = ?", (suspended_at, customer))
+            resumed_at = now if suspended_at is None else found.resumed_at
+            connection.execute(
+                "UPDATE customers SET suspended_at = ?, resumed_at = ? WHERE id = ?",
+                (suspended_at, resumed_at, customer),
+            )
             record(connection, now, actor, event, customer, customer)
-            return replace(found, suspended_at=suspended_at)
+            return replace(found, suspended_at=suspended_at, resumed_at=resumed_at)
 
-        remember = self._suspended.discard if suspended_at is None else self._suspended.add
-        return await self._ledger.write(act, then=lambda changed: remember(changed.id))
+        return await self._ledger.write(act, then=self._note_suspended)
+
+    async def claim(self, actor: Actor, customer: CustomerId) -> None:
+        """Note that the customer has used a token, durably and audited: from now on it alone issues them.
+
+        A second time changes nothing.
+        """
+        now = int(self._clock() * 1000)
+
+        def act(connection: Connection) -> None:
+            connection.execute(
+                "UPDATE customers SET claimed_at = ? WHERE id = ? AND claimed_at IS NULL", (now, customer)
+            )
+            if connection.changes():
+                record(connection, now, actor, Event.CUSTOMER_CLAIM, customer, customer)
+
+        await self._ledger.write(act, then=lambda _: self._claimed.add(customer))
 
     def forget(self, customer: CustomerId) -> None:
         """Its erasure has begun: it is known no more, and none of its tokens is taken."""
@@ -112,6 +143,22 @@ class Customers:
     def suspended(self, customer: CustomerId) -> bool:
         """Whether none of its tokens is taken, from memory."""
         return customer in self._suspended
+
+    def claimed(self, customer: CustomerId) -> bool:
+        """Whether it has used a token, from memory."""
+        return customer in self._claimed
+
+    def resumed_at(self, customer: CustomerId) -> int:
+        """When it was last resumed, from memory: unix milliseconds, 0 for never."""
+        return self._resumed.get(customer, 0)
+
+    def _note_suspended(self, changed: Customer) -> None:
+        if changed.suspended_at is not None:
+            self._suspended.add(changed.id)
+            return
+        self._suspended.discard(changed.id)
+        if changed.resumed_at is not None:
+            self._resumed[changed.id] = changed.resumed_at
 
 
 def check_living(connection: Connection, customer: CustomerId) -> None:

@@ -36,6 +36,13 @@ MAX_RATE = 1 << 50
 _LISTED = re.compile(r"[A-Za-z0-9-]{1,64}")
 MAX_SUBJECT = 1000
 _SUBJECT = re.compile(r"[A-Za-z0-9.-]+=")
+RECOVERY_SECONDS = 86400
+"""For so long a customer sees in its audit log that an operator has issued a token, before that is taken."""
+
+_CLAIMED = (
+    "the customer has used a token of its own, and issues them itself: with one that has the scope admin, by"
+    " POST /appliance/v1/tokens. For one that has lost all there is `appliance token add CUSTOMER --recovery`"
+)
 
 
 class Scope(StrEnum):
@@ -61,7 +68,8 @@ class Rights:
 
     `collections` and `tasks` are ids, None for all of the customer's. Of a rate None is what the
     configuration says, 0 none at all. With a `client_subject` (RFC 4514) it is taken over a connection alone
-    whose client has proven by a certificate that it is this one.
+    whose client has proven by a certificate that it is this one. `recovery_of` is set for a token of recovery
+    alone: when it was issued, in unix milliseconds.
     """
 
     customer: CustomerId
@@ -71,6 +79,7 @@ class Rights:
     requests_per_minute: int | None = None
     bytes_per_minute: int | None = None
     client_subject: str | None = None
+    recovery_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +114,10 @@ def operator_principal(uid: int) -> Principal:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What is known of a token; times are unix milliseconds, None for never."""
+    """What is known of a token; times are unix milliseconds, None for never.
+
+    `valid_from` is set for a `recovery` token alone: it is refused before.
+    """
 
     id: str
     rights: Rights
@@ -113,6 +125,7 @@ class Token:
     expires_at: int | None = None
     revoked_at: int | None = None
     last_used_at: int | None = None
+    valid_from: int | None = None
 
     @property
     def customer(self) -> CustomerId:
@@ -165,6 +178,7 @@ class Tokens:
         collections: Collection[str] | None = None,
         tasks: Collection[str] | None = None,
         client_subject: str | None = None,
+        recovery: bool = False,
     ) -> IssuedToken:
         """Issue a token, durably and audited; its text is shown here and never again.
 
@@ -172,13 +186,21 @@ class Tokens:
         unix milliseconds. `collections` and `tasks` are the ids of those that the token is to know of, all of
         its customer's with None; whether they exist is not looked at. A token with a list gets no scope that
         would see beyond it: see `_check_narrow`. Raises NotFound for the customer, InvalidInput for no
-        scopes, a time passed or one beyond MAX_LIFETIME_SECONDS, a list, or a subject that is none.
+        scopes, a time passed or one beyond MAX_LIFETIME_SECONDS, a list, or a subject that is none; Forbidden
+        for an operator once the customer is claimed.
+
+        Then an operator may issue one of `recovery`, by default for admin alone: it is refused for
+        RECOVERY_SECONDS, counted anew from the end of a suspension, and the customer may revoke it. Raises
+        InvalidInput for admin with datasets:read, and Conflict before the customer is claimed and while it is
+        suspended, and so cannot see it.
         """
         if not self._customers.known(customer):
             raise NotFound("no such customer")
         now = self._now()
         if scopes is not None and not scopes:
             raise InvalidInput("scopes: at least one is needed")
+        if recovery:
+            scopes = _recovery_scopes(actor, scopes)
         if expires_at is not None and not now < expires_at <= now + MAX_LIFETIME_SECONDS * 1000:
             raise InvalidInput("expires_at: must lie within the next ten years; leave it out for never")
         asked = Rights(
@@ -187,6 +209,7 @@ class Tokens:
             _listed("collections", collections),
             _listed("tasks", tasks),
             client_subject=_checked_subject(client_subject),
+            recovery_of=now if recovery else None,
         )
         _check_narrow(asked)
         issued, mac = self._mint()
@@ -195,6 +218,7 @@ class Tokens:
             granted = (
                 asked if scopes is not None else replace(asked, scopes=_default_scopes(connection, asked))
             )
+            _check_issuer(connection, actor, customer, recovery=recovery)
             token = Token(issued.id, granted, now, expires_at)
             _insert(connection, token, mac, None)
             record(connection, now, actor, Event.TOKEN_ADD, customer, issued.id, _told(granted))
@@ -232,7 +256,7 @@ class Tokens:
         """Issue a successor with the same rights and lifetime; the old token ends after the overlap.
 
         Raises NotFound as `revoke`, InvalidInput for an overlap outside 0 to 30 days, Conflict when the
-        token is revoked, expired, or has a successor.
+        token is revoked, expired, or has a successor, Forbidden for an operator once the customer is claimed.
         """
         if not 0 <= overlap_seconds <= MAX_OVERLAP_SECONDS:
             raise InvalidInput(f"overlap_seconds: 0 to {MAX_OVERLAP_SECONDS}")
@@ -242,13 +266,14 @@ class Tokens:
 
         def act(connection: Connection) -> tuple[Token, Token]:
             old = _owned(connection, customer, token_id)
+            _check_issuer(connection, actor, old.customer, recovery=False)
             if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
                 raise Conflict("the token is revoked or expired: add a new one")
             if connection.execute("SELECT 1 FROM tokens WHERE rotated_from = ?", (token_id,)).get:
                 raise Conflict("the token has been rotated already")
             lifetime = None if old.expires_at is None else old.expires_at - old.created_at
             expires_at = None if lifetime is None else now + lifetime
-            new = Token(issued.id, old.rights, now, expires_at)
+            new = Token(issued.id, replace(old.rights, recovery_of=None), now, expires_at)
             _insert(connection, new, mac, old.id)
             shortened = ends if old.expires_at is None else min(ends, old.expires_at)
             connection.execute("UPDATE tokens SET expires_at = ? WHERE id = ?", (shortened, old.id))
@@ -298,7 +323,8 @@ class Tokens:
 
         `subject` is that of the certificate by which the client has proven who it is, None where it has not.
         Raises Unauthenticated with one and the same message for a malformed, unknown, expired or revoked
-        token, or one that is bound to another subject; Forbidden for a genuine one of a suspended customer.
+        token, or one that is bound to another subject, and for one of recovery that is not valid
+        yet; Forbidden for a genuine one of a suspended customer.
         """
         if not _well_formed(text):
             raise Unauthenticated(_REFUSED)
@@ -309,6 +335,8 @@ class Tokens:
         self.last_uses.note(token_id, now)
         if self._customers.suspended(rights.customer):
             raise Forbidden(SUSPENDED)
+        if rights.recovery_of is not None and now < self._valid_from(rights.customer, rights.recovery_of):
+            raise Unauthenticated(_REFUSED)
         return Principal(
             rights.customer,
             token_id,
@@ -319,6 +347,19 @@ class Tokens:
             requests_per_minute=rights.requests_per_minute,
             bytes_per_minute=rights.bytes_per_minute,
         )
+
+    def is_first_use(self, principal: Principal) -> bool:
+        """Whether the use of a token is yet to be noted for its customer, from memory."""
+        return principal.customer is not None and not self._customers.claimed(principal.customer)
+
+    async def note_use(self, principal: Principal, request: str) -> None:
+        """Note durably that the customer uses its tokens; once for each customer, see `Customers.claim`."""
+        if principal.customer is not None:
+            await self._customers.claim(principal.actor(request), principal.customer)
+
+    def _valid_from(self, customer: CustomerId, recovery_of: int) -> int:
+        """From when on a token of recovery is taken: the customer has had a day to see it."""
+        return max(recovery_of, self._customers.resumed_at(customer)) + RECOVERY_SECONDS * 1000
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
@@ -382,6 +423,27 @@ def _check_narrow(rights: Rights) -> None:
         raise InvalidInput(f"{name}: the scopes {', '.join(wide)} see beyond the list: leave them out")
 
 
+def _recovery_scopes(actor: Actor, scopes: Collection[Scope] | None) -> frozenset[Scope]:
+    if actor.kind == "token":
+        raise InvalidInput("recovery: for operators alone; a customer that has a token issues others")
+    asked = frozenset({Scope.ADMIN} if scopes is None else scopes)
+    if {Scope.ADMIN, Scope.DATASETS_READ} <= asked:
+        raise InvalidInput("scopes: a token of recovery has admin or datasets:read, never both")
+    return asked
+
+
+def _check_issuer(connection: Connection, actor: Actor, customer: CustomerId, *, recovery: bool) -> None:
+    claimed_at, suspended_at = connection.execute(
+        "SELECT claimed_at, suspended_at FROM customers WHERE id = ?", (customer,)
+    ).fetchall()[0]
+    if recovery and claimed_at is None:
+        raise Conflict("the customer has used no token yet: issue an ordinary one, without recovery")
+    if recovery and suspended_at is not None:
+        raise Conflict("the customer is suspended, and could not see this: resume it first")
+    if actor.kind == "operator" and claimed_at is not None and not recovery:
+        raise Forbidden(_CLAIMED)
+
+
 def _default_scopes(connection: Connection, asked: Rights) -> frozenset[Scope]:
     if asked.tasks is not None:
         return ALL_SCOPES - {Scope.ADMIN} - _BEYOND_TASKS
@@ -397,21 +459,25 @@ def _told(rights: Rights) -> dict[str, object]:
     return {
         "scopes": sorted(rights.scopes),
         **({} if rights.client_subject is None else {"bound": True}),
+        **({} if rights.recovery_of is None else {"recovery": True}),
         **{name: sorted(ids) for name, ids in lists.items() if ids is not None},
     }
 
 
 _RIGHTS = "customer, scopes, collections, tasks, requests_per_minute, bytes_per_minute, client_subject"
-_TIMES = "created_at, expires_at, revoked_at, last_used_at"
-_COLUMNS = f"id, {_RIGHTS}, {_TIMES}"
-_END = 1 + len(_RIGHTS.split())  # where the times begin
+_RECOVERY_OF = "iif(recovery, created_at, NULL)"
+_RESUMED = "coalesce((SELECT resumed_at FROM customers WHERE customers.id = tokens.customer), 0)"
+_VALID_FROM = f"iif(recovery, max(created_at, {_RESUMED}) + {RECOVERY_SECONDS * 1000}, NULL)"
+_TIMES = f"created_at, expires_at, revoked_at, last_used_at, {_VALID_FROM}"
+_COLUMNS = f"id, {_RIGHTS}, {_RECOVERY_OF}, {_TIMES}"
+_END = 2 + len(_RIGHTS.split())  # where the times begin
 
 
 def _insert(connection: Connection, token: Token, mac: bytes, rotated_from: str | None) -> None:
     rights = token.rights
     connection.execute(
-        f"INSERT INTO tokens (id, {_RIGHTS}, created_at, expires_at, mac, rotated_from)"  # noqa: S608
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO tokens (id, {_RIGHTS}, created_at, expires_at, recovery, mac, rotated_from)"  # noqa: S608
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             token.id,
             rights.customer,
@@ -423,6 +489,7 @@ def _insert(connection: Connection, token: Token, mac: bytes, rotated_from: str 
             rights.client_subject,
             token.created_at,
             token.expires_at,
+            rights.recovery_of is not None,
             mac,
             rotated_from,
         ),

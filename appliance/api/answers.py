@@ -150,6 +150,15 @@ def moment(milliseconds: int | None) -> str | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
 
 
+def unix_milliseconds(given: datetime | None, field: str) -> int | None:
+    """A time of a request as the ledger has it. Raises InvalidInput for one without a time zone."""
+    if given is None:
+        return None
+    if given.tzinfo is None:
+        raise InvalidInput(f"{field}: a time zone is expected (2027-01-31T12:00:00Z)")
+    return int(given.timestamp() * 1000)
+
+
 def encode(document: object) -> bytes:
     """JSON of an answer."""
     return msgspec.json.encode(document)

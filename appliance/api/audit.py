@@ -9,6 +9,7 @@ from datetime import datetime
 
 from appliance.accounts.audit import AuditLog, Entry, Event, Selection
 from appliance.accounts.customers import Customers
+from appliance.accounts.grants import Grants
 from appliance.accounts.transparency.tree import AuditTree, Proof
 from appliance.api.answers import Answer, Stream, moment
 from appliance.api.call import Call
@@ -25,19 +26,30 @@ _LONGEST_SUBJECT = 200
 class Audit:
     """The handlers of the audit log."""
 
-    def __init__(self, customers: Customers, log: AuditLog, tree: AuditTree) -> None:
+    def __init__(self, customers: Customers, log: AuditLog, tree: AuditTree, grants: Grants) -> None:
         self._customers = customers
         self._log = log
         self._tree = tree
+        self._grants = grants
 
     async def list_entries(self, call: Call) -> Answer:
-        """Entries after `after`, oldest first; `next` is the `after` of the page that follows, if any."""
+        """Entries after `after`, oldest first; `next` is the `after` of the page that follows, if any.
+
+        The customer sees with each that is about a grant why that was opened: the log itself holds no words.
+        """
         chosen = await self._chosen(call)
         limit = integer(call.query.get("limit"), "limit", PAGE, 1, MAX_PAGE)
         found = await self._log.entries(chosen, after=_after(call), limit=limit + 1)
         page = found[:limit]
         following = page[-1].seq if len(found) > limit else None
-        return Answer({"entries": [_entry(entry) for entry in page], "next": following})
+        shown = [_entry(entry) for entry in page]
+        if call.principal.customer is not None:
+            about = {_grant(entry) for entry in page} - {""}
+            reasons = await self._grants.reasons(call.principal.customer, about)
+            for one, entry in zip(shown, page, strict=True):
+                if (reason := reasons.get(_grant(entry))) is not None:
+                    one["reason"] = reason
+        return Answer({"entries": shown, "next": following})
 
     async def export(self, call: Call) -> Answer:
         """All of them, each the very leaf that the tree has of it."""
@@ -118,6 +130,12 @@ def _proof(proof: Proof) -> dict[str, object]:
         "hashes": [base64.b64encode(one).decode() for one in proof.hashes],
         "checkpoint": head.note,
     }
+
+
+def _grant(entry: Entry) -> str:
+    """The id of the grant that an entry is about, "" where it is about none."""
+    of_its_own = entry.event.startswith("grant.")
+    return str(entry.subject if of_its_own else entry.details.get("grant", ""))
 
 
 def _entry(entry: Entry) -> dict[str, object]:

@@ -308,7 +308,7 @@ async def _payload(request: web.BaseRequest, form: Form, transfer: _Transfer, pa
                 await _receive_parts(request, transfer, parts)
         return await _assembled(parts, form)
     body = await transfer.everything()
-    if form is Form.BYTES or form is Form.KEY:
+    if form in {Form.BYTES, Form.KEY, Form.DOCUMENT}:
         return Payload(body=body)
     if media.startswith("image/") and form.takes_images:
         with parsing:

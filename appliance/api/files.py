@@ -10,6 +10,7 @@ import re
 from appliance.accounts.tokens import Scope
 from appliance.api.answers import Answer, Refused, Stream
 from appliance.api.call import Call
+from appliance.datasets import permits
 from appliance.datasets.images import Images
 from appliance.datasets.store import Opened
 from appliance.errors import Forbidden, Unauthenticated
@@ -45,7 +46,7 @@ class Files:
         else:
             opened = await self._of_token(call, name)
         try:
-            return _answer(call, opened)
+            return answered(call, opened)
         except BaseException:
             opened.close()
             raise
@@ -54,7 +55,7 @@ class Files:
         """What opens the sealed file of one image of a restricted dataset, for its customer."""
         call.owner(call.query.get("customer"))
         image = await self._store.get(call.customer, call.parameters["id"])
-        opened = await self._store.open(self._links.of_token(call.customer, image), "sealed")
+        opened = await self._store.open(await permits.of_token(call.customer, image), "sealed")
         try:
             key, nonce = opened.key[:32], opened.key[32:]
         finally:
@@ -76,11 +77,12 @@ class Files:
         identity, variant = self._links.named(name)
         image = await self._store.get(call.customer, identity)
         dataset = await self._datasets.get(call.customer, image.dataset)
-        permit = self._links.of_token(call.customer, image)
+        permit = await permits.of_token(call.customer, image)
         return await self._store.open(permit, "sealed" if dataset.visibility == "restricted" else variant)
 
 
-def _answer(call: Call, opened: Opened) -> Answer:
+def answered(call: Call, opened: Opened) -> Answer:
+    """What is opened, or the part that is asked for, as a stream that closes it."""
     tag = f'"{opened.etag}"'
     headers = {**_HEADERS, "ETag": tag}
     if {tag, "*"} & _tags(call.headers.get("If-None-Match", "")):

@@ -124,6 +124,8 @@ class Gate:
         trace.route = route.path
         with self._auth:
             principal = self._principal(request, route, trace)
+        if self._tokens.is_first_use(principal):
+            await self._tokens.note_use(principal, trace.id)
         trace.customer = principal.customer or ("operator" if principal.operator else "-")
         declared = request.content_length or 0
         self._throttle.admit(principal, declared)

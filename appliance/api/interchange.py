@@ -1,22 +1,25 @@
 """`/appliance/v1/datasets/{id}/import`, `export` and `held`: whole datasets as tars in known formats.
 
-An operator may import for a customer, which only writes. Images go out to their customer's token alone: the
-right to see each is minted from it, and an operator has none.
+An operator may import for a customer, which only writes. Images go out to their customer's token, and to an
+operator under a grant: the right to see each is minted from the one or the other.
 """
 
 from collections.abc import AsyncIterator
 from functools import partial
 
+from appliance.accounts.grants import Grants
 from appliance.api.answers import Answer, Stream
 from appliance.api.call import Call
 from appliance.api.datasets import AWAY
 from appliance.api.paging import truth, word
+from appliance.datasets import permits
 from appliance.datasets.images import Images
+from appliance.datasets.interchange.exporting import Granted, Permit
 from appliance.datasets.interchange.formats import FORMATS
 from appliance.datasets.interchange.importing import Report
 from appliance.datasets.records import Dataset
 from appliance.datasets.words import checked_name
-from appliance.errors import Forbidden, InvalidInput, NotInstalled
+from appliance.errors import InvalidInput, NotInstalled
 
 _TAR = "application/x-tar"
 
@@ -24,8 +27,9 @@ _TAR = "application/x-tar"
 class Interchange:
     """The handlers. A process that only manages has no images: there they are not installed."""
 
-    def __init__(self, images: Images | None) -> None:
+    def __init__(self, images: Images | None, grants: Grants) -> None:
         self._open = images
+        self._grants = grants
 
     async def receive(self, call: Call) -> Answer:
         """Take an archive in; see `interchange.importing`."""
@@ -43,21 +47,22 @@ class Interchange:
         return Answer(_document(report))
 
     async def give(self, call: Call) -> Answer:
-        """The dataset as a tar; see `interchange.exporting`."""
-        if call.principal.customer is None:
-            raise Forbidden(
-                "an operator sees no customer's images: export with a token of the customer's that has the"
-                " scope datasets:read"
-            )
+        """The dataset as a tar; see `interchange.exporting`. An operator needs a grant over all of it."""
         dataset = await self._named(call)
         chosen = word(call, "format") or ""
         if chosen not in FORMATS:
             raise InvalidInput(f"format: one of {', '.join(FORMATS)} is expected")
+        permit: Permit = partial(permits.of_token, dataset.customer)
+        granted: Granted | None = None
+        if call.principal.customer is None:
+            permit = partial(permits.of_grant, self._grants, call.actor, dataset)
+            granted = self._grants.over(call.actor, dataset.customer, dataset.id)
         export = await self._images.exporting.begin(
             call.actor,
             dataset,
             FORMATS[chosen],
-            partial(self._images.links.of_token, call.customer),
+            permit,
+            granted=granted,
             skip_damaged=truth(call, "skip_damaged") or False,
         )
         headers = {

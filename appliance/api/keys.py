@@ -1,5 +1,6 @@
 """`/appliance/v1/keys`: what keys there are and their rotation, on the operator socket alone."""
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -8,6 +9,7 @@ from appliance.accounts.customers import CustomerId
 from appliance.accounts.rotations import Overview, Rotations
 from appliance.api.answers import Answer
 from appliance.api.call import Call
+from appliance.errors import Forbidden
 
 
 class ContainersOwner(msgspec.Struct, forbid_unknown_fields=True):
@@ -35,12 +37,20 @@ class KeyManagement:
 
     async def rotate_root(self, call: Call) -> Answer:
         """Answers what comes next, and from where the appliance takes its root: a file, or null."""
+        _check_root(call)
         await self._rotations.rotate_root(call.actor, call.payload.body)
         file = None if self._root_key_file is None else str(self._root_key_file)
         return Answer({"rotation": self._rotations.rotation, "root_key_file": file})
 
     async def retire_root(self, call: Call) -> Answer:
+        _check_root(call)
         return Answer({"retired": await self._rotations.retire_root(call.actor)})
+
+
+def _check_root(call: Call) -> None:
+    """Whoever chose a root, and has the keyring of a backup, opens everything, and needs no grant for it."""
+    if call.principal.uid not in {0, os.geteuid()}:
+        raise Forbidden("only root and the daemon's own user may change the root key")
 
 
 def _overview(overview: Overview) -> dict[str, object]:

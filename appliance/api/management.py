@@ -11,7 +11,7 @@ import msgspec
 
 from appliance.accounts.customers import Customer, CustomerId, Customers
 from appliance.accounts.tokens import IssuedToken, Token, Tokens, parse_scopes
-from appliance.api.answers import Answer, moment
+from appliance.api.answers import Answer, moment, unix_milliseconds
 from appliance.api.call import Call
 from appliance.api.payload import Payload
 from appliance.asynchronous.webhooks import Webhooks
@@ -35,6 +35,7 @@ class NewToken(msgspec.Struct, forbid_unknown_fields=True):
     collections: list[str] | None = None
     tasks: list[str] | None = None
     client_subject: str | None = None
+    recovery: bool = False
 
 
 class Rotation(msgspec.Struct, forbid_unknown_fields=True):
@@ -102,10 +103,11 @@ class Management:
             call.actor,
             owner,
             scopes,
-            _milliseconds(asked.expires_at),
+            unix_milliseconds(asked.expires_at, "expires_at"),
             collections=asked.collections,
             tasks=asked.tasks,
             client_subject=asked.client_subject,
+            recovery=asked.recovery,
         )
         return Answer(_issued(issued), 201)
 
@@ -196,20 +198,13 @@ def named(owner: CustomerId | None) -> CustomerId:
     return owner
 
 
-def _milliseconds(given: datetime | None) -> int | None:
-    if given is None:
-        return None
-    if given.tzinfo is None:
-        raise InvalidInput("expires_at: a time zone is expected (2027-01-31T12:00:00Z)")
-    return int(given.timestamp() * 1000)
-
-
 def _customer(customer: Customer) -> dict[str, object]:
     return {
         "id": customer.id,
         "name": customer.name,
         "created_at": moment(customer.created_at),
         "suspended_at": moment(customer.suspended_at),
+        "claimed_at": moment(customer.claimed_at),
     }
 
 
@@ -226,6 +221,7 @@ def _token(token: Token) -> dict[str, object]:
         "tasks": _sorted(token.rights.tasks),
         "client_subject": token.rights.client_subject,
         "created_at": moment(token.created_at),
+        "valid_from": moment(token.valid_from),
         "expires_at": moment(token.expires_at),
         "revoked_at": moment(token.revoked_at),
         "last_used_at": moment(token.last_used_at),

@@ -16,6 +16,7 @@ from appliance.api.datasets import Datasets
 from appliance.api.evidence import Evidence
 from appliance.api.feeds import Feeds
 from appliance.api.files import Files
+from appliance.api.grants import Grants
 from appliance.api.interchange import Interchange
 from appliance.api.keys import KeyManagement
 from appliance.api.limits import Limits
@@ -67,11 +68,13 @@ def _accounts() -> tuple[Route, ...]:
 
 
 def _oversight() -> tuple[Route, ...]:
-    agreement, sign = "/agreements/{id}", Event.AGREEMENT_SIGN
+    agreement, sign, document = "/agreements/{id}", Event.AGREEMENT_SIGN, Event.AGREEMENT_DOCUMENT
     return (
         _managed("POST", "/agreements", Oversight.sign_agreement, _OPERATOR, sign, Form.FIELDS),
         _managed("GET", "/agreements", Oversight.list_agreements, _ADMIN),
         _managed("POST", f"{agreement}/accept", Oversight.accept_agreement, _ADMIN, Event.AGREEMENT_ACCEPT),
+        _local("PUT", f"{agreement}/document", Oversight.attach_document, _OPERATOR, document, Form.DOCUMENT),
+        _managed("GET", f"{agreement}/document", Oversight.get_document, _ADMIN),
         _managed("DELETE", agreement, Oversight.revoke_agreement, _ADMIN, Event.AGREEMENT_REVOKE),
         _managed("GET", "/erasures", Privacy.list_erasures, _ADMIN),
         _managed("GET", "/erasures/{id}", Privacy.get_erasure, _ADMIN),
@@ -86,6 +89,21 @@ def _audit() -> tuple[Route, ...]:
         _managed("GET", "/audit/export", Audit.export, _ADMIN),
         _managed("GET", "/audit/checkpoint", Audit.checkpoint, _ADMIN),
         _managed("GET", "/audit/proof", Audit.proof, _ADMIN),
+    )
+
+
+def _grants() -> tuple[Route, ...]:
+    """The customer's acts are not on the operator socket: whoever has its token has the public port too."""
+    one, opened = "/grants/{id}", Event.GRANT_OPEN
+    return (
+        _local("POST", "/grants/request", Grants.request, _OPERATOR, Event.GRANT_REQUEST, Form.FIELDS),
+        _public("POST", "/grants", Grants.open, _ADMIN, opened, Form.FIELDS),
+        _managed("GET", "/grants", Grants.list, _ADMIN),
+        _public("POST", f"{one}/approve", Grants.approve, _ADMIN, Event.GRANT_APPROVE),
+        _public("POST", f"{one}/deny", Grants.deny, _ADMIN, Event.GRANT_DENY),
+        _public("POST", f"{one}/renew", Grants.renew, _ADMIN, opened, Form.FIELDS),
+        _managed("DELETE", one, Grants.revoke, _ADMIN, Event.GRANT_REVOKE),
+        _local("GET", "/images/{id}", Grants.see, _OPERATOR, Event.IMAGE_OPEN),
     )
 
 
@@ -177,6 +195,7 @@ MANAGEMENT_ROUTES: tuple[Route, ...] = (
     *_accounts(),
     *_oversight(),
     *_audit(),
+    *_grants(),
     *_search(),
     *_datasets(),
     *_bundles(),

@@ -1,33 +1,46 @@
 """`/appliance/v1/agreements`: what a customer has agreed to."""
 
+from datetime import date, datetime
+
 import msgspec
 
-from appliance.accounts.agreements import Agreement, AgreementId, Agreements, parse_kind
+from appliance.accounts.agreements import Agreement, AgreementId, Agreements, Kind, parse_kind
+from appliance.accounts.contracts import Contract
 from appliance.accounts.customers import CustomerId, Customers
-from appliance.api.answers import Answer, moment
+from appliance.api.answers import Answer, moment, unix_milliseconds
 from appliance.api.call import Call
-from appliance.errors import Forbidden
+from appliance.api.datasets import AWAY
+from appliance.api.paging import truth
+from appliance.datasets.catalogue import Datasets
+from appliance.errors import Conflict, Forbidden, InvalidInput, NotInstalled
 
 
 class NewAgreement(msgspec.Struct, forbid_unknown_fields=True):
     customer: str
     kind: str
     await_acceptance: bool = False
+    parties: str | None = None
+    text_sha256: str | None = None
+    signed_on: date | None = None
+    valid_until: datetime | None = None
 
 
 class Oversight:
-    """The handlers of agreements."""
+    """The handlers of agreements. Without `datasets` nothing is erased here."""
 
-    def __init__(self, customers: Customers, agreements: Agreements) -> None:
+    def __init__(self, customers: Customers, agreements: Agreements, datasets: Datasets | None) -> None:
         self._customers = customers
         self._agreements = agreements
+        self._datasets = datasets
 
     async def sign_agreement(self, call: Call) -> Answer:
         asked = call.document(NewAgreement)
+        valid_until = unix_milliseconds(asked.valid_until, "valid_until")
         signed = await self._agreements.sign(
             call.actor,
             CustomerId(asked.customer),
             parse_kind(asked.kind),
+            Contract(asked.parties, asked.text_sha256, asked.signed_on, valid_until),
             await_acceptance=asked.await_acceptance,
         )
         return Answer(_agreement(signed), 201)
@@ -44,9 +57,39 @@ class Oversight:
         accepted = await self._agreements.accept(call.actor, customer, AgreementId(call.parameters["id"]))
         return Answer(_agreement(accepted))
 
-    async def revoke_agreement(self, call: Call) -> Answer:
+    async def attach_document(self, call: Call) -> Answer:
+        await self._agreements.attach(
+            call.actor, AgreementId(call.parameters["id"]), bytes(call.payload.body)
+        )
+        return Answer(status=204)
+
+    async def get_document(self, call: Call) -> Answer:
+        """The bytes of the paper that was signed."""
         owner = call.owner(call.query.get("customer"))
-        await self._agreements.revoke(call.actor, owner, AgreementId(call.parameters["id"]))
+        document = await self._agreements.document(owner, AgreementId(call.parameters["id"]))
+        return Answer(content_type="application/octet-stream", text=document)
+
+    async def revoke_agreement(self, call: Call) -> Answer:
+        """With `erase` also all that it has allowed to be stored, as the customer alone may ask."""
+        owner = call.owner(call.query.get("customer"))
+        identity = AgreementId(call.parameters["id"])
+        if not truth(call, "erase"):
+            await self._agreements.revoke(call.actor, owner, identity)
+            return Answer(status=204)
+        if owner is None or call.principal.customer is None:
+            raise Forbidden("erase: the customer itself asks for it, with a token of its own")
+        if self._datasets is None:
+            raise NotInstalled(AWAY)
+        if (await self._agreements.get(owner, identity)).kind is not Kind.TRAINING_DATA:
+            raise InvalidInput("erase: nothing was stored under an agreement of this kind")
+        await self._agreements.revoke(call.actor, owner, identity)
+        if any(
+            one.kind is Kind.TRAINING_DATA and one.revoked_at is None
+            for one in await self._agreements.list(owner)
+        ):
+            raise Conflict("erase: images are stored under a later agreement by now: erase single datasets")
+        for dataset in await self._datasets.list(owner):
+            await self._datasets.erase(call.actor, dataset)
         return Answer(status=204)
 
 
@@ -56,6 +99,13 @@ def _agreement(agreement: Agreement) -> dict[str, object]:
         "customer": agreement.customer,
         "kind": agreement.kind,
         "state": agreement.state,
+        "parties": agreement.contract.parties,
+        "text_sha256": agreement.contract.text_sha256,
+        "signed_on": None
+        if agreement.contract.signed_on is None
+        else agreement.contract.signed_on.isoformat(),
+        "valid_until": moment(agreement.contract.valid_until),
+        "has_document": agreement.has_document,
         "signed_at": moment(agreement.signed_at),
         "active_at": moment(agreement.active_at),
         "revoked_at": moment(agreement.revoked_at),

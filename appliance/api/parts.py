@@ -7,6 +7,7 @@ from appliance.accounts.agreements import Agreements
 from appliance.accounts.audit import AuditLog
 from appliance.accounts.certificates import Certificates
 from appliance.accounts.customers import Customers
+from appliance.accounts.grants import Grants
 from appliance.accounts.quotas import Quotas
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
@@ -44,6 +45,7 @@ class Parts:
     tokens: Tokens
     quotas: Quotas
     agreements: Agreements
+    grants: Grants
     audit: AuditLog
     audit_tree: AuditTree
     certificates: Certificates

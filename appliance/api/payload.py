@@ -55,6 +55,7 @@ class Form(Enum):
     LINES = "lines"  # JSON lines or a JSON array of any length, read by the handler as it comes
     BYTES = "bytes"  # of any media type, parsed by the handler
     KEY = "key"  # a few raw bytes, which stand in no field and in no text
+    DOCUMENT = "document"  # the raw bytes of a paper that was signed
 
     @property
     def takes_images(self) -> bool:

@@ -30,6 +30,7 @@ from appliance.api.evidence import Evidence
 from appliance.api.feeds import Feeds
 from appliance.api.files import Files
 from appliance.api.gate import Gate
+from appliance.api.grants import Grants
 from appliance.api.guessing import Guessing
 from appliance.api.image_matching import ImageMatching
 from appliance.api.installed_tasks import InstalledTasks
@@ -145,15 +146,16 @@ class Server:
             Snapshots(parts.collections),
             Transfers(parts.collections, parts.config.search),
             Feeds(parts.synchronisation),
-            Oversight(parts.customers, parts.agreements),
-            Audit(parts.customers, parts.audit, parts.audit_tree),
+            Oversight(parts.customers, parts.agreements, datasets),
+            Grants(parts.grants, parts.customers, parts.images),
+            Audit(parts.customers, parts.audit, parts.audit_tree, parts.grants),
             Privacy(parts.certificates, parts.records, parts.erasure, parts.portability),
             Evidence(parts.residency_statement),
             KeyManagement(parts.rotations, parts.config.vault.root_key),
             Probes(parts.readiness, parts.registry),
             Backups(parts.backups),
             Datasets(datasets, parts.customers),
-            Interchange(parts.images),
+            Interchange(parts.images, parts.grants),
         ]
         if parts.images is not None:
             families += _of_images(parts, parts.images)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from appliance.accounts import grants
 from appliance.accounts.audit import Actor, Event, record
 from appliance.backup import tombstones
 from appliance.backup.contents import BUNDLES, IMAGES, KEYRING, LEDGER, TOMBSTONES, File, Header, bundle_name
@@ -200,6 +201,7 @@ async def _replayed(staged: Path, backup: Opened, actor: Actor, now: int) -> int
 
     def act(connection: Connection) -> int:
         tombstones.replay(connection, backup.ended, now)
+        grants.close_all(connection, now)  # customers open others: any of these may have been revoked since
         connection.execute("DELETE FROM data_folder")  # the next start makes one on the volume that it finds
         record(connection, now, actor, Event.BACKUP_RESTORE, None, str(backup.header.backup), details)
         return last_entry(connection)

@@ -1,5 +1,6 @@
 """What was ended, so that no older backup brings it back: erased customers, images, datasets and collections,
-revoked tokens and agreements, links that were given out, what a suspended customer may do. Ids and times.
+revoked tokens and agreements, links that were given out, what a suspended customer may do, and that operators
+issue a customer's tokens. Ids and times.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,11 +15,14 @@ from appliance.errors import BackupInvalid
 from appliance.ledger import Connection
 from appliance.vault import SealedFile
 
-Kind = Literal["image", "dataset", "collection", "token", "agreement", "links", "suspension", "customer"]
+Kind = Literal[
+    "image", "dataset", "collection", "token", "agreement", "links", "suspension", "customer", "claim"
+]
 
 COLLECTIONS_HAVE_KEYS = 14
 CUSTOMERS_ARE_SUSPENDED = 12
-CUSTOMERS_ARE_ERASED = 24
+CUSTOMERS_ARE_CLAIMED = 21
+CUSTOMERS_ARE_ERASED = 23
 """Since these schemas."""
 _ROWS_AT_ONCE = 1000
 _KINDS: tuple[tuple[Kind, str], ...] = (
@@ -30,6 +34,7 @@ _KINDS: tuple[tuple[Kind, str], ...] = (
     ("links", "SELECT 1 FROM datasets WHERE id = ?"),
     ("suspension", "SELECT 1 FROM customers WHERE id = ?{suspended}"),
     ("customer", "SELECT 1 FROM customers WHERE id = ?{erased}"),
+    ("claim", "SELECT 1 FROM customers WHERE id = ?{claimed}"),
 )
 _ERASE = (
     "UPDATE customers SET name = id, erased_at = :value, suspended_at = coalesce(suspended_at, :value),"
@@ -43,6 +48,7 @@ _REPLAYED: tuple[tuple[Kind, str], ...] = (
     ("links", "UPDATE datasets SET visibility = :text, epoch = max(epoch, :value) WHERE id = :id"),
     ("suspension", "UPDATE customers SET suspended_at = :value WHERE id = :id AND suspended_at IS NULL"),
     ("customer", _ERASE),
+    ("claim", "UPDATE customers SET claimed_at = :value WHERE id = :id AND claimed_at IS NULL"),
 )
 # What goes after the keys of its customer have gone.
 _DATASETS_OF_ERASED = (
@@ -59,6 +65,7 @@ _TOLD: tuple[tuple[Kind, str], ...] = (
     ("links", "SELECT id, epoch, visibility FROM datasets WHERE erased_at IS NULL"),
     ("suspension", "SELECT id, suspended_at FROM customers WHERE suspended_at IS NOT NULL"),
     ("customer", "SELECT id, erased_at FROM customers WHERE erased_at IS NOT NULL"),
+    ("claim", "SELECT id, claimed_at FROM customers WHERE claimed_at IS NOT NULL"),
     ("collection", _COLLECTIONS_OF_ERASED),
 )
 _BEING_DELETED = (
@@ -77,9 +84,9 @@ class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Ending(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """One thing that ended. `value` is when, in unix milliseconds, 0 for nobody knows; of links the epoch.
 
-    A suspension has its customer's id; one that was over when the export was made is none. `text` is of an
-    image its dataset, of links the dataset's visibility, of a collection that was emptied the container of
-    the key that it had until then: under a later key it has not ended.
+    A suspension and a claim have their customer's id; a suspension that was over when the export was made is
+    none. `text` is of an image its dataset, of links the dataset's visibility, of a collection that was
+    emptied the container of the key that it had until then: under a later key it has not ended.
     """
 
     kind: Kind
@@ -118,6 +125,8 @@ class Ended:
         known["suspension"] = known["suspension"].format(suspended=suspended)
         erased = " AND erased_at IS NULL" if schema >= CUSTOMERS_ARE_ERASED else ""
         known["customer"] = known["customer"].format(erased=erased)
+        claimed = " AND claimed_at IS NULL" if schema >= CUSTOMERS_ARE_CLAIMED else ""
+        known["claim"] = known["claim"].format(claimed=claimed)
         for ending in endings:
             given = (ending.id, ending.text) if ending.kind == "collection" else (ending.id,)
             if connection.execute(known[ending.kind], given).get == 1:

@@ -54,6 +54,9 @@ def add(words: Words) -> None:
     adding.add_argument(
         "--client-subject", metavar="NAME", help="of the certificate that it is taken with alone"
     )
+    adding.add_argument(
+        "--recovery", action="store_true", help="for a customer that has lost its own: taken a day later"
+    )
     listing = tokens.verb("list", client(_list_tokens), "tokens without their secrets")
     listing.add_argument("customer", nargs="?", help="id or name; default: of all")
     rotate = tokens.verb("rotate", client(_rotate_token), "issue a successor of a token")
@@ -77,7 +80,9 @@ async def _add_customer(operator: Operator, arguments: argparse.Namespace) -> Ou
 
 async def _list_customers(operator: Operator, _: argparse.Namespace) -> Output:
     answer = await operator.call("GET", "/customers")
-    return Output(answer, table(answer["customers"], "id", "name", "created_at", "suspended_at"))
+    return Output(
+        answer, table(answer["customers"], "id", "name", "created_at", "suspended_at", "claimed_at")
+    )
 
 
 async def _suspend(operator: Operator, arguments: argparse.Namespace) -> Output:
@@ -115,12 +120,23 @@ async def _add_token(operator: Operator, arguments: argparse.Namespace) -> Outpu
         body["tasks"] = arguments.task
     if arguments.client_subject:
         body["client_subject"] = arguments.client_subject
+    if arguments.recovery:
+        body["recovery"] = True
     return _issued(await operator.call("POST", "/tokens", body=body))
 
 
 async def _list_tokens(operator: Operator, arguments: argparse.Namespace) -> Output:
     answer = await operator.call("GET", "/tokens", query=await operator.of_customer(arguments.customer))
-    shown = ("id", "customer", "scopes", "created_at", "expires_at", "revoked_at", "last_used_at")
+    shown = (
+        "id",
+        "customer",
+        "scopes",
+        "created_at",
+        "valid_from",
+        "expires_at",
+        "revoked_at",
+        "last_used_at",
+    )
     return Output(answer, table(answer["tokens"], *shown))
 
 

@@ -1,4 +1,4 @@
-"""`dataset`: whole datasets in and out. Images leave with a token of their customer's alone."""
+"""`dataset`: whole datasets in and out. Images leave with a token of their customer's, or with its grant."""
 
 import argparse
 import asyncio
@@ -30,11 +30,13 @@ def add(words: Words) -> None:
     taking.add_argument("--task", metavar="NAME", help="a task that gathers the labels, found or made")
     taking.add_argument("--resend", action="store_true", help="also what the dataset holds already")
     giving = datasets.verb("export", client(_export, only_running=True), "copy a dataset out of the store")
-    giving.add_argument("dataset", help="its id, or Default")
+    giving.add_argument("dataset", help="its id, or Default; by a grant also a customer's id or name")
     giving.add_argument("path", type=Path, help="a new folder, .zip or .tar")
     giving.add_argument("--format", choices=_FORMATS, required=True)
     giving.add_argument(
-        "--token-file", required=True, metavar="FILE", help="a token of the customer's; - for stdin"
+        "--token-file",
+        metavar="FILE",
+        help="a token of the customer's; - for stdin; default: by a grant to you",
     )
     giving.add_argument("--skip-damaged", action="store_true", help="leave damaged images out, and name them")
 
@@ -138,8 +140,10 @@ async def _export(operator: Operator, arguments: argparse.Namespace) -> Output:
 
     target = arguments.path.absolute()
     query = {"format": arguments.format} | ({"skip_damaged": "true"} if arguments.skip_damaged else {})
-    path = f"/datasets/{segment(arguments.dataset, 'dataset')}/export"
-    pieces = operator.stream("GET", path, query=query, token=token_of(arguments.token_file))
+    token = None if arguments.token_file is None else token_of(arguments.token_file)
+    named = arguments.dataset if token is not None else await operator.customer_id(arguments.dataset)
+    path = f"/datasets/{segment(named, 'dataset')}/export"
+    pieces = operator.stream("GET", path, query=query, token=token)
     with Progress("written", None, None) as told:
         files = await landing.land(pieces, target, told)
     document: Document = {"path": str(target), "files": files}

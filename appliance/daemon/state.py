@@ -12,6 +12,8 @@ from appliance.accounts.audit import AuditLog
 from appliance.accounts.certificates import Certificates
 from appliance.accounts.customers import Customers
 from appliance.accounts.egress import Egress
+from appliance.accounts.forward import ForwardTime, latest_time
+from appliance.accounts.grants import Grants
 from appliance.accounts.quotas import Quotas, defaults
 from appliance.accounts.rotations import Rotations
 from appliance.accounts.tokens import Tokens
@@ -58,6 +60,7 @@ class State:
     quotas: Quotas
     agreements: Agreements
     audit_tree: AuditTree
+    grants: Grants
     rotations: Rotations
     collections: Collections
     bundles: Bundles
@@ -90,6 +93,7 @@ class State:
             tokens=self.tokens,
             quotas=self.quotas,
             agreements=self.agreements,
+            grants=self.grants,
             audit=AuditLog(self.ledger),
             audit_tree=self.audit_tree,
             certificates=Certificates(self.ledger, self.keyring.service),
@@ -174,7 +178,10 @@ async def open_state(
     customers = await enter(Customers(ledger, clock))
     tokens = await enter(Tokens(ledger, keys, customers, clock))
     quotas = await enter(Quotas(ledger, defaults(settings), clock))
-    agreements = await enter(Agreements(ledger, customers, clock))
+    waits = settings.agreements.require_acceptance
+    agreements = await enter(Agreements(ledger, keyring, customers, clock, require_acceptance=waits))
+    forward = ForwardTime(await ledger.read(latest_time), clock, time.monotonic)
+    grants = Grants(ledger, keyring, customers, forward.now, four_eyes=settings.grants.four_eyes)
     rotations = Rotations(ledger, keyring, customers, clock)
     graphs, snapshots = settings.state / "graphs", settings.state / "snapshots"
     collections = await enter(
@@ -208,6 +215,7 @@ async def open_state(
         quotas=quotas,
         agreements=agreements,
         audit_tree=audit_tree,
+        grants=grants,
         rotations=rotations,
         collections=collections,
         bundles=bundles,

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Self
 
-from appliance.accounts.customers import CustomerId
+from appliance.accounts.forward import ForwardTime, latest_time
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.records import Dataset, Image, ReadPermit, Variant
@@ -54,13 +54,12 @@ class Links:
         self._keys = keys
         self._clock = clock
         self._monotonic = monotonic
-        self._mark = 0.0  # the latest time that was ever seen, and when by the other clock
-        self._marked_at = 0.0
+        self._time = ForwardTime(0.0, clock, monotonic)
         self._known = 0.0  # the time that this has last told the ledger
 
     async def __aenter__(self) -> Self:
-        self._mark = await self._ledger.read(rows.latest_time)
-        self._marked_at = self._monotonic()
+        latest = await self._ledger.read(latest_time)
+        self._time = ForwardTime(latest, self._clock, self._monotonic)
         await self.keep()
         self._keeping = asyncio.get_running_loop().create_task(self._keep_on(), name="links")
         return self
@@ -72,10 +71,7 @@ class Links:
 
     def now(self) -> float:
         """Unix seconds, never less than before."""
-        monotonic = self._monotonic()
-        self._mark = max(self._clock(), self._mark + monotonic - self._marked_at)
-        self._marked_at = monotonic
-        return self._mark
+        return self._time.now()
 
     def address(
         self, dataset: Dataset, image: Image, variant: Variant = "image", seconds: int = LONGEST_SECONDS
@@ -132,12 +128,6 @@ class Links:
         if found is None:
             raise NotFound("nothing is served at this path")
         return found[1], "image" if found[2] is None else "thumbnail"
-
-    def of_token(self, customer: CustomerId, image: Image) -> ReadPermit:
-        """The permit of a customer's own token to one of its images. Raises NotFound for another's."""
-        if image.customer != customer:
-            raise NotFound("no such image")
-        return ReadPermit(customer, image.dataset, image.id, "token")
 
     def _signature(self, image: Image, variant: Variant, epoch: int, expiry: str) -> str:
         signed = "\n".join(("GET", image.id, variant, image.customer, expiry, str(epoch)))

@@ -211,11 +211,11 @@ class Point:
 class ReadPermit:
     """The right to see one image once, and why: what `Store.open` demands.
 
-    Minted where that right is proven and nowhere else: by `links` from a genuine link, and by a request with
-    the customer's own token.
+    Minted where that right is proven and nowhere else: by `links` from a genuine link, by `permits` from the
+    customer's own token, and there from an access grant, for an operator.
     """
 
     customer: CustomerId
     dataset: DatasetId
     image: ImageId
-    reason: Literal["link", "public", "token"]
+    reason: Literal["link", "public", "token", "grant"]

@@ -46,14 +46,6 @@ def linked(connection: Connection, image_id: str) -> tuple[Image, Visibility, in
     return None if found is None else (_image(found[:12]), found[12], found[13])
 
 
-def latest_time(connection: Connection) -> float:
-    """The latest time that the ledger knows of, in unix seconds; 0 for a new one."""
-    time = connection.execute(
-        "SELECT max(coalesce((SELECT time FROM latest_time), 0), coalesce((SELECT max(time) FROM audit), 0))"
-    ).get
-    return float(time) / 1000
-
-
 def earlier_times(connection: Connection) -> tuple[float, float]:
     """The latest time that an earlier run told, and until when it doubted its clock; unix seconds, 0: none.
 

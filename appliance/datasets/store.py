@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from prometheus_client import Counter
 
-from appliance.accounts.agreements import Agreements, Kind, required
+from appliance.accounts.agreements import Agreements, Kind
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.certificates import Certificates, Erased
 from appliance.accounts.customers import CustomerId
@@ -206,8 +206,8 @@ class Store:
         """Raises Forbidden unless the customer has agreed that images are stored."""
         self._agreements.require(dataset.customer, Kind.TRAINING_DATA)
 
-    async def get(self, customer: CustomerId, image: str) -> Image:
-        """Raises NotFound when there is none of this id, or it is another customer's."""
+    async def get(self, customer: CustomerId | None, image: str) -> Image:
+        """The image of this id, anybody's with None. Raises NotFound, also for another customer's."""
         found = await self._ledger.read(lambda connection: rows.image(connection, customer, image))
         if found is None:
             raise NotFound("no such image")
@@ -283,7 +283,7 @@ class Store:
         now = self._now()
 
         def act(connection: Connection) -> tuple[Image, int]:
-            required(connection, dataset.customer, Kind.TRAINING_DATA)
+            self._agreements.required(connection, dataset.customer, Kind.TRAINING_DATA)
             rows.check_living(connection, dataset)
             self._check(connection, dataset, content, named, image.size)
             key = rows.add_image(connection, dataset.number, image, content, meta_data)

@@ -29,6 +29,7 @@ from appliance.asynchronous.requests import Requests
 from appliance.datasets.images import Images
 from appliance.datasets.interchange.exporting import Export
 from appliance.datasets.interchange.formats import FORMATS
+from appliance.datasets.permits import of_token
 from appliance.datasets.records import Dataset
 from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound
 from appliance.ledger import Ledger
@@ -122,7 +123,7 @@ class Copy:
         described = msgspec.to_builtins(dataset)
         del described["number"]  # of all customers
         yield f"{folder}/dataset.json", _whole(described)
-        permit = partial(images.links.of_token, self._customer.id)
+        permit = partial(of_token, self._customer.id)
         for name in _FORMATS:
             try:
                 self._open = await images.exporting.begin(

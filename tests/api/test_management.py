@@ -35,7 +35,7 @@ def unique(prefix: str = "x") -> str:
 
 def test_an_operator_manages_from_nothing_to_a_search(served: Served) -> None:
     customer = operate(served, "POST", "/customers", {"name": unique("bank")})
-    assert set(customer) == {"id", "name", "created_at", "suspended_at"}
+    assert set(customer) == {"id", "name", "created_at", "suspended_at", "claimed_at"}
     assert datetime.fromisoformat(customer["created_at"]).timestamp() == served.clock
     issued = operate(served, "POST", "/tokens", {"customer": customer["id"], "scopes": ["search:read"]})
     assert set(issued) == {"id", "token"}

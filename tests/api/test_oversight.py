@@ -1,8 +1,10 @@
 """Agreements and the audit log over HTTP: who may sign, accept, revoke and read, and what hangs on it."""
 
 import base64
+import hashlib
 import json
 import uuid
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -34,7 +36,10 @@ def store(served: Served, tenant: Tenant) -> Reply:
 
 def test_an_operator_signs_and_the_customer_revokes(served: Served, tenant: Tenant) -> None:
     signed = sign(served, tenant)
-    assert set(signed) == {"id", "customer", "kind", "state", "signed_at", "active_at", "revoked_at"}
+    assert set(signed) == {
+        *("id", "customer", "kind", "state", "signed_at", "active_at", "revoked_at"),
+        *("parties", "text_sha256", "signed_on", "valid_until", "has_document"),
+    }
     assert (signed["customer"], signed["state"]) == (tenant.id, "active")
     assert admin(served, tenant, "GET", "/agreements").document == {"agreements": [signed]}
     for _ in range(2):
@@ -85,6 +90,13 @@ def test_a_second_one_is_a_conflict(served: Served, tenant: Tenant, *, pending: 
         ({"customer": "nobody"}, 404, "customer"),
         ({"await_acceptance": "yes"}, 400, "await_acceptance"),
         ({"awaits": True}, 400, "awaits"),
+        ({"text_sha256": "abc"}, 400, "text_sha256"),
+        ({"text_sha256": "A" * 64}, 400, "text_sha256"),
+        ({"parties": ""}, 400, "parties"),
+        ({"parties": "a\nb"}, 400, "parties"),
+        ({"signed_on": "yesterday"}, 400, "signed_on"),
+        ({"valid_until": "2020-01-01T00:00:00Z"}, 400, "valid_until"),
+        ({"valid_until": "2040-01-01T00:00:00"}, 400, "time zone"),
     ],
 )
 def test_what_is_no_agreement(
@@ -187,3 +199,91 @@ def test_an_operator_reads_the_whole_log(served: Served, tenant: Tenant) -> None
         after = page["next"]
     assert signed["id"] in subjects
     assert served.site.operate("GET", f"{V1}/audit?customer={uuid.uuid4()}").status == 404
+
+
+def test_what_was_signed_is_read_before_it_is_accepted(served: Served, tenant: Tenant) -> None:
+    paper = b"%PDF-1.7 what both sides have signed"
+    path = "/appliance/v1/agreements/{}/document"
+    said = {
+        "kind": "dpa",
+        "parties": "Muzeum Ž & Provoz s.r.o.",
+        "text_sha256": hashlib.sha256(paper).hexdigest(),
+        "signed_on": "2027-01-10",
+        "valid_until": "2030-01-01T00:00:00.000+00:00",
+    }
+    signed = sign(served, tenant, **said, await_acceptance=True)
+    assert {name: signed[name] for name in said} == said
+    document = path.format(signed["id"])
+    assert served.site.call("GET", document, headers=tenant.headers()).status == 404
+    wrong = served.site.operate("PUT", document, body=paper + b"?", content_type="application/octet-stream")
+    assert (wrong.status, "SHA-256" in wrong.document["detail"]) == (400, True)
+    for _ in range(2):
+        kept = served.site.operate("PUT", document, body=paper, content_type="application/octet-stream")
+        assert kept.status == 204
+    answer = served.site.call("GET", document, headers=tenant.headers())
+    assert (answer.status, answer.body) == (200, paper)
+    assert served.site.operate("GET", document).body == paper
+    assert served.site.call("GET", document, headers=served.tenant(unique()).headers()).status == 404
+    accepted = admin(served, tenant, "POST", f"/agreements/{signed['id']}/accept").document
+    assert accepted["state"] == "active"
+    assert accepted["parties"] == said["parties"]
+    assert accepted["has_document"]
+    acts = [entry.event for entry in served.audited(tenant) if entry.subject == signed["id"]]
+    assert acts == [Event.AGREEMENT_SIGN, Event.AGREEMENT_DOCUMENT, Event.AGREEMENT_ACCEPT]
+    assert store(served, tenant).status == 403, "only training-data lets images be stored"
+
+
+def test_a_paper_that_was_not_signed_for_is_not_kept(served: Served, tenant: Tenant) -> None:
+    signed = sign(served, tenant)
+    path = f"{V1}/agreements/{signed['id']}/document"
+    refused = served.site.operate("PUT", path, body=b"anything", content_type="application/octet-stream")
+    assert (refused.status, "text_sha256" in refused.document["detail"]) == (400, True)
+    huge = served.site.operate(
+        "PUT", path, body=bytes((8 << 20) + 1), content_type="application/octet-stream"
+    )
+    assert huge.status == 413
+    assert served.site.call("PUT", path, b"mine", tenant.headers()).status == 405
+
+
+def test_an_agreement_that_has_expired_allows_nothing(served: Served, tenant: Tenant) -> None:
+    ends = datetime.fromtimestamp(served.clock + 3600, UTC).isoformat()
+    signed = sign(served, tenant, valid_until=ends)
+    assert store(served, tenant).status == 200
+    before = served.clock
+    try:
+        served.clock += 3600
+        refused = store(served, tenant)
+        assert (refused.status, "has expired" in refused.document["detail"]) == (403, True)
+        (listed,) = admin(served, tenant, "GET", "/agreements").document["agreements"]
+        assert listed["state"] == "expired"
+        assert admin(served, tenant, "POST", f"/agreements/{signed['id']}/accept").status == 409
+        operate(served, "DELETE", f"/agreements/{signed['id']}")
+        assert sign(served, tenant)["state"] == "active"
+    finally:
+        served.clock = before
+
+
+def test_the_customer_revokes_and_has_all_of_it_erased(served: Served, tenant: Tenant) -> None:
+    signed = sign(served, tenant)
+    dataset = admin(served, tenant, "POST", "/datasets", {"name": "summer"}).document["id"]
+    (kept,) = store(served, tenant).document["records"]
+    path = f"/agreements/{signed['id']}?erase=true"
+    assert served.site.operate("DELETE", V1 + path).status == 403, "an operator erases nothing by it"
+    assert store(served, tenant).status == 200
+    assert admin(served, tenant, "DELETE", path).status == 204
+    assert store(served, tenant).status == 403
+    image = served.site.call("GET", f"/files/{kept['_stored_image_id']}.jpg", headers=tenant.headers())
+    assert image.status == 404
+    assert admin(served, tenant, "GET", f"/datasets/{dataset}").status == 404
+    events = [entry.event for entry in served.audited(tenant)]
+    assert events.count(Event.DATASET_ERASE) == 2
+    assert admin(served, tenant, "DELETE", path).status == 204, "asked once more: nothing is left"
+
+    later = sign(served, tenant)
+    assert store(served, tenant).status == 200
+    refused = admin(served, tenant, "DELETE", path)
+    assert (refused.status, "later agreement" in refused.document["detail"]) == (409, True)
+    assert store(served, tenant).status == 200
+    assert admin(served, tenant, "DELETE", f"/agreements/{later['id']}?erase=perhaps").status == 400
+    other = sign(served, tenant, kind="nda")
+    assert admin(served, tenant, "DELETE", f"/agreements/{other['id']}?erase=true").status == 400

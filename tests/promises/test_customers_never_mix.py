@@ -5,6 +5,7 @@ cannot be derived fails the test.
 """
 
 import base64
+import hashlib
 import json
 import uuid
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ import pytest
 from PIL import Image
 
 from appliance.accounts.agreements import AgreementId, Kind
-from appliance.accounts.audit import Event
+from appliance.accounts.audit import Actor, Event
+from appliance.accounts.contracts import Contract
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.grants import Access as Asked
 from appliance.accounts.tokens import Scope
 from appliance.api.payload import Form
 from appliance.api.routes import ROUTES
@@ -30,6 +33,7 @@ from tests.serving import ACTOR, DIM, Reply, Served, Tenant
 
 PHOTOS = "/similarity/photos/v2"
 SECRET = "the victim's secret"
+OPERATOR = Actor("operator", "0")
 SHOP = "http://shop.example:1"
 PHOTO = base64.b64encode(images.encoded(Image.new("RGB", (30, 20), "red"), "PNG")).decode()
 
@@ -100,14 +104,15 @@ class Stored:
 
 @dataclass(frozen=True)
 class Victim:
-    """A customer with a record, a token, a collection, training data and a pending agreement that others go
-    for.
+    """A customer with a record, a token, a collection, training data, a pending agreement and a pending grant
+    that others go for.
     """
 
     tenant: Tenant
     token_id: str
     request: str
     agreement: str
+    grant: str
     stored: Stored
     pin: str = ""
     snapshot: str = field(default_factory=lambda: str(uuid.uuid4()))
@@ -134,6 +139,7 @@ class Victim:
             "tokens": self.token_id,
             "collections": self.tenant.collection,
             "agreements": self.agreement,
+            "grants": self.grant,
             "datasets": self.stored.ids["dataset"],
             "erasures": self.certificate,
         }
@@ -180,6 +186,9 @@ class Victim:
                 "aliases": {"collection": self.tenant.collection},
                 "bundles": {"path": "/nowhere"},
                 "agreements": {"customer": self.tenant.id, "kind": "training-data"},
+                "grants": {}
+                if "{id}" in route.path
+                else {"operator": "0", "dataset": self.stored.ids["dataset"], "reason": SECRET, **owner},
                 "datasets": {"visibility": "public"} if "{id}" in route.path else {"name": str(uuid.uuid4())},
             }
             document = managed[noun(route)]
@@ -203,6 +212,7 @@ class Victim:
             "aliases",
             "customers",
             "agreements",
+            "grants",
             "datasets",
             "audit",
             "erasures",
@@ -259,11 +269,24 @@ def new_victim(served: Served, name: str) -> Victim:
     source = Source(f"{SHOP}/feed?key={SECRET.replace(' ', '-')}")
     following = served.parts.synchronisation.set(ACTOR, tenant.id, CollectionId(tenant.collection), source)
     served.run(following)
-    signing = served.parts.agreements.sign(ACTOR, tenant.id, Kind.TRAINING_DATA, await_acceptance=True)
+    paper = Contract(text_sha256=hashlib.sha256(SECRET.encode()).hexdigest())
+    agreements = served.parts.agreements
+    signing = agreements.sign(ACTOR, tenant.id, Kind.TRAINING_DATA, paper, await_acceptance=True)
+    asking = served.parts.grants.ask(OPERATOR, tenant.id, Asked("0", 1, stored.ids["dataset"]), SECRET)
     copying = served.parts.collections.snapshots.add(ACTOR, tenant.id, CollectionId(tenant.collection))
-    agreement, snapshot = served.run(signing).id, served.run(copying).id
-    certificate = certified(served, tenant)
-    return Victim(tenant, token.id, request.id, agreement, stored, served.bundle.pin, snapshot, certificate)
+    agreement, grant, snapshot = served.run(signing).id, served.run(asking).id, served.run(copying).id
+    served.run(agreements.attach(ACTOR, agreement, SECRET.encode()))
+    return Victim(
+        tenant,
+        token.id,
+        request.id,
+        agreement,
+        grant,
+        stored,
+        served.bundle.pin,
+        snapshot,
+        certified(served, tenant),
+    )
 
 
 def certified(served: Served, tenant: Tenant) -> str:
@@ -402,6 +425,7 @@ def assert_nothing_leaks(answer: Reply, victim: Victim, *, known: frozenset[str]
         victim.agreement,
         victim.snapshot,
         victim.certificate,
+        victim.grant,
         *victim.stored.ids.values(),
         SECRET,
     }
@@ -475,7 +499,8 @@ def test_another_customers_token_finds_nothing(
         assert answer.status in {200, 201}
     else:
         absent = replace(victim.tenant, id=CustomerId(str(uuid.uuid4())), collection=str(uuid.uuid4()))
-        nobody = Victim(absent, "0" * 10, str(uuid.uuid4()), str(uuid.uuid4()), Stored.nothing())
+        request, agreement, grant = (str(uuid.uuid4()) for _ in range(3))
+        nobody = Victim(absent, "0" * 10, request, agreement, grant, Stored.nothing())
         missing = attack(served, route, nobody, f"Token {attacker.token}")
         assert answer.status == missing.status == 404
         assert anonymous(answer) == anonymous(missing)

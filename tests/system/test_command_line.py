@@ -145,7 +145,7 @@ def test_people_read_tables(state: DemoState) -> None:
     listed = run(state, "customer", "list")
     assert listed.returncode == 0
     heading, *lines = listed.stdout.splitlines()
-    assert heading.split() == ["id", "name", "created_at", "suspended_at"]
+    assert heading.split() == ["id", "name", "created_at", "suspended_at", "claimed_at"]
     assert any("demo" in line.split() for line in lines)
     bundles = run(state, "bundle", "list").stdout
     assert "efficientnet-lite0" in bundles

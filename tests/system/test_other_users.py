@@ -135,6 +135,14 @@ def test_an_operator_reaches_the_daemon_whatever_else_is_hidden(state: DemoState
         assert json.loads(done.stdout)["profile"] == "demo"
         made = run(state, "customer", "add", "by an operator", "--json", prefix=operator)
         assert made.returncode == 0, made.stderr
+        new = state.folder / "root.key.new"
+        new.write_bytes(secrets.token_bytes(32))
+        new.chmod(0o600)
+        os.chown(new, pwd.getpwnam("irc").pw_uid, GROUP.gr_gid)
+        # With a root key of its own and the keyring of a backup an operator would need no grant.
+        for words in (("key", "rotate", "root", str(new)), ("key", "retire")):
+            rotated = run(state, *words, "--json", prefix=operator)
+            assert (rotated.returncode, json.loads(rotated.stdout)["error"]) == (1, "forbidden"), words
         stranger = ["setpriv", "--reuid=irc", "--regid=irc", "--clear-groups"]
         refused = run(state, "status", "--json", prefix=stranger)
         assert (refused.returncode, json.loads(refused.stdout)["error"]) == (1, "forbidden")

@@ -9,11 +9,12 @@ import csv
 import io
 import tarfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self, TypeVar
 
 from appliance.accounts.audit import Actor, Event, record
+from appliance.accounts.grants import GrantId
 from appliance.datasets import rows
 from appliance.datasets.annotations import Annotations
 from appliance.datasets.catalogue import Datasets
@@ -43,8 +44,10 @@ _ENDINGS: dict[Encoding, tuple[str, ...]] = {
     "webp": (".webp",),
 }
 
-Permit = Callable[[Image], ReadPermit]
+Permit = Callable[[Image], Awaitable[ReadPermit]]
 """Mints the right to see an image: whoever exports has to have it for each."""
+Granted = Callable[[Connection], GrantId]
+"""Which grant lets an operator export, asked within the act that is audited. Raises Forbidden for none."""
 
 
 class _LeftAlone(Exception):
@@ -97,20 +100,29 @@ class Exporting:
         self._planning.close()
 
     async def begin(
-        self, actor: Actor, dataset: Dataset, chosen: Format, permit: Permit, *, skip_damaged: bool = False
+        self,
+        actor: Actor,
+        dataset: Dataset,
+        chosen: Format,
+        permit: Permit,
+        *,
+        granted: Granted | None = None,
+        skip_damaged: bool = False,
     ) -> "Export":
-        """An export of the dataset as it is now, audited; to be closed.
+        """An export of the dataset as it is now, audited; to be closed. An operator's has to be `granted`.
 
         An image is where it was imported to, as far as the format lets it and one tree can hold all names;
-        one that came by another way is called by its id. Raises Forbidden for a restricted dataset,
-        InvalidInput for what the format cannot express, Conflict when images are damaged unless these are
-        left out.
+        one that came by another way is called by its id. Raises Forbidden for a restricted dataset, and where
+        `granted` does, InvalidInput for what the format cannot express, Conflict when images are damaged
+        unless these are left out.
         """
         if dataset.visibility == "restricted":
             raise Forbidden(
                 "images of a restricted dataset leave sealed alone: fetch each with its key, or set the"
                 " dataset's visibility to link before it is exported"
             )
+        if granted is not None:  # what is planned holds labels and names: it is not begun in vain
+            await self._ledger.read(granted)
         left = threading.Event()
         try:
             planned = self._planning.run(self._planned, dataset, chosen, skip_damaged, left)
@@ -120,6 +132,8 @@ class Exporting:
 
         def act(connection: Connection) -> None:
             details: dict[str, object] = {"images": len(images)}
+            if granted is not None:
+                details["grant"] = granted(connection)
             now = int(self._clock() * 1000)
             record(connection, now, actor, Event.DATASET_EXPORT, dataset.customer, dataset.id, details)
 
@@ -223,7 +237,7 @@ class Export:
 
     async def _image(self, placed: _Placed, image: Image) -> AsyncIterator[bytes]:
         before, after = header(placed.path, placed.size), padding(placed.size)
-        self._opened = await self._store.open(self._permit(image))
+        self._opened = await self._store.open(await self._permit(image))
         try:
             pieces = self._opened.read(0, placed.size)
             if placed.size <= _SMALL:

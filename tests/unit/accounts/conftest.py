@@ -12,7 +12,7 @@ from appliance.accounts.customers import Customers
 from appliance.accounts.tokens import Tokens
 from appliance.ledger import Ledger
 from appliance.metrics import Registry
-from appliance.vault import Keys
+from appliance.vault import Keyring, Keys
 
 ROOT = bytes(range(32))
 OPERATOR = Actor("operator", "0", "req-1")
@@ -36,6 +36,7 @@ class Accounts:
     customers: Customers
     tokens: Tokens
     agreements: Agreements
+    keyring: Keyring
     actor: Actor = OPERATOR
 
     async def reloaded(self) -> Tokens:
@@ -49,10 +50,16 @@ class Accounts:
 @pytest.fixture
 async def accounts(tmp_path: Path) -> AsyncIterator[Accounts]:
     clock, keys = Clock(), Keys(ROOT)
+    keyring = Keyring.create(tmp_path / "keyring of accounts", bytearray(ROOT))
     async with (
         Ledger(tmp_path, Registry()) as ledger,
         Customers(ledger, clock) as customers,
         Tokens(ledger, keys, customers, clock) as tokens,
-        Agreements(ledger, customers, clock) as agreements,
+        Agreements(ledger, keyring, customers, clock) as agreements,
     ):
-        yield Accounts(ledger, clock, keys, customers, tokens, agreements)
+        yield Accounts(ledger, clock, keys, customers, tokens, agreements, keyring)
+
+
+def resting(folder: Path) -> bytes:
+    """All that the ledger has on the disk."""
+    return b"".join(path.read_bytes() for path in folder.glob("ledger.db*"))

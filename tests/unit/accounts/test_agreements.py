@@ -1,6 +1,10 @@
 """Agreements: active, pending or revoked, and nothing that they allow happens without one."""
 
 import asyncio
+import hashlib
+from datetime import date
+from pathlib import Path
+from uuid import UUID
 
 import apsw
 import pytest
@@ -11,13 +15,13 @@ from appliance.accounts.agreements import (
     Agreements,
     Kind,
     parse_kind,
-    required,
 )
 from appliance.accounts.audit import Actor, Event
+from appliance.accounts.contracts import Contract
 from appliance.accounts.customers import CustomerId
 from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound
 from appliance.ledger import Connection
-from tests.unit.accounts.conftest import OPERATOR, Accounts
+from tests.unit.accounts.conftest import OPERATOR, Accounts, resting
 
 TRAINING = Kind.TRAINING_DATA
 TOKEN = Actor("token", "0123456789", "req-2")
@@ -34,15 +38,21 @@ async def other(accounts: Accounts) -> CustomerId:
     return (await accounts.customers.add(OPERATOR, "Atelier")).id
 
 
+def restarted_agreements(accounts: Accounts) -> Agreements:
+    return Agreements(accounts.ledger, accounts.keyring, accounts.customers, accounts.clock)
+
+
 async def refused(accounts: Accounts, customer: CustomerId) -> str:
     """Why this customer's images may not be stored: memory, the ledger and a restart say the same."""
     with pytest.raises(Forbidden) as error:
         accounts.agreements.require(customer, TRAINING)
-    async with Agreements(accounts.ledger, accounts.customers, accounts.clock) as restarted:
+    async with restarted_agreements(accounts) as restarted:
         with pytest.raises(Forbidden) as again:
             restarted.require(customer, TRAINING)
     with pytest.raises(Forbidden) as inside:
-        await accounts.ledger.write(lambda connection: required(connection, customer, TRAINING))
+        await accounts.ledger.write(
+            lambda connection: accounts.agreements.required(connection, customer, TRAINING)
+        )
     assert str(error.value) == str(again.value) == str(inside.value)
     return str(error.value)
 
@@ -50,9 +60,14 @@ async def refused(accounts: Accounts, customer: CustomerId) -> str:
 async def allowed(accounts: Accounts, customer: CustomerId) -> Agreement:
     """The agreement under which this customer's images may be stored: memory, ledger and a restart agree."""
     found = accounts.agreements.require(customer, TRAINING)
-    async with Agreements(accounts.ledger, accounts.customers, accounts.clock) as restarted:
+    async with restarted_agreements(accounts) as restarted:
         assert restarted.require(customer, TRAINING) == found
-    assert await accounts.ledger.write(lambda connection: required(connection, customer, TRAINING)) == found
+    assert (
+        await accounts.ledger.write(
+            lambda connection: accounts.agreements.required(connection, customer, TRAINING)
+        )
+        == found
+    )
     return found
 
 
@@ -150,7 +165,7 @@ async def test_what_is_stored_is_stored_before_a_revocation_or_not_at_all(
     signed = await accounts.agreements.sign(OPERATOR, customer, TRAINING)
 
     def put(connection: Connection) -> str:
-        required(connection, customer, TRAINING)
+        accounts.agreements.required(connection, customer, TRAINING)
         return "stored"
 
     early, _, late = await asyncio.gather(
@@ -215,3 +230,56 @@ def test_kinds_by_name() -> None:
     assert parse_kind("training-data") is TRAINING
     with pytest.raises(InvalidInput, match="training-data"):
         parse_kind("everything")
+
+
+async def test_one_that_has_ended_by_itself_allows_nothing(accounts: Accounts, customer: CustomerId) -> None:
+    ends = int(accounts.clock.now * 1000) + 5000
+    signed = await accounts.agreements.sign(OPERATOR, customer, TRAINING, Contract(valid_until=ends))
+    assert await allowed(accounts, customer) == signed
+    accounts.clock.now += 5
+    assert "has expired" in await refused(accounts, customer)
+    assert [one.state for one in await accounts.agreements.list()] == ["expired"]
+    with pytest.raises(Conflict, match="expired"):
+        await accounts.agreements.sign(OPERATOR, customer, TRAINING)
+    with pytest.raises(Conflict, match="expired"):
+        await accounts.agreements.accept(TOKEN, customer, signed.id)
+    with pytest.raises(InvalidInput, match="valid_until"):
+        await accounts.agreements.sign(OPERATOR, customer, Kind.NDA, Contract(valid_until=ends))
+
+
+async def test_where_acceptance_is_required_every_one_waits_for_it(
+    accounts: Accounts, customer: CustomerId
+) -> None:
+    strict = Agreements(
+        accounts.ledger, accounts.keyring, accounts.customers, accounts.clock, require_acceptance=True
+    )
+    signed = await strict.sign(OPERATOR, customer, TRAINING)
+    assert signed.state == "pending"
+    with pytest.raises(Forbidden, match="accept"):
+        strict.require(customer, TRAINING)
+    await strict.accept(TOKEN, customer, signed.id)
+    assert strict.require(customer, TRAINING).id == signed.id
+
+
+async def test_the_paper_and_its_parties_rest_sealed(
+    accounts: Accounts, customer: CustomerId, tmp_path: Path
+) -> None:
+    paper, parties = b"We, the undersigned, have agreed." * 20, "The Zoo & its keeper"
+    digest = hashlib.sha256(paper).hexdigest()
+    contract = Contract(parties, digest, date(2027, 1, 10))
+    signed = await accounts.agreements.sign(OPERATOR, customer, Kind.DPA, contract)
+    await accounts.agreements.attach(OPERATOR, signed.id, paper)
+    assert await accounts.agreements.document(customer, signed.id) == paper
+    (listed,) = await accounts.agreements.list()
+    assert (listed.contract, listed.has_document) == (contract, True)
+    stored = resting(tmp_path)
+    assert digest.encode() in stored
+    assert paper[:24] not in stored
+    assert parties.encode() not in stored
+
+    owner = UUID(customer)
+    accounts.keyring.destroy(owner, owner)
+    (listed,) = await accounts.agreements.list()
+    assert listed.contract.parties is None
+    with pytest.raises(NotFound):
+        await accounts.agreements.document(customer, signed.id)

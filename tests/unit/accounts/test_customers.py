@@ -1,5 +1,7 @@
 """Customers: unique names, random ids, known at once and after a restart."""
 
+from dataclasses import replace
+
 import pytest
 
 from appliance.accounts.audit import Event
@@ -36,7 +38,8 @@ async def test_a_suspended_customer_is_known_as_such_also_after_a_restart(accoun
     async with Customers(accounts.ledger, accounts.clock) as restarted:
         assert (restarted.suspended(added.id), restarted.suspended(other.id)) == (True, False)
     for _ in range(2):
-        assert await accounts.customers.resume(accounts.actor, added.id) == added
+        resumed = await accounts.customers.resume(accounts.actor, added.id)
+        assert resumed == replace(added, resumed_at=1_800_000_000_000)
     assert not accounts.customers.suspended(added.id)
     events = [entry.event for entry in await accounts.log()]
     assert events == [Event.CUSTOMER_ADD] * 2 + [Event.CUSTOMER_SUSPEND, Event.CUSTOMER_RESUME]

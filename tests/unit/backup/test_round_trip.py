@@ -12,7 +12,8 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from appliance import config, metrics
-from appliance.accounts.audit import Event, entries
+from appliance.accounts.audit import Actor, Event, entries
+from appliance.accounts.grants import Access, Grants
 from appliance.accounts.tokens import Tokens
 from appliance.backup.contents import APPLIANCE, BACKUPS
 from appliance.backup.receiving import BackupFailed, receive
@@ -31,7 +32,7 @@ from appliance.search.collections import Collections
 from appliance.search.records import CollectionId, NewRecord, Record
 from appliance.vault import Keyring
 from tests.backing import Shelf, proven, put_back, silent, source
-from tests.storing import ACTOR, OPERATOR, ROOT, Stand, stand
+from tests.storing import ACTOR, OPERATOR, ROOT, Clock, Stand, stand
 
 NEW_ROOT = bytes(range(32, 64))
 
@@ -545,3 +546,32 @@ async def test_no_backup_begins_while_something_covers_the_state(open_stand: Sta
         await asyncio.to_thread(open_stand.state.rmdir)
         await asyncio.to_thread(aside.rename, open_stand.state)
         (await backups.begin(ACTOR)).close()
+
+
+async def test_a_customer_that_was_claimed_since_stays_claimed_and_no_grant_survives(
+    open_stand: Stand, shelf: Shelf, tmp_path: Path
+) -> None:
+    open_stand.clock.now = 1_899_990_000.0  # a few hours before the restore
+    dataset, _ = await filled(open_stand)
+    owner, token = dataset.customer, Actor("token", "0123456789")
+    access = Access("0", 72, dataset=dataset.id)
+    grants = Grants(
+        open_stand.ledger, open_stand.keyring, open_stand.customers, open_stand.clock, four_eyes=False
+    )
+    opened = await grants.open(token, owner, access, "for a look")
+    made = await shelf.take(open_stand)
+    await grants.revoke(token, owner, opened.id)
+    await open_stand.customers.claim(token, owner)
+    newest = await shelf.take(open_stand)
+    assert proven(made.folder, made.keyring, newer=newest.tombstones).ended["claims"] == 1
+    await put_back(made.folder, newest.keyring, tmp_path / "again", newer=newest.tombstones)
+    async with (
+        stand(tmp_path / "again", clock=Clock(1_900_000_000.0)) as again,
+        Tokens(again.ledger, again.keyring.service, again.customers, again.clock) as tokens,
+    ):
+        with pytest.raises(Forbidden, match="used a token"):
+            await tokens.add(OPERATOR, owner)
+        restored = Grants(again.ledger, again.keyring, again.customers, again.clock, four_eyes=False)
+        assert [(one.state, one.reason) for one in await restored.list()] == [("revoked", "for a look")]
+        with pytest.raises(Forbidden):
+            await restored.see(OPERATOR, owner, dataset.id, "any")

@@ -38,6 +38,8 @@ def config_file(tmp_path: Path) -> Path:
         ["bundle", "build", "efficientnet-lite0"],
         ["status", "--unknown"],
         ["agreement", "sign", "acme"],
+        ["grant", "request", "acme", "--reason", "x"],
+        ["grant", "request", "acme", "--dataset", "Default", "--image", "x", "--reason", "x"],
         ["audit", "list", "--after", "yesterday"],
         ["audit", "export"],
         ["key", "rotate"],

@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from appliance.datasets.interchange.annotated import Annotated
 from appliance.datasets.interchange.exporting import Exporting
 from appliance.datasets.interchange.table import Csv
+from appliance.datasets.permits import of_token
 from appliance.datasets.sources import Sources
-from tests.storing import ACTOR, PHOTO, Stand, default, permit, stand
+from tests.storing import ACTOR, PHOTO, Stand, default, stand
 
 SECONDS = 30.0
 
@@ -45,6 +47,7 @@ async def test_uploads_go_on_however_many_exports_are_prepared(tmp_path: Path) -
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     async with stand(tmp_path) as stood, exports(stood) as exporting:
         dataset, slow = await default(stood), Slow()
+        permit = partial(of_token, dataset.customer)
         await stood.store.put(ACTOR, dataset, PHOTO)
         begun = [asyncio.ensure_future(exporting.begin(ACTOR, dataset, slow, permit)) for _ in range(7)]
         assert await asyncio.to_thread(slow.begun.wait, SECONDS)
@@ -59,6 +62,7 @@ async def test_an_export_that_nobody_waits_for_is_not_prepared_to_its_end(tmp_pa
     slow = Slow()
     async with stand(tmp_path) as stood, exports(stood) as exporting:
         dataset = await default(stood)
+        permit = partial(of_token, dataset.customer)
         for number in range(3):
             await stood.store.put(ACTOR, dataset, PHOTO[number:])
         begun = [asyncio.ensure_future(exporting.begin(ACTOR, dataset, slow, permit)) for _ in range(3)]

@@ -93,3 +93,29 @@ def test_boxes_leave_the_rows_of_their_objects(connection: apsw.Connection) -> N
     key = (7 << 32) + 1
     assert connection.execute("SELECT * FROM clear_boxes").fetchall() == [(key, 10, 20, 110.5, 220)]
     assert connection.execute("SELECT * FROM objects").fetchall() == [(key, "an id", 7, 1, 2, b"\0", 3)]
+
+
+def test_customers_that_used_a_token_are_claimed_and_agreements_stay(connection: apsw.Connection) -> None:
+    steps = shipped()
+    migrate(connection, [step for step in steps if step.number < 21])
+    for name in ("used", "unused"):
+        connection.execute("INSERT INTO customers (id, name, created_at) VALUES (?1, ?1, 1)", (name,))
+        connection.execute(
+            "INSERT INTO agreements (id, customer, kind, signed_at, active_at) VALUES (?1, ?1, ?2, 2, 3)",
+            (name, "training-data"),
+        )
+        for time, kind in ((4, "operator"), (5, "token" if name == "used" else "system"), (6, "operator")):
+            connection.execute(
+                "INSERT INTO audit (time, actor_kind, actor_id, event, customer, details)"
+                " VALUES (?, ?, 'x', 'x', ?, '{}')",
+                (time, kind, name),
+            )
+    migrate(connection, steps)
+    assert connection.execute("SELECT id, claimed_at FROM customers ORDER BY id").fetchall() == [
+        ("unused", None),
+        ("used", 5),
+    ]
+    kept = "SELECT id, kind, signed_at, active_at, revoked_at, document FROM agreements ORDER BY id"
+    assert connection.execute(kept).fetchall() == [
+        (name, "training-data", 2, 3, None, None) for name in ("unused", "used")
+    ]

@@ -1,0 +1,34 @@
+"""Time that only goes forward: what has ended stays ended when the clock is set back."""
+
+from collections.abc import Callable
+
+from appliance.ledger import Connection
+
+
+class ForwardTime:
+    """A clock that never goes back, whatever is done to the one that it follows.
+
+    It goes on as `monotonic` counts, seconds that no setting changes, and is put ahead by `clock` (unix
+    seconds); `latest` is the latest time that an earlier run knew of.
+    """
+
+    def __init__(self, latest: float, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        self._clock = clock
+        self._monotonic = monotonic
+        self._mark = latest  # the latest time that was ever seen, and when by the other clock
+        self._marked_at = monotonic()
+
+    def now(self) -> float:
+        """Unix seconds, never less than before."""
+        monotonic = self._monotonic()
+        self._mark = max(self._clock(), self._mark + monotonic - self._marked_at)
+        self._marked_at = monotonic
+        return self._mark
+
+
+def latest_time(connection: Connection) -> float:
+    """The latest time that the ledger knows of, in unix seconds; 0 for a new one."""
+    time = connection.execute(
+        "SELECT max(coalesce((SELECT time FROM latest_time), 0), coalesce((SELECT max(time) FROM audit), 0))"
+    ).get
+    return float(time) / 1000
