@@ -5,8 +5,6 @@ with Ed25519 by the appliance's own key. The statement holds ids, counts and tim
 customer's own word: of it there is a keyed digest, which tells nothing to who has not the appliance's keys.
 """
 
-import base64
-import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +14,9 @@ from typing import Any, Literal, NewType
 import msgspec
 
 from appliance.accounts.customers import CustomerId
-from appliance.errors import InvalidInput, NotFound
+from appliance.errors import InvalidInput, NotFound, SealBroken
 from appliance.ledger import Connection, Ledger
-from appliance.vault import Keys, signed_by
+from appliance.vault import Keys, signed, unwrapped, wrapped
 
 CertificateId = NewType("CertificateId", str)
 Kind = Literal["customer", "dataset", "image", "collection", "record"]
@@ -63,17 +61,6 @@ class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ids: tuple[str, ...]
 
 
-class _Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    keyid: str
-    sig: str
-
-
-class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    payload: str
-    payload_type: str
-    signatures: tuple[_Signature, ...]
-
-
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """A certificate as the ledger keeps it; `erased_at` in unix milliseconds, `number` rises."""
@@ -116,7 +103,7 @@ class Certificates:
                 ids=some,
             )
             payload = msgspec.json.encode(statement)
-            signature = self._keys.sign(_SIGNER, _signed(payload))
+            signature = signed(self._keys, _SIGNER, payload, PAYLOAD_TYPE)
             connection.execute(
                 "INSERT INTO certificates (id, kind, customer, subject, erased_at, statement, signature)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -175,43 +162,21 @@ class Certificates:
 
     def envelope(self, certificate: Certificate) -> bytes:
         """The certificate as it is given out: what `verified` takes."""
-        signature = _Signature(_key_id(self.public_key), base64.b64encode(certificate.signature).decode())
-        payload = base64.b64encode(certificate.statement).decode()
-        return msgspec.json.encode(_Envelope(payload, PAYLOAD_TYPE, (signature,)))
+        return wrapped(certificate.statement, PAYLOAD_TYPE, certificate.signature, self.public_key)
 
 
-def verified(envelope: bytes, public_key: str) -> Statement:
+def verified(certificate: bytes, public_key: str) -> Statement:
     """The statement of a certificate that the holder of this key has made, to the last byte.
 
     Raises InvalidInput, which says what is wrong.
     """
     try:
-        given = msgspec.json.decode(envelope, type=_Envelope)
-        payload = base64.b64decode(given.payload, validate=True)
-        (signature,) = given.signatures
-        sealed = base64.b64decode(signature.sig, validate=True)
-    except (msgspec.MsgspecError, ValueError):
-        raise InvalidInput("this is no certificate of erasure, or it was changed") from None
-    if msgspec.json.encode(given) != envelope.removesuffix(b"\n") or given.payload_type != PAYLOAD_TYPE:
-        raise InvalidInput("the certificate was changed: it is not written as the appliance writes it")
-    if signature.keyid != _key_id(public_key):
-        raise InvalidInput("the certificate was signed by another key than the one given")
-    if not signed_by(public_key, sealed, _signed(payload)):
-        raise InvalidInput("the certificate was changed: its signature does not fit")
-    try:
+        payload = unwrapped(certificate.removesuffix(b"\n"), PAYLOAD_TYPE, public_key)
         return msgspec.json.decode(payload, type=Statement)
+    except SealBroken as broken:
+        raise InvalidInput(f"this is no certificate of erasure by the key given: {broken}") from None
     except msgspec.MsgspecError:
         raise InvalidInput("the certificate states what this version does not read") from None
-
-
-def _signed(payload: bytes) -> bytes:
-    """The pre-authentication encoding of DSSE."""
-    kind = PAYLOAD_TYPE.encode()
-    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
-
-
-def _key_id(public_key: str) -> str:
-    return hashlib.sha256(public_key.encode()).hexdigest()
 
 
 def _certificate(row: tuple[Any, ...]) -> Certificate:

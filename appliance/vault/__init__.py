@@ -1,6 +1,6 @@
 """Keys and sealed data: the only door to cryptography."""
 
-from appliance.vault.envelope import enveloped, opened
+from appliance.vault.envelope import enveloped, opened, signed, unwrapped, wrapped
 from appliance.vault.keyring import Container, Generations, Keyring, Kind, identity_of
 from appliance.vault.keys import KEY_BYTES, Keys, at_hand, create_root, read_key, read_root
 from appliance.vault.known_answers import self_test
@@ -32,5 +32,8 @@ __all__ = [
     "sealed_size",
     "self_test",
     "sign",
+    "signed",
     "signed_by",
+    "unwrapped",
+    "wrapped",
 ]
