@@ -90,7 +90,7 @@ async def test_tokens_from_before_there_was_a_keyring_go_on(tmp_path: Path) -> N
     async with Ledger(tmp_path, metrics.create()) as ledger:
 
         def earlier(connection: object) -> None:
-            connection.execute("INSERT INTO customers VALUES ('c', 'c', 0, NULL)")  # type: ignore[attr-defined]
+            connection.execute("INSERT INTO customers (id, name, created_at) VALUES ('c', 'c', 0)")  # type: ignore[attr-defined]
             connection.execute(  # type: ignore[attr-defined]
                 "INSERT INTO tokens (id, customer, mac, scopes, created_at) VALUES ('t', 'c', ?, '', 0)",
                 (bytes(32),),
