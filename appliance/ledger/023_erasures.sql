@@ -35,3 +35,7 @@ ALTER TABLE collections ADD COLUMN emptied TEXT;
 -- 1 for a row that is no collection of its own: filled unseen, or what a restored snapshot has replaced. Erasing it
 -- erases no collection, and is not certified.
 ALTER TABLE collections ADD COLUMN spare INTEGER NOT NULL DEFAULT 0;
+
+-- Erasures up to this entry of the audit log are from before there were certificates.
+CREATE TABLE certified_since (seq INTEGER NOT NULL) STRICT;
+INSERT INTO certified_since SELECT coalesce(max(seq), 0) FROM audit;

@@ -6,17 +6,16 @@ cut at its end, a checkpoint tells that somebody has kept.
 
 import re
 import stat
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from appliance.accounts.audit import EntryDamaged
 from appliance.accounts.transparency.checkpoints import MAX_BYTES, Checkpoint, LogKey, parse, parse_key
-from appliance.accounts.transparency.leaves import Recorded, all_leaves, last_seq, origin, recorded
+from appliance.accounts.transparency.leaves import all_leaves, last_seq, origin, recorded
 from appliance.accounts.transparency.merkle import HASH_BYTES, WIDTH
+from appliance.accounts.transparency.rules import RULES
 from appliance.accounts.transparency.tiles import (
     Edge,
     bundle_path,
@@ -29,9 +28,6 @@ from appliance.accounts.transparency.tree import CHECKPOINT, FOLDER, KEY
 from appliance.errors import AuditBroken, InvalidInput
 from appliance.ledger import Connection, looking_into
 
-_SET_BACK_MS = 60_000
-"""So much earlier than one before it an entry may be: acts look at the clock before they get their turn."""
-
 _NAMED = 50
 """Findings; of more, how many."""
 
@@ -39,47 +35,6 @@ _DRAFT = re.compile(r"\.[^/]+\.[0-9a-f]{12}\.draft")
 _TILE = re.compile(
     r"tile/(entries|[0-9]|[1-5][0-9]|6[0-3])/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What a check has found: `findings` are what must not be, `remarks` what a person should know."""
-
-    findings: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-
-
-class Check(Protocol):
-    """A rule over what the entries say."""
-
-    def see(self, entry: Recorded) -> None:
-        """Called with each entry, in their order."""
-
-    def judge(self) -> Judgement:
-        """Called in the end."""
-
-
-class Chronology:
-    """That time goes on: a clock that was set back is no forgery, and is told."""
-
-    def __init__(self) -> None:
-        self._latest = 0
-        self._back: list[int] = []
-
-    def see(self, entry: Recorded) -> None:
-        if entry.time < self._latest - _SET_BACK_MS:
-            self._back.append(entry.seq)
-        self._latest = max(self._latest, entry.time)
-
-    def judge(self) -> Judgement:
-        if not self._back:
-            return Judgement()
-        told = f"{len(self._back)} entries are earlier than one before them, first entry {self._back[0]}"
-        return Judgement(remarks=[f"{told}: the clock was set back"])
-
-
-CHECKS: tuple[Callable[[], Check], ...] = (Chronology,)
-"""What is asked of the entries beside that they are those that were signed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +176,7 @@ class _Comparison:
         self._found = found
         self._edge = Edge()
         self._seen: set[str] = set()
-        self._checks = [make() for make in CHECKS]
+        self._rules = [make() for make in RULES]
         self.entries = 0
         self.roots: dict[int, bytes] = {}
         """By those sizes for which there is a checkpoint, what the rows hash to."""
@@ -242,8 +197,8 @@ class _Comparison:
             full, _, width = path.rpartition(".p/")
             self._compare(full, content, int(width))
         self._require_edge()
-        for check in self._checks:
-            judgement = check.judge()
+        for rule in self._rules:
+            judgement = rule.judge(connection)
             self.remarks += judgement.remarks
             for finding in judgement.findings:
                 self._found.add(finding)
@@ -282,8 +237,8 @@ class _Comparison:
         except msgspec.DecodeError:
             self._found.add(f"entry {seq} is nothing that was ever written")
             return
-        for check in self._checks:
-            check.see(entry)
+        for rule in self._rules:
+            rule.see(entry)
 
     def _add(self, data: bytes) -> None:
         for path, content in self._edge.add(data):
