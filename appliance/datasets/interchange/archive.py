@@ -28,7 +28,7 @@ END = bytes(2 * tarfile.BLOCKSIZE)
 _BLOCK = tarfile.BLOCKSIZE
 _MOST_BEHIND = 16 << 20  # zeros after the end: writers fill up to a multiple of their own
 _TURN_SECONDS = 0.002  # of reading headers, hundreds of which come in one piece, until others get their turn
-_SHARDS = 64  # of the names that are known: one table of two million takes 60 ms each time that it grows
+_SHARDS = 64  # of the names that are known: a table of two million grows for 60 ms
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _NOT_UTF_8 = re.compile("[\ud800-\udfff]")  # what surrogateescape makes of it
 _NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")  # Unicode's category Cc, and the backslash
@@ -125,22 +125,25 @@ class Archive:
         self._turn_ends = clock() + _TURN_SECONDS
 
     async def __aiter__(self) -> AsyncIterator[Member]:
-        source, count = self._source, 0
-        while (header := await self._header()) is not None:
-            count += 1
-            if count > self._most:
-                raise self._too_many()
-            if header.isdir():
-                if header.name.strip("./"):
-                    self._names.add_folder(checked(header.name))
-                    self._check_room()
-                await source.skip(_padded(header.size))
-                continue
-            name = self._file(header)
-            end = source.position + header.size
-            yield Member(name, header.size, source)
-            await source.skip(end - source.position + _padded(header.size) - header.size)
-        await self._end()
+        try:
+            source, count = self._source, 0
+            while (header := await self._header()) is not None:
+                count += 1
+                if count > self._most:
+                    raise self._too_many()
+                if header.isdir():
+                    if header.name.strip("./"):
+                        self._names.add_folder(checked(header.name))
+                        self._check_room()
+                    await source.skip(_padded(header.size))
+                    continue
+                name = self._file(header)
+                end = source.position + header.size
+                yield Member(name, header.size, source)
+                await source.skip(end - source.position + _padded(header.size) - header.size)
+            await self._end()
+        finally:
+            await self._names.forget()
 
     async def _header(self) -> tarfile.TarInfo | None:
         """The next file or folder, with what the extensions before it say; None at the end."""
@@ -239,6 +242,12 @@ class _Names:
     def add_folder(self, name: str) -> None:
         """It and all that it is in; it may be known. Raises InvalidInput where one of them is a file."""
         self._walk(name, unicodedata.normalize("NFC", name).split("/"))
+
+    async def forget(self) -> None:
+        """Gives the memory back part by part, with turns for others: two million at once take 100 ms."""
+        for part in self._known:
+            part.clear()
+            await asyncio.sleep(0)
 
     def _walk(self, name: str, folders: list[str]) -> int:
         """Adds folders, each in the one before; the hash of the last."""
