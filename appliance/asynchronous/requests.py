@@ -35,6 +35,7 @@ _TELLABLE = (
     "webhook IS NOT NULL AND customer NOT IN (SELECT id FROM customers WHERE suspended_at IS NOT NULL)"
 )
 _MOST_ATTEMPTS = 1000  # what is counted beyond is damage
+_DAMAGED = "what the request was answered is damaged: send it again"
 LOST = "the appliance stopped before this request ended: send it again"
 
 
@@ -99,7 +100,7 @@ class Requests:
 
     async def __aenter__(self) -> Self:
         now = self._now()
-        response = msgspec.json.encode({"detail": LOST, "status": {"code": 503, "text": LOST}})
+        response = _failure(503, LOST)
 
         def act(connection: Connection) -> None:
             self._forget(connection, now)
@@ -334,7 +335,22 @@ def _others(
 
 
 def _request(row: tuple[Any, ...]) -> Request:
-    """One whose state is damaged has failed: it must not stand in the way of others."""
+    """One whose state or response is damaged has failed: it must not stand in the way of others."""
     number, customer, kind, given, created_at, finished_at, response = row
     state = State(given) if given in _STATES else State.FAILED
+    if response is not None and not _is_json(response):
+        state, response = State.FAILED, _failure(500, _DAMAGED)
     return Request(RequestId(number), CustomerId(customer), kind, state, created_at, finished_at, response)
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        msgspec.json.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def _failure(code: int, text: str) -> bytes:
+    """A response as a wire route refuses."""
+    return msgspec.json.encode({"detail": text, "status": {"code": code, "text": text}})

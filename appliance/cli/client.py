@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.cli.output import UNAVAILABLE, Document, Output, Refused
+from appliance.errors import ApplianceError
 
 STARTING_SECONDS = 10.0
 BOUNDARY = os.urandom(16).hex()
@@ -41,7 +42,10 @@ class Operator:
         """The answer's document ({} for none); raises Refused with the problem's own title and detail.
 
         What is sent is the document `body`, multipart `parts`, `pieces` of a `media` type, or `raw` bytes.
+        Raises what those who give them do for what cannot be read.
         """
+        import aiohttp
+
         url = f"http://appliance/appliance/v1{path}"
         headers = {}
         if parts is not None:
@@ -52,13 +56,18 @@ class Operator:
             headers["Content-Type"] = "application/octet-stream"
         data = next((sent for sent in (parts, pieces, raw) if sent is not None), None)
         # Of pieces that are refused nothing is sent: who still sends would not hear why.
-        async with self._session.request(
-            method, url, params=query, json=body, data=data, headers=headers, expect100=pieces is not None
-        ) as response:
-            document: Document = {} if response.status == 204 else await response.json(content_type=None)
-            if response.status >= 400:
-                raise _refused(document)
-            return document
+        try:
+            async with self._session.request(
+                method, url, params=query, json=body, data=data, headers=headers, expect100=pieces is not None
+            ) as response:
+                document: Document = {} if response.status == 204 else await response.json(content_type=None)
+                if response.status >= 400:
+                    raise _refused(document)
+                return document
+        except aiohttp.ClientError as error:
+            if isinstance(error.__cause__, ApplianceError):  # the connection was given up for it
+                raise error.__cause__ from None
+            raise
 
     async def stream(
         self,

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import time
-import zipfile
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -87,8 +86,6 @@ async def _sent(
     except InvalidInput as refusal:
         raise Refused("bad_request", f"{path}: {refusal}") from refusal
     except ClientError as error:
-        if isinstance(error.__cause__, InvalidInput):
-            raise Refused("bad_request", f"{path}: {error.__cause__}") from error
         reason = "the daemon went away in the middle: what it has stored stays, run it again to go on"
         raise Refused("unavailable", reason, UNAVAILABLE) from error
     report["ignored"] += ignored
@@ -106,19 +103,19 @@ async def _held(operator: Operator, dataset: str) -> set[bytes]:
 
 def _tar(path: Path, held: set[bytes], stack: ExitStack) -> tuple[AsyncIterator[bytes], int]:
     """What is sent, and how many files are not because they are no part of a dataset."""
-    from appliance.datasets.interchange import sending
+    from appliance.datasets.interchange import sending, zips
 
     try:
         if path.is_dir():
             found = sending.of_folder(path)
         elif path.suffix.lower() == ".zip":
-            opened = stack.enter_context(zipfile.ZipFile(path))
+            opened = stack.enter_context(zips.opened(path))
             found = sending.of_zip(opened, path.stat().st_size)
         else:
             told = stack.enter_context(Progress("sent", None, path.stat().st_size))
             return sending.again_as_tar(sending.of_file(path), held, told), 0
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise Refused("bad_request", f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise Refused("bad_request", f"{path}: {error.strerror or error}") from error
     told = stack.enter_context(Progress("sent", len(found.files), found.size))
     return sending.as_tar(found, held, told), found.ignored
 

@@ -4,25 +4,17 @@ The files are this machine's. Records leave with a token of their customer's alo
 """
 
 import argparse
-import io
-import zipfile
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from appliance.cli.client import MULTIPART, Operator, client, form, segment, token_of
+from appliance.cli import vectors
+from appliance.cli.client import Operator, client, segment, token_of
 from appliance.cli.output import UNAVAILABLE, Document, Output, Refused
 from appliance.cli.progress import Progress
 from appliance.cli.words import Words
 
-_LINES = {".jsonl", ".ndjson"}
-_PIECE = 1 << 20
-_HELD = 4 << 20  # of lines before an array: a quarter of what the appliance holds
-_ROWS = 4096
 _NAMED = 20  # refused records, for people
-
-Parts = AsyncIterator[tuple[str, AsyncIterator[bytes]]]
 
 
 def add(collections: Words) -> None:
@@ -61,16 +53,14 @@ async def _import(operator: Operator, arguments: argparse.Namespace) -> Output:
     route = f"/collections/{segment(arguments.id, 'collection')}/import"
     try:
         with ExitStack() as stack:
-            media, pieces = _content(path, arguments.records, stack)
+            media, pieces = vectors.content(path, arguments.records, stack)
             told = stack.enter_context(Progress("sent", None, path.stat().st_size))
             report = await operator.call(
                 "POST", route, query=query, pieces=_counted(pieces, told), media=media
             )
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
-        if isinstance(error, ClientError):
-            reason = "the daemon went away in the middle: what it has stored stays, run it again to go on"
-            raise Refused("unavailable", reason, UNAVAILABLE) from error
-        raise Refused("bad_request", f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    except ClientError as error:
+        reason = "the daemon went away in the middle: what it has stored stays, run it again to go on"
+        raise Refused("unavailable", reason, UNAVAILABLE) from error
     return Output(report, _told(report))
 
 
@@ -78,7 +68,7 @@ async def _export(operator: Operator, arguments: argparse.Namespace) -> Output:
     from appliance.datasets.interchange import landing
 
     target, suffix = arguments.path.absolute(), arguments.path.suffix.lower()
-    if suffix != ".zip" and suffix not in _LINES:
+    if suffix != ".zip" and suffix not in vectors.LINES:
         raise Refused("bad_request", f"{target}: a .zip or a .jsonl is expected")
     query = {"format": "npy" if suffix == ".zip" else "ndjson"}
     query |= {"skip_damaged": "true"} if arguments.skip_damaged else {}
@@ -87,61 +77,6 @@ async def _export(operator: Operator, arguments: argparse.Namespace) -> Output:
     with Progress("written", None, None) as told:
         size = await landing.land_whole(pieces, target, told)
     return Output({"path": str(target), "bytes": size}, f"{target}: {size} bytes")
-
-
-def _content(path: Path, records: Path | None, stack: ExitStack) -> tuple[str, AsyncIterator[bytes]]:
-    """What is sent of a file, and its media type. Raises Refused, OSError, BadZipFile, ValueError."""
-    import numpy as np
-
-    suffix = path.suffix.lower()
-    if suffix == ".npy" and records is not None:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        file = stack.enter_context(records.open("rb"))
-        lines = sum(1 for _ in file)
-        if array.ndim != 2 or len(array) != lines:
-            shape = "x".join(map(str, array.shape))
-            raise Refused("bad_request", f"{path}: the array is {shape}, {records} has {lines} lines")
-        file.seek(0)
-        return MULTIPART, form(_named(array, file))
-    if records is not None:
-        raise Refused("bad_request", f"{path}: --records belongs to a .npy")
-    if suffix == ".zip":
-        archive = stack.enter_context(zipfile.ZipFile(path))
-        return MULTIPART, form(_members(archive))
-    if suffix != ".npy" and suffix not in _LINES:
-        raise Refused("bad_request", f"{path}: a .npy, a .jsonl or a .zip is expected")
-    media = "application/x-npy" if suffix == ".npy" else "application/x-ndjson"
-    return media, _pieces(stack.enter_context(path.open("rb")))
-
-
-async def _named(array: Any, records: io.BufferedIOBase) -> Parts:
-    """Lines, and the rows of the array that they belong to, in turns."""
-    import numpy as np
-
-    row = 0
-    while row < len(array):
-        named, rows = io.BytesIO(), 0
-        while rows < _ROWS and named.tell() < _HELD and (line := records.readline()):
-            named.write(line)
-            rows += 1
-        vectors = io.BytesIO()
-        np.save(vectors, np.ascontiguousarray(array[row : row + rows]))
-        row += rows
-        for name, content in (("records", named), ("vectors", vectors)):
-            content.seek(0)
-            yield name, _pieces(content)
-
-
-async def _members(archive: zipfile.ZipFile) -> Parts:
-    """`records-00001.jsonl` and `vectors-00001.npy` and so on, as the archive has them."""
-    for member in archive.infolist():
-        with archive.open(member) as content:
-            yield member.filename.partition("-")[0], _pieces(content)
-
-
-async def _pieces(file: Any) -> AsyncIterator[bytes]:
-    while piece := file.read(_PIECE):
-        yield piece
 
 
 async def _counted(pieces: AsyncIterator[bytes], told: Progress) -> AsyncIterator[bytes]:

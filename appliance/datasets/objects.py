@@ -325,7 +325,7 @@ def _boxes_in_clear(connection: Connection) -> bool:
 
 
 def words_of(box: Box, meta_data: dict[str, object]) -> ObjectWords:
-    """Raises TooLarge for more than 64 KiB of metadata."""
+    """Raises as `checked_meta_data`."""
     checked_meta_data(meta_data)
     return ObjectWords((box.xmin, box.ymin, box.xmax, box.ymax), meta_data)
 

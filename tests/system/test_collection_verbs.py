@@ -4,6 +4,7 @@ import json
 import stat
 import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +89,41 @@ def test_what_is_refused_is_named(state: DemoState, customer: str, tmp_path: Pat
         ((str(tmp_path / "none.npy"), "--backbone", PIN), "No such file"),
     ):
         assert reason in refused(state, "import", made, *words)
-    (tmp_path / "broken.zip").write_bytes(b"no zip")
-    assert "zip" in refused(state, "import", made, str(tmp_path / "broken.zip"), "--backbone", PIN)
+
+
+def encrypted(export: bytes) -> bytes:
+    whole = bytearray(export)
+    whole[6] |= 1
+    whole[export.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "why"),
+    [
+        ("x.zip", encrypted, "'records-00001.jsonl': is encrypted"),
+        ("x.zip", lambda export: export.replace(b"r1", b"r2", 1), "'records-00001.jsonl': this member"),
+        ("x.npy", lambda _: b"", "is no array, or a damaged one"),
+    ],
+    ids=["encrypted", "damaged", "empty"],
+)
+def test_a_file_that_cannot_be_read_is_refused_also_while_it_is_sent(
+    state: DemoState, customer: str, tmp_path: Path, *, name: str, spoil: Callable[[bytes], bytes], why: str
+) -> None:
+    made, path, records = collection(state, customer, "bad"), tmp_path / name, tmp_path / "records.jsonl"
+    records.write_text('{"_id": "r1"}\n')
+    np.save(tmp_path / "vectors.npy", VECTORS[:1])
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(records, "records-00001.jsonl")
+        archive.write(tmp_path / "vectors.npy", "vectors-00001.npy")
+    path.write_bytes(spoil(path.read_bytes()))
+    beside = ("--records", str(records)) if path.suffix == ".npy" else ()
+    command = state.command("collection", "import", made, str(path), "--backbone", PIN, *beside, "--json")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["error"] == "bad_request"
+    assert answer["reason"].startswith(f"{path}: {why}")
 
 
 def test_records_leave_with_their_customers_token_alone(

@@ -5,11 +5,13 @@ is held is a header, or the one file that is asked for: every length is judged b
 announces is read.
 """
 
+import asyncio
+import re
 import tarfile
+import time
 import unicodedata
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 
 from appliance.errors import InvalidInput, TooLarge
 
@@ -18,13 +20,18 @@ MOST_NAME = 1024  # bytes of UTF-8
 MOST_PART = 255  # as in filesystems
 MOST_DEPTH = 32
 MOST_EXTENSION = 64 << 10  # of a header that tells what does not fit into the next one
+MOST_RECORDS = 1000  # of a pax header
 
 END = bytes(2 * tarfile.BLOCKSIZE)
 """What goes after all files."""
 
 _BLOCK = tarfile.BLOCKSIZE
 _MOST_BEHIND = 16 << 20  # zeros after the end: writers fill up to a multiple of their own
+_TURN_SECONDS = 0.002  # of reading headers, hundreds of which come in one piece, until others get their turn
+_SHARDS = 64  # of the names that are known: a table of two million grows for 60 ms
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_NOT_UTF_8 = re.compile("[\ud800-\udfff]")  # what surrogateescape makes of it
+_NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")  # Unicode's category Cc, and the backslash
 _KINDS = {
     tarfile.LNKTYPE: "a hard link",
     tarfile.SYMTYPE: "a symbolic link",
@@ -42,17 +49,18 @@ def checked(name: str) -> str:
     control character, a backslash or bytes that are not UTF-8.
     """
     parts = [part for part in name.split("/") if part not in {"", "."}]
-    if any("\ud800" <= letter <= "\udfff" for letter in name):
+    if _NOT_UTF_8.search(name):
         raise InvalidInput(f"{shown(name)}: the name is not UTF-8")
     if name.startswith("/"):
         raise InvalidInput(f"{shown(name)}: the name is absolute")
     if ".." in parts:
         raise InvalidInput(f"{shown(name)}: the name leads out of the archive")
-    if "\\" in name or any(unicodedata.category(letter) == "Cc" for letter in name):
+    if _NOT_IN_NAMES.search(name):
         raise InvalidInput(f"{shown(name)}: the name holds a control character or a backslash")
-    if len(name.encode()) > MOST_NAME or len(parts) > MOST_DEPTH:
+    size = len(name.encode())
+    if size > MOST_NAME or len(parts) > MOST_DEPTH:
         raise InvalidInput(f"{shown(name)}: a name has at most {MOST_NAME} bytes and {MOST_DEPTH} parts")
-    if any(len(part.encode()) > MOST_PART for part in parts):
+    if size > MOST_PART and any(len(part.encode()) > MOST_PART for part in parts):
         raise InvalidInput(f"{shown(name)}: between two slashes of a name are at most {MOST_PART} bytes")
     if not parts:
         raise InvalidInput("a file without a name")
@@ -100,32 +108,42 @@ class Archive:
 
     Raises InvalidInput, saying what and where, for all that is not such an archive, and TooLarge for more
     than `most` members, or files and folders that their names make. A member that is not read before the next
-    is asked for is passed over.
+    is asked for is passed over. Others get their turn on the loop every few milliseconds by the `clock`, in
+    seconds, however much comes in one piece.
     """
 
-    def __init__(self, pieces: AsyncIterator[bytes], most: int = MOST_MEMBERS) -> None:
+    def __init__(
+        self,
+        pieces: AsyncIterator[bytes],
+        most: int = MOST_MEMBERS,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._source = _Source(pieces)
         self._most = most
-        # Hashes: two million names are too much to keep.
-        self._files: set[int] = set()
-        self._folders: set[int] = set()
+        self._names = _Names()
+        self._clock = clock
+        self._turn_ends = clock() + _TURN_SECONDS
 
     async def __aiter__(self) -> AsyncIterator[Member]:
-        source, count = self._source, 0
-        while (header := await self._header()) is not None:
-            count += 1
-            if count > self._most:
-                raise self._too_many()
-            if header.isdir():
-                if header.name.strip("./"):
-                    self._folder(checked(header.name))
-                await source.skip(_padded(header.size))
-                continue
-            name = self._file(header)
-            end = source.position + header.size
-            yield Member(name, header.size, source)
-            await source.skip(end - source.position + _padded(header.size) - header.size)
-        await self._end()
+        try:
+            source, count = self._source, 0
+            while (header := await self._header()) is not None:
+                count += 1
+                if count > self._most:
+                    raise self._too_many()
+                if header.isdir():
+                    if header.name.strip("./"):
+                        self._names.add_folder(checked(header.name))
+                        self._check_room()
+                    await source.skip(_padded(header.size))
+                    continue
+                name = self._file(header)
+                end = source.position + header.size
+                yield Member(name, header.size, source)
+                await source.skip(end - source.position + _padded(header.size) - header.size)
+            await self._end()
+        finally:
+            await self._names.forget()
 
     async def _header(self) -> tarfile.TarInfo | None:
         """The next file or folder, with what the extensions before it say; None at the end."""
@@ -160,6 +178,9 @@ class Archive:
                 _of_pax(kind, dict(_records(body, at)), extensions)
 
     async def _block(self) -> tarfile.TarInfo | None:
+        if self._clock() >= self._turn_ends:
+            await asyncio.sleep(0)
+            self._turn_ends = self._clock() + _TURN_SECONDS
         at = self._source.position
         block = bytes(await self._source.take(_BLOCK, first=at == 0))
         if block == bytes(_BLOCK):
@@ -179,24 +200,12 @@ class Archive:
         if header.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or header.name.endswith("/"):
             kind = _KINDS.get(header.type, "something else")
             raise InvalidInput(f"{shown(name)} is {kind}: files and folders alone are taken")
-        folder, _, _ = name.rpartition("/")
-        known = hash(unicodedata.normalize("NFC", name))
-        if known in self._files:
-            raise InvalidInput(f"{shown(name)}: two files have this name")
-        if known in self._folders:
-            raise InvalidInput(f"{shown(name)}: a file and a folder have one name")
-        if folder:
-            self._folder(folder)
-        self._files.add(known)
+        self._names.add_file(name)
+        self._check_room()
         return name
 
-    def _folder(self, name: str) -> None:
-        parts = unicodedata.normalize("NFC", name).split("/")
-        folders = set(map(hash, accumulate(parts, "{}/{}".format)))
-        if folders & self._files:
-            raise InvalidInput(f"{shown(name)}: a file and a folder have one name")
-        self._folders |= folders
-        if len(self._files) + len(self._folders) > self._most:  # a file's name may make dozens
+    def _check_room(self) -> None:
+        if self._names.count > self._most:  # a file's name may make dozens
             raise self._too_many()
 
     def _too_many(self) -> TooLarge:
@@ -209,6 +218,56 @@ class Archive:
             behind += len(piece)
             if behind > _MOST_BEHIND or bytes(piece).strip(b"\0"):
                 raise InvalidInput(f"at byte {self._source.position}: something follows the archive's end")
+
+
+class _Names:
+    """The files and folders of an archive, however their letters are composed; `count` is how many."""
+
+    def __init__(self) -> None:
+        # Hashes, and whether they are those of folders: two million names are too much to keep.
+        self._known: list[dict[int, bool]] = [{} for _ in range(_SHARDS)]
+        self.count = 0
+
+    def add_file(self, name: str) -> None:
+        """Raises InvalidInput where a file or a folder has this name, or a file that of a folder in it."""
+        *folders, last = unicodedata.normalize("NFC", name).split("/")
+        known = hash((self._walk(name, folders), last))
+        is_folder = self._known[known % _SHARDS].get(known)
+        if is_folder:
+            raise _two_kinds(name)
+        if is_folder is not None:
+            raise InvalidInput(f"{shown(name)}: two files have this name")
+        self._add(known, is_folder=False)
+
+    def add_folder(self, name: str) -> None:
+        """It and all that it is in; it may be known. Raises InvalidInput where one of them is a file."""
+        self._walk(name, unicodedata.normalize("NFC", name).split("/"))
+
+    async def forget(self) -> None:
+        """Gives the memory back part by part, with turns for others: two million at once take 100 ms."""
+        for part in self._known:
+            part.clear()
+            await asyncio.sleep(0)
+
+    def _walk(self, name: str, folders: list[str]) -> int:
+        """Adds folders, each in the one before; the hash of the last."""
+        known = 0
+        for folder in folders:
+            known = hash((known, folder))
+            is_folder = self._known[known % _SHARDS].get(known)
+            if is_folder is None:
+                self._add(known, is_folder=True)
+            elif not is_folder:
+                raise _two_kinds(name)
+        return known
+
+    def _add(self, known: int, *, is_folder: bool) -> None:
+        self._known[known % _SHARDS][known] = is_folder
+        self.count += 1
+
+
+def _two_kinds(name: str) -> InvalidInput:
+    return InvalidInput(f"{shown(name)}: a file and a folder have one name")
 
 
 class _Source:
@@ -294,8 +353,11 @@ def _of_pax(kind: bytes, records: dict[str, str], extensions: dict[bytes, str]) 
 
 def _records(body: bytes, at: int) -> Iterator[tuple[str, str]]:
     """The records of a pax header: `length key=value`, the length that of the whole line."""
-    start = 0
+    start = count = 0
     while start < len(body):
+        count += 1
+        if count > MOST_RECORDS:
+            raise InvalidInput(f"at byte {at}: an extended header has at most {MOST_RECORDS} records")
         digits, _, _ = body[start : start + 20].partition(b" ")
         length = int(digits) if digits.isdigit() else 0
         line = body[start + len(digits) + 1 : start + length]

@@ -8,6 +8,7 @@ from typing import Literal
 from appliance.datasets.interchange.annotated import Format
 from appliance.datasets.interchange.coco import Coco
 from appliance.datasets.interchange.image_folder import ImageFolder
+from appliance.datasets.interchange.names import is_left_by_systems
 from appliance.datasets.interchange.table import Csv
 from appliance.datasets.interchange.yolo import Yolo
 from appliance.errors import InvalidInput
@@ -29,8 +30,7 @@ def kind_of(
     name: str, formats: Collection[Format] = FORMATS.values()
 ) -> Literal["image", "annotation", "other"]:
     """What a file is by its name; what systems leave in folders, and exports beside images, is "other"."""
-    parts = name.split("/")
-    if name == LEFT_OUT or "__MACOSX" in parts or any(part.startswith(".") for part in parts):
+    if name == LEFT_OUT or any(map(is_left_by_systems, name.split("/"))):
         return "other"
     if posixpath.splitext(name)[1].lower() in _IMAGES:
         return "image"

@@ -58,6 +58,7 @@ class Gathering:
         _named(where, region.label, self._regions)
         for label in region.labels:
             _named(where, label, self._labels)
+        _check_meta_data(where, region.meta_data)
         box = _within(where, region.box, self.sizes[image])
         if (region.label, box) in but:
             return
@@ -80,13 +81,10 @@ class Gathering:
 
     def meta_data(self, where: str, image: str, meta_data: Mapping[str, object]) -> None:
         """What the customer notes beside the image."""
+        _check_meta_data(where, meta_data)
         said = self._of(image)
         if said.meta_data is not None and said.meta_data != meta_data:
             raise InvalidInput(f"{where}: the image has other meta data too: keep one of them")
-        try:
-            checked_meta_data(dict(meta_data))
-        except InvalidInput as refusal:
-            raise InvalidInput(f"{where}: {refusal}") from None
         said.meta_data = meta_data
 
     def annotated(self) -> Iterator[Annotated]:
@@ -141,6 +139,14 @@ def _named(where: str, name: str, known: set[str]) -> None:
         raise InvalidInput(f"{where}: a label's {refusal}") from None
     if len(known) > MAX_LABELS:
         raise InvalidInput(f"{where}: a dataset has at most {MAX_LABELS} labels")
+
+
+def _check_meta_data(where: str, meta_data: Mapping[str, object]) -> None:
+    if meta_data:
+        try:
+            checked_meta_data(dict(meta_data))
+        except InvalidInput as refusal:
+            raise InvalidInput(f"{where}: {refusal}") from None
 
 
 def _within(where: str, box: Box, size: Size) -> Box:

@@ -21,7 +21,7 @@ import msgspec
 from appliance.datasets.interchange import splits
 from appliance.datasets.interchange.annotated import ABSENT, Annotated, Format, Size
 from appliance.datasets.interchange.gathering import Gathering
-from appliance.datasets.interchange.names import Names, flat
+from appliance.datasets.interchange.names import Names, flat, is_left_by_systems
 from appliance.datasets.interchange.text import MOST_FIELD, Spool, decoded
 from appliance.errors import InvalidInput
 
@@ -181,7 +181,7 @@ def _can_be_folder(label: str) -> bool:
     return (
         label.isprintable()
         and label.lower() not in {_CSV, _JSON_LINES}  # `write` may have a file of this name beside it
-        and not label.startswith(".")
+        and not is_left_by_systems(label)
         and not {"/", "\\"} & set(label)
         and len(label.encode()) <= 255
     )

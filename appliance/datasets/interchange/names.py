@@ -99,6 +99,11 @@ def _normal(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
+def is_left_by_systems(part: str) -> bool:
+    """Whether a file or a folder of this name lies beside others unasked: an import passes it over."""
+    return part == "__MACOSX" or part.startswith(".")
+
+
 def flat(name: str) -> str:
     """A path as the name of one file, for trees whose folders have a meaning of their own; of a path that is
     too long for one the end, behind an underscore.

@@ -5,18 +5,17 @@ is unpacked to a disk, and a piece of one file is held at a time.
 """
 
 import asyncio
-import lzma
 import os
 import stat
 import zipfile
-import zlib
 from collections.abc import AsyncIterator, Callable, Container, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO
 
+from appliance.datasets.interchange import zips
 from appliance.datasets.interchange.archive import (
     END,
     MOST_MEMBERS,
@@ -34,8 +33,6 @@ from appliance.errors import InvalidInput, TooLarge
 _PIECE = 1 << 20
 _MOST_RATIO = 300  # of a packed file to what it unpacks to, beyond a few MiB: images hardly shrink at all
 _UNSUSPICIOUS = 16 << 20
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
-_ENCRYPTED = 0x1  # of a zip member's flags (APPNOTE.TXT, 4.4.4)
 
 Open = Callable[[], AbstractContextManager[IO[bytes]]]
 Progress = Callable[[int, int], None]
@@ -113,7 +110,7 @@ def of_zip(archive: zipfile.ZipFile, size: int) -> Found:
     Raises InvalidInput for encrypted ones, links, and names that no archive may have; TooLarge for what
     unpacks to more than an image or a description may have.
     """
-    members = [one for one in archive.infolist() if not one.is_dir()]
+    members = [one for one in archive.infolist() if not one.filename.endswith("/")]
     if len(members) > MOST_MEMBERS:
         raise TooLarge(f"the zip file has more than {MOST_MEMBERS} members")
     if sum(one.compress_size for one in members) > size:
@@ -127,7 +124,7 @@ def of_zip(archive: zipfile.ZipFile, size: int) -> Found:
         if (kind := kind_of(name)) == "other":
             found.ignored += 1
             continue
-        if member.flag_bits & _ENCRYPTED:
+        if zips.is_encrypted(member):
             raise InvalidInput(f"{shown(name)}: is encrypted: unpack the zip file and import the folder")
         if stat.S_IFMT(member.external_attr >> 16) not in {0, stat.S_IFREG}:
             raise InvalidInput(f"{shown(name)}: is no plain file")
@@ -192,20 +189,12 @@ async def of_file(path: Path) -> AsyncIterator[bytes]:
 
 async def _pieces(file: File) -> AsyncIterator[bytes]:
     rest = file.size
-    with ExitStack() as stack:
-        try:
-            opened = stack.enter_context(file.open())
-            while piece := await asyncio.to_thread(opened.read, min(_PIECE, rest + 1)):
-                rest -= len(piece)
-                if rest < 0:
-                    break
-                yield piece
-        except _DAMAGED:
-            raise InvalidInput(f"{shown(file.name)}: this member of the zip file is damaged") from None
-        except (NotImplementedError, RuntimeError, OSError) as error:
-            unpacking = isinstance(error, OSError) and error.errno is None  # bz2 has no error of its own
-            reason = "this member of the zip file is damaged" if unpacking else f"cannot be read: {error}"
-            raise InvalidInput(f"{shown(file.name)}: {reason}") from None
+    with zips.reading(file.name), file.open() as opened:
+        while piece := await asyncio.to_thread(opened.read, min(_PIECE, rest + 1)):
+            rest -= len(piece)
+            if rest < 0:
+                break
+            yield piece
     if rest:
         raise InvalidInput(f"{shown(file.name)}: changed while it was read: run the import again")
 

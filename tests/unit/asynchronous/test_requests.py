@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from appliance import vault
@@ -167,6 +168,26 @@ async def test_damaged_rows_stand_in_no_others_way(machine: Machine) -> None:
     for one in due.values():
         await requests.told(one.request.id, None)
     assert await requests.due(9) == []
+
+
+@pytest.mark.parametrize("damaged", [b"", b'{"records":[}', b'{"records":["\xff"]}', b"[" * 100_000])
+async def test_a_request_whose_response_is_damaged_has_failed_and_says_so(
+    machine: Machine, damaged: bytes
+) -> None:
+    requests = await machine.start()
+    customer = await machine.customer()
+    request, _ = await requests.add(ACTOR, customer, "x", webhook=HOOK)
+    await requests.finish(request.id, State.DONE, b'{"records":[]}')
+    await machine.ledger.write(
+        lambda connection: connection.execute("UPDATE requests SET response = ?", (damaged,)).fetchall()
+    )
+    found = await requests.get(customer, request.id)
+    assert found.state is State.FAILED
+    said = msgspec.json.decode(found.response or b"")
+    assert said["status"] == {"code": 500, "text": said["detail"]}
+    assert "damaged: send it again" in said["detail"]
+    (due,) = await requests.due(9)
+    assert due.webhook is None
 
 
 async def test_a_webhook_that_a_clock_ahead_put_off_is_due_when_it_is_set_right(machine: Machine) -> None:

@@ -2,12 +2,15 @@
 
 from collections import Counter
 
+import msgspec
 import pytest
 
+from appliance.api.payload import Form, parse
 from appliance.datasets.interchange.annotated import Annotated, Region, Size
 from appliance.datasets.interchange.formats import FORMATS
 from appliance.datasets.interchange.parsing import Held, Parsed, parsing
 from appliance.datasets.records import Box
+from appliance.datasets.words import checked_meta_data
 from appliance.errors import InvalidInput
 
 SIZES = {f"images/train/{name}.jpg": Size(640, 480) for name in ("one", "two", "žluť")}
@@ -90,3 +93,51 @@ async def test_what_cannot_be_read_is_refused_with_its_place(name: str, content:
 async def test_reading_leaves_no_word_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     await read("csv", {"labels.csv": b"image,label\none.jpg,red\n"})
     assert caplog.text == ""
+
+
+def nested(levels: int) -> str:
+    """A value of so many levels, its innermost list included."""
+    return "[" * levels + "]" * levels
+
+
+TOO_MUCH = {"1" + "0" * 30: "an integer has more than 64 bit", nested(500): "nested deeper than 63 levels"}
+OF_IMAGE = '{"images": [{"id": 1, "file_name": "one.jpg", "appliance": {"meta_data": {"x": VALUE}}}]}'
+OF_BOX = """{"images": [{"id": 1, "file_name": "one.jpg"}], "categories": [{"id": 1, "name": "worm"}],
+    "annotations": [{"id": 5, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4],
+                     "appliance": {"meta_data": {"x": VALUE}}}]}"""
+LINES = '{"file_name": "two.jpg"}\n{"file_name": "one.jpg", "x": VALUE}'
+TABLE = 'image,meta_data\none.jpg,"{""x"": VALUE}"\n'
+
+
+@pytest.mark.parametrize(
+    ("format_name", "content", "place"),
+    [
+        ("coco", OF_IMAGE, "x.json, image 1"),
+        ("coco", OF_BOX, "x.json, annotation 5 of images/train/one.jpg"),
+        ("imagefolder", LINES, "metadata.jsonl, line 2"),
+        ("csv", TABLE, "x.csv, line 2"),
+    ],
+)
+@pytest.mark.parametrize(("value", "why"), TOO_MUCH.items(), ids=["large", "deep"])
+async def test_meta_data_that_could_not_be_read_again_is_refused_by_file_and_place(
+    format_name: str, content: str, place: str, value: str, why: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        await read(format_name, {place.partition(",")[0]: content.replace("VALUE", value).encode()})
+    assert str(caught.value) == f"{place}: meta_data: {why}"
+
+
+async def test_imports_take_the_meta_data_that_requests_take() -> None:
+    integers = (1 << 64) - 1, 1 << 64, -(1 << 63), -(1 << 63) - 1
+    taken = []
+    for value in (*map(nested, range(60, 66)), *map(str, integers)):
+        written = f'{{"x": {value}}}'
+        try:
+            await parse(f'{{"meta_data": {written}}}'.encode(), Form.FIELDS)
+        except InvalidInput:
+            with pytest.raises(InvalidInput):
+                checked_meta_data(msgspec.json.decode(written))
+        else:
+            checked_meta_data(msgspec.json.decode(written))
+            taken.append(value)
+    assert taken == [nested(60), nested(61), nested(62), *map(str, integers[::2])]

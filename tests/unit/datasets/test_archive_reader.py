@@ -1,7 +1,9 @@
 """Tars as they come from anybody: every kind that is refused has a case of its own."""
 
+import asyncio
 import tarfile
 from collections.abc import AsyncIterator, Callable
+from itertools import count
 
 import pytest
 
@@ -113,6 +115,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a pax header of nonsense": (lambda: pax(b"99 path=a\n") + header("a") + END, "damaged"),
     "a pax record without a value": (lambda: pax(b"7 path\n") + header("a") + END, "damaged"),
     "a pax record of no length": (lambda: pax(b"0 path=a\n") + header("a") + END, "damaged"),
+    "a pax header of many records": (lambda: pax(b"6 a=b\n" * 1001) + header("a") + END, "1000 records"),
     "a size in words": (lambda: pax(b"12 size=ten\n") + header("a") + END, "no number"),
     "a negative size": (lambda: pax(b"11 size=-1\n") + header("a") + END, "no number"),
     "one name for all": (lambda: pax(b"9 path=a\n", tarfile.XGLTYPE) + ONE, "one name"),
@@ -160,3 +163,23 @@ async def test_folders_in_names_count_as_members_do() -> None:
     assert len([member async for member in Archive(pieces(whole, 600), most=4 * 31)]) == 4
     with pytest.raises(TooLarge, match="folders in their names"):
         assert [member async for member in Archive(pieces(whole, 600), most=3 * 31)]
+
+
+async def test_others_get_their_turn_while_one_piece_is_read() -> None:
+    """By a clock that goes on by a millisecond whenever it is asked, with all headers in one piece."""
+    ticks = (tick / 1000 for tick in count())
+    whole = b"".join(header(f"{number}/{'a/' * 29}", tarfile.DIRTYPE) for number in range(1000)) + END
+    archive = Archive(pieces(whole, len(whole)), clock=lambda: next(ticks))
+    turns, ended = 0, False
+
+    async def others() -> None:
+        nonlocal turns
+        while not ended:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as beside:
+        beside.create_task(others())
+        assert [member async for member in archive] == []
+        ended = True
+    assert turns >= 1000 / 4

@@ -96,7 +96,7 @@ def test_a_row_is_refused_by_file_and_line(path: str, content: bytes, said: str)
         Annotated("a.jpg", SIZE, meta_data={"label": "x"}),
         *(
             Annotated("a.jpg", SIZE, {name: None})
-            for name in ("a/b", "..", ".x", "a\\b", "a\0", "a\n", "é" * 128, "metadata.jsonl")
+            for name in ("a/b", "..", ".x", "a\\b", "a\0", "a\n", "é" * 128, "metadata.jsonl", "__MACOSX")
         ),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.datasets.interchange import zips
 from appliance.datasets.interchange.sending import Found, again_as_tar, as_tar, of_file, of_folder, of_zip
 from appliance.datasets.sources import Source
 from appliance.errors import InvalidInput
@@ -159,13 +160,26 @@ def overlapping() -> bytes:
         (lambda: zip_of("/x.jpg"), "absolute"),
         (a_link, "no plain file"),
         (encrypted, "is encrypted"),
+        (lambda: zip_of("a/x.jpg").replace(b"a/x", b"\0/x"), "without a name"),
         (overlapping, "overlap"),
         (lambda: zip_of("a/x.jpg", bytes(100 << 20)), "unpacks to"),
         (lambda: zip_of("a/x.jpg", bytes(40 << 20)), "unpacks to"),
     ],
-    ids=["up", "up on Windows", "absolute", "link", "encrypted", "overlapping", "huge", "bomb"],
+    ids=["up", "up on Windows", "absolute", "link", "encrypted", "unnamed", "overlapping", "huge", "bomb"],
 )
 def test_zip_files_that_are_refused(make: Callable[[], bytes], why: str) -> None:
     whole = make()
     with zipfile.ZipFile(io.BytesIO(whole)) as archive, pytest.raises(InvalidInput, match=why):
         of_zip(archive, len(whole))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no zip", zip_of("a/x.jpg")[:-10], zip_of("a/ä.jpg").replace("ä".encode(), b"\xff\xff")],
+    ids=["nothing", "text", "cut", "a name that is no UTF-8"],
+)
+def test_what_is_no_whole_zip_file_is_refused_when_it_is_opened(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    path.write_bytes(content)
+    with pytest.raises(InvalidInput, match="is no zip file, or a damaged one"), zips.opened(path):
+        pass
