@@ -39,6 +39,10 @@ _SUBJECT = re.compile(r"[A-Za-z0-9.-]+=")
 RECOVERY_SECONDS = 86400
 """For so long a customer sees in its audit log that an operator has issued a token, before that is taken."""
 
+_KEPT = (
+    "the customer has used a token of its own, and revokes them itself: without any it would see no token of"
+    " recovery in its audit log. `appliance customer suspend` has none of them taken, at once"
+)
 _CLAIMED = (
     "the customer has used a token of its own, and issues them itself: with one that has the scope admin, by"
     " POST /appliance/v1/tokens. For one that has lost all there is `appliance token add CUSTOMER --recovery`"
@@ -238,12 +242,14 @@ class Tokens:
     async def revoke(self, actor: Actor, customer: CustomerId | None, token_id: str) -> None:
         """End a token now; a second time changes nothing.
 
-        Raises NotFound when it does not exist or, with `customer`, belongs to another one.
+        Raises NotFound when it does not exist or, with `customer`, belongs to another one; Forbidden for an
+        operator once the customer is claimed, unless it is a token of recovery.
         """
         now = self._now()
 
         def act(connection: Connection) -> None:
             token = _owned(connection, customer, token_id)
+            _check_revoker(connection, actor, token)
             if token.revoked_at is None:
                 connection.execute("UPDATE tokens SET revoked_at = ? WHERE id = ?", (now, token_id))
                 record(connection, now, actor, Event.TOKEN_REVOKE, token.customer, token_id)
@@ -442,6 +448,13 @@ def _check_issuer(connection: Connection, actor: Actor, customer: CustomerId, *,
         raise Conflict("the customer is suspended, and could not see this: resume it first")
     if actor.kind == "operator" and claimed_at is not None and not recovery:
         raise Forbidden(_CLAIMED)
+
+
+def _check_revoker(connection: Connection, actor: Actor, token: Token) -> None:
+    query = "SELECT claimed_at IS NOT NULL FROM customers WHERE id = ?"
+    kept = token.rights.recovery_of is None and connection.execute(query, (token.customer,)).get
+    if actor.kind == "operator" and kept:
+        raise Forbidden(_KEPT)
 
 
 def _default_scopes(connection: Connection, asked: Rights) -> frozenset[Scope]:

@@ -116,6 +116,7 @@ async def test_tokens_and_collections_go_on(open_stand: Stand, shelf: Shelf, tmp
         "images": 0,
         "datasets": 0,
         "collections": 1,
+        "claims": 0,
         "tokens": 1,
         "agreements": 0,
         "suspensions": 0,
