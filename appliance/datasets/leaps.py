@@ -13,15 +13,18 @@ LEAP_SECONDS = 6 * 3600.0
 DOUBT_SECONDS = 86_400.0
 """So long is more than that doubted: time for a person to see it and to set the clock right."""
 
+_NO_CLOCK = 1e9  # 2001: who believes less has counted from 0
+
 _log = logging.getLogger(__name__)
 
 
 class Leaps:
     """The time that is believed, from run to run.
 
-    `believed` is what an earlier run believed in the end, 0 for none, and `latest` the latest time that it
-    knew of; `until` is when, by the time that was believed, it would have believed its clock again, 0 for no
-    doubt. `clock` tells the present time, all in unix seconds; `monotonic` seconds that no setting changes.
+    `believed` is what an earlier run believed in the end, 0 where nobody knows: then nothing is old until
+    the clock has been doubted for a day. `latest` is the latest time that it knew of; `until` is when, by the
+    time that was believed, it would have believed its clock again, 0 for no doubt. `clock` tells the present
+    time, all in unix seconds; `monotonic` seconds that no setting changes.
     """
 
     def __init__(
@@ -34,7 +37,7 @@ class Leaps:
     ) -> None:
         self._clock = clock
         self._monotonic = monotonic
-        self._believed = believed or latest or clock()
+        self._believed = believed
         self._counted = monotonic()
         self._ahead = 0.0  # how far the clock was ahead when the day of doubt began
         self._until = 0.0
@@ -70,16 +73,23 @@ class Leaps:
         """By how many seconds the clock is ahead of what is believed: 0 while it is not doubted."""
         return self._clock() - self._believed if self.until() else 0.0
 
+    def warning(self) -> str | None:
+        """What a person has to know while the clock is doubted."""
+        if not (until := self.until()):
+            return None
+        hours = f"for {(until - self._believed) / 3600:.0f} hours more"
+        if self._believed < _NO_CLOCK:
+            return (
+                "it is not known how late it was when the appliance last ran, as after a restore:"
+                f" {hours} nothing is deleted because its time is over. See that the clock is right"
+            )
+        return (
+            f"the clock is {(self._clock() - self._believed) / 3600:.0f} hours ahead of the time that the"
+            f" appliance knows of: {hours} these do not count for the retention of images. Set the clock"
+            " right, unless the appliance was off so long"
+        )
+
     def _doubt(self, ahead: float, seconds: float) -> None:
         self._ahead = ahead
         self._until = self._believed + seconds
-        _log.error("%s", warning(ahead, seconds))
-
-
-def warning(ahead: float, seconds: float) -> str:
-    """What a person has to know of a clock that is doubted for so many seconds more."""
-    return (
-        f"the clock is {ahead / 3600:.0f} hours ahead of the time that the appliance knows of: for"
-        f" {seconds / 3600:.0f} hours more these do not count for the retention of images. Set the clock"
-        " right, unless the appliance was off so long"
-    )
+        _log.error("%s", self.warning())

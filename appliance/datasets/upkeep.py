@@ -14,7 +14,7 @@ from appliance.accounts.customers import CustomerId
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import SealedFiles
-from appliance.datasets.leaps import Leaps, warning
+from appliance.datasets.leaps import Leaps
 from appliance.datasets.records import Image
 from appliance.datasets.store import Store, finish_deleting
 from appliance.errors import NotFound, SealBroken, StorageFailed, VolumeFull, VolumeOffline
@@ -81,6 +81,8 @@ class Upkeep:
         # Before links tell the ledger a new time: what counts is how late it was when the appliance last ran.
         latest, self._noted_doubt = await self._ledger.read(rows.earlier_times)
         believed = await asyncio.to_thread(self._files.believed)
+        if not latest:  # the first run: nothing rests here that a wrong clock could make old
+            believed = self._clock()
         self.leaps = Leaps(believed, latest, self._noted_doubt, self._clock, self._monotonic)
         self._noted = self.leaps.believed()
         await self._note_time()
@@ -114,9 +116,7 @@ class Upkeep:
 
     def doubt(self) -> str | None:
         """What a person has to know while the clock is not believed."""
-        if until := self.leaps.until():
-            return warning(self.leaps.ahead(), until - self.leaps.believed())
-        return None
+        return self.leaps.warning()
 
     def count_one_damaged(self) -> None:
         """Somebody who read an image has found, and noted, that it is not what was sealed."""

@@ -18,7 +18,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.wall, self.monotonic = NOW, 100.0
-        self.leaps = Leaps(0.0, 0.0, 0.0, self._clock, self._counted)
+        self.leaps = Leaps(NOW, 0.0, 0.0, self._clock, self._counted)
 
     def pass_by(self, seconds: float) -> None:
         self.wall += seconds

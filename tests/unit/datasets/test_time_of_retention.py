@@ -1,0 +1,50 @@
+"""Nothing is deleted on a time that nobody saw pass: clocks that leapt, restores, damage, first starts."""
+
+from pathlib import Path
+
+from appliance.datasets.records import Dataset
+from tests.backing import Shelf, put_back
+from tests.storing import ACTOR, PHOTO, Clock, Stand, stand
+
+HOUR, DAY = 3600.0, 86_400.0
+
+
+class Machine:
+    """Both clocks of a machine: `wall` may be set, `counted` knows only of what passes."""
+
+    def __init__(self) -> None:
+        self.wall, self.counted = Clock(), Clock(0.0)
+
+    def pass_by(self, seconds: float) -> None:
+        self.wall.now += seconds
+        self.counted.now += seconds
+
+
+async def a_month(one: Stand) -> Dataset:
+    """A dataset that keeps its images for 30 days, with one in it."""
+    dataset = await one.datasets.add(ACTOR, await one.customer(), "a month", retention_days=30)
+    await one.store.put(ACTOR, dataset, PHOTO)
+    return dataset
+
+
+async def test_a_leap_that_was_put_right_deletes_nothing_after_a_restore(tmp_path: Path) -> None:
+    machine, shelf = Machine(), Shelf.under(tmp_path)
+    (tmp_path / "state").mkdir()
+    async with stand(tmp_path / "state", clock=machine.wall, monotonic=machine.counted) as one:
+        dataset = await a_month(one)
+        machine.wall.now += 365 * DAY
+        await one.links.keep()  # as the running appliance does: links never go back
+        machine.wall.now -= 365 * DAY
+        made = await shelf.take(one)
+    await put_back(made.folder, made.keyring, tmp_path / "again")
+    async with stand(tmp_path / "again", clock=machine.wall, monotonic=machine.counted) as again:
+        assert "it is not known how late it was" in (again.upkeep.doubt() or "")
+        assert await again.store.expire() == 0
+        machine.pass_by(DAY)
+        assert again.upkeep.doubt() is None
+        assert await again.store.expire() == 0
+        machine.pass_by(29 * DAY - 1)
+        assert await again.store.expire() == 0
+        machine.pass_by(1)
+        assert await again.store.expire() == 1
+        assert await again.store.list(dataset) == []
