@@ -5,46 +5,71 @@ which nobody sets, counts; it is never set back; and what the clock is ahead of 
 appliance has run for a day beside it.
 """
 
+import hmac
 import logging
+import struct
 from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from typing import Self
+
+from appliance.vault import Keys
 
 LEAP_SECONDS = 6 * 3600.0
 """What nobody counted up to here is believed at once: a restart, a clock set right, a time zone mistaken."""
 DOUBT_SECONDS = 86_400.0
 """So long is more than that doubted: time for a person to see it and to set the clock right."""
-
 _NO_CLOCK = 1e9  # 2001: who believes less has counted from 0
+_LABEL = "believed time"
+_FIELDS = struct.Struct(">3d")
+_MAC_BYTES = 32
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What one run of the appliance leaves for the next; unix seconds."""
+
+    time: float
+    """What it believed in the end, 0 where nobody knows: then nothing is old until a day has been counted."""
+    clock: float
+    """What the clock said then."""
+    until: float = 0.0
+    """When, by the time that is believed, the clock will be believed again, 0 for no doubt."""
+
+    def sealed(self, keys: Keys) -> bytes:
+        """For the disk, with a MAC: a bit that flips there is a year."""
+        fields = _FIELDS.pack(*astuple(self))
+        return fields + keys.mac(_LABEL, fields)
+
+    @classmethod
+    def opened(cls, data: bytes, keys: Keys) -> Self:
+        """What was `sealed`, or, of anything else, that nobody knows."""
+        fields, mac = data[: _FIELDS.size], data[_FIELDS.size :][:_MAC_BYTES]
+        if not hmac.compare_digest(keys.mac(_LABEL, fields), mac):
+            return cls(0.0, 0.0)
+        return cls(*_FIELDS.unpack(fields))
 
 
 class Leaps:
     """The time that is believed, from run to run.
 
-    `believed` is what an earlier run believed in the end, 0 where nobody knows: then nothing is old until
-    the clock has been doubted for a day. `latest` is the latest time that it knew of; `until` is when, by the
-    time that was believed, it would have believed its clock again, 0 for no doubt. `clock` tells the present
-    time, all in unix seconds; `monotonic` seconds that no setting changes.
+    `earlier` is what the last run left. `clock` tells the present time in unix seconds; `monotonic` seconds
+    that no setting changes.
     """
 
-    def __init__(
-        self,
-        believed: float,
-        latest: float,
-        until: float,
-        clock: Callable[[], float],
-        monotonic: Callable[[], float],
-    ) -> None:
+    def __init__(self, earlier: Belief, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
         self._clock = clock
         self._monotonic = monotonic
-        self._believed = believed
+        self._believed = earlier.time
         self._counted = monotonic()
         self._ahead = 0.0  # how far the clock was ahead when the day of doubt began
         self._until = 0.0
         ahead = clock() - self._believed
+        left = earlier.until - self._believed
         # Who is off every night would never be believed, were the day to begin anew each time.
-        if until > self._believed and clock() - latest <= DOUBT_SECONDS and ahead > LEAP_SECONDS:
-            self._doubt(ahead, min(until - self._believed, DOUBT_SECONDS))
+        if left > 0 and clock() - earlier.clock <= DOUBT_SECONDS and ahead > LEAP_SECONDS:
+            self._doubt(ahead, min(left, DOUBT_SECONDS))
         self.believed()
 
     def believed(self) -> float:
@@ -72,6 +97,10 @@ class Leaps:
     def ahead(self) -> float:
         """By how many seconds the clock is ahead of what is believed: 0 while it is not doubted."""
         return self._clock() - self._believed if self.until() else 0.0
+
+    def belief(self) -> Belief:
+        """For the next run, to be kept where a crash leaves it."""
+        return Belief(self.believed(), self._clock(), self._until)
 
     def warning(self) -> str | None:
         """What a person has to know while the clock is doubted."""

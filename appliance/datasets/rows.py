@@ -46,18 +46,9 @@ def linked(connection: Connection, image_id: str) -> tuple[Image, Visibility, in
     return None if found is None else (_image(found[:12]), found[12], found[13])
 
 
-def earlier_times(connection: Connection) -> tuple[float, float]:
-    """The latest time that an earlier run told, and until when it doubted its clock; unix seconds, 0: none.
-
-    The audit log is not asked: this run may have written to it.
-    """
-    found = connection.execute("SELECT time, doubted_until FROM latest_time").fetchone()
-    return (0.0, 0.0) if found is None else (found[0] / 1000, found[1] / 1000)
-
-
-def note_doubt(connection: Connection, until: float) -> None:
-    """Until when, by the time that is believed, the clock is doubted: unix seconds, 0 for no doubt."""
-    connection.execute("UPDATE latest_time SET doubted_until = ?", (int(until * 1000),))
+def ran_before(connection: Connection) -> bool:
+    """Whether an earlier run had the store open. The audit log is not asked: this one may have written it."""
+    return bool(connection.execute("SELECT EXISTS (SELECT 1 FROM latest_time)").get)
 
 
 def usage(connection: Connection, customer: CustomerId) -> tuple[int, int]:

@@ -14,13 +14,13 @@ from appliance.accounts.customers import CustomerId
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import SealedFiles
-from appliance.datasets.leaps import Leaps
+from appliance.datasets.leaps import Belief, Leaps
 from appliance.datasets.records import Image
 from appliance.datasets.store import Store, finish_deleting
 from appliance.errors import NotFound, SealBroken, StorageFailed, VolumeFull, VolumeOffline
 from appliance.ledger import Ledger
 from appliance.metrics import Registry
-from appliance.vault import Container, Name
+from appliance.vault import Container, Keys, Name
 from appliance.volume import Space, is_lack
 
 _AT_ONCE = 500
@@ -48,6 +48,7 @@ class Upkeep:
         datasets: Datasets,
         files: SealedFiles,
         space: Space,
+        keys: Keys,
         *,
         scrub_days: float,
         clock: Callable[[], float],
@@ -58,6 +59,7 @@ class Upkeep:
         self._datasets = datasets
         self._files = files
         self._space = space
+        self._keys = keys
         self._scrub_ms = int(scrub_days * 86_400_000)
         self._clock = clock
         self._monotonic = monotonic
@@ -78,13 +80,11 @@ class Upkeep:
         )
 
     async def __aenter__(self) -> Self:
-        # Before links tell the ledger a new time: what counts is how late it was when the appliance last ran.
-        latest, self._noted_doubt = await self._ledger.read(rows.earlier_times)
-        believed = await asyncio.to_thread(self._files.believed)
-        if not latest:  # the first run: nothing rests here that a wrong clock could make old
-            believed = self._clock()
-        self.leaps = Leaps(believed, latest, self._noted_doubt, self._clock, self._monotonic)
-        self._noted = self.leaps.believed()
+        if await self._ledger.read(rows.ran_before):
+            self._noted = Belief.opened(await asyncio.to_thread(self._files.believed), self._keys)
+        else:  # nothing rests here that a wrong clock could make old
+            self._noted = Belief(self._clock(), self._clock())
+        self.leaps = Leaps(self._noted, self._clock, self._monotonic)
         await self._note_time()
         await asyncio.to_thread(self._space.before_deletion)
         while images := await self._ledger.read(partial(rows.being_deleted, most=_AT_ONCE)):
@@ -102,7 +102,7 @@ class Upkeep:
 
     async def __aexit__(self, *_: object) -> None:
         with suppress(StorageFailed, VolumeFull):  # the volume is gone or full, and says so itself
-            await self._files.believe(self.leaps.believed())
+            await self._files.believe(self.leaps.belief().sealed(self._keys))
 
     @asynccontextmanager
     async def at_leisure(self, store: Store) -> AsyncIterator[None]:
@@ -138,19 +138,20 @@ class Upkeep:
                 await asyncio.to_thread(self._space.restore_ballast)
             except (StorageFailed, VolumeFull):  # of the ledger or the volume, which say so themselves
                 pause = _IDLE_SECONDS
+            except Exception:  # noqa: BLE001 - else nothing would be deleted or proven any more, unseen
+                _log.exception("the upkeep of stored images failed, and goes on later")
+                pause = _IDLE_SECONDS
             await asyncio.sleep(max(pause, _REST_SECONDS))
 
     async def _note_time(self) -> None:
         """A doubt is durable at once, on a full volume as soon as it has room: no restart ends it."""
-        believed, until = self.leaps.believed(), self.leaps.until()
+        belief, noted = self.leaps.belief(), self._noted
         self._ahead.set(self.leaps.ahead())
+        if belief.until == noted.until and belief.time - noted.time < _NOTED_EVERY:
+            return
         with suppress(VolumeFull):
-            if until != self._noted_doubt:
-                await self._ledger.write(partial(rows.note_doubt, until=until))
-                self._noted_doubt = until
-            if believed - self._noted >= _NOTED_EVERY:
-                await self._files.believe(believed)
-                self._noted = believed
+            await self._files.believe(belief.sealed(self._keys))
+            self._noted = belief
 
     async def scrub(self, seconds: float) -> float:
         """Prove images whose time has come, for about so long; how many seconds until it is worth a call.

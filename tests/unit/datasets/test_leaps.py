@@ -4,8 +4,10 @@ import logging
 
 import pytest
 
-from appliance.datasets.leaps import DOUBT_SECONDS, LEAP_SECONDS, Leaps
+from appliance.datasets.leaps import DOUBT_SECONDS, LEAP_SECONDS, Belief, Leaps
+from appliance.vault import Keys
 
+KEYS = Keys(bytes(32))
 NOW = 1_800_000_000.0
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -18,7 +20,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.wall, self.monotonic = NOW, 100.0
-        self.leaps = Leaps(NOW, 0.0, 0.0, self._clock, self._counted)
+        self.leaps = Leaps(Belief(NOW, NOW), self._clock, self._counted)
 
     def pass_by(self, seconds: float) -> None:
         self.wall += seconds
@@ -26,10 +28,10 @@ class Machine:
 
     def restart(self, off: float = 0.0) -> None:
         """After so many seconds without power, which `monotonic` knows nothing of."""
-        believed, until, latest = self.leaps.believed(), self.leaps.until(), self.leaps.stamp()
+        left = Belief.opened(self.leaps.belief().sealed(KEYS), KEYS)
         self.wall += off
         self.monotonic = 100.0
-        self.leaps = Leaps(believed, latest, until, self._clock, self._counted)
+        self.leaps = Leaps(left, self._clock, self._counted)
 
     def doubts(self) -> bool:
         return self.leaps.until() > 0

@@ -1,7 +1,11 @@
 """Nothing is deleted on a time that nobody saw pass: clocks that leapt, restores, damage, first starts."""
 
+import os
 from pathlib import Path
 
+import pytest
+
+from appliance.datasets.files import WITNESS
 from appliance.datasets.records import Dataset
 from tests.backing import Shelf, put_back
 from tests.storing import ACTOR, PHOTO, Clock, Stand, stand
@@ -48,3 +52,44 @@ async def test_a_leap_that_was_put_right_deletes_nothing_after_a_restore(tmp_pat
         machine.pass_by(1)
         assert await again.store.expire() == 1
         assert await again.store.list(dataset) == []
+
+
+@pytest.mark.parametrize("bit", [0, 7, 13, 35, 63, 64, 100, 191, 200, 440])
+async def test_a_bit_that_flips_in_the_believed_time_deletes_nothing(tmp_path: Path, bit: int) -> None:
+    machine = Machine()
+    async with stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as one:
+        dataset = await a_month(one)
+    damage_bit(tmp_path / "images" / WITNESS, 9 * 8 + bit)
+    async with stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as again:
+        assert "it is not known how late it was" in (again.upkeep.doubt() or "")
+        assert await again.store.expire() == 0
+        machine.pass_by(DAY)
+        assert again.upkeep.doubt() is None
+        assert await again.store.expire() == 0
+        assert len(await again.store.list(dataset)) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"\xff" * 17, b"\xff" * 600, None])
+async def test_an_appliance_runs_on_with_any_witness(tmp_path: Path, content: bytes | None) -> None:
+    machine = Machine()
+    async with stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as one:
+        dataset = await a_month(one)
+    witness = tmp_path / "images" / WITNESS
+    witness.unlink() if content is None else witness.write_bytes(content)
+    for _ in range(2):
+        async with (
+            stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as again,
+            again.upkeep.at_leisure(again.store),
+        ):
+            await again.store.put(ACTOR, dataset, os.urandom(1000))
+            assert again.upkeep.doubt() is not None
+            machine.pass_by(HOUR)
+    async with stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as again:
+        assert "for 22 hours more" in (again.upkeep.doubt() or ""), "no restart begins the day anew"
+        assert len(await again.store.list(dataset)) == 3
+
+
+def damage_bit(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
