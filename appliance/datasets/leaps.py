@@ -2,7 +2,8 @@
 
 Retention goes by the time that is believed. It follows the clock as long as the clock goes on as another one,
 which nobody sets, counts; it is never set back; and what the clock is ahead of that is believed when the
-appliance has run for a day beside it.
+appliance has run for a day beside it. Small leaps are believed at once, from an allowance of six hours that
+fills up again in a day of running: however often a clock is set, it gains no more.
 """
 
 import hmac
@@ -15,12 +16,15 @@ from typing import Self
 from appliance.vault import Keys
 
 LEAP_SECONDS = 6 * 3600.0
-"""What nobody counted up to here is believed at once: a restart, a clock set right, a time zone mistaken."""
+"""So much of what nobody counted is believed at once: a restart, a clock set right, a time zone mistaken.
+
+It is to be had again as a day of DOUBT_SECONDS is counted, not before."""
 DOUBT_SECONDS = 86_400.0
 """So long is more than that doubted: time for a person to see it and to set the clock right."""
+_STEP_SECONDS = 60.0  # clocks that are slewed, or read one after the other, differ by less: that is no leap
 _NO_CLOCK = 1e9  # 2001: who believes less has counted from 0
 _LABEL = "believed time"
-_FIELDS = struct.Struct(">3d")
+_FIELDS = struct.Struct(">4d")
 _MAC_BYTES = 32
 
 _log = logging.getLogger(__name__)
@@ -34,6 +38,8 @@ class Belief:
     """What it believed in the end, 0 where nobody knows: then nothing is old until a day has been counted."""
     clock: float
     """What the clock said then."""
+    allowance: float = LEAP_SECONDS
+    """So many seconds that nobody counted may be believed at once."""
     until: float = 0.0
     """When, by the time that is believed, the clock will be believed again, 0 for no doubt."""
 
@@ -47,7 +53,7 @@ class Belief:
         """What was `sealed`, or, of anything else, that nobody knows."""
         fields, mac = data[: _FIELDS.size], data[_FIELDS.size :][:_MAC_BYTES]
         if not hmac.compare_digest(keys.mac(_LABEL, fields), mac):
-            return cls(0.0, 0.0)
+            return cls(0.0, 0.0, 0.0)
         return cls(*_FIELDS.unpack(fields))
 
 
@@ -63,26 +69,33 @@ class Leaps:
         self._monotonic = monotonic
         self._believed = earlier.time
         self._counted = monotonic()
+        self._allowance = earlier.allowance
         self._ahead = 0.0  # how far the clock was ahead when the day of doubt began
         self._until = 0.0
         ahead = clock() - self._believed
         left = earlier.until - self._believed
         # Who is off every night would never be believed, were the day to begin anew each time.
-        if left > 0 and clock() - earlier.clock <= DOUBT_SECONDS and ahead > LEAP_SECONDS:
+        if left > 0 and clock() - earlier.clock <= DOUBT_SECONDS and self._is_leap(ahead):
             self._doubt(ahead, min(left, DOUBT_SECONDS))
         self.believed()
 
     def believed(self) -> float:
         """Unix seconds, never less than before: what retention goes by."""
         counted = self._monotonic()
-        self._believed += counted - self._counted
-        self._counted = counted
+        passed, self._counted = counted - self._counted, counted
+        self._believed += passed
+        self._allowance = min(self._allowance + passed * LEAP_SECONDS / DOUBT_SECONDS, LEAP_SECONDS)
         ahead = self._clock() - self._believed
-        if ahead > LEAP_SECONDS and (not self._until or ahead > self._ahead + DOUBT_SECONDS):
-            self._doubt(ahead, DOUBT_SECONDS)
-        elif ahead <= LEAP_SECONDS or self._believed >= self._until:
+        if not self._is_leap(ahead):
             self._until = 0.0
-            self._believed += max(ahead, 0.0)
+            taken = min(max(ahead, 0.0), self._allowance)
+            self._allowance -= taken
+            self._believed += taken
+        elif not self._until or ahead > self._ahead + DOUBT_SECONDS:
+            self._doubt(ahead, DOUBT_SECONDS)
+        elif self._believed >= self._until:
+            self._until = 0.0
+            self._believed += ahead
         return self._believed
 
     def stamp(self) -> float:
@@ -100,7 +113,7 @@ class Leaps:
 
     def belief(self) -> Belief:
         """For the next run, to be kept where a crash leaves it."""
-        return Belief(self.believed(), self._clock(), self._until)
+        return Belief(self.believed(), self._clock(), self._allowance, self._until)
 
     def warning(self) -> str | None:
         """What a person has to know while the clock is doubted."""
@@ -117,6 +130,9 @@ class Leaps:
             f" appliance knows of: {hours} these do not count for the retention of images. Set the clock"
             " right, unless the appliance was off so long"
         )
+
+    def _is_leap(self, ahead: float) -> bool:
+        return ahead > self._allowance + _STEP_SECONDS
 
     def _doubt(self, ahead: float, seconds: float) -> None:
         self._ahead = ahead

@@ -78,6 +78,38 @@ def test_a_clock_that_leaps_is_believed_a_day_later(
     assert not machine.doubts()
 
 
+@pytest.mark.parametrize("restarting", [True, False])
+def test_small_leaps_share_six_hours_a_day(machine: Machine, restarting: bool) -> None:
+    for number in range(124):
+        if restarting:
+            machine.restart(5.9 * HOUR)
+        else:
+            machine.wall += 5.9 * HOUR
+        machine.pass_by(60)
+        assert machine.leaps.believed() <= NOW + number * 60 + 60 + LEAP_SECONDS
+        assert machine.doubts() == (number > 0)
+    machine.wall = NOW + 124 * 60
+    assert machine.leaps.believed() <= NOW + 124 * 60 + LEAP_SECONDS
+    assert not machine.doubts(), "it was set right"
+
+
+def test_small_leaps_are_believed_again_after_a_day(machine: Machine) -> None:
+    for _ in range(5):
+        machine.restart(LEAP_SECONDS)
+        assert machine.leaps.believed() == machine.wall
+        machine.pass_by(DAY)
+        assert not machine.doubts()
+
+
+def test_a_clock_that_is_slewed_is_no_leap_though_nothing_is_left_to_believe(machine: Machine) -> None:
+    machine.restart(LEAP_SECONDS)
+    for _ in range(1000):
+        machine.pass_by(1.0)
+        machine.wall += 0.01
+        assert not machine.doubts()
+    assert machine.leaps.believed() == pytest.approx(machine.wall)
+
+
 def test_a_clock_that_is_set_right_again_leaves_nothing_behind(machine: Machine) -> None:
     machine.restart(30 * DAY)
     assert machine.leaps.stamp() == machine.wall
