@@ -241,14 +241,20 @@ def living_ids(connection: Connection, dataset: int) -> set[str]:
     return {row[0] for row in connection.execute("SELECT id FROM images WHERE dataset = ?", (dataset,))}
 
 
-def to_scrub(connection: Connection, before: int, most: int) -> list[Image]:
-    """Images that were last proven before `before`, or never, the longest ago first."""
-    found = connection.execute(
-        f"{_LIVING} AND coalesce(images.scrubbed_at, images.created_at) < ?1 AND NOT images.damaged"
-        " ORDER BY coalesce(images.scrubbed_at, images.created_at) LIMIT ?2",
-        (before, most),
-    )
-    return [_image(row) for row in found]
+def to_scrub(connection: Connection, before: int, now: int, most: int) -> list[Image]:
+    """Images that were last proven before `before`, or never, the longest ago first.
+
+    Behind them those of a clock that was ahead, with a time after `now`: nobody knows when that was.
+    """
+    proven = "coalesce(images.scrubbed_at, images.created_at)"
+    due: list[Image] = []
+    for condition, bound in ((f"{proven} < ?1", before), (f"{proven} > ?1", now)):
+        found = connection.execute(
+            f"{_LIVING} AND {condition} AND NOT images.damaged ORDER BY {proven} LIMIT ?2",
+            (bound, most - len(due)),
+        )
+        due += [_image(row) for row in found]
+    return due
 
 
 def scrubbed(connection: Connection, images: Iterable[Image], now: int) -> None:

@@ -160,21 +160,21 @@ class Upkeep:
         refuses is damaged when it refuses it at the next call as well. Raises StorageFailed, also when this
         process lacks what it takes to read; VolumeOffline.
         """
-        end = self._clock() + seconds
+        end = self._monotonic() + seconds
         self._refused_before, self._refused = self._refused, set()
-        while self._clock() < end:
-            before = self._now() - self._scrub_ms
-            due = await self._ledger.read(partial(rows.to_scrub, before=before, most=_AT_ONCE))
+        while self._monotonic() < end:
+            now = self._now()
+            before = now - self._scrub_ms
+            due = await self._ledger.read(partial(rows.to_scrub, before=before, now=now, most=_AT_ONCE))
             self._backlog.set(len(due))
             if not due:
                 return _IDLE_SECONDS
             sound = []
             for image in due:
-                if self._clock() >= end:
+                if self._monotonic() >= end:
                     break
                 if await self._is_sound(image):
                     sound.append(image)
-            now = self._now()
             await self._ledger.write(partial(rows.scrubbed, images=sound, now=now))
             if self._refused:
                 break

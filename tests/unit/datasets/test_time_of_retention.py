@@ -8,7 +8,7 @@ import pytest
 from appliance.datasets.files import WITNESS
 from appliance.datasets.records import Dataset
 from tests.backing import Shelf, put_back
-from tests.storing import ACTOR, PHOTO, Clock, Stand, stand
+from tests.storing import ACTOR, PHOTO, Clock, Stand, damage, files, stand
 
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -93,3 +93,17 @@ def damage_bit(path: Path, bit: int) -> None:
     content = bytearray(path.read_bytes())
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
+
+
+async def test_an_image_that_was_proven_by_a_clock_that_was_ahead_is_proven_again(tmp_path: Path) -> None:
+    machine = Machine()
+    async with stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as one:
+        await a_month(one)
+        machine.wall.now += 365 * DAY
+        assert await one.upkeep.scrub(60) > 0
+        machine.wall.now -= 365 * DAY
+        (sealed,) = files(tmp_path)
+        damage(sealed)
+        assert await one.upkeep.scrub(60) > 0
+        await one.upkeep.look_again()
+        assert one.upkeep.damaged == 1
