@@ -5,6 +5,7 @@ from typing import Any
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.forward import corrected
 from appliance.datasets.records import Dataset, DatasetId, Image, ImageId, Place, Visibility
 from appliance.errors import NotFound
 from appliance.ledger import Connection
@@ -184,14 +185,19 @@ def expired(connection: Connection, now: int, most: int, after: int) -> tuple[li
     if not kept:
         return [], 0
     for number, days in kept:
-        oldest = images(connection, number, 0, most - len(found))
-        found |= {image.key: image for image in oldest if image.created_at <= now - days * _DAY}
+        oldest = connection.execute(
+            f"SELECT * FROM ({_LIVING} AND images.key >= ?1 << 32 AND images.key < (?1 + 1) << 32"  # noqa: S608
+            f" ORDER BY images.key LIMIT ?2) WHERE {corrected('created_at')} <= ?3",
+            (number, most - len(found), now - days * _DAY),
+        )
+        found |= {row[0]: _image(row) for row in oldest}
     end: Any = connection.execute(
         "SELECT max(key) FROM (SELECT key FROM images WHERE key > ? ORDER BY key LIMIT ?)", (after, _IN_TURN)
     ).get
     behind: list[Any] = connection.execute(
         f"{_LIVING} AND images.key > ? AND images.key <= ?"
-        " AND images.created_at <= ? - datasets.retention_days * ? ORDER BY images.key LIMIT ?",
+        f" AND {corrected('images.created_at')} <= ? - datasets.retention_days * ?"
+        " ORDER BY images.key LIMIT ?",
         (after, end or 0, now, _DAY, most),
     ).fetchall()
     found |= {row[0]: _image(row) for row in behind}

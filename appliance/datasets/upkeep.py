@@ -11,6 +11,7 @@ from uuid import UUID
 from prometheus_client import Counter, Gauge
 
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.forward import note_correction
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import SealedFiles
@@ -145,9 +146,16 @@ class Upkeep:
 
     async def _note_time(self) -> None:
         """A doubt is durable at once, on a full volume as soon as it has room: no restart ends it."""
+        if (correction := self.leaps.correction()) is not None:
+            with suppress(VolumeFull):
+                await self._ledger.write(
+                    partial(note_correction, until=correction.until, seconds=correction.seconds)
+                )
+                self.leaps.correct()
         belief, noted = self.leaps.belief(), self._noted
         self._ahead.set(self.leaps.ahead())
-        if belief.until == noted.until and belief.time - noted.time < _NOTED_EVERY:
+        known = (belief.until, belief.leapt_at) == (noted.until, noted.leapt_at)
+        if known and belief.time - noted.time < _NOTED_EVERY:
             return
         with suppress(VolumeFull):
             await self._files.believe(belief.sealed(self._keys))

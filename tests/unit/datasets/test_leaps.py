@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from appliance.datasets.leaps import DOUBT_SECONDS, LEAP_SECONDS, Belief, Leaps
+from appliance.datasets.leaps import DOUBT_SECONDS, LEAP_SECONDS, Belief, Correction, Leaps
 from appliance.vault import Keys
 
 KEYS = Keys(bytes(32))
@@ -32,6 +32,13 @@ class Machine:
         self.wall += off
         self.monotonic = 100.0
         self.leaps = Leaps(left, self._clock, self._counted)
+
+    def corrected(self) -> list[Correction]:
+        """What has to be corrected now, and then is."""
+        found = self.leaps.correction()
+        if found is not None:
+            self.leaps.correct()
+        return [] if found is None else [found]
 
     def doubts(self) -> bool:
         return self.leaps.until() > 0
@@ -74,6 +81,7 @@ def test_a_clock_that_leaps_is_believed_a_day_later(
     assert machine.leaps.ahead() == pytest.approx(6.9 * DAY)
     assert machine.leaps.until() == NOW + DOUBT_SECONDS
     machine.pass_by(1)
+    assert machine.corrected() == ([Correction(NOW, pytest.approx(6.9 * DAY))] if running else [])
     assert machine.leaps.believed() == machine.wall
     assert not machine.doubts()
 
@@ -155,6 +163,8 @@ def test_another_leap_of_more_than_a_day_is_doubted_for_a_day_of_its_own(
     machine.pass_by(DOUBT_SECONDS - 1)
     assert machine.leaps.believed() < machine.wall - 9 * DAY + 1
     machine.pass_by(1)
+    set_at = NOW + 2 * DAY + DOUBT_SECONDS - 60
+    assert machine.corrected() == ([Correction(set_at, pytest.approx(7 * DAY))] if running else [])
     assert machine.leaps.believed() == machine.wall
 
 
@@ -163,3 +173,30 @@ def test_an_appliance_that_is_off_every_night_is_at_most_some_days_behind(machin
         machine.pass_by(8 * HOUR)
         assert machine.leaps.believed() >= machine.wall - 3 * DAY
         machine.restart(16 * HOUR)
+
+
+@pytest.mark.parametrize("off", [0.0, HOUR, 2 * DAY])
+def test_a_setting_is_corrected_by_what_it_was_though_the_appliance_was_off_since(
+    machine: Machine, off: float
+) -> None:
+    machine.pass_by(HOUR)
+    machine.wall += 2000 * DAY
+    assert machine.doubts()
+    machine.restart(off)
+    machine.pass_by(DAY)
+    assert machine.leaps.correction() == Correction(NOW + HOUR, pytest.approx(2000 * DAY))
+    machine.leaps.correct()
+    assert machine.leaps.believed() == machine.wall
+    machine.restart()
+    assert machine.leaps.correction() is None
+
+
+def test_what_is_set_back_again_is_not_corrected(machine: Machine) -> None:
+    machine.wall += 30 * DAY
+    assert machine.doubts()
+    machine.wall -= 20 * DAY
+    machine.pass_by(DAY)
+    assert machine.leaps.correction() == Correction(NOW, pytest.approx(10 * DAY))
+    machine.wall -= 10 * DAY
+    assert machine.leaps.correction() is None
+    assert not machine.doubts()

@@ -107,3 +107,36 @@ async def test_an_image_that_was_proven_by_a_clock_that_was_ahead_is_proven_agai
         assert await one.upkeep.scrub(60) > 0
         await one.upkeep.look_again()
         assert one.upkeep.damaged == 1
+
+
+async def test_a_first_start_with_the_clock_behind_makes_no_image_old(tmp_path: Path) -> None:
+    machine = Machine()
+    right = machine.wall.now
+    machine.wall.now -= 6 * 365 * DAY
+    async with stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as one:
+        dataset = await a_month(one)
+        machine.pass_by(HOUR)
+        machine.wall.now = right
+        assert "If it is right now, nothing has to be done" in (one.upkeep.doubt() or "")
+        await one.store.put(ACTOR, dataset, PHOTO + b"x")
+    async with stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as again:
+        machine.pass_by(DAY)
+        await once(again)
+        assert await again.store.expire() == 0
+        assert len(await again.store.list(dataset)) == 2
+        machine.pass_by(29 * DAY - HOUR - 1)
+        assert await again.store.expire() == 0
+        machine.pass_by(1)
+        assert await again.store.expire() == 1
+        machine.pass_by(HOUR)
+        assert await again.store.expire() == 1
+
+
+async def once(one: Stand) -> None:
+    """What the upkeep does now and then, until it believes the clock."""
+    async with one.upkeep.at_leisure(one.store):
+        for _ in range(1000):
+            await one.ledger.read(lambda _: None)
+            if one.upkeep.doubt() is None:
+                break
+    assert one.upkeep.doubt() is None
