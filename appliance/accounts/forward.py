@@ -28,10 +28,15 @@ class ForwardTime:
         return self._mark
 
 
-def latest_time(connection: Connection) -> float:
-    """The latest time that the ledger knows of, in unix seconds; 0 for a new one."""
+def latest_time(connection: Connection, now: float) -> float:
+    """The latest time that the ledger knows of, in unix seconds; 0 for a new one.
+
+    `now` by the clock, it was off for as long as the clock has gone on since: that has passed too.
+    """
+    told = "SELECT time + iif(clock < ?1, ?1 - clock, 0) FROM latest_time"
     time = connection.execute(
-        "SELECT max(coalesce((SELECT time FROM latest_time), 0), coalesce((SELECT max(time) FROM audit), 0))"
+        f"SELECT max(coalesce(({told}), 0), coalesce((SELECT max(time) FROM audit), 0))",  # noqa: S608
+        (int(now * 1000),),
     ).get
     return float(time) / 1000
 

@@ -6,3 +6,6 @@ CREATE TABLE clock_corrections (
     until        INTEGER PRIMARY KEY,
     milliseconds INTEGER NOT NULL
 ) STRICT;
+
+-- What the clock said as the latest time was told, unix milliseconds: so the time off counts where that was ahead.
+ALTER TABLE latest_time ADD COLUMN clock INTEGER;

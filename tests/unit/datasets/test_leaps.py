@@ -1,6 +1,7 @@
 """What retention goes by when a clock leaps: no time that nobody counted, until it was doubted for a day."""
 
 import logging
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ class Machine:
         self.monotonic = 100.0
         self.leaps = Leaps(left, self._clock, self._counted)
 
-    def corrected(self) -> list[tuple[float, float]]:
+    def corrected(self) -> list[tuple[float, Any]]:
         """What has to be corrected now, and then is: until when, and by how many seconds."""
         found = self.leaps.correction()
         if found is not None:
