@@ -119,6 +119,7 @@ async def stand(
                 datasets,
                 files,
                 space,
+                keyring.service,
                 scrub_days=30,
                 clock=clock,
                 monotonic=monotonic,

@@ -1,4 +1,6 @@
-"""Time that only goes forward: what has ended stays ended when the clock is set back."""
+"""Time that only goes forward: what has ended stays ended when the clock is set back, and what rests grows no
+older when it is set ahead.
+"""
 
 from collections.abc import Callable
 
@@ -26,9 +28,27 @@ class ForwardTime:
         return self._mark
 
 
-def latest_time(connection: Connection) -> float:
-    """The latest time that the ledger knows of, in unix seconds; 0 for a new one."""
+def latest_time(connection: Connection, now: float) -> float:
+    """The latest time that the ledger knows of, in unix seconds; 0 for a new one.
+
+    `now` by the clock, it was off for as long as the clock has gone on since: that has passed too.
+    """
+    told = "SELECT time + iif(clock < ?1, ?1 - clock, 0) FROM latest_time"
     time = connection.execute(
-        "SELECT max(coalesce((SELECT time FROM latest_time), 0), coalesce((SELECT max(time) FROM audit), 0))"
+        f"SELECT max(coalesce(({told}), 0), coalesce((SELECT max(time) FROM audit), 0))",  # noqa: S608
+        (int(now * 1000),),
     ).get
     return float(time) / 1000
+
+
+def note_correction(connection: Connection, until: float, seconds: float) -> None:
+    """The clock was set ahead: what it stamped up to `until` counts as stamped `seconds` later."""
+    connection.execute(
+        "INSERT OR REPLACE INTO clock_corrections VALUES (?, ?)", (int(until * 1000) + 1, int(seconds * 1000))
+    )
+
+
+def corrected(column: str) -> str:
+    """An expression of SQL: the time in a column, unix milliseconds, as if the clock had been right then."""
+    corrections = f"SELECT coalesce(sum(milliseconds), 0) FROM clock_corrections WHERE until >= {column}"  # noqa: S608
+    return f"({column} + ({corrections}))"

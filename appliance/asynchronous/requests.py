@@ -15,6 +15,7 @@ import msgspec
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.forward import corrected
 from appliance.errors import Conflict, NotFound, SealBroken
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Keys
@@ -27,6 +28,7 @@ LONGEST_PAUSE_SECONDS = 86_400.0
 _SEALED = "webhooks/endpoint"
 _DIGEST = "requests/digest"
 _COLUMNS = "id, customer, type, status, created_at, finished_at, response"
+_FINISHED = corrected("finished_at")
 _END = (
     "UPDATE requests SET status = ?, response = ?, finished_at = ?,"
     " due_at = CASE WHEN webhook IS NULL THEN NULL ELSE ? END"
@@ -90,23 +92,31 @@ class Due:
 
 
 class Requests:
-    """The requests of all customers; `keep_seconds` after its end a request is forgotten."""
+    """The requests of all customers; `keep_seconds` after its end a request is forgotten.
+
+    That goes by a time which no leap of the clock moves, see `go_by`; before it is there, none is forgotten.
+    """
 
     def __init__(self, ledger: Ledger, keys: Keys, clock: Callable[[], float], keep_seconds: float) -> None:
         self._ledger = ledger
         self._keys = keys
         self._clock = clock
+        self._believed: Callable[[], float] = float
         self._keep = int(keep_seconds * 1000)
 
+    def go_by(self, believed: Callable[[], float]) -> None:
+        """What tells the time that is believed, in unix seconds; call it before entering."""
+        self._believed = believed
+
     async def __aenter__(self) -> Self:
-        now = self._now()
+        now, ended = self._now(), self._end()
         response = _failure(503, LOST)
 
         def act(connection: Connection) -> None:
-            self._forget(connection, now)
+            self._forget(connection)
             connection.execute(
                 f"{_END} WHERE status IN (?, ?, ?)",
-                (State.FAILED, response, now, now, *_OPEN),
+                (State.FAILED, response, ended, now, *_OPEN),
             )
 
         await self._ledger.write(act)
@@ -137,7 +147,7 @@ class Requests:
         token = actor.id if actor.kind == "token" else None
 
         def act(connection: Connection) -> tuple[Request, bool]:
-            self._forget(connection, now)
+            self._forget(connection)
             if key is not None:
                 known = connection.execute(
                     f"SELECT digest, token, {_COLUMNS} FROM requests"  # noqa: S608
@@ -181,8 +191,8 @@ class Requests:
         only: str | None = None,
     ) -> tuple[Sequence[Request], int]:
         """A page of PAGE requests, the newest first, and how many there are; `only` those of this token."""
-        condition = "customer = ? AND (finished_at IS NULL OR finished_at > ?)"
-        bound: list[object] = [customer, self._now() - self._keep]
+        condition = f"customer = ? AND (finished_at IS NULL OR {_FINISHED} > ?)"
+        bound: list[object] = [customer, self._forgotten()]
         for column, wanted in (("type", kind), ("status", state), ("token", only)):
             if wanted is not None:
                 condition += f" AND {column} = ?"
@@ -212,12 +222,12 @@ class Requests:
 
     async def finish(self, request: RequestId, state: State, response: bytes) -> None:
         """To DONE or FAILED, and the webhook is due; nothing happens to a request that has ended."""
-        now = self._now()
+        now, ended = self._now(), self._end()
 
         def act(connection: Connection) -> None:
             connection.execute(
                 f"{_END} WHERE id = ? AND status IN (?, ?, ?)",
-                (state, response, now, now, request, *_OPEN),
+                (state, response, ended, now, request, *_OPEN),
             )
 
         await self._ledger.write(act)
@@ -229,7 +239,7 @@ class Requests:
 
         Raises NotFound as `get`, and Conflict when it has ended.
         """
-        now = self._now()
+        now, ended = self._now(), self._end()
 
         def act(connection: Connection) -> Request:
             found = self._one(connection, customer, request, only)
@@ -237,7 +247,7 @@ class Requests:
                 raise Conflict(f"the request has ended already: {found.state}")
             connection.execute(
                 "UPDATE requests SET status = ?, finished_at = ?, webhook = NULL WHERE id = ?",
-                (State.CANCELLED, now, found.id),
+                (State.CANCELLED, ended, found.id),
             )
             record(connection, now, actor, Event.REQUEST_CANCEL, customer, found.id, {"type": found.type})
             return self._one(connection, customer, request)
@@ -299,8 +309,8 @@ class Requests:
     ) -> Request:
         row = connection.execute(
             f"SELECT {_COLUMNS} FROM requests WHERE id = ?1 AND customer = ?2"  # noqa: S608
-            " AND (finished_at IS NULL OR finished_at > ?3) AND (?4 IS NULL OR token = ?4)",
-            (request, customer, self._now() - self._keep, only),
+            f" AND (finished_at IS NULL OR {_FINISHED} > ?3) AND (?4 IS NULL OR token = ?4)",
+            (request, customer, self._forgotten(), only),
         ).fetchone()
         if row is None:
             raise NotFound("no such request")
@@ -317,8 +327,20 @@ class Requests:
             return Due(request, None, attempts)
         return Due(request, msgspec.json.decode(opened, type=Webhook), attempts)
 
-    def _forget(self, connection: Connection, now: int) -> None:
-        connection.execute("DELETE FROM requests WHERE finished_at <= ?", (now - self._keep,))
+    def _forget(self, connection: Connection) -> None:
+        # No correction makes a time earlier: the first condition is there for its index.
+        connection.execute(
+            f"DELETE FROM requests WHERE finished_at <= ?1 AND {_FINISHED} <= ?1",  # noqa: S608
+            (self._forgotten(),),
+        )
+
+    def _forgotten(self) -> int:
+        """What ended until then is forgotten: unix milliseconds."""
+        return int(self._believed() * 1000) - self._keep
+
+    def _end(self) -> int:
+        """For what ends now: a clock that was set back makes it no older than what is believed."""
+        return max(self._now(), int(self._believed() * 1000))
 
     def _now(self) -> int:
         return int(self._clock() * 1000)

@@ -52,7 +52,10 @@ Reason = Literal["damaged", "missing"]
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a backup says about itself; `made_at` is unix milliseconds, `bytes` what images have sealed."""
+    """What a backup says about itself; times are unix milliseconds, `bytes` what images have sealed.
+
+    `made_at` is by the clock, `believed_at` the time that retention goes by, 0 where nobody knows it.
+    """
 
     backup: UUID
     made_at: int
@@ -63,6 +66,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keyring_number: int
     images: int
     bytes: int
+    believed_at: int = 0
 
     @property
     def name(self) -> str:

@@ -167,7 +167,8 @@ class Destination:
     def publish(self, keep_days: float, progress: Callable[[str], None]) -> list[Path]:
         """Read everything again, then give keyring, tombstones and backup their names, durably.
 
-        Returns the keyrings that were removed: of the others only those younger than `keep_days` stay.
+        Returns the keyrings that were removed: of the others only those younger than `keep_days` stay, by the
+        time that the appliance believes. While it doubts its clock, or that was ahead, more stay.
         Raises BackupInvalid for what did not reach the disk as it was sent, StorageFailed.
         """
         progress("reading it again")
@@ -206,14 +207,14 @@ class Destination:
 
     def _remove_old(self, keep_days: float) -> list[Path]:
         """Old keyrings of this appliance with their tombstones; those of others are not ours to remove."""
-        made = datetime.fromtimestamp(self.header.made_at / 1000, UTC)
+        believed = datetime.fromtimestamp(self.header.believed_at / 1000, UTC)
         removed = []
         with failing_as_storage(self._keyrings):
             for path in sorted(self._keyrings.iterdir()):
                 found = _KEYRING.fullmatch(path.name)
                 if found is None or path == self.keyring:
                     continue
-                age = made - datetime.strptime(found[2], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+                age = believed - datetime.strptime(found[2], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
                 own = identity_of(path.read_bytes()) == bytes.fromhex(self.header.keyring)
                 if age > timedelta(days=keep_days) and own:
                     path.unlink()

@@ -41,6 +41,7 @@ from appliance.backup.snapshot import SealedPages
 from appliance.backup.wire import Kind, frame
 from appliance.datasets import rows
 from appliance.datasets.files import SealedFiles
+from appliance.datasets.leaps import Belief
 from appliance.datasets.records import DatasetId, Image
 from appliance.errors import ApplianceError, Conflict, NotFound, SealBroken
 from appliance.ledger import Connection, Ledger
@@ -141,9 +142,12 @@ class Backups:
         try:
             with ExitStack() as stack:
                 images = stack.enter_context(self._images())
+                believed = Belief.opened(images.believed(), self._keyring.service)
                 pages = SealedPages(self._state, self._ledger.size_bytes(), self._reserve)
                 stack.callback(pages.close)
-                state = self._ledger.snapshot(pages, lambda seen: self._described(seen, backup, now))
+                state = self._ledger.snapshot(
+                    pages, lambda seen: self._described(seen, backup, now, believed)
+                )
                 sending = _Sending(state.header, keys)
                 yield sending.begin()
                 bundles = self._open_bundles(state.pins, stack)
@@ -165,7 +169,7 @@ class Backups:
             _log.error("the backup %s broke off: %s", backup, error)
             yield frame(Kind.FAILED, str(error).encode())
 
-    def _described(self, connection: Connection, backup: UUID, now: int) -> _State:
+    def _described(self, connection: Connection, backup: UUID, now: int, believed: Belief) -> _State:
         count, size = _stored(connection)
         header = Header(
             backup=backup,
@@ -177,6 +181,7 @@ class Backups:
             keyring_number=self._keyring.number,
             images=count,
             bytes=size,
+            believed_at=int(believed.time * 1000),
         )
         parts = connection.execute(
             "SELECT number, id, customer, next_position FROM datasets WHERE erased_at IS NULL ORDER BY number"

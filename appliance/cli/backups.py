@@ -195,9 +195,15 @@ def _document(folder: Path, header: Any, found: Any) -> Document:
 def _which_tombstones(keyring: Path) -> str:
     """Why tombstones are needed, and which are the newest that are at hand."""
     reason = "what was erased or revoked since this backup would come back: give the newest --tombstones FILE"
-    beside = sorted(keyring.parent.glob("tombstones-*"))
+    # By the entry that they end at: the time in a name may be of a clock that was ahead.
+    beside = sorted(keyring.parent.glob("tombstones-*"), key=lambda path: _numbers(path.name))
     hint = f", such as {beside[-1]}" if beside else ""
     return f"{reason}{hint}, or say --without-tombstones"
+
+
+def _numbers(name: str) -> tuple[int, str]:
+    entry = name.rpartition("-")[2]
+    return (int(entry) if entry.isdecimal() else 0, name)
 
 
 class _Progress:

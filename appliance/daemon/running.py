@@ -161,6 +161,7 @@ class Daemon:
                 may_store=self._compliance.require,
             )
         )
+        state.requests.go_by(self._images.upkeep.leaps.believed)
         for part in (state.requests, state.outbound, state.egress, state.webhooks):
             await enter(part)
         await enter(state.collections.scrub)

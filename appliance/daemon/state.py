@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 from appliance import metrics, process, vault
@@ -180,7 +181,7 @@ async def open_state(
     quotas = await enter(Quotas(ledger, defaults(settings), clock))
     waits = settings.agreements.require_acceptance
     agreements = await enter(Agreements(ledger, keyring, customers, clock, require_acceptance=waits))
-    forward = ForwardTime(await ledger.read(latest_time), clock, time.monotonic)
+    forward = ForwardTime(await ledger.read(partial(latest_time, now=clock())), clock, time.monotonic)
     grants = Grants(ledger, keyring, customers, forward.now, four_eyes=settings.grants.four_eyes)
     rotations = Rotations(ledger, keyring, customers, clock)
     graphs, snapshots = settings.state / "graphs", settings.state / "snapshots"

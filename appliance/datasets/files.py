@@ -37,7 +37,8 @@ _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _UNTOLD = _READ | os.O_NOATIME
 WITNESS = "witness"
 """Beside the containers: the newest audit entry that was acknowledged, 8 bytes, big-endian; a doubt, 1 byte;
-the time that was believed, 8 bytes."""
+then the time that was believed, as `leaps.Belief` seals it."""
+_LONGEST_WITNESS = 512
 _A_FILE, _THE_FOLDER = "a sealed file", "the folder of sealed files"
 _REMOVED = "its dataset was erased while it was written"
 
@@ -191,13 +192,13 @@ class SealedFiles:
         """Remember that files without a row may be images of another ledger, or that there are none left."""
         await self._changing.run(self._write_down, bytes([doubted]), 8)
 
-    def believed(self) -> float:
-        """The time that was believed last, in unix seconds; 0 where none is known. As `witnessed`."""
-        return int.from_bytes(self._read_witness()[9:]) / 1000
+    def believed(self) -> bytes:
+        """What `believe` was given last; empty where that is not known. As `witnessed`."""
+        return self._read_witness()[9:]
 
-    async def believe(self, time: float) -> None:
+    async def believe(self, sealed: bytes) -> None:
         """Remember the time that is believed. Raises StorageFailed, VolumeOffline, VolumeFull."""
-        await self._changing.run(self._write_down, int(time * 1000).to_bytes(8), 9)
+        await self._changing.run(self._write_down, sealed, 9)
 
     async def load(self, name: Name, keys: Container, ahead: int = 0) -> OpenFile:
         """As `open`, for the event loop: at once where the disk need not be waited for."""
@@ -386,7 +387,7 @@ class SealedFiles:
             except FileNotFoundError:
                 return b""
             try:
-                return os.read(fd, 17)
+                return os.read(fd, _LONGEST_WITNESS)
             finally:
                 os.close(fd)
 

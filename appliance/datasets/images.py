@@ -93,6 +93,7 @@ async def open_images(
                 datasets,
                 files,
                 space,
+                keyring.service,
                 scrub_days=settings.scrub_days,
                 clock=clocks.wall,
                 monotonic=clocks.monotonic,

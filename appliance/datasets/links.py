@@ -11,6 +11,7 @@ import contextlib
 import hmac
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Self
 
 from appliance.accounts.forward import ForwardTime, latest_time
@@ -58,7 +59,7 @@ class Links:
         self._known = 0.0  # the time that this has last told the ledger
 
     async def __aenter__(self) -> Self:
-        latest = await self._ledger.read(latest_time)
+        latest = await self._ledger.read(partial(latest_time, now=self._clock()))
         self._time = ForwardTime(latest, self._clock, self._monotonic)
         await self.keep()
         self._keeping = asyncio.get_running_loop().create_task(self._keep_on(), name="links")
@@ -67,7 +68,7 @@ class Links:
     async def __aexit__(self, *_: object) -> None:
         self._keeping.cancel()
         await asyncio.gather(self._keeping, return_exceptions=True)
-        await self._tell(self.now())
+        await self._tell(0.0)
 
     def now(self) -> float:
         """Unix seconds, never less than before."""
@@ -135,26 +136,29 @@ class Links:
 
     async def keep(self) -> None:
         """Have the ledger know how late it will be in a minute: no crash comes later than that."""
-        await self._tell(self.now() + _AHEAD)
+        await self._tell(_AHEAD)
 
     async def _keep_on(self) -> None:
         while True:
             await asyncio.sleep(_KEPT_EVERY)
             await self.keep()
 
-    async def _tell(self, time: float) -> None:
-        """In the place of what this has told before; what is later than that stays.
+    async def _tell(self, ahead: float) -> None:
+        """How late it will be in so many seconds, in the place of what this has told before.
 
+        What is later than that stays, and the time that the appliance is off counts from there.
         A ledger that takes no write says so itself, and what is stored is served on: it is tried again.
         """
-        told, before = int(time * 1000), int(self._known * 1000)
+        time, clock = self.now() + ahead, self._clock() + ahead
+        told, before, clock = (int(at * 1000) for at in (time, self._known, clock))
         with contextlib.suppress(StorageFailed, VolumeFull):
             await self._ledger.write(
                 lambda connection: (
                     connection.execute(
-                        "INSERT INTO latest_time (id, time) VALUES (1, ?1)"
-                        " ON CONFLICT (id) DO UPDATE SET time = iif(time = ?2, ?1, max(time, ?1))",
-                        (told, before),
+                        "INSERT INTO latest_time (id, time, clock) VALUES (1, ?1, ?3)"
+                        " ON CONFLICT (id) DO UPDATE SET time = iif(time = ?2, ?1, max(time, ?1)),"
+                        " clock = ?3",
+                        (told, before, clock),
                     ).get
                 )
             )

@@ -5,6 +5,7 @@ from typing import Any
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.forward import corrected
 from appliance.datasets.records import Dataset, DatasetId, Image, ImageId, Place, Visibility
 from appliance.errors import NotFound
 from appliance.ledger import Connection
@@ -46,18 +47,9 @@ def linked(connection: Connection, image_id: str) -> tuple[Image, Visibility, in
     return None if found is None else (_image(found[:12]), found[12], found[13])
 
 
-def earlier_times(connection: Connection) -> tuple[float, float]:
-    """The latest time that an earlier run told, and until when it doubted its clock; unix seconds, 0: none.
-
-    The audit log is not asked: this run may have written to it.
-    """
-    found = connection.execute("SELECT time, doubted_until FROM latest_time").fetchone()
-    return (0.0, 0.0) if found is None else (found[0] / 1000, found[1] / 1000)
-
-
-def note_doubt(connection: Connection, until: float) -> None:
-    """Until when, by the time that is believed, the clock is doubted: unix seconds, 0 for no doubt."""
-    connection.execute("UPDATE latest_time SET doubted_until = ?", (int(until * 1000),))
+def ran_before(connection: Connection) -> bool:
+    """Whether an earlier run had the store open. The audit log is not asked: this one may have written it."""
+    return bool(connection.execute("SELECT EXISTS (SELECT 1 FROM latest_time)").get)
 
 
 def usage(connection: Connection, customer: CustomerId) -> tuple[int, int]:
@@ -193,14 +185,19 @@ def expired(connection: Connection, now: int, most: int, after: int) -> tuple[li
     if not kept:
         return [], 0
     for number, days in kept:
-        oldest = images(connection, number, 0, most - len(found))
-        found |= {image.key: image for image in oldest if image.created_at <= now - days * _DAY}
+        oldest = connection.execute(
+            f"SELECT * FROM ({_LIVING} AND images.key >= ?1 << 32 AND images.key < (?1 + 1) << 32"  # noqa: S608
+            f" ORDER BY images.key LIMIT ?2) WHERE {corrected('created_at')} <= ?3",
+            (number, most - len(found), now - days * _DAY),
+        )
+        found |= {row[0]: _image(row) for row in oldest}
     end: Any = connection.execute(
         "SELECT max(key) FROM (SELECT key FROM images WHERE key > ? ORDER BY key LIMIT ?)", (after, _IN_TURN)
     ).get
     behind: list[Any] = connection.execute(
         f"{_LIVING} AND images.key > ? AND images.key <= ?"
-        " AND images.created_at <= ? - datasets.retention_days * ? ORDER BY images.key LIMIT ?",
+        f" AND {corrected('images.created_at')} <= ? - datasets.retention_days * ?"
+        " ORDER BY images.key LIMIT ?",
         (after, end or 0, now, _DAY, most),
     ).fetchall()
     found |= {row[0]: _image(row) for row in behind}
@@ -250,14 +247,20 @@ def living_ids(connection: Connection, dataset: int) -> set[str]:
     return {row[0] for row in connection.execute("SELECT id FROM images WHERE dataset = ?", (dataset,))}
 
 
-def to_scrub(connection: Connection, before: int, most: int) -> list[Image]:
-    """Images that were last proven before `before`, or never, the longest ago first."""
-    found = connection.execute(
-        f"{_LIVING} AND coalesce(images.scrubbed_at, images.created_at) < ?1 AND NOT images.damaged"
-        " ORDER BY coalesce(images.scrubbed_at, images.created_at) LIMIT ?2",
-        (before, most),
-    )
-    return [_image(row) for row in found]
+def to_scrub(connection: Connection, before: int, now: int, most: int) -> list[Image]:
+    """Images that were last proven before `before`, or never, the longest ago first.
+
+    Behind them those of a clock that was ahead, with a time after `now`: nobody knows when that was.
+    """
+    proven = "coalesce(images.scrubbed_at, images.created_at)"
+    due: list[Image] = []
+    for condition, bound in ((f"{proven} < ?1", before), (f"{proven} > ?1", now)):
+        found = connection.execute(
+            f"{_LIVING} AND {condition} AND NOT images.damaged ORDER BY {proven} LIMIT ?2",
+            (bound, most - len(due)),
+        )
+        due += [_image(row) for row in found]
+    return due
 
 
 def scrubbed(connection: Connection, images: Iterable[Image], now: int) -> None:

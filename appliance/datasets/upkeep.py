@@ -11,16 +11,17 @@ from uuid import UUID
 from prometheus_client import Counter, Gauge
 
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.forward import note_correction
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import SealedFiles
-from appliance.datasets.leaps import Leaps, warning
+from appliance.datasets.leaps import Belief, Leaps
 from appliance.datasets.records import Image
 from appliance.datasets.store import Store, finish_deleting
 from appliance.errors import NotFound, SealBroken, StorageFailed, VolumeFull, VolumeOffline
 from appliance.ledger import Ledger
 from appliance.metrics import Registry
-from appliance.vault import Container, Name
+from appliance.vault import Container, Keys, Name
 from appliance.volume import Space, is_lack
 
 _AT_ONCE = 500
@@ -48,6 +49,7 @@ class Upkeep:
         datasets: Datasets,
         files: SealedFiles,
         space: Space,
+        keys: Keys,
         *,
         scrub_days: float,
         clock: Callable[[], float],
@@ -58,6 +60,7 @@ class Upkeep:
         self._datasets = datasets
         self._files = files
         self._space = space
+        self._keys = keys
         self._scrub_ms = int(scrub_days * 86_400_000)
         self._clock = clock
         self._monotonic = monotonic
@@ -78,11 +81,11 @@ class Upkeep:
         )
 
     async def __aenter__(self) -> Self:
-        # Before links tell the ledger a new time: what counts is how late it was when the appliance last ran.
-        latest, self._noted_doubt = await self._ledger.read(rows.earlier_times)
-        believed = await asyncio.to_thread(self._files.believed)
-        self.leaps = Leaps(believed, latest, self._noted_doubt, self._clock, self._monotonic)
-        self._noted = self.leaps.believed()
+        if await self._ledger.read(rows.ran_before):
+            self._noted = Belief.opened(await asyncio.to_thread(self._files.believed), self._keys)
+        else:  # nothing rests here that a wrong clock could make old
+            self._noted = Belief(self._clock(), self._clock())
+        self.leaps = Leaps(self._noted, self._clock, self._monotonic)
         await self._note_time()
         await asyncio.to_thread(self._space.before_deletion)
         while images := await self._ledger.read(partial(rows.being_deleted, most=_AT_ONCE)):
@@ -100,7 +103,7 @@ class Upkeep:
 
     async def __aexit__(self, *_: object) -> None:
         with suppress(StorageFailed, VolumeFull):  # the volume is gone or full, and says so itself
-            await self._files.believe(self.leaps.believed())
+            await self._files.believe(self.leaps.belief().sealed(self._keys))
 
     @asynccontextmanager
     async def at_leisure(self, store: Store) -> AsyncIterator[None]:
@@ -114,9 +117,7 @@ class Upkeep:
 
     def doubt(self) -> str | None:
         """What a person has to know while the clock is not believed."""
-        if until := self.leaps.until():
-            return warning(self.leaps.ahead(), until - self.leaps.believed())
-        return None
+        return self.leaps.warning()
 
     def count_one_damaged(self) -> None:
         """Somebody who read an image has found, and noted, that it is not what was sealed."""
@@ -138,19 +139,27 @@ class Upkeep:
                 await asyncio.to_thread(self._space.restore_ballast)
             except (StorageFailed, VolumeFull):  # of the ledger or the volume, which say so themselves
                 pause = _IDLE_SECONDS
+            except Exception:  # noqa: BLE001 - else nothing would be deleted or proven any more, unseen
+                _log.exception("the upkeep of stored images failed, and goes on later")
+                pause = _IDLE_SECONDS
             await asyncio.sleep(max(pause, _REST_SECONDS))
 
     async def _note_time(self) -> None:
         """A doubt is durable at once, on a full volume as soon as it has room: no restart ends it."""
-        believed, until = self.leaps.believed(), self.leaps.until()
+        if (correction := self.leaps.correction()) is not None:
+            with suppress(VolumeFull):
+                await self._ledger.write(
+                    partial(note_correction, until=correction.until, seconds=correction.seconds)
+                )
+                self.leaps.correct()
+        belief, noted = self.leaps.belief(), self._noted
         self._ahead.set(self.leaps.ahead())
+        known = (belief.until, belief.leapt_at) == (noted.until, noted.leapt_at)
+        if known and belief.time - noted.time < _NOTED_EVERY:
+            return
         with suppress(VolumeFull):
-            if until != self._noted_doubt:
-                await self._ledger.write(partial(rows.note_doubt, until=until))
-                self._noted_doubt = until
-            if believed - self._noted >= _NOTED_EVERY:
-                await self._files.believe(believed)
-                self._noted = believed
+            await self._files.believe(belief.sealed(self._keys))
+            self._noted = belief
 
     async def scrub(self, seconds: float) -> float:
         """Prove images whose time has come, for about so long; how many seconds until it is worth a call.
@@ -159,21 +168,21 @@ class Upkeep:
         refuses is damaged when it refuses it at the next call as well. Raises StorageFailed, also when this
         process lacks what it takes to read; VolumeOffline.
         """
-        end = self._clock() + seconds
+        end = self._monotonic() + seconds
         self._refused_before, self._refused = self._refused, set()
-        while self._clock() < end:
-            before = self._now() - self._scrub_ms
-            due = await self._ledger.read(partial(rows.to_scrub, before=before, most=_AT_ONCE))
+        while self._monotonic() < end:
+            now = self._now()
+            before = now - self._scrub_ms
+            due = await self._ledger.read(partial(rows.to_scrub, before=before, now=now, most=_AT_ONCE))
             self._backlog.set(len(due))
             if not due:
                 return _IDLE_SECONDS
             sound = []
             for image in due:
-                if self._clock() >= end:
+                if self._monotonic() >= end:
                     break
                 if await self._is_sound(image):
                     sound.append(image)
-            now = self._now()
             await self._ledger.write(partial(rows.scrubbed, images=sound, now=now))
             if self._refused:
                 break

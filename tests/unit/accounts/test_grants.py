@@ -5,6 +5,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ class Desk:
 
     async def restarted(self, *, four_eyes: bool = False) -> Grants:
         accounts = self.accounts
-        latest = await accounts.ledger.read(latest_time)
+        latest = await accounts.ledger.read(partial(latest_time, now=accounts.clock()))
         forward = ForwardTime(latest, accounts.clock, self.counter)
         return Grants(accounts.ledger, self.keyring, accounts.customers, forward.now, four_eyes=four_eyes)
 

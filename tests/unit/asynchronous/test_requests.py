@@ -10,6 +10,7 @@ import pytest
 from appliance import vault
 from appliance.accounts.audit import Actor
 from appliance.accounts.customers import CustomerId, Customers
+from appliance.accounts.forward import note_correction
 from appliance.asynchronous.requests import LONGEST_PAUSE_SECONDS, LOST, Requests, State, Webhook
 from appliance.errors import NotFound
 from appliance.ledger import Connection, Ledger
@@ -26,6 +27,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.now = 1_800_000_000.0
+        self.believed = 0.0
         self.keys = vault.Keys(bytes(range(32)))
         self._stack = AsyncExitStack()
 
@@ -35,6 +37,7 @@ class Machine:
         self.ledger = ledger
         self.customers = await self._stack.enter_async_context(Customers(ledger, lambda: self.now))
         requests = Requests(ledger, self.keys, lambda: self.now, KEEP)
+        requests.go_by(lambda: self.believed or self.now)
         return await self._stack.enter_async_context(requests)
 
     async def customer(self) -> CustomerId:
@@ -202,3 +205,51 @@ async def test_a_webhook_that_a_clock_ahead_put_off_is_due_when_it_is_set_right(
     assert due.request.id == request.id
     await requests.told(request.id, 5)
     assert await requests.due(9) == []
+
+
+async def test_results_and_webhooks_survive_a_clock_that_leaps(machine: Machine) -> None:
+    requests = await machine.start()
+    customer = await machine.customer()
+    told, _ = await requests.add(ACTOR, customer, "x", webhook=HOOK)
+    await requests.finish(told.id, State.DONE, b"{}")
+    await requests.told(told.id, 30.0)
+    machine.believed = machine.now + 1
+    machine.now += 30 * 86_400
+    await requests.add(ACTOR, customer, "x")
+    assert (await requests.get(customer, told.id)).state is State.DONE, "also while the clock is ahead"
+    requests = await machine.start()
+    machine.now -= 30 * 86_400
+    machine.believed = 0.0
+    assert (await requests.get(customer, told.id)).state is State.DONE
+    machine.now += 30
+    due = await requests.due(9)
+    assert [one.request.id for one in due] == [told.id]
+
+
+async def test_a_result_grows_no_older_by_a_clock_that_is_set_right(machine: Machine) -> None:
+    requests = await machine.start()
+    customer = await machine.customer()
+    request, _ = await requests.add(ACTOR, customer, "x")
+    await requests.finish(request.id, State.DONE, b"{}")
+    set_at, seconds = machine.now, 6 * 365 * 86_400.0
+    await machine.ledger.write(lambda connection: note_correction(connection, set_at, seconds))
+    machine.now += seconds + KEEP - 1
+    assert (await requests.get(customer, request.id)).state is State.DONE
+    await requests.add(ACTOR, customer, "x")
+    assert (await requests.get(customer, request.id)).state is State.DONE
+    machine.now += 1
+    with pytest.raises(NotFound):
+        await requests.get(customer, request.id)
+
+
+async def test_a_clock_that_was_set_back_makes_no_result_old(machine: Machine) -> None:
+    requests = await machine.start()
+    customer = await machine.customer()
+    machine.believed = machine.now + 10 * KEEP
+    request, _ = await requests.add(ACTOR, customer, "x")
+    await requests.finish(request.id, State.DONE, b"{}")
+    await requests.add(ACTOR, customer, "x")
+    assert (await requests.get(customer, request.id)).state is State.DONE
+    machine.believed += KEEP
+    with pytest.raises(NotFound):
+        await requests.get(customer, request.id)

@@ -13,7 +13,7 @@ from appliance.backup.receiving import BackupFailed, receive
 from appliance.backup.wire import LARGEST, Kind, frame, frames
 from appliance.errors import ApplianceError, BackupInvalid, Conflict, StorageFailed
 from appliance.vault import Keyring
-from tests.backing import Shelf, silent, source
+from tests.backing import Shelf, put_back, silent, source
 from tests.storing import ACTOR, ROOT, Clock, Stand, stand
 
 DAY = 86400
@@ -58,18 +58,50 @@ async def test_old_keyrings_go_and_those_of_others_stay(opened: Stand, shelf: Sh
     first = await shelf.take(opened)
     foreign = shelf.keyrings / "keyring-20200101T000000Z-1"
     Keyring.create(foreign, ROOT).wipe()
-    opened.clock.now += 20 * DAY
+    await passed(opened, 20 * DAY)
     second = await shelf.take(opened)
     assert second.removed == []
-    opened.clock.now += 20 * DAY
+    await passed(opened, 20 * DAY)
     third = await shelf.take(opened)
     assert third.removed == [first.keyring]
     kept = [foreign, second.keyring, second.tombstones, third.keyring, third.tombstones]
     assert names(shelf.keyrings) == sorted(path.name for path in kept)
     assert len(names(shelf.backups)) == 3
-    opened.clock.now += DAY
+    await passed(opened, DAY)
     last = await shelf.take(opened, keep_days=0)
     assert names(shelf.keyrings) == sorted(path.name for path in (foreign, last.keyring, last.tombstones))
+
+
+async def passed(at: Stand, seconds: float) -> None:
+    """The clock goes on, and the upkeep of the appliance notes it."""
+    at.clock.now += seconds
+    async with at.upkeep.at_leisure(at.store):
+        for _ in range(100):
+            await at.ledger.read(lambda _: None)
+
+
+async def test_keyrings_stay_while_the_clock_is_doubted(tmp_path: Path, shelf: Shelf) -> None:
+    clock, counted = Clock(), Clock(0.0)
+    (tmp_path / "state").mkdir()
+    async with stand(tmp_path / "state", clock=clock, monotonic=counted) as one:
+        made = [await shelf.take(one)]
+        for _ in range(2):
+            clock.now += 60
+            counted.now += 60
+            made.append(await shelf.take(one))
+        clock.now += 40 * DAY
+        await passed(one, 0)
+        assert one.upkeep.doubt() is not None
+        ahead = await shelf.take(one)
+        assert ahead.removed == []
+        assert all(each.keyring.exists() and each.tombstones.exists() for each in [*made, ahead])
+        clock.now -= 40 * DAY
+        await passed(one, 0)
+        assert (await shelf.take(one, keep_days=1)).removed == [], "nor by one of a clock that was ahead"
+    (tmp_path / "again").mkdir()
+    await put_back(ahead.folder, ahead.keyring, tmp_path / "again")
+    async with stand(tmp_path / "again", clock=clock, monotonic=counted) as again:
+        assert (await shelf.take(again, keep_days=0)).removed == [], "after a restore nobody knows the time"
 
 
 async def test_a_backup_that_breaks_off_leaves_nothing(opened: Stand, shelf: Shelf) -> None:

@@ -1,11 +1,14 @@
 """What retention goes by when a clock leaps: no time that nobody counted, until it was doubted for a day."""
 
 import logging
+from typing import Any
 
 import pytest
 
-from appliance.datasets.leaps import DOUBT_SECONDS, LEAP_SECONDS, Leaps
+from appliance.datasets.leaps import DOUBT_SECONDS, LEAP_SECONDS, Belief, Leaps
+from appliance.vault import Keys
 
+KEYS = Keys(bytes(32))
 NOW = 1_800_000_000.0
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -18,7 +21,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.wall, self.monotonic = NOW, 100.0
-        self.leaps = Leaps(0.0, 0.0, 0.0, self._clock, self._counted)
+        self.leaps = Leaps(Belief(NOW, NOW), self._clock, self._counted)
 
     def pass_by(self, seconds: float) -> None:
         self.wall += seconds
@@ -26,10 +29,17 @@ class Machine:
 
     def restart(self, off: float = 0.0) -> None:
         """After so many seconds without power, which `monotonic` knows nothing of."""
-        believed, until, latest = self.leaps.believed(), self.leaps.until(), self.leaps.stamp()
+        left = Belief.opened(self.leaps.belief().sealed(KEYS), KEYS)
         self.wall += off
         self.monotonic = 100.0
-        self.leaps = Leaps(believed, latest, until, self._clock, self._counted)
+        self.leaps = Leaps(left, self._clock, self._counted)
+
+    def corrected(self) -> list[tuple[float, Any]]:
+        """What has to be corrected now, and then is: until when, and by how many seconds."""
+        found = self.leaps.correction()
+        if found is not None:
+            self.leaps.correct()
+        return [] if found is None else [(found.until, found.seconds)]
 
     def doubts(self) -> bool:
         return self.leaps.until() > 0
@@ -72,8 +82,41 @@ def test_a_clock_that_leaps_is_believed_a_day_later(
     assert machine.leaps.ahead() == pytest.approx(6.9 * DAY)
     assert machine.leaps.until() == NOW + DOUBT_SECONDS
     machine.pass_by(1)
+    assert machine.corrected() == ([(NOW, pytest.approx(6.9 * DAY))] if running else [])
     assert machine.leaps.believed() == machine.wall
     assert not machine.doubts()
+
+
+@pytest.mark.parametrize("restarting", [True, False])
+def test_small_leaps_share_six_hours_a_day(machine: Machine, restarting: bool) -> None:
+    for number in range(124):
+        if restarting:
+            machine.restart(5.9 * HOUR)
+        else:
+            machine.wall += 5.9 * HOUR
+        machine.pass_by(60)
+        assert machine.leaps.believed() <= NOW + number * 60 + 60 + LEAP_SECONDS
+        assert machine.doubts() == (number > 0)
+    machine.wall = NOW + 124 * 60
+    assert machine.leaps.believed() <= NOW + 124 * 60 + LEAP_SECONDS
+    assert not machine.doubts(), "it was set right"
+
+
+def test_small_leaps_are_believed_again_after_a_day(machine: Machine) -> None:
+    for _ in range(5):
+        machine.restart(LEAP_SECONDS)
+        assert machine.leaps.believed() == machine.wall
+        machine.pass_by(DAY)
+        assert not machine.doubts()
+
+
+def test_a_clock_that_is_slewed_is_no_leap_though_nothing_is_left_to_believe(machine: Machine) -> None:
+    machine.restart(LEAP_SECONDS)
+    for _ in range(1000):
+        machine.pass_by(1.0)
+        machine.wall += 0.01
+        assert not machine.doubts()
+    assert machine.leaps.believed() == pytest.approx(machine.wall)
 
 
 def test_a_clock_that_is_set_right_again_leaves_nothing_behind(machine: Machine) -> None:
@@ -121,6 +164,8 @@ def test_another_leap_of_more_than_a_day_is_doubted_for_a_day_of_its_own(
     machine.pass_by(DOUBT_SECONDS - 1)
     assert machine.leaps.believed() < machine.wall - 9 * DAY + 1
     machine.pass_by(1)
+    set_at = NOW + 2 * DAY + DOUBT_SECONDS - 60
+    assert machine.corrected() == ([(set_at, pytest.approx(7 * DAY))] if running else [])
     assert machine.leaps.believed() == machine.wall
 
 
@@ -129,3 +174,27 @@ def test_an_appliance_that_is_off_every_night_is_at_most_some_days_behind(machin
         machine.pass_by(8 * HOUR)
         assert machine.leaps.believed() >= machine.wall - 3 * DAY
         machine.restart(16 * HOUR)
+
+
+@pytest.mark.parametrize("off", [0.0, HOUR, 2 * DAY])
+def test_a_setting_is_corrected_by_what_it_was_though_the_appliance_was_off_since(
+    machine: Machine, off: float
+) -> None:
+    machine.pass_by(HOUR)
+    machine.wall += 2000 * DAY
+    assert machine.doubts()
+    machine.restart(off)
+    machine.pass_by(DAY)
+    assert machine.corrected() == [(NOW + HOUR, pytest.approx(2000 * DAY))]
+    assert machine.leaps.believed() == machine.wall
+    machine.restart()
+    assert machine.leaps.correction() is None
+
+
+def test_what_is_set_back_again_is_not_corrected(machine: Machine) -> None:
+    machine.wall += 30 * DAY
+    assert machine.doubts()
+    machine.wall -= 20 * DAY
+    machine.pass_by(DAY)
+    assert machine.corrected() == [(NOW, pytest.approx(10 * DAY))]
+    assert not machine.doubts()

@@ -279,3 +279,23 @@ async def test_whatever_is_asked_for_is_answered_with_a_refusal(
             await one.links.permit(name, query)
         with pytest.raises(Forbidden):
             await one.links.permit(f"{one.image.id}.jpg", query)
+
+
+@pytest.mark.parametrize(
+    ("off", "alive"), [(0, True), (3500, True), (3600, False), (10_200, False), (-7200, True)]
+)
+async def test_the_time_off_counts_while_links_are_ahead_of_the_clock(
+    tmp_path: Path, off: int, alive: bool
+) -> None:
+    """A clock that was ahead for a moment leaves them so; set back, it tells of no time off."""
+    clock, monotonic = Clock(), Clock(5.0)
+    async with stand(tmp_path, clock=clock, monotonic=monotonic) as one:
+        dataset = await one.datasets.default(await one.customer())
+        image = await one.store.put(ACTOR, dataset, PHOTO)
+        clock.now += 3 * 3600
+        await one.links.keep()
+        clock.now -= 3 * 3600
+        link = one.links.address(dataset, image)
+        assert await Linked(one, one.links, dataset, image, clock).opens(link)
+    async with linked(tmp_path, Clock(clock.now + off)) as again:
+        assert await again.opens(link) == alive

@@ -1,0 +1,142 @@
+"""Nothing is deleted on a time that nobody saw pass: clocks that leapt, restores, damage, first starts."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from appliance.datasets.files import WITNESS
+from appliance.datasets.records import Dataset
+from tests.backing import Shelf, put_back
+from tests.storing import ACTOR, PHOTO, Clock, Stand, damage, files, stand
+
+HOUR, DAY = 3600.0, 86_400.0
+
+
+class Machine:
+    """Both clocks of a machine: `wall` may be set, `counted` knows only of what passes."""
+
+    def __init__(self) -> None:
+        self.wall, self.counted = Clock(), Clock(0.0)
+
+    def pass_by(self, seconds: float) -> None:
+        self.wall.now += seconds
+        self.counted.now += seconds
+
+
+async def a_month(one: Stand) -> Dataset:
+    """A dataset that keeps its images for 30 days, with one in it."""
+    dataset = await one.datasets.add(ACTOR, await one.customer(), "a month", retention_days=30)
+    await one.store.put(ACTOR, dataset, PHOTO)
+    return dataset
+
+
+async def test_a_leap_that_was_put_right_deletes_nothing_after_a_restore(tmp_path: Path) -> None:
+    machine, shelf = Machine(), Shelf.under(tmp_path)
+    (tmp_path / "state").mkdir()
+    async with stand(tmp_path / "state", clock=machine.wall, monotonic=machine.counted) as one:
+        dataset = await a_month(one)
+        machine.wall.now += 365 * DAY
+        await one.links.keep()  # as the running appliance does: links never go back
+        machine.wall.now -= 365 * DAY
+        made = await shelf.take(one)
+    await put_back(made.folder, made.keyring, tmp_path / "again")
+    async with stand(tmp_path / "again", clock=machine.wall, monotonic=machine.counted) as again:
+        assert "it is not known how late it was" in (again.upkeep.doubt() or "")
+        assert await again.store.expire() == 0
+        machine.pass_by(DAY)
+        assert again.upkeep.doubt() is None
+        assert await again.store.expire() == 0
+        machine.pass_by(29 * DAY - 1)
+        assert await again.store.expire() == 0
+        machine.pass_by(1)
+        assert await again.store.expire() == 1
+        assert await again.store.list(dataset) == []
+
+
+@pytest.mark.parametrize("bit", [0, 7, 13, 35, 63, 64, 100, 191, 200, 440])
+async def test_a_bit_that_flips_in_the_believed_time_deletes_nothing(tmp_path: Path, bit: int) -> None:
+    machine = Machine()
+    async with stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as one:
+        dataset = await a_month(one)
+    damage_bit(tmp_path / "images" / WITNESS, 9 * 8 + bit)
+    async with stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as again:
+        assert "it is not known how late it was" in (again.upkeep.doubt() or "")
+        assert await again.store.expire() == 0
+        machine.pass_by(DAY)
+        assert again.upkeep.doubt() is None
+        assert await again.store.expire() == 0
+        assert len(await again.store.list(dataset)) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"\xff" * 17, b"\xff" * 600, None])
+async def test_an_appliance_runs_on_with_any_witness(tmp_path: Path, content: bytes | None) -> None:
+    machine = Machine()
+    async with stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as one:
+        dataset = await a_month(one)
+    witness = tmp_path / "images" / WITNESS
+    witness.unlink() if content is None else witness.write_bytes(content)
+    for _ in range(2):
+        async with (
+            stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as again,
+            again.upkeep.at_leisure(again.store),
+        ):
+            await again.store.put(ACTOR, dataset, os.urandom(1000))
+            assert again.upkeep.doubt() is not None
+            machine.pass_by(HOUR)
+    async with stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as again:
+        assert "for 22 hours more" in (again.upkeep.doubt() or ""), "no restart begins the day anew"
+        assert len(await again.store.list(dataset)) == 3
+
+
+def damage_bit(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+async def test_an_image_that_was_proven_by_a_clock_that_was_ahead_is_proven_again(tmp_path: Path) -> None:
+    machine = Machine()
+    async with stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as one:
+        await a_month(one)
+        machine.wall.now += 365 * DAY
+        assert await one.upkeep.scrub(60) > 0
+        machine.wall.now -= 365 * DAY
+        (sealed,) = files(tmp_path)
+        damage(sealed)
+        assert await one.upkeep.scrub(60) > 0
+        await one.upkeep.look_again()
+        assert one.upkeep.damaged == 1
+
+
+async def test_a_first_start_with_the_clock_behind_makes_no_image_old(tmp_path: Path) -> None:
+    machine = Machine()
+    right = machine.wall.now
+    machine.wall.now -= 6 * 365 * DAY
+    async with stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as one:
+        dataset = await a_month(one)
+        machine.pass_by(HOUR)
+        machine.wall.now = right
+        assert "If it is right now, nothing has to be done" in (one.upkeep.doubt() or "")
+        await one.store.put(ACTOR, dataset, PHOTO + b"x")
+    async with stand(tmp_path, clock=machine.wall, monotonic=machine.counted) as again:
+        machine.pass_by(DAY)
+        await once(again)
+        assert await again.store.expire() == 0
+        assert len(await again.store.list(dataset)) == 2
+        machine.pass_by(29 * DAY - HOUR - 1)
+        assert await again.store.expire() == 0
+        machine.pass_by(1)
+        assert await again.store.expire() == 1
+        machine.pass_by(HOUR)
+        assert await again.store.expire() == 1
+
+
+async def once(one: Stand) -> None:
+    """What the upkeep does now and then, until it believes the clock."""
+    async with one.upkeep.at_leisure(one.store):
+        for _ in range(1000):
+            await one.ledger.read(lambda _: None)
+            if one.upkeep.doubt() is None:
+                break
+    assert one.upkeep.doubt() is None
