@@ -321,7 +321,10 @@ class Datasets:
         await self._files.remove_container(UUID(identity))
 
         def act(connection: Connection) -> bool:
-            more, images = _bury_some(connection, number, identity, self._now())
+            more, images, deleted = _bury_some(connection, number, identity, self._now())
+            if deleted:
+                each = Erased("image", customer, identity, ids=deleted)
+                self.certificates.add(connection, self._now(), each)
             if images is not None:
                 erased = Erased("dataset", customer, identity, {"images": images}, keys=(identity,))
                 self.certificates.add(connection, self._now(), erased)
@@ -402,26 +405,30 @@ def _erased(
     return [(number, DatasetId(identity), CustomerId(customer)) for number, identity, customer in found]
 
 
-def _bury_some(connection: Connection, number: int, identity: DatasetId, now: int) -> tuple[bool, int | None]:
+def _bury_some(
+    connection: Connection, number: int, identity: DatasetId, now: int
+) -> tuple[bool, int | None, list[str]]:
     """Some rows of an erased dataset, and at last its own.
 
-    Whether there are more, and with its own how many images it had when it was erased.
+    Whether there are more, with its own how many images it had when it was erased, and the ids of images that
+    were being deleted one by one when it was.
     """
-    ids: list[Any] = connection.execute(
-        "DELETE FROM images WHERE key IN (SELECT key FROM images WHERE dataset = ? LIMIT ?) RETURNING id",
+    gone: list[Any] = connection.execute(
+        "DELETE FROM images WHERE key IN (SELECT key FROM images WHERE dataset = ? LIMIT ?)"
+        " RETURNING id, deleted_at",
         (number, _IMAGES_AT_ONCE),
     ).fetchall()
-    for (image,) in ids:
+    for image, _ in gone:
         rows.bury(connection, image, identity, now)
-    if ids:
-        return True, None
+    if gone:
+        return True, None, [image for image, deleted_at in gone if deleted_at is not None]
     for table in ("points", "labels", "tasks"):
         connection.execute(
             f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE dataset = ? LIMIT ?)",  # noqa: S608
             (number, _ROWS_AT_ONCE),
         )
         if connection.changes():
-            return True, None
+            return True, None, []
     images = connection.execute("DELETE FROM datasets WHERE number = ? RETURNING images", (number,)).get
     rows.bury(connection, identity, identity, now)
-    return False, images
+    return False, images, []

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import json
 import os
 import threading
 import uuid
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from appliance.accounts.audit import entries
+from appliance.accounts.certificates import Certificates
 from appliance.datasets.files import SealedFiles
 from appliance.datasets.ports import Encoded
 from appliance.datasets.records import ReadPermit
@@ -407,3 +409,19 @@ async def test_reading_what_is_in_memory_leaves_the_disk_alone(
         assert len(await read(stood, image)) == 600_000
         assert threading.current_thread().name not in looked
         assert file.stat().st_atime == 0
+
+
+async def test_each_image_that_was_being_deleted_when_its_dataset_was_erased_is_certified(
+    tmp_path: Path,
+) -> None:
+    async with stand(tmp_path) as one:
+        customer = await one.customer()
+        dataset = await one.datasets.add(ACTOR, customer, "cats")
+        deleted, _ = [await one.store.put(ACTOR, dataset, PHOTO + bytes([n])) for n in range(2)]
+        begun = "UPDATE images SET deleted_at = 1 WHERE id = ?"  # and then the power went
+        await one.ledger.write(lambda connection: connection.execute(begun, (deleted.id,)).get)
+        await one.datasets.erase(ACTOR, dataset)
+    async with stand(tmp_path) as again:
+        certificates = Certificates(again.ledger, again.keyring.service)
+        made = [json.loads(one.statement) for one in await certificates.list(customer)]
+    assert [(one["kind"], one["ids"]) for one in made] == [("image", [deleted.id]), ("dataset", [])]
