@@ -473,17 +473,17 @@ def graphs_at_rest(folder: Path) -> bool:
 
 
 def unaccounted(folder: Path, before: set[Path], keyring: Keyring) -> list[str]:
-    """Files that are neither sealed whole, nor known to hold nothing of anybody's."""
+    """Files that are neither sealed whole, nor known to hold nothing of anybody's; so is the audit log."""
     found = []
     for path in files_below(folder):
         parts = path.relative_to(folder).parts
-        of_images = parts[0] == "images"
+        of_images, of_log = parts[0] == "images", parts[0] == "audit"
         if (of_images or parts[0] == "graphs") and len(parts) == 3:
             try:
                 unsealed(path, keyring)
             except (AssertionError, InvalidTag, NotFound, SealBroken, ValueError, struct.error) as error:
                 found.append(f"{path} is not sealed: {error!r}")
-        elif not (is_small(path) if of_images else path in before or path.name in LEDGER):
+        elif not (is_small(path) if of_images else of_log or path in before or path.name in LEDGER):
             found.append(f"{path} belongs to nothing that is known")
     return found
 

@@ -100,7 +100,7 @@ def test_every_number_is_that_of_the_running_system(served: Served) -> None:
     (own,) = [one for one in after.customers if one.id == tenant.id]
     assert (own.name, own.collections, own.agreements) == (name, 1, (("training-data", "active"),))
     assert after.issued.tokens == before.issued.tokens + 1
-    assert after.audit[0] == before.audit[0] + 4  # customer, token, collection, agreement
+    assert after.audit[0] == before.audit[0] + 5  # customer, its claim, token, collection, agreement
     assert after.keys[2] == before.keys[2] + 1
     page = served.site.operate("GET", "/appliance/v1/report")
     assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
