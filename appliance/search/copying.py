@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from appliance.accounts.customers import CustomerId
-from appliance.errors import CapacityExceeded, SealBroken
+from appliance.errors import CapacityExceeded, QuotaReached, SealBroken
 from appliance.ledger import Connection
 from appliance.search import frames
 from appliance.search.exact import Positions
@@ -68,9 +68,13 @@ def add(connection: Connection, seals: Seals, number: int, some: Stored) -> None
 
 
 def check_room(connection: Connection, customer: CustomerId, old: int, new: int, quota: Quota) -> None:
-    """Raises CapacityExceeded when a collection of `new` records in the place of `old` ones is too much."""
+    """Whether `new` records may be in the place of `old` ones.
+
+    Raises CapacityExceeded when that is too much for a collection, QuotaReached when it is for its customer.
+    """
     query = "SELECT records FROM search_usage WHERE customer = ?"
     used: int = connection.execute(query, (customer,)).get or 0
-    if new > quota.collection or used - old + new > quota.customer:
-        fix = "delete others, or raise [search] capacity or max_records"
-        raise CapacityExceeded(f"there is no room for {new} records: {fix}")
+    if new > quota.collection:
+        raise CapacityExceeded(f"there is no room for {new} records: raise [search] capacity")
+    if used - old + new > quota.customer:
+        raise QuotaReached(quota.customer, "records in its collections")

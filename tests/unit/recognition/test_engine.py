@@ -300,7 +300,7 @@ async def test_an_image_that_a_model_fails_for_costs_no_process_and_the_others_n
 
 async def test_a_worker_that_hangs_is_replaced(bundle: Bundle) -> None:
     (photo,) = photos(1)
-    async with serving(bundle, infer_seconds=0.5) as engine:
+    async with serving(bundle, infer_seconds=3) as engine:
         victim = process(engine)
         victim.suspend()
         hung = await engine.embed(bundle, photo)

@@ -15,7 +15,7 @@ import pytest
 from appliance import config
 from appliance.accounts.audit import AuditLog, Event, Selection
 from appliance.accounts.customers import Customers
-from appliance.errors import CapacityExceeded, Conflict, InvalidInput, NotFound, VolumeFull
+from appliance.errors import CapacityExceeded, Conflict, InvalidInput, NotFound, QuotaReached, VolumeFull
 from appliance.ledger import Connection
 from appliance.search.collections import NewRecord, OpenCollection
 from appliance.search.container_files import Writing
@@ -235,13 +235,16 @@ async def test_more_records_than_there_is_room_for_are_refused(tmp_path: Path) -
         await collection.insert(ACTOR, numbered(VECTORS[:10]))
         snapshot = await taken(things, collection.collection.id)
         await collection.delete(ACTOR, ["r0", "r1", "r2"])
-    for limits in (config.Search(capacity=9), config.Search(max_records=9)):
+    for limits, refusal, told in (
+        (config.Search(capacity=9), CapacityExceeded, "no room for 10 records"),
+        (config.Search(max_records=9), QuotaReached, "may have 9 records"),
+    ):
         async with shelf(tmp_path, limits) as things:
-            with pytest.raises(CapacityExceeded, match="no room for 10 records"):
+            with pytest.raises(refusal, match=told):
                 await restore(things, snapshot)
             assert await things.ledger.read(counted) == (1, 7, 1, 7)
     async with shelf(tmp_path, config.Search(max_records=16, max_collections=1)) as things:
-        with pytest.raises(CapacityExceeded, match="at most 1 collections"):
+        with pytest.raises(QuotaReached, match="may have 1 collections"):
             await things.collections.snapshots.restore_into(
                 ACTOR, None, snapshot.collection, snapshot.id, "new"
             )
