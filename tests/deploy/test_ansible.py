@@ -205,10 +205,16 @@ def test_residency_file_says_what_the_inventory_says(rendered: Path) -> None:
 
 def test_only_what_a_reload_applies_is_reloaded(tmp_path: Path) -> None:
     """By the lines that differ; the keys are those that the daemon takes without a restart."""
-    assert {"api.max_connections_per_address", "log.level"} == config.RELOADABLE
+    per_minute = {f"api.{what}_per_minute" for what in ("failed_tokens", "requests", "bytes")}
+    assert {"api.max_connections_per_address", "log.level", *per_minute} == config.RELOADABLE
     old = '[api]\nlisten = ["127.0.0.1:1"]\nmax_connections_per_address = 64\n\n[log]\nlevel = "info"\n'
     cases = {
         "level": (old, old.replace("info", "debug"), True),
+        "rates": (
+            old.replace("64", "64\nbytes_per_minute = 0"),
+            old.replace("64", "64\nbytes_per_minute = 9"),
+            True,
+        ),
         "both": (old, old.replace("info", "debug").replace("64", "8"), True),
         "listen": (old, old.replace(":1", ":2"), False),
         "level-and-listen": (old, old.replace(":1", ":2").replace("info", "debug"), False),

@@ -229,6 +229,7 @@ def test_a_ledger_that_cannot_write_is_left_to_the_watchdog(state: DemoState) ->
         RunningAppliance(state, state.port, environment=manager.environment) as appliance,
     ):
         manager.until("WATCHDOG=1")
+        assert recognises(appliance)  # the first use of a token is noted
         daemon = psutil.Process(appliance.pid)
         daemon.rlimit(psutil.RLIMIT_FSIZE, (0, psutil.RLIM_INFINITY))  # as if the disk were full
         with pytest.raises(StepFailed):
