@@ -9,7 +9,7 @@ from PIL import Image
 from appliance.accounts.audit import Event
 from appliance.accounts.tokens import Scope
 from tests import images
-from tests.serving import NOW, Served, Tenant
+from tests.serving import Served, Tenant
 
 PHOTOS = "/similarity/photos/v2"
 PHOTO = base64.b64encode(images.encoded(Image.new("RGB", (30, 20), "red"), "PNG")).decode()
@@ -34,7 +34,7 @@ def test_there_and_back_again(served: Served) -> None:
     assert made.status == 201
     snapshot = made.document
     assert (snapshot["collection"], snapshot["records"]) == (tenant.collection, 2)
-    assert datetime.fromisoformat(snapshot["created_at"]) == datetime.fromtimestamp(NOW, UTC)
+    assert datetime.fromisoformat(snapshot["created_at"]) == datetime.fromtimestamp(served.clock, UTC)
     assert served.site.call("GET", base, headers=headers).document == {"snapshots": [snapshot]}
     insert(served, tenant, "c")
     restored = served.site.call("POST", f"{base}/{snapshot['id']}/restore", headers=headers)

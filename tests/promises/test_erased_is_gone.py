@@ -1,5 +1,6 @@
 """What was erased is gone: from every byte of the volume, and from what is restored from older backups."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -115,8 +116,7 @@ async def test_datasets_and_collections_that_are_erased_are_gone_as_well(parts: 
     await parts.collections.remove(TOKEN, alice.id, alice.collection)
     for alias in parts.collections.aliases.list(alice.id):
         await parts.collections.aliases.remove(TOKEN, alice.id, alias.name)
-    while one.datasets._erasing:
-        await next(iter(one.datasets._erasing))
+    await asyncio.gather(*one.datasets._erasing)
     while not await one.ledger.empty_log():
         pass
     assert places(state, keys) == {}
@@ -171,5 +171,4 @@ async def test_no_key_that_is_left_opens_it_in_an_older_backup(parts: Everything
 
 
 async def _ended(parts: Everything) -> None:
-    while parts.erasure._tasks:
-        await next(iter(parts.erasure._tasks.values()))
+    await asyncio.gather(*parts.erasure._tasks.values())
