@@ -1,5 +1,6 @@
 """What is asked of the entries of the audit log beside that they are those that were signed."""
 
+import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
@@ -16,18 +17,18 @@ _SET_BACK_MS = 60_000
 class Judgement:
     """What a rule has found: `findings` are what must not be, `remarks` what a person should know."""
 
-    findings: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    findings: Iterable[str] = ()
+    remarks: Iterable[str] = ()
 
 
 class Rule(Protocol):
-    """A rule over what the entries say."""
+    """A rule over what the entries say, or over rows of the ledger beside them."""
 
-    def see(self, entry: Recorded) -> None:
-        """Called with each entry, in their order."""
+    def see(self, entry: Recorded) -> str | None:
+        """Called with each entry, in their order; what in this one must not be."""
 
     def judge(self, connection: Connection) -> Judgement:
-        """Called in the end, with the ledger at the same moment."""
+        """Called in the end, with the ledger at the same moment, and used up before that is closed."""
 
 
 class Chronology:
@@ -49,32 +50,88 @@ class Chronology:
         return Judgement(remarks=[f"{told}: the clock was set back"])
 
 
+@dataclass(slots=True)
+class _Approved:
+    """What a customer has let an operator see, as the entry says that made the grant live.
+
+    Entries of before name no images, and tell how many: `count`, and `seen` are those that were opened.
+    """
+
+    customer: str | None
+    operator: object
+    until: int
+    dataset: object
+    named: frozenset[str] | None
+    count: int = 0
+    seen: set[str | None] = field(default_factory=set)
+
+    def covers(self, entry: Recorded) -> bool:
+        """Whether a read by this operator is of what the grant is for."""
+        if entry.event == Event.DATASET_EXPORT:
+            return self.dataset == entry.subject
+        if self.dataset is not None:
+            return self.dataset == entry.details.get("dataset")
+        if self.named is not None:
+            return entry.subject in self.named
+        if entry.subject not in self.seen and len(self.seen) == self.count:
+            return False
+        self.seen.add(entry.subject)
+        return True
+
+
 class OperatorReads:
-    """That an operator has opened images under a live grant of its own alone."""
+    """That an operator has opened images under a live grant of its own alone, and those that it is for.
+
+    What a grant is for is what the log says that its customer has opened or approved, not its row.
+    """
 
     _OPENED = frozenset({Event.GRANT_OPEN, Event.GRANT_APPROVE})
     _ENDED = frozenset({Event.GRANT_REVOKE, Event.GRANT_DENY})
     _READS = frozenset({Event.IMAGE_OPEN, Event.DATASET_EXPORT})
 
     def __init__(self) -> None:
-        self._live: dict[object, tuple[object, int]] = {}
-        self._findings: list[str] = []
+        self._live: dict[str, _Approved] = {}
+        self._ends: list[tuple[int, str]] = []  # a heap, so that what has long ended is not remembered
 
-    def see(self, entry: Recorded) -> None:
+    def see(self, entry: Recorded) -> str | None:
         if entry.event in self._OPENED and isinstance(until := entry.details.get("until"), int):
-            self._live[entry.subject] = entry.details.get("operator"), until
+            self._open(entry, until)
         elif entry.event in self._ENDED:
-            self._live.pop(entry.subject, None)
+            self._live.pop(str(entry.subject), None)
         elif entry.event == Event.BACKUP_RESTORE:  # which ends all
             self._live.clear()
         elif entry.event in self._READS and entry.actor.kind == "operator":
-            operator, until = self._live.get(str(entry.details.get("grant")), (None, 0))
-            if operator != entry.actor.id or entry.time >= until:
-                told = f"entry {entry.seq}: operator {entry.actor.id} has read images without a live grant"
-                self._findings.append(told)
+            return self._read(entry)
+        return None
 
     def judge(self, connection: Connection) -> Judgement:  # noqa: ARG002 - the entries tell it
-        return Judgement(findings=self._findings)
+        return Judgement()
+
+    def _open(self, entry: Recorded, until: int) -> None:
+        if entry.actor.kind != "token" or entry.subject is None:
+            return
+        while self._ends and self._ends[0][0] < entry.time - _SET_BACK_MS:
+            self._live.pop(heapq.heappop(self._ends)[1], None)
+        images, operator = entry.details.get("images"), entry.details.get("operator")
+        named = frozenset(map(str, images)) if isinstance(images, list) else None
+        count = images if isinstance(images, int) else 0
+        dataset = entry.details.get("dataset")
+        self._live[entry.subject] = _Approved(entry.customer, operator, until, dataset, named, count)
+        heapq.heappush(self._ends, (until, entry.subject))
+
+    def _read(self, entry: Recorded) -> str | None:
+        grant = str(entry.details.get("grant"))
+        approved = self._live.get(grant)
+        who = f"entry {entry.seq}: operator {entry.actor.id} has read images"
+        if (
+            approved is None
+            or (approved.customer, approved.operator) != (entry.customer, entry.actor.id)
+            or entry.time >= approved.until
+        ):
+            return f"{who} without a live grant"
+        if not approved.covers(entry):
+            return f"{who} that grant {grant} is not for: it was widened after its customer had approved it"
+        return None
 
 
 class Erasures:

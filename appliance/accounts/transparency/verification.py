@@ -199,7 +199,7 @@ class _Comparison:
         self._require_edge()
         for rule in self._rules:
             judgement = rule.judge(connection)
-            self.remarks += judgement.remarks
+            self.remarks.extend(judgement.remarks)
             for finding in judgement.findings:
                 self._found.add(finding)
 
@@ -238,7 +238,8 @@ class _Comparison:
             self._found.add(f"entry {seq} is nothing that was ever written")
             return
         for rule in self._rules:
-            rule.see(entry)
+            if finding := rule.see(entry):
+                self._found.add(finding)
 
     def _add(self, data: bytes) -> None:
         for path, content in self._edge.add(data):

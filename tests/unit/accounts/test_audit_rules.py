@@ -1,7 +1,7 @@
-"""What the audit log says of operators' reads and of erasures is held against grants and certificates."""
+"""What the audit log says of operators' reads, erasures and tokens is held against itself and the ledger."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -14,32 +14,44 @@ from appliance.errors import AuditBroken
 from appliance.ledger import Connection
 from tests.auditing import NOW_MS, opened
 
-ALICE = CustomerId("alice")
+ALICE, BOB = CustomerId("alice"), CustomerId("bob")
 CUSTOMER, OPERATOR, OTHER = Actor("token", "admin"), Actor("operator", "1001"), Actor("operator", "1002")
-GRANT = {"grant": "a-grant", "dataset": "winter"}
-OPEN_GRANT = {"operator": "1001", "dataset": "winter", "hours": 1, "until": NOW_MS + 3_600_000}
+GRANT: dict[str, object] = {"grant": "a-grant", "dataset": "winter"}
+UNTIL: dict[str, object] = {"operator": "1001", "hours": 1, "until": NOW_MS + 3_600_000}
+DATASET, IMAGES = UNTIL | {"dataset": "winter"}, UNTIL | {"images": ["an-image", "another"]}
+NUMBER = UNTIL | {"images": 2}
+"""As entries of before have it."""
 
 Act = tuple[Actor, Event, str, dict[str, object], int]
+Also = Callable[[Connection, Certificates], None]
 
 
-def granted(actor: Actor = CUSTOMER) -> Act:
-    return actor, Event.GRANT_OPEN, "a-grant", dict(OPEN_GRANT), 0
+def granted(what: dict[str, object] = DATASET, actor: Actor = CUSTOMER) -> Act:
+    return actor, Event.GRANT_OPEN, "a-grant", dict(what), 0
 
 
-def read(actor: Actor = OPERATOR, details: dict[str, object] | None = None, after: int = 1) -> Act:
-    return actor, Event.IMAGE_OPEN, "an-image", dict(GRANT if details is None else details), after
+def read(actor: Actor = OPERATOR, details: dict[str, object] = GRANT, after: int = 1) -> Act:
+    return actor, Event.IMAGE_OPEN, "an-image", dict(details), after
 
 
-def findings(
-    state: Path, *acts: Act, also: Callable[[Connection, Certificates], None] | None = None
-) -> list[str]:
-    """What `audit verify` has to say when this was recorded."""
+def saw(*images: str) -> list[Act]:
+    return [(OPERATOR, Event.IMAGE_OPEN, image, dict(GRANT), 1) for image in images]
+
+
+EXPORT: Act = (OPERATOR, Event.DATASET_EXPORT, "winter", {"grant": "a-grant", "images": 4}, 1)
+
+
+def recorded(state: Path, *acts: Act, also: Also | None = None) -> None:
+    """A closed state with these entries, signed. Its customers have used a token."""
 
     async def write() -> None:
         async with opened(state) as log:
 
             def act(connection: Connection) -> None:
-                connection.execute("INSERT INTO customers (id, name, created_at) VALUES ('alice', 'a', 1)")
+                connection.execute(
+                    "INSERT INTO customers (id, name, created_at, claimed_at)"
+                    " VALUES ('alice', 'a', 1, 1), ('bob', 'b', 1, 1)"
+                )
                 for actor, event, subject, details, seconds in acts:
                     record(connection, NOW_MS + seconds * 1000, actor, event, ALICE, subject, details)
                 if also is not None:
@@ -49,14 +61,34 @@ def findings(
             await log.tree.publish()
 
     asyncio.run(write())
+
+
+def told(state: Path) -> list[str]:
+    """What `audit verify` has to say."""
     try:
         return verification.verify(state).remarks
     except AuditBroken as broken:
         return broken.findings
 
 
-def test_a_read_under_a_live_grant_is_no_finding(tmp_path: Path) -> None:
-    assert findings(tmp_path / "state", granted(), read(), read(after=3599)) == []
+def findings(state: Path, *acts: Act, also: Also | None = None) -> list[str]:
+    """What `audit verify` has to say when this was recorded."""
+    recorded(state, *acts, also=also)
+    return told(state)
+
+
+@pytest.mark.parametrize(
+    "acts",
+    [
+        [granted(), read(), EXPORT, read(after=3599)],
+        [granted(IMAGES), *saw("an-image", "another", "an-image")],
+        [granted(NUMBER), *saw("an-image", "another", "an-image")],
+        [(CUSTOMER, Event.GRANT_OPEN, "a-grant", IMAGES | {"until": None}, 0)],
+    ],
+    ids=["dataset", "images", "as many images", "pending"],
+)
+def test_a_read_under_a_live_grant_is_no_finding(tmp_path: Path, acts: Iterable[Act]) -> None:
+    assert findings(tmp_path / "state", *acts) == []
 
 
 @pytest.mark.parametrize(
@@ -66,17 +98,60 @@ def test_a_read_under_a_live_grant_is_no_finding(tmp_path: Path) -> None:
         (granted(), read(OTHER)),
         (granted(), read(after=3600)),
         (granted(), read(details={})),
+        (granted(actor=OPERATOR), read()),
+        (granted(DATASET | {"until": None}), read()),
         (granted(), (CUSTOMER, Event.GRANT_REVOKE, "a-grant", {}, 1), read(after=2)),
         (granted(), (Actor("system", "restore"), Event.BACKUP_RESTORE, "", {}, 1), read(after=2)),
         ((OPERATOR, Event.DATASET_EXPORT, "winter", {}, 0),),
     ],
-    ids=["none", "another's", "ended", "unnamed", "revoked", "restored", "export"],
+    ids=["none", "another's", "ended", "unnamed", "its own", "pending", "revoked", "restored", "export"],
 )
 def test_an_operators_read_without_a_live_grant_is_found(tmp_path: Path, acts: tuple[Act, ...]) -> None:
     found = findings(tmp_path / "state", *acts)
     (finding,) = [one for one in found if not one.startswith("the checkpoint is of the log")]
     assert "has read images without a live grant" in finding
     assert finding.startswith(f"entry {len(acts)}: operator 100")
+
+
+@pytest.mark.parametrize(
+    "acts",
+    [
+        [granted(IMAGES), *saw("an-image", "a-third")],
+        [granted(IMAGES), EXPORT],
+        [granted(), read(details=GRANT | {"dataset": "summer"})],
+        [granted(DATASET | {"dataset": "summer"}), EXPORT],
+        [granted(NUMBER), *saw("an-image", "another", "an-image", "a-third")],
+        [granted(NUMBER), EXPORT],
+    ],
+    ids=["image", "export of images", "dataset", "another's export", "number", "export of a number"],
+)
+def test_a_read_that_the_grant_was_not_for_is_found(tmp_path: Path, acts: list[Act]) -> None:
+    """Whatever its row says by now: that is what the daemon went by."""
+    (finding,) = findings(tmp_path / "state", *acts)
+    assert finding.startswith(
+        f"entry {len(acts)}: operator 1001 has read images that grant a-grant is not for"
+    )
+
+
+def test_a_grant_of_another_customers_is_none(tmp_path: Path) -> None:
+    def read_bobs(connection: Connection, _: Certificates) -> None:
+        record(connection, NOW_MS + 1000, OPERATOR, Event.IMAGE_OPEN, BOB, "an-image", dict(GRANT))
+
+    (finding,) = findings(tmp_path / "state", granted(IMAGES), also=read_bobs)
+    assert "without a live grant" in finding
+
+
+def test_what_a_grant_was_for_is_known_until_it_ends_however_many_there_are(tmp_path: Path) -> None:
+    def many(connection: Connection, _: Certificates) -> None:
+        for number in range(300):
+            now = NOW_MS + number * 60_000
+            details = UNTIL | {"images": [f"image {number}"], "until": now + 3_600_000}
+            record(connection, now, CUSTOMER, Event.GRANT_OPEN, ALICE, f"grant {number}", details)
+            for back in {0, min(number, 59)}:
+                seen: dict[str, object] = {"grant": f"grant {number - back}", "dataset": "winter"}
+                record(connection, now, OPERATOR, Event.IMAGE_OPEN, ALICE, f"image {number - back}", seen)
+
+    assert findings(tmp_path / "state", also=many) == []
 
 
 ERASED = [
