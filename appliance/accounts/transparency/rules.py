@@ -1,10 +1,11 @@
 """What is asked of the entries of the audit log beside that they are those that were signed."""
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+from appliance.accounts import certificates
 from appliance.accounts.audit import Event
 from appliance.accounts.transparency.leaves import Recorded
 from appliance.ledger import Connection
@@ -146,8 +147,8 @@ class Erasures:
     }
     _CERTIFIED = (
         "SELECT kind, subject FROM certificates WHERE kind IN ('customer', 'dataset', 'collection')"
-        " UNION ALL SELECT 'image', value FROM certificates, json_each(statement, '$.ids')"
-        " WHERE kind = 'image'"
+        " UNION ALL SELECT 'image', value FROM certificates,"
+        " json_each(iif(json_valid(statement), statement, '{}'), '$.ids') WHERE kind = 'image'"
     )
     _UNDER_WAY = (
         "SELECT 'customer', id FROM customers WHERE erasing IS NOT NULL"
@@ -155,16 +156,29 @@ class Erasures:
         " UNION ALL SELECT 'collection', coalesce(emptied, id) FROM collections WHERE removed"
         " UNION ALL SELECT 'image', id FROM images"
     )
+    _SINCE = "SELECT coalesce(max(seq), 0) FROM certified_since"
 
     def __init__(self) -> None:
         self._erased: dict[tuple[str, str], tuple[int, str | None]] = {}
+        self._first: int | None = None
 
     def see(self, entry: Recorded) -> None:
         if (kind := self._KINDS.get(entry.event)) and entry.subject is not None:
             self._erased[kind, entry.subject] = entry.seq, entry.customer
+        if entry.event == Event.ERASURE_CERTIFY and self._first is None:
+            self._first = entry.seq
 
     def judge(self, connection: Connection) -> Judgement:
-        since: int = connection.execute("SELECT seq FROM certified_since").get
+        findings, remarks = list[str](), list[str]()
+        since: int = connection.execute(self._SINCE).get
+        if self._first is not None and since >= self._first:
+            findings.append(
+                f"the ledger says that there are certificates since entry {since}, and entry {self._first}"
+                " tells of one: that was changed"
+            )
+            since = self._first - 1
+        if exempt := sum(seq <= since for seq, _ in self._erased.values()):
+            remarks.append(f"{exempt} erasures up to entry {since} are from before there were certificates")
         certified = _pairs(connection.execute(self._CERTIFIED))
         missing = {
             erased: seq
@@ -172,16 +186,45 @@ class Erasures:
             if seq > since and erased not in certified and ("customer", customer) not in certified
         }
         under_way = missing.keys() & _pairs(connection.execute(self._UNDER_WAY)) if missing else frozenset()
-        findings = [
+        findings += [
             f"entry {seq}: the erasure of {kind} {subject} has no certificate"
             for (kind, subject), seq in missing.items()
             if (kind, subject) not in under_way
         ]
-        remarks = [f"{len(under_way)} erasures have not ended, and have no certificate yet"]
-        return Judgement(findings, remarks if under_way else [])
+        if under_way:
+            remarks.append(f"{len(under_way)} erasures have not ended, and have no certificate yet")
+        return Judgement(findings, remarks)
 
 
-RULES: tuple[Callable[[], Rule], ...] = (Chronology, OperatorReads, Erasures)
+class Certified:
+    """That each certificate which the log tells of is there, and each that is there as it was signed."""
+
+    _MISSING = (
+        "SELECT seq, subject FROM audit WHERE event = ? AND NOT EXISTS"
+        " (SELECT 1 FROM certificates WHERE id = audit.subject) ORDER BY seq"
+    )
+
+    def __init__(self, public: str | None) -> None:
+        """`public` is the appliance's own key, in base64; None where it cannot be read, which is told."""
+        self._public = public
+
+    def see(self, entry: Recorded) -> None:
+        """The ledger has both sides."""
+
+    def judge(self, connection: Connection) -> Judgement:
+        return Judgement(self._findings(connection))
+
+    def _findings(self, connection: Connection) -> Iterator[str]:
+        for seq, certificate in connection.execute(self._MISSING, (Event.ERASURE_CERTIFY.value,)):
+            yield f"entry {seq}: the certificate {certificate} of an erasure is missing"
+        if self._public is not None:
+            for certificate in certificates.changed(connection, self._public):
+                yield f"the certificate {certificate} of an erasure is not as the appliance signed it"
+
+
+def all_rules(public: str | None) -> list[Rule]:
+    """One of each; `public` as `Certified` takes it."""
+    return [Chronology(), OperatorReads(), Erasures(), Certified(public)]
 
 
 def _pairs(rows: Iterable[tuple[object, ...]]) -> frozenset[tuple[str, str]]:

@@ -15,7 +15,7 @@ from appliance.accounts.audit import EntryDamaged
 from appliance.accounts.transparency.checkpoints import MAX_BYTES, Checkpoint, LogKey, parse, parse_key
 from appliance.accounts.transparency.leaves import all_leaves, last_seq, origin, recorded
 from appliance.accounts.transparency.merkle import HASH_BYTES, WIDTH
-from appliance.accounts.transparency.rules import RULES
+from appliance.accounts.transparency.rules import all_rules
 from appliance.accounts.transparency.tiles import (
     Edge,
     bundle_path,
@@ -65,7 +65,7 @@ def verify(state: Path, *, kept: bytes | None = None, key: str | None = None) ->
     head = _checkpoint(_read(file, MAX_BYTES, found), file, known, found)
     claim = _checkpoint(kept, "the checkpoint that was kept", known, found)
     with looking_into(state) as connection:
-        comparison = _Comparison(folder, head, claim, found)
+        comparison = _Comparison(folder, known, head, claim, found)
         comparison.run(connection)
         name = origin(connection)
     comparison.look_for_others(state)
@@ -168,7 +168,12 @@ class _Comparison:
     """One pass over the rows, beside the files that they make."""
 
     def __init__(
-        self, folder: Path, head: Checkpoint | None, kept: Checkpoint | None, found: _Findings
+        self,
+        folder: Path,
+        key: LogKey | None,
+        head: Checkpoint | None,
+        kept: Checkpoint | None,
+        found: _Findings,
     ) -> None:
         self._folder = folder
         self._signed = 0 if head is None else head.size
@@ -176,7 +181,7 @@ class _Comparison:
         self._found = found
         self._edge = Edge()
         self._seen: set[str] = set()
-        self._rules = [make() for make in RULES]
+        self._rules = all_rules(None if key is None else key.public)
         self.entries = 0
         self.roots: dict[int, bytes] = {}
         """By those sizes for which there is a checkpoint, what the rows hash to."""

@@ -12,7 +12,7 @@ from appliance.accounts.customers import CustomerId
 from appliance.accounts.transparency import verification
 from appliance.errors import AuditBroken
 from appliance.ledger import Connection
-from tests.auditing import NOW_MS, opened
+from tests.auditing import NOW_MS, edit, opened
 
 ALICE, BOB = CustomerId("alice"), CustomerId("bob")
 CUSTOMER, OPERATOR, OTHER = Actor("token", "admin"), Actor("operator", "1001"), Actor("operator", "1002")
@@ -163,20 +163,23 @@ ERASED = [
 ]
 
 
-@pytest.mark.parametrize(("event", "kind", "subject"), ERASED, ids=[event for event, _, _ in ERASED])
-def test_an_erasure_without_its_certificate_is_found(
-    tmp_path: Path, event: Event, kind: str, subject: str
-) -> None:
-    act: Act = (OPERATOR, event, subject, {}, 0)
-    told = f"entry 1: the erasure of {kind} {subject} has no certificate"
-    assert findings(tmp_path / "without", act) == [told]
-
+def certifying(kind: str, subject: str) -> Also:
     def certify(connection: Connection, certificates: Certificates) -> None:
         ids = [subject] if kind == "image" else []
         where = "winter" if kind == "image" else subject
         certificates.add(connection, NOW_MS, Erased(kind, ALICE, where, ids=ids))  # type: ignore[arg-type]
 
-    assert findings(tmp_path / "with", act, also=certify) == []
+    return certify
+
+
+@pytest.mark.parametrize(("event", "kind", "subject"), ERASED, ids=[event for event, _, _ in ERASED])
+def test_an_erasure_without_its_certificate_is_found(
+    tmp_path: Path, event: Event, kind: str, subject: str
+) -> None:
+    act: Act = (OPERATOR, event, subject, {}, 0)
+    without = f"entry 1: the erasure of {kind} {subject} has no certificate"
+    assert findings(tmp_path / "without", act) == [without]
+    assert findings(tmp_path / "with", act, also=certifying(kind, subject)) == []
 
 
 def test_an_erasure_that_goes_on_is_told(tmp_path: Path) -> None:
@@ -187,3 +190,50 @@ def test_an_erasure_that_goes_on_is_told(tmp_path: Path) -> None:
     assert findings(tmp_path / "state", act, also=begin) == [
         "1 erasures have not ended, and have no certificate yet"
     ]
+
+
+ERASE_IMAGE: Act = (OPERATOR, Event.IMAGE_DELETE, "an-image", {}, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "signature = zeroblob(64)",
+        "statement = replace(statement, 'an-image', 'my-image')",
+        "statement = ''",
+        "statement = CAST(x'ff' AS TEXT)",
+        "subject = 'summer'",
+        "kind = 'record'",
+        "customer = 'bob'",
+        "id = 'another'",
+        "erased_at = erased_at + 1",
+    ],
+)
+def test_a_certificate_that_is_not_as_it_was_signed_is_found(tmp_path: Path, change: str) -> None:
+    recorded(tmp_path / "state", ERASE_IMAGE, also=certifying("image", "an-image"))
+    assert told(tmp_path / "state") == []
+    edit(tmp_path / "state", f"UPDATE certificates SET {change}")
+    assert any(" of an erasure is not as the appliance signed it" in one for one in told(tmp_path / "state"))
+
+
+@pytest.mark.parametrize("kind", ["image", "record"])
+def test_a_certificate_that_was_taken_away_is_missed(tmp_path: Path, kind: str) -> None:
+    """Also one of records, whose deletion the log does not tell one by one; and whatever else is changed."""
+    state = tmp_path / "state"
+    recorded(state, *([ERASE_IMAGE] if kind == "image" else []), also=certifying(kind, "an-image"))
+    edit(state, "DELETE FROM certificates", "UPDATE certified_since SET seq = 1000")
+    since, missing = told(state)
+    named = 2 if kind == "image" else 1
+    assert since.startswith("the ledger says that there are certificates since entry 1000")
+    assert missing.startswith(f"entry {named}: the certificate ")
+    assert missing.endswith(" of an erasure is missing")
+
+
+def test_erasures_of_before_there_were_certificates_are_counted(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    recorded(state, ERASE_IMAGE)
+    for change in ("UPDATE certified_since SET seq = 1", "INSERT INTO certified_since VALUES (1)"):
+        edit(state, change)
+        assert told(state) == ["1 erasures up to entry 1 are from before there were certificates"]
+    edit(state, "DELETE FROM certified_since")
+    assert told(state) == ["entry 1: the erasure of image an-image has no certificate"]
