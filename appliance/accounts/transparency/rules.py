@@ -7,6 +7,8 @@ from typing import ClassVar, Protocol
 
 from appliance.accounts import certificates
 from appliance.accounts.audit import Event
+from appliance.accounts.customers import HAS_CLAIMED
+from appliance.accounts.tokens import TOLD_OF_RECOVERY
 from appliance.accounts.transparency.leaves import Recorded
 from appliance.ledger import Connection
 
@@ -222,9 +224,42 @@ class Certified:
                 yield f"the certificate {certificate} of an erasure is not as the appliance signed it"
 
 
+class Claims:
+    """That a customer which has used a token of its own counts as one, and issues its tokens itself."""
+
+    _UNCLAIMED = f"SELECT id FROM customers WHERE claimed_at IS NULL AND erased_at IS NULL AND {HAS_CLAIMED}"  # noqa: S608
+
+    def see(self, entry: Recorded) -> None:
+        """The ledger has both sides."""
+
+    def judge(self, connection: Connection) -> Judgement:
+        return Judgement(
+            f"customer {row[0]} has used a token, and its row says that it has not: that was changed"
+            for row in connection.execute(self._UNCLAIMED)
+        )
+
+
+class Recoveries:
+    """That a token of recovery counts as one, from when its customer was told of it."""
+
+    _AT_ONCE = (
+        "SELECT audit.seq, tokens.id FROM audit CROSS JOIN tokens ON tokens.id = audit.subject"  # noqa: S608
+        f" WHERE {TOLD_OF_RECOVERY} AND (NOT recovery OR created_at <> audit.time)"
+    )
+
+    def see(self, entry: Recorded) -> None:
+        """The ledger has both sides."""
+
+    def judge(self, connection: Connection) -> Judgement:
+        return Judgement(
+            f"entry {seq}: token {token} is one of recovery, and its row says otherwise: that was changed"
+            for seq, token in connection.execute(self._AT_ONCE)
+        )
+
+
 def all_rules(public: str | None) -> list[Rule]:
     """One of each; `public` as `Certified` takes it."""
-    return [Chronology(), OperatorReads(), Erasures(), Certified(public)]
+    return [Chronology(), OperatorReads(), Erasures(), Certified(public), Claims(), Recoveries()]
 
 
 def _pairs(rows: Iterable[tuple[object, ...]]) -> frozenset[tuple[str, str]]:

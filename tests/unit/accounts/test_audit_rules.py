@@ -237,3 +237,34 @@ def test_erasures_of_before_there_were_certificates_are_counted(tmp_path: Path) 
         assert told(state) == ["1 erasures up to entry 1 are from before there were certificates"]
     edit(state, "DELETE FROM certified_since")
     assert told(state) == ["entry 1: the erasure of image an-image has no certificate"]
+
+
+@pytest.mark.parametrize("event", [Event.CUSTOMER_CLAIM, Event.LABEL_ADD])
+def test_a_customer_that_has_used_a_token_counts_as_one(tmp_path: Path, event: Event) -> None:
+    state = tmp_path / "state"
+    recorded(state, (CUSTOMER, event, "alice", {}, 0))
+    edit(state, "UPDATE customers SET claimed_at = NULL WHERE id = 'bob'")
+    assert told(state) == []
+    edit(state, "UPDATE customers SET claimed_at = NULL")
+    assert told(state) == [
+        "customer alice has used a token, and its row says that it has not: that was changed"
+    ]
+
+
+@pytest.mark.parametrize("change", ["recovery = 0", "created_at = created_at - 86400000"])
+def test_a_token_of_recovery_counts_as_one(tmp_path: Path, change: str) -> None:
+    def issue(connection: Connection, _: Certificates) -> None:
+        connection.execute(
+            "INSERT INTO tokens (id, customer, mac, scopes, created_at, recovery)"
+            " VALUES ('a-token', 'alice', zeroblob(32), 'admin', ?, 1)",
+            (NOW_MS,),
+        )
+
+    state = tmp_path / "state"
+    details: dict[str, object] = {"scopes": ["admin"], "recovery": True}
+    recorded(state, (OPERATOR, Event.TOKEN_ADD, "a-token", details, 0), also=issue)
+    assert told(state) == []
+    edit(state, f"UPDATE tokens SET {change}")
+    assert told(state) == [
+        "entry 1: token a-token is one of recovery, and its row says otherwise: that was changed"
+    ]
