@@ -13,6 +13,7 @@ import msgspec
 
 from appliance.accounts.audit import EntryDamaged
 from appliance.accounts.transparency.checkpoints import MAX_BYTES, Checkpoint, LogKey, parse, parse_key
+from appliance.accounts.transparency.drafts import Drafts, file_of
 from appliance.accounts.transparency.leaves import all_leaves, last_seq, origin, recorded
 from appliance.accounts.transparency.merkle import HASH_BYTES, WIDTH
 from appliance.accounts.transparency.rules import all_rules
@@ -31,7 +32,6 @@ from appliance.ledger import Connection, looking_into
 _NAMED = 50
 """Findings; of more, how many."""
 
-_DRAFT = re.compile(r"\.[^/]+\.[0-9a-f]{12}\.draft")
 _TILE = re.compile(
     r"tile/(entries|[0-9]|[1-5][0-9]|6[0-3])/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?"
 )
@@ -77,7 +77,8 @@ def verify(state: Path, *, kept: bytes | None = None, key: str | None = None) ->
     found.raise_any()
     assert head is not None  # whatever keeps one from being read is a finding
     assert known is not None
-    return Verified(name, known, entries, head.size, head.root, comparison.remarks)
+    remarks = comparison.remarks + _unsigned(head, entries)
+    return Verified(name, known, entries, head.size, head.root, remarks)
 
 
 class _Findings:
@@ -164,6 +165,13 @@ def _compare_kept(kept: Checkpoint, root: bytes | None, entries: int, name: str,
         )
 
 
+def _unsigned(head: Checkpoint, entries: int) -> list[str]:
+    if entries == head.size:
+        return []
+    which = f"{entries - head.size} entries, from {head.size + 1} on, are under no checkpoint yet"
+    return [f"{which}: a running daemon signs them within a minute, until then nothing proves them"]
+
+
 class _Comparison:
     """One pass over the rows, beside the files that they make."""
 
@@ -182,6 +190,10 @@ class _Comparison:
         self._edge = Edge()
         self._seen: set[str] = set()
         self._rules = all_rules(None if key is None else key.public)
+        self._drafts = Drafts(folder)
+        if key is not None:
+            self._drafts.compare_checkpoint(CHECKPOINT, key)
+            self._drafts.compare(KEY, f"{key}\n".encode())
         self.entries = 0
         self.roots: dict[int, bytes] = {}
         """By those sizes for which there is a checkpoint, what the rows hash to."""
@@ -217,9 +229,14 @@ class _Comparison:
                 mode = path.lstat().st_mode
             except FileNotFoundError:
                 continue  # a partial tile that became a full one
-            known = name in self._seen or name in {CHECKPOINT, KEY} or _DRAFT.fullmatch(path.name)
-            if not stat.S_ISDIR(mode) and not (known and stat.S_ISREG(mode)):
-                others.append((path, _end(name) if stat.S_ISREG(mode) else float("inf")))
+            if stat.S_ISDIR(mode):
+                continue
+            file = file_of(name) or name
+            end: float = 0 if name in self._seen or file in {CHECKPOINT, KEY} else _end(file)
+            if not stat.S_ISREG(mode) or self._drafts.strange(path):
+                end = float("inf")
+            if end:
+                others.append((path, end))
         with looking_into(state) as connection:
             entries = last_seq(connection)
         for path, end in others:
@@ -256,19 +273,22 @@ class _Comparison:
             self.roots[self._edge.size] = self._edge.root()
 
     def _compare(self, full: str, content: bytes, width: int) -> None:
-        """A tile or bundle that the rows make `width` wide, with the files that are there of it."""
+        """A tile or bundle that the rows make `width` wide, with its files and drafts that are there."""
         entries = full.startswith("tile/entries/")
-        if width == WIDTH and not self._same(full, content, entries) and self._edge.size <= self._signed:
-            self._found.add(f"{self._folder / full}: missing")
+        if width == WIDTH:
+            self._drafts.compare(full, content)
+            if not self._same(full, content, entries) and self._edge.size <= self._signed:
+                self._found.add(f"{self._folder / full}: missing")
         folder = (self._folder / partial_path(full, width)).parent
         try:
-            names = sorted(path.name for path in folder.iterdir())
+            names = {file_of(path.name) or path.name for path in folder.iterdir()}
         except OSError:
             return
-        for name in names:
+        for name in sorted(names):
             if name.isascii() and name.isdigit() and name[0] != "0" and int(name) <= min(width, WIDTH - 1):
                 count = int(name)
                 first = first_entries(content, count) if entries else content[: count * HASH_BYTES]
+                self._drafts.compare(partial_path(full, count), first)
                 self._same(partial_path(full, count), first, entries)
 
     def _same(self, path: str, content: bytes, entries: bool) -> bool:
