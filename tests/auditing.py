@@ -65,8 +65,9 @@ def edit(state: Path, *statements: str) -> None:
     """Change the rows of a ledger that is closed, as somebody who can write its file."""
     connection = apsw.Connection(str(state / "ledger.db"))
     try:
-        for trigger in ("audit_rows_never_change", "audit_rows_never_go"):
-            connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
+        for table in ("audit_rows", "certificates"):
+            for never in ("change", "go"):
+                connection.execute(f"DROP TRIGGER IF EXISTS {table}_never_{never}")
         for statement in statements:
             connection.execute(statement)
     finally:

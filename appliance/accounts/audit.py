@@ -90,6 +90,7 @@ class Event(StrEnum):
     VERIFICATION_DELETE = "verification.delete"
     POINT_ADD = "point.add"
     POINT_DELETE = "point.delete"
+    ERASURE_CERTIFY = "erasure.certify"
     BACKUP_MAKE = "backup.make"
     BACKUP_RESTORE = "backup.restore"
     OUTBOUND_ALLOW = "outbound.allow"

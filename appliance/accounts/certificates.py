@@ -6,13 +6,14 @@ customer's own word: of it there is a keyed digest, which tells nothing to who h
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, NewType
 
 import msgspec
 
+from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
 from appliance.errors import InvalidInput, NotFound, SealBroken
 from appliance.ledger import Connection, Ledger
@@ -25,10 +26,15 @@ PAYLOAD_TYPE = "application/vnd.appliance.erasure+json"
 MAX_IDS = 1000
 """Ids of images or records in one certificate; of more there are several."""
 
+_ACTOR = Actor("system", "certificates")
 _SIGNER = "node"
 _DIGEST = "certificates/record"
 _DIGEST_BYTES = 16
 _COLUMNS = "number, id, kind, customer, subject, erased_at, statement, signature"
+_AS_BYTES = (  # what a hand or a damaged disk made of a text need not be one
+    "SELECT CAST(id AS BLOB), CAST(kind AS BLOB), CAST(customer AS BLOB), CAST(subject AS BLOB), erased_at,"
+    " CAST(statement AS BLOB), signature FROM certificates ORDER BY number"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,10 @@ class Certificates:
         return self._keys.public(_SIGNER)
 
     def add(self, connection: Connection, now: int, erased: Erased) -> None:
-        """Certify an erasure, within the act that completes it; `now` is unix milliseconds."""
+        """Certify an erasure, within the act that completes it; `now` is unix milliseconds.
+
+        The audit log names the certificate, so that one which is taken away is missed.
+        """
         for low in range(0, len(erased.ids) or 1, MAX_IDS):
             some = tuple(erased.ids[low : low + MAX_IDS])
             statement = Statement(
@@ -117,6 +126,8 @@ class Certificates:
                     signature,
                 ),
             )
+            told: dict[str, object] = {"kind": erased.kind, "subject": erased.subject}
+            record(connection, now, _ACTOR, Event.ERASURE_CERTIFY, erased.customer, statement.id, told)
 
     def digest(self, customer: CustomerId, record: bytes) -> str:
         """What stands for a record's id in a certificate: 32 hexadecimal digits."""
@@ -177,6 +188,20 @@ def verified(certificate: bytes, public_key: str) -> Statement:
         raise InvalidInput(f"this is no certificate of erasure by the key given: {broken}") from None
     except msgspec.MsgspecError:
         raise InvalidInput("the certificate states what this version does not read") from None
+
+
+def changed(connection: Connection, public_key: str) -> Iterator[str]:
+    """The ids of the certificates in a ledger that are not as the holder of this key has signed them."""
+    for identity, *columns, erased_at, statement, signature in connection.execute(_AS_BYTES):
+        try:
+            said = verified(wrapped(statement, PAYLOAD_TYPE, signature, public_key), public_key)
+        except InvalidInput:
+            yield identity.decode(errors="replace")
+            continue
+        told = [text.encode() for text in (said.kind, said.customer, said.subject)]
+        at = round(datetime.fromisoformat(said.erased_at).timestamp() * 1000)
+        if (said.id.encode(), told, at) != (identity, columns, erased_at):
+            yield identity.decode(errors="replace")
 
 
 def _certificate(row: tuple[Any, ...]) -> Certificate:

@@ -12,6 +12,12 @@ from appliance.ledger import Connection, Ledger
 
 CustomerId = NewType("CustomerId", str)
 
+HAS_CLAIMED = (
+    "EXISTS (SELECT 1 FROM audit WHERE audit.customer = customers.id"
+    " AND (event = 'customer.claim' OR actor_kind = 'token'))"
+)
+"""Of a row of customers, as an expression of SQL: whether the audit log says so."""
+
 _MAX_NAME = 200
 _COLUMNS = "id, name, created_at, suspended_at, claimed_at, resumed_at"
 
@@ -159,6 +165,12 @@ class Customers:
         self._suspended.discard(changed.id)
         if changed.resumed_at is not None:
             self._resumed[changed.id] = changed.resumed_at
+
+
+def is_claimed(connection: Connection, customer: CustomerId) -> bool:
+    """Whether a customer has used a token: by its row or, where a hand has changed that, by the audit log."""
+    query = f"SELECT claimed_at IS NOT NULL OR {HAS_CLAIMED} FROM customers WHERE id = ?"  # noqa: S608
+    return bool(connection.execute(query, (customer,)).get)
 
 
 def check_living(connection: Connection, customer: CustomerId) -> None:

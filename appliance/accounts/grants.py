@@ -3,22 +3,29 @@
 The states and the answer within a day are those of approvals as cloud providers have them (Google's Access
 Approval, Microsoft's Customer Lockbox); what they call an emergency, and let through unasked, does not exist
 here. Without a live grant no permit is minted for an operator.
+
+Each row carries a MAC over all that it says, its approvals included: one that something else than this module
+has written or changed is no grant, whatever it says.
 """
 
+import hmac
 import json
+import logging
 import re
 import unicodedata
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NewType
+
+import msgspec
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.seals import Seals
 from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound, SealBroken
 from appliance.ledger import Connection, Ledger
-from appliance.vault import Keyring
+from appliance.vault import Keyring, Keys
 
 GrantId = NewType("GrantId", str)
 State = Literal["pending", "live", "denied", "revoked", "expired"]
@@ -30,12 +37,16 @@ ANSWER_HOURS = 24
 
 _MAX_REASON = 1000
 _REASON = "grant"
+_MAC = "grants"
 _HOUR = 3_600_000
 _OPERATOR = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 _NO_GRANT = (
     "no live grant of the customer's lets you see this: ask for one (appliance grant request), which an admin"
     " token of the customer approves"
 )
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +113,7 @@ class Grants:
     ) -> None:
         self._ledger = ledger
         self._seals = Seals(keyring)
+        self._keys = keyring.service
         self._customers = customers
         self._clock = clock
         self._needed = 2 if four_eyes else 1
@@ -114,7 +126,7 @@ class Grants:
         drafted = await self._draft(customer, access, reason, "operator")
 
         def act(connection: Connection) -> GrantId:
-            _insert(connection, drafted)
+            _insert(connection, self._keys, drafted)
             _record(connection, drafted.asked_at, actor, Event.GRANT_REQUEST, drafted)
             return drafted.id
 
@@ -129,7 +141,7 @@ class Grants:
         drafted = await self._draft(customer, access, reason, "customer")
 
         def act(connection: Connection) -> GrantId:
-            _insert(connection, drafted)
+            _insert(connection, self._keys, drafted)
             until = self._approve(connection, drafted.asked_at, actor, drafted)
             _record(connection, drafted.asked_at, actor, Event.GRANT_OPEN, drafted, until=until)
             return drafted.id
@@ -158,7 +170,7 @@ class Grants:
         now = self._now()
 
         def act(connection: Connection) -> GrantId:
-            found = _owned(connection, customer, grant)
+            found = _owned(connection, self._keys, customer, grant)
             state = _state(found, now)
             if state not in {"pending", "live"}:
                 raise Conflict(f"the grant is {state}: nothing brings it back; open another one")
@@ -178,12 +190,12 @@ class Grants:
         now = self._now()
 
         def act(connection: Connection) -> GrantId:
-            found = _owned(connection, customer, grant)
+            found = _owned(connection, self._keys, customer, grant)
             state = _state(found, now)
             if state not in {"pending", "denied"}:
                 raise Conflict(f"the grant is {state}: only a pending one is denied, a live one revoked")
             if state == "pending":
-                _close(connection, now, found, "denied")
+                _close(connection, self._keys, now, found, "denied")
                 _record(connection, now, actor, Event.GRANT_DENY, found)
             return found.id
 
@@ -198,9 +210,9 @@ class Grants:
         now = self._now()
 
         def act(connection: Connection) -> None:
-            found = _owned(connection, customer, grant)
+            found = _owned(connection, self._keys, customer, grant)
             if _state(found, now) in {"pending", "live"}:
-                _close(connection, now, found, "revoked")
+                _close(connection, self._keys, now, found, "revoked")
                 _record(connection, now, actor, Event.GRANT_REVOKE, found)
 
         await self._ledger.write(act)
@@ -208,14 +220,14 @@ class Grants:
     async def list(self, customer: CustomerId | None = None) -> list[Grant]:
         """The grants of one customer, or of all with None, oldest first, ended ones included."""
         now = self._now()
-        rows = await self._ledger.read(lambda connection: _rows(connection, customer))
+        rows = await self._ledger.read(lambda connection: _rows(connection, self._keys, customer))
         return [self._opened(row, now) for row in rows]
 
     async def reasons(self, customer: CustomerId, grants: Collection[str]) -> dict[str, str]:
         """Why each of these grants of the customer's was opened; those that cannot be read are left out."""
         if not grants:
             return {}
-        rows = await self._ledger.read(lambda connection: _rows(connection, customer))
+        rows = await self._ledger.read(lambda connection: _rows(connection, self._keys, customer))
         opened = [self._opened(row, self._now()) for row in rows if row.id in grants]
         return {one.id: one.reason for one in opened if one.reason is not None}
 
@@ -226,7 +238,7 @@ class Grants:
         now = self._now()
 
         def act(connection: Connection) -> GrantId:
-            grant = _admitting(connection, now, actor, customer, dataset, image)
+            grant = _admitting(connection, self._keys, now, actor, customer, dataset, image)
             details: dict[str, object] = {"grant": grant, "dataset": dataset}
             record(connection, now, actor, Event.IMAGE_OPEN, customer, image, details)
             return grant
@@ -238,7 +250,9 @@ class Grants:
 
         What it returns raises Forbidden when none does at that moment.
         """
-        return lambda connection: _admitting(connection, self._now(), actor, customer, dataset, None)
+        return lambda connection: _admitting(
+            connection, self._keys, self._now(), actor, customer, dataset, None
+        )
 
     def _approve(self, connection: Connection, now: int, actor: Actor, found: "_Row") -> int | None:
         """Until when the grant is live by this approval, None while others are missing."""
@@ -246,12 +260,13 @@ class Grants:
             "INSERT INTO grant_approvals (grant_id, token, approved_at) VALUES (?, ?, ?)",
             (found.id, actor.id, now),
         )
-        if len(found.approvals) + 1 < self._needed:
-            return None
-        until = now + found.access.hours * _HOUR
-        connection.execute(
-            "UPDATE grants SET opened_at = ?, ends_at = ? WHERE id = ?", (now, until, found.id)
-        )
+        until = None
+        if len(found.approvals) + 1 >= self._needed:
+            until = now + found.access.hours * _HOUR
+            connection.execute(
+                "UPDATE grants SET opened_at = ?, ends_at = ? WHERE id = ?", (now, until, found.id)
+            )
+        _vouch(connection, self._keys, found.id)
         return until
 
     async def _draft(
@@ -268,7 +283,7 @@ class Grants:
         return await self._found(customer, await self._ledger.write(act))
 
     async def _found(self, customer: CustomerId, grant: GrantId) -> Grant:
-        row = await self._ledger.read(lambda connection: _owned(connection, customer, grant))
+        row = await self._ledger.read(lambda connection: _owned(connection, self._keys, customer, grant))
         return self._opened(row, self._now())
 
     def _opened(self, row: "_Row", now: int) -> Grant:
@@ -307,13 +322,13 @@ class _Row:
     closed: Literal["denied", "revoked"] | None
 
 
-def close_all(connection: Connection, now: int) -> None:
+def close_all(connection: Connection, keys: Keys, now: int) -> None:
     """End every grant, within an act of `Ledger.write`: those of a ledger that was put back may have been
-    revoked since. `now` in unix milliseconds.
+    revoked since. `keys` are the appliance's own, `now` in unix milliseconds.
     """
-    connection.execute(
-        "UPDATE grants SET closed = 'revoked', closed_at = ?1 WHERE closed IS NULL AND ends_at > ?1", (now,)
-    )
+    for row in _rows(connection, keys, None):
+        if row.closed is None and row.ends_at > now:
+            _close(connection, keys, now, row, "revoked")
 
 
 def _state(row: _Row, now: int) -> State:
@@ -337,36 +352,48 @@ def _checked_reason(reason: str) -> str:
 
 
 def _admitting(  # noqa: PLR0917 - whoever wants to see what
-    connection: Connection, now: int, actor: Actor, customer: CustomerId, dataset: str, image: str | None
+    connection: Connection,
+    keys: Keys,
+    now: int,
+    actor: Actor,
+    customer: CustomerId,
+    dataset: str,
+    image: str | None,
 ) -> GrantId:
     """The grant, of those that are live the one that ends last. Of a suspended customer, which can revoke
     nothing, there is none.
     """
-    found: str | None = connection.execute(
-        "SELECT grants.id FROM grants JOIN customers ON customers.id = grants.customer"
-        " WHERE grants.customer = ?1 AND operator = ?2 AND ?3 = 'operator' AND suspended_at IS NULL"
+    live = connection.execute(
+        f"SELECT {_COLUMNS}, mac FROM grants"  # noqa: S608 - a constant
+        " WHERE customer = ?1 AND operator = ?2 AND ?3 = 'operator'"
         " AND opened_at IS NOT NULL AND closed IS NULL AND ends_at > ?4"
-        " AND (dataset = ?5 OR EXISTS (SELECT 1 FROM json_each(images) WHERE value = ?6))"
-        " ORDER BY ends_at DESC LIMIT 1",
-        (customer, actor.id, actor.kind, now, dataset, image),
-    ).get
-    if found is None:
-        raise Forbidden(_NO_GRANT)
-    return GrantId(found)
+        " AND customer IN (SELECT id FROM customers WHERE suspended_at IS NULL)"
+        f" AND NOT EXISTS ({_REVOKED}) ORDER BY ends_at DESC",
+        (customer, actor.id, actor.kind, now),
+    ).fetchall()
+    for row in _genuine(keys, live):
+        if row.access.dataset == dataset or image in row.access.images:
+            return row.id
+    raise Forbidden(_NO_GRANT)
 
 
 def _record(
     connection: Connection, now: int, actor: Actor, event: Event, found: _Row, *, until: int | None = None
 ) -> None:
-    """What is asked for and opened goes with the rows that tell of it; how many images, not which."""
+    """What is asked for and opened goes with the rows that tell of it: reads are held against these."""
     access = found.access
     details: dict[str, object] = {"operator": access.operator}
     if event in {Event.GRANT_REQUEST, Event.GRANT_OPEN, Event.GRANT_APPROVE}:
-        what = {"images": len(access.images)} if access.dataset is None else {"dataset": access.dataset}
+        what = {"images": access.images} if access.dataset is None else {"dataset": access.dataset}
         details |= {**what, "hours": access.hours, "until": until}
     record(connection, now, actor, event, found.customer, found.id, details)
 
 
+# Whoever put back an older row, with the MAC that it had, has not taken this out of the log.
+_REVOKED = (
+    "SELECT 1 FROM audit INDEXED BY audit_of_revoked_grants"  # the partial one
+    " WHERE event = 'grant.revoke' AND subject = grants.id"
+)
 _COLUMNS = (
     "id, customer, operator, hours, dataset, images, reason, asked_by, asked_at, opened_at, ends_at, closed,"
     " (SELECT json_group_array(token) FROM"
@@ -374,7 +401,7 @@ _COLUMNS = (
 )
 
 
-def _insert(connection: Connection, row: _Row) -> None:
+def _insert(connection: Connection, keys: Keys, row: _Row) -> None:
     access = row.access
     connection.execute(
         "INSERT INTO grants"
@@ -393,29 +420,55 @@ def _insert(connection: Connection, row: _Row) -> None:
             row.ends_at,
         ),
     )
+    _vouch(connection, keys, row.id)
 
 
-def _close(connection: Connection, now: int, found: _Row, how: Literal["denied", "revoked"]) -> None:
+def _close(
+    connection: Connection, keys: Keys, now: int, found: _Row, how: Literal["denied", "revoked"]
+) -> None:
     connection.execute("UPDATE grants SET closed = ?, closed_at = ? WHERE id = ?", (how, now, found.id))
+    _vouch(connection, keys, found.id)
 
 
-def _owned(connection: Connection, customer: CustomerId | None, grant: GrantId) -> _Row:
-    row = connection.execute(f"SELECT {_COLUMNS} FROM grants WHERE id = ?", (grant,)).fetchone()  # noqa: S608
-    if row is None or (customer is not None and row[1] != customer):
-        raise NotFound("no such grant")
-    return _row(row)
+def _vouch(connection: Connection, keys: Keys, grant: GrantId) -> None:
+    """Have the row count as it is now, after whatever this module changes in it or its approvals."""
+    (row,) = connection.execute(f"SELECT {_COLUMNS} FROM grants WHERE id = ?", (grant,)).fetchall()  # noqa: S608
+    connection.execute("UPDATE grants SET mac = ? WHERE id = ?", (_mac(keys, row), grant))
 
 
-def _rows(connection: Connection, customer: CustomerId | None) -> Sequence[_Row]:
+def _owned(connection: Connection, keys: Keys, customer: CustomerId | None, grant: GrantId) -> _Row:
     found = connection.execute(
-        f"SELECT {_COLUMNS} FROM grants WHERE ?1 IS NULL OR customer = ?1 ORDER BY asked_at, id",  # noqa: S608
+        f"SELECT {_COLUMNS}, mac FROM grants WHERE id = ?1 AND (?2 IS NULL OR customer = ?2)",  # noqa: S608
+        (grant, customer),
+    ).fetchall()
+    for row in _genuine(keys, found):
+        return row
+    raise NotFound("no such grant")
+
+
+def _rows(connection: Connection, keys: Keys, customer: CustomerId | None) -> list[_Row]:
+    found = connection.execute(
+        f"SELECT {_COLUMNS}, mac FROM grants WHERE ?1 IS NULL OR customer = ?1 ORDER BY asked_at, id",  # noqa: S608
         (customer,),
     )
-    return [_row(row) for row in found]
+    return list(_genuine(keys, found))
 
 
-def _row(row: tuple[Any, ...]) -> _Row:
-    identity, customer, operator, hours, dataset, images, sealed, asked_by, asked_at, *rest = row
+def _genuine(keys: Keys, rows: Iterable[tuple[Any, ...]]) -> Iterator[_Row]:
+    """Of rows with their MACs those that are as this module has left them."""
+    for *columns, mac in rows:
+        if hmac.compare_digest(_mac(keys, columns), mac):
+            yield _row(columns)
+        else:
+            _log.error("the row of grant %s is not as it was written, and allows nothing", columns[0])
+
+
+def _mac(keys: Keys, columns: Sequence[Any]) -> bytes:
+    return keys.mac(_MAC, msgspec.json.encode(columns))
+
+
+def _row(columns: Sequence[Any]) -> _Row:
+    identity, customer, operator, hours, dataset, images, sealed, asked_by, asked_at, *rest = columns
     access = Access(operator, hours, dataset, tuple(json.loads(images)) if images else ())
     opened_at, ends_at, closed, approvals = rest
     approved = tuple(json.loads(approvals))

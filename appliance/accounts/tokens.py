@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Self
 
 from appliance.accounts.audit import SUSPENDED, Actor, Event, record
-from appliance.accounts.customers import CustomerId, Customers
+from appliance.accounts.customers import CustomerId, Customers, is_claimed
 from appliance.accounts.last_uses import LastUses
 from appliance.accounts.live_tokens import LiveTokens
 from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound, Unauthenticated
@@ -36,6 +36,8 @@ MAX_RATE = 1 << 50
 _LISTED = re.compile(r"[A-Za-z0-9-]{1,64}")
 MAX_SUBJECT = 1000
 _SUBJECT = re.compile(r"[A-Za-z0-9.-]+=")
+TOLD_OF_RECOVERY = """event = 'token.add' AND instr(details, '"recovery":true')"""
+"""Of a row of the audit log, as an expression of SQL: whether it tells of a token of recovery."""
 RECOVERY_SECONDS = 86400
 """For so long a customer sees in its audit log that an operator has issued a token, before that is taken."""
 
@@ -439,20 +441,18 @@ def _recovery_scopes(actor: Actor, scopes: Collection[Scope] | None) -> frozense
 
 
 def _check_issuer(connection: Connection, actor: Actor, customer: CustomerId, *, recovery: bool) -> None:
-    claimed_at, suspended_at = connection.execute(
-        "SELECT claimed_at, suspended_at FROM customers WHERE id = ?", (customer,)
-    ).fetchall()[0]
-    if recovery and claimed_at is None:
+    claimed = is_claimed(connection, customer)
+    if recovery and not claimed:
         raise Conflict("the customer has used no token yet: issue an ordinary one, without recovery")
-    if recovery and suspended_at is not None:
+    suspended = "SELECT suspended_at IS NOT NULL FROM customers WHERE id = ?"
+    if recovery and connection.execute(suspended, (customer,)).get:
         raise Conflict("the customer is suspended, and could not see this: resume it first")
-    if actor.kind == "operator" and claimed_at is not None and not recovery:
+    if actor.kind == "operator" and claimed and not recovery:
         raise Forbidden(_CLAIMED)
 
 
 def _check_revoker(connection: Connection, actor: Actor, token: Token) -> None:
-    query = "SELECT claimed_at IS NOT NULL FROM customers WHERE id = ?"
-    kept = token.rights.recovery_of is None and connection.execute(query, (token.customer,)).get
+    kept = token.rights.recovery_of is None and is_claimed(connection, token.customer)
     if actor.kind == "operator" and kept:
         raise Forbidden(_KEPT)
 
@@ -478,9 +478,13 @@ def _told(rights: Rights) -> dict[str, object]:
 
 
 _RIGHTS = "customer, scopes, collections, tasks, requests_per_minute, bytes_per_minute, client_subject"
-_RECOVERY_OF = "iif(recovery, created_at, NULL)"
+# As the log told the customer of it, whatever the row says of that by now.
+_RECOVERY_OF = (
+    f"coalesce((SELECT time FROM audit INDEXED BY audit_of_recoveries"  # noqa: S608
+    f" WHERE {TOLD_OF_RECOVERY} AND subject = tokens.id), iif(recovery, created_at, NULL))"
+)
 _RESUMED = "coalesce((SELECT resumed_at FROM customers WHERE customers.id = tokens.customer), 0)"
-_VALID_FROM = f"iif(recovery, max(created_at, {_RESUMED}) + {RECOVERY_SECONDS * 1000}, NULL)"
+_VALID_FROM = f"max({_RECOVERY_OF}, {_RESUMED}) + {RECOVERY_SECONDS * 1000}"
 _TIMES = f"created_at, expires_at, revoked_at, last_used_at, {_VALID_FROM}"
 _COLUMNS = f"id, {_RIGHTS}, {_RECOVERY_OF}, {_TIMES}"
 _END = 2 + len(_RIGHTS.split())  # where the times begin

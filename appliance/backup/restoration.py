@@ -116,7 +116,7 @@ async def _put_together(  # noqa: PLR0917 - as `restore` has them
         with opened(folder, keys, newer) as backup, failing_as_storage(staged):
             verified = verify(backup, keys, progress, _Copier(backup, staged).copy)
             progress("erasing what has ended", 0, 0)
-            entry = await _replayed(staged, backup, actor, now)
+            entry = await _replayed(staged, backup, keys, actor, now)
             for customer in backup.ended.of["customer"]:
                 keys.destroy_customer(UUID(customer))
             for dataset in backup.ended.datasets:
@@ -195,13 +195,13 @@ def _stage(state: Path, keyring: Path) -> Path:
     return staged
 
 
-async def _replayed(staged: Path, backup: Opened, actor: Actor, now: int) -> int:
+async def _replayed(staged: Path, backup: Opened, keys: Keyring, actor: Actor, now: int) -> int:
     """The ledger without what has ended, and with an entry of its own; the number of that."""
     details: dict[str, object] = {"entry": backup.header.entry, **backup.ended.counts()}
 
     def act(connection: Connection) -> int:
         tombstones.replay(connection, backup.ended, now)
-        grants.close_all(connection, now)  # customers open others: any of these may have been revoked since
+        grants.close_all(connection, keys.service, now)  # any may have been revoked since
         connection.execute("DELETE FROM data_folder")  # the next start makes one on the volume that it finds
         record(connection, now, actor, Event.BACKUP_RESTORE, None, str(backup.header.backup), details)
         return last_entry(connection)

@@ -393,7 +393,7 @@ def test_a_deleted_image_is_gone(served: Served, owner: Tenant) -> None:
     assert ask(served, owner, "GET", f"{IMAGES}/{image['id']}").document["detail"] == "no such image"
     assert served.site.call("GET", path_of(image["img_path"])).status == 403
     events = [entry.event.value for entry in served.audited(owner)]
-    assert events[-2:] == ["image.add", "image.delete"]
+    assert [event for event in events if event.startswith("image.")][-2:] == ["image.add", "image.delete"]
 
 
 def test_reading_and_writing_are_scopes_of_their_own(served: Served, owner: Tenant) -> None:

@@ -151,6 +151,45 @@ def test_a_file_that_is_none_of_the_logs(mine: Prepared, path: str) -> None:
     assert any(path in finding for finding in mine.findings())
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".evil.0123456789ab.draft",
+        "tile/0/.x.0123456789ab.draft",
+        "tile/0/.000.0123456789ab.draft",
+        "tile/0/002.p/.88.0123456789ab.draft",
+        "tile/0/002.p/.89.0123456789ab.draft",
+        "tile/0/002.p/.088.0123456789ab.draft",
+        "tile/0/.003.0123456789ab.draft",
+        "tile/entries/.001.0123456789ab.draft",
+        "tile/0/.checkpoint.0123456789ab.draft",
+        ".checkpoint.0123456789ab.draft",
+        ".key.0123456789ab.draft",
+    ],
+)
+def test_a_draft_that_no_crash_left(mine: Prepared, path: str) -> None:
+    file = mine.state / "audit" / path
+    file.write_bytes(b"hidden data")
+    assert any(path in finding for finding in mine.findings())
+    for target, content in mine.files.items():
+        if target.rpartition("/")[2] in path:
+            file.write_bytes(content + b"\0")
+            assert any(path in finding for finding in mine.findings())
+
+
+def test_what_a_crash_leaves_of_the_logs_files_is_no_finding(mine: Prepared) -> None:
+    """The start of any of them, also where the file is there no more, or not yet."""
+    for number, (path, content) in enumerate(mine.files.items()):
+        folder, slash, name = path.rpartition("/")
+        for cut in {0, len(content)} | ({len(content) // 2} if folder else set()):
+            draft = f"{folder}{slash}.{name}.{number:06x}{cut:06x}.draft"
+            mine.write(draft, content[:cut])
+    mine.write("tile/0/002.p/.87.0123456789ab.draft", mine.files["tile/0/002.p/88"][:-32])
+    assert verification.verify(mine.state).entries == SIZE
+    asyncio.run(started(mine.state))
+    assert not list((mine.state / "audit").rglob(".*"))
+
+
 def test_a_link_in_the_place_of_a_file(mine: Prepared, tmp_path: Path) -> None:
     file = mine.state / "audit" / "tile/0/000"
     file.rename(tmp_path / "elsewhere")
@@ -260,3 +299,15 @@ def test_without_a_published_log_nothing_is_proven(mine: Prepared) -> None:
 
 def test_a_copy_elsewhere_is_as_good(mine: Prepared) -> None:
     assert verification.verify(copy(mine.state, "copied")).entries == SIZE
+
+
+def test_entries_that_are_not_signed_yet_are_counted(mine: Prepared) -> None:
+    edit(
+        mine.state,
+        "INSERT INTO audit (time, actor_kind, actor_id, event, customer, subject, details)"
+        " SELECT time, 'token', 'x', 'grant.open', customer, 'g', '{}' FROM audit WHERE seq <= 3",
+    )
+    found = verification.verify(mine.state)
+    assert (found.entries, found.signed) == (SIZE + 3, SIZE)
+    (remark,) = found.remarks
+    assert remark.startswith(f"3 entries, from {SIZE + 1} on, are under no checkpoint yet")

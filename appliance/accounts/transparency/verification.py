@@ -13,9 +13,10 @@ import msgspec
 
 from appliance.accounts.audit import EntryDamaged
 from appliance.accounts.transparency.checkpoints import MAX_BYTES, Checkpoint, LogKey, parse, parse_key
+from appliance.accounts.transparency.drafts import Drafts, file_of
 from appliance.accounts.transparency.leaves import all_leaves, last_seq, origin, recorded
 from appliance.accounts.transparency.merkle import HASH_BYTES, WIDTH
-from appliance.accounts.transparency.rules import RULES
+from appliance.accounts.transparency.rules import all_rules
 from appliance.accounts.transparency.tiles import (
     Edge,
     bundle_path,
@@ -31,7 +32,6 @@ from appliance.ledger import Connection, looking_into
 _NAMED = 50
 """Findings; of more, how many."""
 
-_DRAFT = re.compile(r"\.[^/]+\.[0-9a-f]{12}\.draft")
 _TILE = re.compile(
     r"tile/(entries|[0-9]|[1-5][0-9]|6[0-3])/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?"
 )
@@ -65,7 +65,7 @@ def verify(state: Path, *, kept: bytes | None = None, key: str | None = None) ->
     head = _checkpoint(_read(file, MAX_BYTES, found), file, known, found)
     claim = _checkpoint(kept, "the checkpoint that was kept", known, found)
     with looking_into(state) as connection:
-        comparison = _Comparison(folder, head, claim, found)
+        comparison = _Comparison(folder, known, head, claim, found)
         comparison.run(connection)
         name = origin(connection)
     comparison.look_for_others(state)
@@ -77,7 +77,8 @@ def verify(state: Path, *, kept: bytes | None = None, key: str | None = None) ->
     found.raise_any()
     assert head is not None  # whatever keeps one from being read is a finding
     assert known is not None
-    return Verified(name, known, entries, head.size, head.root, comparison.remarks)
+    remarks = comparison.remarks + _unsigned(head, entries)
+    return Verified(name, known, entries, head.size, head.root, remarks)
 
 
 class _Findings:
@@ -164,11 +165,23 @@ def _compare_kept(kept: Checkpoint, root: bytes | None, entries: int, name: str,
         )
 
 
+def _unsigned(head: Checkpoint, entries: int) -> list[str]:
+    if entries == head.size:
+        return []
+    which = f"{entries - head.size} entries, from {head.size + 1} on, are under no checkpoint yet"
+    return [f"{which}: a running daemon signs them within a minute, until then nothing proves them"]
+
+
 class _Comparison:
     """One pass over the rows, beside the files that they make."""
 
     def __init__(
-        self, folder: Path, head: Checkpoint | None, kept: Checkpoint | None, found: _Findings
+        self,
+        folder: Path,
+        key: LogKey | None,
+        head: Checkpoint | None,
+        kept: Checkpoint | None,
+        found: _Findings,
     ) -> None:
         self._folder = folder
         self._signed = 0 if head is None else head.size
@@ -176,7 +189,11 @@ class _Comparison:
         self._found = found
         self._edge = Edge()
         self._seen: set[str] = set()
-        self._rules = [make() for make in RULES]
+        self._rules = all_rules(None if key is None else key.public)
+        self._drafts = Drafts(folder)
+        if key is not None:
+            self._drafts.compare_checkpoint(CHECKPOINT, key)
+            self._drafts.compare(KEY, f"{key}\n".encode())
         self.entries = 0
         self.roots: dict[int, bytes] = {}
         """By those sizes for which there is a checkpoint, what the rows hash to."""
@@ -199,7 +216,7 @@ class _Comparison:
         self._require_edge()
         for rule in self._rules:
             judgement = rule.judge(connection)
-            self.remarks += judgement.remarks
+            self.remarks.extend(judgement.remarks)
             for finding in judgement.findings:
                 self._found.add(finding)
 
@@ -212,9 +229,14 @@ class _Comparison:
                 mode = path.lstat().st_mode
             except FileNotFoundError:
                 continue  # a partial tile that became a full one
-            known = name in self._seen or name in {CHECKPOINT, KEY} or _DRAFT.fullmatch(path.name)
-            if not stat.S_ISDIR(mode) and not (known and stat.S_ISREG(mode)):
-                others.append((path, _end(name) if stat.S_ISREG(mode) else float("inf")))
+            if stat.S_ISDIR(mode):
+                continue
+            file = file_of(name) or name
+            end: float = 0 if name in self._seen or file in {CHECKPOINT, KEY} else _end(file)
+            if not stat.S_ISREG(mode) or self._drafts.strange(path):
+                end = float("inf")
+            if end:
+                others.append((path, end))
         with looking_into(state) as connection:
             entries = last_seq(connection)
         for path, end in others:
@@ -238,7 +260,8 @@ class _Comparison:
             self._found.add(f"entry {seq} is nothing that was ever written")
             return
         for rule in self._rules:
-            rule.see(entry)
+            if finding := rule.see(entry):
+                self._found.add(finding)
 
     def _add(self, data: bytes) -> None:
         for path, content in self._edge.add(data):
@@ -250,19 +273,22 @@ class _Comparison:
             self.roots[self._edge.size] = self._edge.root()
 
     def _compare(self, full: str, content: bytes, width: int) -> None:
-        """A tile or bundle that the rows make `width` wide, with the files that are there of it."""
+        """A tile or bundle that the rows make `width` wide, with its files and drafts that are there."""
         entries = full.startswith("tile/entries/")
-        if width == WIDTH and not self._same(full, content, entries) and self._edge.size <= self._signed:
-            self._found.add(f"{self._folder / full}: missing")
+        if width == WIDTH:
+            self._drafts.compare(full, content)
+            if not self._same(full, content, entries) and self._edge.size <= self._signed:
+                self._found.add(f"{self._folder / full}: missing")
         folder = (self._folder / partial_path(full, width)).parent
         try:
-            names = sorted(path.name for path in folder.iterdir())
+            names = {file_of(path.name) or path.name for path in folder.iterdir()}
         except OSError:
             return
-        for name in names:
+        for name in sorted(names):
             if name.isascii() and name.isdigit() and name[0] != "0" and int(name) <= min(width, WIDTH - 1):
                 count = int(name)
                 first = first_entries(content, count) if entries else content[: count * HASH_BYTES]
+                self._drafts.compare(partial_path(full, count), first)
                 self._same(partial_path(full, count), first, entries)
 
     def _same(self, path: str, content: bytes, entries: bool) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.accounts.audit import Event
 from appliance.accounts.certificates import MAX_IDS, Certificates, Erased, verified
 from appliance.accounts.customers import CustomerId
 from appliance.errors import InvalidInput, NotFound
@@ -119,6 +120,18 @@ async def test_many_images_are_in_several_certificates(accounts: Accounts) -> No
     ]
     assert [one.counts for one in found] == [{"images": MAX_IDS}, {"images": MAX_IDS}, {"images": 5}]
     assert [identity for one in found for identity in one.ids] == ids
+
+
+async def test_the_audit_log_names_each_to_its_customer(accounts: Accounts) -> None:
+    ids = [str(uuid.UUID(int=number)) for number in range(MAX_IDS + 1)]
+    await add(accounts, Erased("image", ALICE, "winter", ids=ids), Erased("customer", BOB, BOB))
+    issued_ones = await issued(accounts).list(None)
+    named = [entry for entry in await accounts.log() if entry.event is Event.ERASURE_CERTIFY]
+    assert [(one.subject, one.customer) for one in named] == [(one.id, one.customer) for one in issued_ones]
+    assert [one.details for one in named] == [
+        *({"kind": "image", "subject": "winter"} for _ in range(2)),
+        {"kind": "customer", "subject": BOB},
+    ]
 
 
 async def test_certificates_are_found_by_what_they_are_about(accounts: Accounts) -> None:

@@ -161,3 +161,39 @@ async def test_it_is_for_operators_and_for_customers_that_have_used_one(
     with pytest.raises(Conflict, match="no token yet"):
         await recovered(accounts, fresh)
     assert await accounts.tokens.list(fresh) == []
+
+
+async def tampered(accounts: Accounts, statement: str) -> None:
+    await accounts.ledger.write(lambda connection: connection.execute(statement).get)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_a_row_that_was_changed_unclaims_nobody(
+    accounts: Accounts, customer: CustomerId, restart: bool
+) -> None:
+    (used,) = await accounts.tokens.list(customer)
+    await tampered(accounts, "UPDATE customers SET claimed_at = NULL")
+    async with (
+        Customers(accounts.ledger, accounts.clock) as customers,
+        Tokens(accounts.ledger, accounts.keys, customers, accounts.clock) as restarted,
+    ):
+        tokens = restarted if restart else accounts.tokens
+        with pytest.raises(Forbidden, match="POST /appliance/v1/tokens"):
+            await tokens.add(OPERATOR, customer, ALL_SCOPES)
+        with pytest.raises(Forbidden, match="POST /appliance/v1/tokens"):
+            await tokens.rotate(OPERATOR, None, used.id)
+        with pytest.raises(Forbidden, match="revokes them itself"):
+            await tokens.revoke(OPERATOR, None, used.id)
+        await tokens.add(OPERATOR, customer, recovery=True)
+
+
+@pytest.mark.parametrize("change", ["recovery = 0", "created_at = 0", "recovery = 0, created_at = 0"])
+async def test_a_row_that_was_changed_has_no_token_of_recovery_taken_earlier(
+    accounts: Accounts, customer: CustomerId, change: str
+) -> None:
+    issued = await recovered(accounts, customer)
+    await tampered(accounts, f"UPDATE tokens SET {change} WHERE recovery")
+    assert not await taken(accounts, issued)
+    (listed,) = [token for token in await accounts.tokens.list(customer) if token.id == issued.id]
+    assert listed.valid_from == int((accounts.clock.now + DAY) * 1000)
+    await accounts.tokens.revoke(OPERATOR, None, issued.id)

@@ -18,7 +18,7 @@ from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.forward import ForwardTime, latest_time
 from appliance.accounts.grants import Access, Grant, GrantId, Grants
 from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound
-from appliance.ledger import Ledger
+from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
 from appliance.vault import Keyring
 from tests.unit.accounts.conftest import Accounts, Clock, resting
@@ -331,7 +331,7 @@ async def test_every_act_is_recorded_with_ids_alone(desk: Desk) -> None:
     until = 1_800_000_000_000 + 2 * 3_600_000
     one, two = (
         {"operator": "1001", "hours": 2, "dataset": DATASET},
-        {"operator": "1001", "hours": 2, "images": 2},
+        {"operator": "1001", "hours": 2, "images": list(ONE_IMAGE.images)},
     )
     assert await desk.events() == [
         (Event.GRANT_REQUEST, ANNA, grant.id, one | {"until": None}),
@@ -343,10 +343,90 @@ async def test_every_act_is_recorded_with_ids_alone(desk: Desk) -> None:
     ]
 
 
+WIDENED = (
+    f"images = NULL, dataset = '{DATASET}'",
+    f"images = json_array('{IMAGE}', 'another image', 'a third one')",
+    "images = '[]'",
+    "images = 'no list'",
+    "operator = '1002'",
+    "hours = 72",
+    "ends_at = ends_at + 1",
+    "asked_by = 'operator'",
+    "mac = zeroblob(32)",
+    "mac = x''",
+)
+
+
+@pytest.mark.parametrize("change", WIDENED)
+async def test_a_row_that_was_changed_is_no_grant(desk: Desk, change: str) -> None:
+    grant = await opened(desk)
+    await tampered(desk, f"UPDATE grants SET {change}")
+    for actor in (ANNA, BERT):
+        for image in (IMAGE, "a third one"):
+            assert not await desk.sees(actor, image=image)
+        assert not await desk.sees(actor, whole=True)
+    assert await desk.grants.list(desk.customer) == []
+    with pytest.raises(NotFound, match="no such grant"):
+        await desk.grants.approve(ADMIN, desk.customer, grant.id)
+    another = await opened(desk)
+    assert await desk.sees(), "a genuine one beside it counts"
+    assert [one.id for one in await desk.grants.list()] == [another.id]
+
+
+async def tampered(desk: Desk, *statements: str) -> None:
+    def act(connection: Connection) -> None:
+        for statement in statements:
+            connection.execute(statement)
+
+    await desk.accounts.ledger.write(act)
+
+
+async def test_a_row_brings_no_grant_back_and_makes_none_live(desk: Desk) -> None:
+    revoked, denied, pending = await opened(desk), await asked(desk), await asked(desk)
+    await desk.grants.revoke(ADMIN, desk.customer, revoked.id)
+    await desk.grants.deny(ADMIN, desk.customer, denied.id)
+    await tampered(
+        desk,
+        "UPDATE grants SET closed = NULL, closed_at = NULL",
+        f"UPDATE grants SET opened_at = asked_at WHERE id IN ('{denied.id}', '{pending.id}')",
+    )
+    assert not await desk.sees()
+    await tampered(
+        desk,
+        "INSERT INTO grants SELECT 'made up', customer, operator, dataset, images, hours, reason, asked_by,"
+        f" asked_at, opened_at, ends_at, closed, closed_at, mac FROM grants WHERE id = '{revoked.id}'",
+    )
+    assert not await desk.sees()
+
+
+async def test_a_row_that_is_put_back_as_it_was_brings_a_revoked_grant_not_back(desk: Desk) -> None:
+    grant = await opened(desk)
+    await tampered(desk, "CREATE TEMP TABLE kept AS SELECT * FROM grants")
+    await desk.grants.revoke(ADMIN, desk.customer, grant.id)
+    back = "UPDATE grants SET closed = NULL, closed_at = NULL, mac = (SELECT mac FROM kept)"
+    await tampered(desk, back)
+    assert not await desk.sees()
+
+
+async def test_an_approval_that_a_hand_put_in_does_not_count(desk: Desk) -> None:
+    desk.grants = await desk.restarted(four_eyes=True)
+    grant = await opened(desk)
+    await tampered(desk, f"UPDATE grant_approvals SET token = '{SECOND.id}'")
+    with pytest.raises(NotFound):
+        await desk.grants.approve(ADMIN, desk.customer, grant.id)
+    grant = await asked(desk)
+    await tampered(desk, f"INSERT INTO grant_approvals VALUES ('{grant.id}', '{SECOND.id}', 1)")
+    with pytest.raises(NotFound):
+        await desk.grants.approve(ADMIN, desk.customer, grant.id)
+    assert not await desk.sees()
+
+
 async def test_none_outlives_a_restore(desk: Desk) -> None:
     now = int(desk.accounts.clock.now * 1000)
     pending, live = await asked(desk), await opened(desk, WHOLE)
-    await desk.accounts.ledger.write(lambda connection: module.close_all(connection, now))
+    await desk.accounts.ledger.write(
+        lambda connection: module.close_all(connection, desk.keyring.service, now)
+    )
     assert {one.state for one in await desk.grants.list()} == {"revoked"}
     assert not await desk.sees(whole=True)
     for grant in (pending, live):
