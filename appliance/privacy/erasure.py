@@ -17,7 +17,7 @@ from uuid import UUID
 
 import msgspec
 
-from appliance.accounts.agreements import Agreements
+from appliance.accounts.agreements import AgreementId, Agreements
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.certificates import Certificate, Certificates, Erased
 from appliance.accounts.customers import CustomerId, Customers, check_living
@@ -106,6 +106,17 @@ class Erasure:
             await self._ledger.write(partial(self._mark, actor=actor, customer=customer), then=self._forget)
         await asyncio.shield(self._start(customer))
         return (await self._certificates.list(customer, about=customer))[-1]
+
+    async def erase_agreed(self, actor: Actor, customer: CustomerId, agreement: AgreementId) -> None:
+        """Revoke a training-data agreement and erase all datasets of its customer, in one durable act.
+
+        When this returns their keys are destroyed; files and rows go soon after. What a stop interrupts the
+        next start goes on with. Raises what `Agreements.revoke` does, which changes nothing.
+        """
+        await self._datasets.make_room()
+        end_all = partial(self._datasets.end_all, actor=actor, customer=customer)
+        await self._agreements.revoke(actor, customer, agreement, erase=end_all)
+        await self._datasets.go_on(customer)
 
     def _mark(self, connection: Connection, actor: Actor, customer: CustomerId) -> CustomerId:
         check_living(connection, customer)
