@@ -82,6 +82,8 @@ class Erasure:
         """Whose erasure could not go on: it does with the next call, or the next start."""
 
     async def __aenter__(self) -> Self:
+        for customer in await self._ledger.read(_erased):  # also what an older version left of them
+            await asyncio.to_thread(self._keyring.destroy_customer, UUID(customer))
         for customer in await self._ledger.read(_under_way):
             _ = self._start(customer)
         return self
@@ -157,8 +159,6 @@ class Erasure:
                 partial(_erase_some, table=table, column=column, customer=customer)
             ):
                 pass
-        # A call that was under way may have made a key after they were destroyed, which seals nothing.
-        await asyncio.to_thread(self._keyring.destroy_customer, owner)
         await self._cut_log()
         await self._ledger.write(partial(self._certify, customer=customer))
         await self._cut_log()
@@ -177,6 +177,12 @@ class Erasure:
 
 def _under_way(connection: Connection) -> list[CustomerId]:
     found = connection.execute("SELECT id FROM customers WHERE erasing IS NOT NULL ORDER BY erased_at, id")
+    return [CustomerId(row[0]) for row in found]
+
+
+def _erased(connection: Connection) -> list[CustomerId]:
+    """Those of whom nothing is left."""
+    found = connection.execute("SELECT id FROM customers WHERE erased_at IS NOT NULL AND erasing IS NULL")
     return [CustomerId(row[0]) for row in found]
 
 
