@@ -10,6 +10,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from appliance.search.container_files import Writing, listed, require_free
 from appliance.search.copying import Stored
 from appliance.search.entries import Entry
 from appliance.search.erased import Erased, erased_from, without
-from appliance.search.records import Collection, CollectionId, check_name
+from appliance.search.records import Collection, CollectionId, Record, Vector, check_name, decode_metadata
 from appliance.search.refilling import Content, Refilling
 from appliance.search.seals import Seals
 from appliance.search.snapshot_files import Manifest, SavedSnapshot, SnapshotFolder, SnapshotReading, encode
@@ -36,8 +37,10 @@ SnapshotId = NewType("SnapshotId", str)
 
 T = TypeVar("T")
 
-Noting = Callable[..., Callable[[Connection], None]]
-"""Makes the row of the audit log, with what else it shall tell."""
+Records = list[tuple[Record, Vector]]
+
+Noting = Callable[..., None]
+"""Writes the row of the audit log of a restore: a `Note`, with what else it shall tell."""
 
 _AT_ONCE = 256
 """Records of one batch, which is a transaction when it is restored."""
@@ -223,6 +226,23 @@ class Snapshots:
             if copied != now.count:
                 raise SealBroken(f"{now.count - copied} records are missing")
         return manifest
+
+    async def stored(
+        self, customer: CustomerId, collection: CollectionId, snapshot: str
+    ) -> AsyncGenerator[Records]:
+        """A snapshot's records in their order, without those that were erased from it. Raises SealBroken."""
+        entry, folder = await self._found(customer, collection)
+        file = await asyncio.to_thread(folder.opened, _identity(snapshot))
+        try:
+            erased = await self._ledger.read(partial(erased_from, container=entry.container))
+            async with aclosing(self._batches(file, self._seals(entry), erased)) as batches:
+                async for some in batches:
+                    words = (
+                        (external.decode(), decode_metadata(metadata)) for external, metadata in some.words
+                    )
+                    yield [(Record(*said), vector) for said, vector in zip(words, some.vectors, strict=True)]
+        finally:
+            await asyncio.to_thread(file.close)
 
     async def _restore(
         self,
