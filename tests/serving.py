@@ -54,6 +54,7 @@ from appliance.recognition.staging import from_folder, from_path
 from appliance.residency import Residency
 from appliance.search.collections import Collections
 from appliance.search.replies import Replies
+from appliance.search.sync.feeds import Feeds
 from appliance.search.sync.synchronisation import Synchronisation
 from tests import bundles
 
@@ -322,7 +323,7 @@ class Served:
             tokens=tokens,
             quotas=quotas,
             agreements=agreements,
-            grants=Grants(ledger, keyring, customers, forward.now, four_eyes=False),
+            grants=(grants := Grants(ledger, keyring, customers, forward.now, four_eyes=False)),
             audit=AuditLog(ledger),
             audit_tree=await enter(AuditTree(ledger, keys, self._folder)),
             certificates=(certificates := Certificates(ledger, keyring.service)),
@@ -384,11 +385,14 @@ class Served:
                 ledger,
                 customers,
                 tokens,
+                quotas,
                 agreements,
+                grants,
                 AuditLog(ledger),
                 certificates,
                 requests,
                 collections,
+                Feeds(ledger, keyring, lambda: self.clock),
                 self.images,
                 lambda: self.clock,
             ),

@@ -150,15 +150,26 @@ class Agreements:
         await self._ledger.write(act, then=self._remember)
         return await self.get(customer, agreement_id)
 
-    async def revoke(self, actor: Actor, customer: CustomerId | None, agreement_id: AgreementId) -> None:
+    async def revoke(
+        self,
+        actor: Actor,
+        customer: CustomerId | None,
+        agreement_id: AgreementId,
+        erase: Callable[[Connection], object] | None = None,
+    ) -> None:
         """End an agreement now; a second time changes nothing.
 
-        Raises NotFound when it does not exist or, with `customer`, belongs to another one.
+        Raises NotFound when it does not exist or, with `customer`, belongs to another one. `erase` happens in
+        the same transaction, also the second time, and has all go that it allowed to be stored: InvalidInput
+        for one of another kind than training-data, Conflict when a later one stands by now.
         """
         now = self._now()
 
         def act(connection: Connection) -> Agreement | None:
             found = _owned(connection, customer, agreement_id, now)
+            if erase is not None:
+                _check_erasable(connection, found, now)
+                erase(connection)
             if found.revoked_at is not None:
                 return None
             connection.execute("UPDATE agreements SET revoked_at = ? WHERE id = ?", (now, found.id))
@@ -278,6 +289,15 @@ def _active(found: Agreement | None, kind: Kind) -> Agreement:
             f"this needs an active {kind} agreement, and the one there is was not accepted: {fix}"
         )
     return found
+
+
+def _check_erasable(connection: Connection, found: Agreement, now: int) -> None:
+    """Whether all that a customer has stored was stored under this agreement, or earlier ones."""
+    if found.kind is not Kind.TRAINING_DATA:
+        raise InvalidInput("erase: nothing was stored under an agreement of this kind")
+    standing = _standing(connection, found.customer, found.kind, now)
+    if standing is not None and standing.id != found.id:
+        raise Conflict("erase: images are stored under a later agreement by now: erase single datasets")
 
 
 _COLUMNS = (

@@ -43,7 +43,8 @@ class Erased:
 
     `subject` is the id of the customer, dataset or collection; of images and records that of the dataset or
     collection which they were in. `keys` are the ids by which the keyring knew the keys that were destroyed,
-    none where the container stays. `ids` are of images, and digests of the ids of records.
+    none where the container stays. `ids` are of images, and digests of the ids of records. `snapshots` are
+    those of its collection that bring a record back where they have it; None for what no snapshot has.
     """
 
     kind: Kind
@@ -52,10 +53,17 @@ class Erased:
     counts: Mapping[str, int] = field(default_factory=dict)
     keys: Sequence[str] = ()
     ids: Sequence[str] = ()
+    snapshots: Sequence[str] | None = None
 
 
-class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a certificate states; `erased_at` is ISO 8601 in UTC: by then all of it was gone."""
+class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a certificate states; `erased_at` is ISO 8601 in UTC: by then all of it was gone, but for
+    `snapshots`.
+
+    These are of the collection that a record was in: one that has the record brings it back when it is
+    restored, until the snapshot is removed. Of what was erased from snapshots as well there are none. Other
+    kinds, and certificates from before there was this field, do not have it.
+    """
 
     id: str
     kind: Kind
@@ -65,6 +73,7 @@ class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: tuple[str, ...]
     counts: dict[str, int]
     ids: tuple[str, ...]
+    snapshots: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,7 @@ class Certificates:
                 keys=tuple(erased.keys),
                 counts={f"{erased.kind}s": len(some)} if some else dict(erased.counts),
                 ids=some,
+                snapshots=None if erased.snapshots is None else tuple(erased.snapshots),
             )
             payload = msgspec.json.encode(statement)
             signature = signed(self._keys, _SIGNER, payload, PAYLOAD_TYPE)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Self
 
 from appliance.accounts.audit import Actor, Event, record
-from appliance.accounts.customers import CustomerId
+from appliance.accounts.customers import CustomerId, check_living
 from appliance.config import Config
-from appliance.errors import InvalidInput, NotFound
+from appliance.errors import InvalidInput
 from appliance.ledger import Connection, Ledger
 
 _MOST = 1 << 50
@@ -72,13 +72,11 @@ class Quotas:
         now = int(self._clock() * 1000)
 
         def act(connection: Connection) -> Quota:
+            check_living(connection, customer)
             for kind, number in most.items():
                 connection.execute(f"UPDATE customers SET max_{kind} = ? WHERE id = ?", (number, customer))  # noqa: S608
-            found = self._all(connection, customer)
-            if customer not in found:
-                raise NotFound("no such customer")
             record(connection, now, actor, Event.CUSTOMER_LIMIT, customer, customer, dict(most))
-            return found[customer]
+            return self._all(connection, customer)[customer]
 
         def remember(quota: Quota) -> None:
             self._set[customer] = quota

@@ -4,15 +4,15 @@ from datetime import date, datetime
 
 import msgspec
 
-from appliance.accounts.agreements import Agreement, AgreementId, Agreements, Kind, parse_kind
+from appliance.accounts.agreements import Agreement, AgreementId, Agreements, parse_kind
 from appliance.accounts.contracts import Contract
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.api.answers import Answer, moment, unix_milliseconds
 from appliance.api.call import Call
 from appliance.api.datasets import AWAY
 from appliance.api.paging import truth
-from appliance.datasets.catalogue import Datasets
-from appliance.errors import Conflict, Forbidden, InvalidInput, NotInstalled
+from appliance.errors import Forbidden, NotInstalled
+from appliance.privacy.erasure import Erasure
 
 
 class NewAgreement(msgspec.Struct, forbid_unknown_fields=True):
@@ -26,12 +26,12 @@ class NewAgreement(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Oversight:
-    """The handlers of agreements. Without `datasets` nothing is erased here."""
+    """The handlers of agreements. Without `erasure` nothing is erased here."""
 
-    def __init__(self, customers: Customers, agreements: Agreements, datasets: Datasets | None) -> None:
+    def __init__(self, customers: Customers, agreements: Agreements, erasure: Erasure | None) -> None:
         self._customers = customers
         self._agreements = agreements
-        self._datasets = datasets
+        self._erasure = erasure
 
     async def sign_agreement(self, call: Call) -> Answer:
         asked = call.document(NewAgreement)
@@ -78,18 +78,9 @@ class Oversight:
             return Answer(status=204)
         if owner is None or call.principal.customer is None:
             raise Forbidden("erase: the customer itself asks for it, with a token of its own")
-        if self._datasets is None:
+        if self._erasure is None:
             raise NotInstalled(AWAY)
-        if (await self._agreements.get(owner, identity)).kind is not Kind.TRAINING_DATA:
-            raise InvalidInput("erase: nothing was stored under an agreement of this kind")
-        await self._agreements.revoke(call.actor, owner, identity)
-        if any(
-            one.kind is Kind.TRAINING_DATA and one.revoked_at is None
-            for one in await self._agreements.list(owner)
-        ):
-            raise Conflict("erase: images are stored under a later agreement by now: erase single datasets")
-        for dataset in await self._datasets.list(owner):
-            await self._datasets.erase(call.actor, dataset)
+        await self._erasure.erase_agreed(call.actor, owner, identity)
         return Answer(status=204)
 
 

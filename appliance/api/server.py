@@ -146,7 +146,7 @@ class Server:
             Snapshots(parts.collections),
             Transfers(parts.collections, parts.config.search),
             Feeds(parts.synchronisation),
-            Oversight(parts.customers, parts.agreements, datasets),
+            Oversight(parts.customers, parts.agreements, parts.erasure),
             Grants(parts.grants, parts.customers, parts.images),
             Audit(parts.customers, parts.audit, parts.audit_tree, parts.grants),
             Privacy(parts.certificates, parts.records, parts.erasure, parts.portability),

@@ -90,10 +90,10 @@ class SimilarityChanges:
         return await self._idempotency.answer(call, collection, change)
 
     async def delete(self, call: Call) -> Answer:
-        """Erases records, vectors included."""
+        """Erases records, vectors included; with `erase` from snapshots too, also what these alone have."""
         collection = await self._descriptors.collection(call)
         records, left_out = identified(call, self._limits)
-        ids = [record.id for record in records]
+        ids, erase = [record.id for record in records], call.payload.flag("erase")
 
         def told(deleted: list[bool]) -> Answer:
             answers: list[Metadata] = [{"_id": name} for name, done in zip(ids, deleted, strict=True) if done]
@@ -102,13 +102,14 @@ class SimilarityChanges:
 
         async def change(once: Once) -> Answer:
             with call.measures.stage("search"):
-                deleted = await collection.delete(call.actor, ids, once.also(told)) if ids else []
+                also = once.also(told)
+                deleted = await collection.delete(call.actor, ids, also, erase=erase) if ids else []
             return once.answer(told, deleted)
 
         return await self._idempotency.answer(call, collection, change)
 
     async def delete_by_filter(self, call: Call) -> Answer:
-        """Erases every record that matches `filter`, and tells how many went, in `deleted_count`."""
+        """Erases every record that matches `filter`, as `delete` does; `deleted_count` tells how many."""
         collection = await self._descriptors.collection(call)
         condition = filter_of(call.payload)
         if condition is None or condition.everything:
@@ -116,8 +117,9 @@ class SimilarityChanges:
                 "filter: an empty one matches every record; to empty a collection,"
                 f" POST /appliance/v1/collections/{collection.collection.id}/empty with the scope admin"
             )
+        erase = call.payload.flag("erase")
         with call.measures.stage("search"):
-            deleted = await collection.delete_matching(call.actor, condition)
+            deleted = await collection.delete_matching(call.actor, condition, erase=erase)
         return enveloped(call, 220, {"deleted_count": deleted})
 
     async def _store(self, call: Call, store: Store[S]) -> Answer:

@@ -42,6 +42,7 @@ from appliance.recognition.trust import Trust
 from appliance.residency import Residency
 from appliance.search.collections import Collections
 from appliance.search.replies import Replies
+from appliance.search.sync.feeds import Feeds
 from appliance.search.sync.synchronisation import Synchronisation
 
 VERSION = version("appliance")
@@ -138,11 +139,14 @@ class State:
             self.ledger,
             self.customers,
             self.tokens,
+            self.quotas,
             self.agreements,
+            self.grants,
             AuditLog(self.ledger),
             Certificates(self.ledger, self.keyring.service),
             self.requests,
             self.collections,
+            Feeds(self.ledger, self.keyring, clock),
             images,
             clock,
         )

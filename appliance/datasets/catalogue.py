@@ -228,8 +228,20 @@ class Datasets:
                 record(connection, now, actor, Event.DATASET_ERASE, dataset.customer, dataset.id, details)
 
         await self._ledger.write(act)
-        await asyncio.to_thread(self._keyring.destroy, UUID(dataset.customer), UUID(dataset.id))
-        self._start_erasing((dataset.number, dataset.id, dataset.customer))
+        await self._end_keys(dataset.number, dataset.id, dataset.customer)
+
+    def end_all(self, connection: Connection, actor: Actor, customer: CustomerId) -> None:
+        """Within an act of `Ledger.write`: every dataset of a customer is being erased from then on.
+
+        `go_on` follows; where a stop comes before it, or between, the next start goes on.
+        """
+        while self._end_some(connection, actor, customer):
+            pass
+
+    async def go_on(self, customer: CustomerId) -> None:
+        """As `erase`, for all datasets that the customer has ended: their keys are destroyed on return."""
+        for dataset in await self._ledger.read(lambda connection: _erased(connection, customer)):
+            await self._end_keys(*dataset)
 
     async def erase_all(self, actor: Actor, customer: CustomerId) -> None:
         """Erase every dataset of a customer whose erasure has begun; when this returns nothing is left.
@@ -304,6 +316,10 @@ class Datasets:
             details: dict[str, object] = {"images": images}
             record(connection, now, actor, Event.DATASET_ERASE, customer, identity, details)
         return bool(found)
+
+    async def _end_keys(self, number: int, identity: DatasetId, customer: CustomerId) -> None:
+        await asyncio.to_thread(self._keyring.destroy, UUID(customer), UUID(identity))
+        self._start_erasing((number, identity, customer))
 
     def _start_erasing(self, dataset: tuple[int, DatasetId, CustomerId]) -> None:
         task = asyncio.get_running_loop().create_task(self._finish_erasing(*dataset))

@@ -88,11 +88,16 @@ class Sources:
 
     async def all(self, dataset: Dataset) -> AsyncIterator[list[tuple[Image, Source]]]:
         """The images that have a source, some thousands at a time in order of upload. Raises SealBroken."""
+        async for page in self.pages(dataset):
+            yield [(image, source) for image, source in page if source is not None]
+
+    async def pages(self, dataset: Dataset) -> AsyncIterator[Sequence[tuple[Image, Source | None]]]:
+        """All images with their sources, some thousands at a time in order of upload. Raises SealBroken."""
         after = 0
         while page := await self._ledger.read(
             lambda connection, after=after: self.page(connection, dataset, after)  # type: ignore[misc]
         ):
-            yield [(image, source) for image, source in page if source is not None]
+            yield page
             after = page[-1][0].key
 
     def page(

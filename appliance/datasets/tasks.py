@@ -10,7 +10,7 @@ from appliance.datasets import ids, rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.ids import only
 from appliance.datasets.pages import Cut, Page, Query, cut
-from appliance.datasets.records import Dataset, Side, Task, TaskKind
+from appliance.datasets.records import Dataset, ImageId, Side, Task, TaskKind
 from appliance.datasets.words import LabelWords, TaskWords, checked_name, checked_text, opened, sealed
 from appliance.errors import CapacityExceeded
 from appliance.ledger import Connection, Ledger
@@ -152,6 +152,16 @@ class Tasks:
             return self._one(connection, customer, task, "detection")
 
         return await self._ledger.write(act)
+
+    async def negative_images(self, task: Task) -> list[ImageId]:
+        """The images that show nothing of a task, in the order of their upload."""
+        query = (
+            "SELECT images.id FROM negative_images JOIN images ON images.key = image"
+            " WHERE task = ? AND images.deleted_at IS NULL ORDER BY image"
+        )
+        return await self._ledger.read(
+            lambda connection: [ImageId(row[0]) for row in connection.execute(query, (task.key,))]
+        )
 
     async def _with_label(
         self, statement: str, actor: Actor, customer: CustomerId, task: str, label: str, *, side: Side

@@ -17,7 +17,7 @@ from uuid import UUID
 
 import msgspec
 
-from appliance.accounts.agreements import Agreements
+from appliance.accounts.agreements import AgreementId, Agreements
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.certificates import Certificate, Certificates, Erased
 from appliance.accounts.customers import CustomerId, Customers, check_living
@@ -82,6 +82,8 @@ class Erasure:
         """Whose erasure could not go on: it does with the next call, or the next start."""
 
     async def __aenter__(self) -> Self:
+        for customer in await self._ledger.read(_erased):  # also what an older version left of them
+            await asyncio.to_thread(self._keyring.destroy_customer, UUID(customer))
         for customer in await self._ledger.read(_under_way):
             _ = self._start(customer)
         return self
@@ -106,6 +108,17 @@ class Erasure:
             await self._ledger.write(partial(self._mark, actor=actor, customer=customer), then=self._forget)
         await asyncio.shield(self._start(customer))
         return (await self._certificates.list(customer, about=customer))[-1]
+
+    async def erase_agreed(self, actor: Actor, customer: CustomerId, agreement: AgreementId) -> None:
+        """Revoke a training-data agreement and erase all datasets of its customer, in one durable act.
+
+        When this returns their keys are destroyed; files and rows go soon after. What a stop interrupts the
+        next start goes on with. Raises what `Agreements.revoke` does, which changes nothing.
+        """
+        await self._datasets.make_room()
+        end_all = partial(self._datasets.end_all, actor=actor, customer=customer)
+        await self._agreements.revoke(actor, customer, agreement, erase=end_all)
+        await self._datasets.go_on(customer)
 
     def _mark(self, connection: Connection, actor: Actor, customer: CustomerId) -> CustomerId:
         check_living(connection, customer)
@@ -146,8 +159,6 @@ class Erasure:
                 partial(_erase_some, table=table, column=column, customer=customer)
             ):
                 pass
-        # A call that was under way may have made a key after they were destroyed, which seals nothing.
-        await asyncio.to_thread(self._keyring.destroy_customer, owner)
         await self._cut_log()
         await self._ledger.write(partial(self._certify, customer=customer))
         await self._cut_log()
@@ -166,6 +177,12 @@ class Erasure:
 
 def _under_way(connection: Connection) -> list[CustomerId]:
     found = connection.execute("SELECT id FROM customers WHERE erasing IS NOT NULL ORDER BY erased_at, id")
+    return [CustomerId(row[0]) for row in found]
+
+
+def _erased(connection: Connection) -> list[CustomerId]:
+    """Those of whom nothing is left."""
+    found = connection.execute("SELECT id FROM customers WHERE erased_at IS NOT NULL AND erasing IS NULL")
     return [CustomerId(row[0]) for row in found]
 
 

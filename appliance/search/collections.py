@@ -448,6 +448,7 @@ class Collections:
                 certificates=self._certificates,
                 erased=self._erasing.empty_log_soon,
                 most=lambda: self.most(collection.customer)[1],
+                snapshots=partial(self.snapshots.ids, seals.container),
             )
         return opened
 

@@ -253,6 +253,14 @@ def erase_some(connection: Connection, number: int, limit: int) -> bool:
         )
         if connection.changes():
             return False
+    connection.execute(
+        "DELETE FROM erased_records WHERE (container, handle) IN"
+        " (SELECT container, handle FROM erased_records"
+        " WHERE container = (SELECT container FROM collections WHERE number = ?) LIMIT ?)",
+        (number, limit),
+    )
+    if connection.changes():
+        return False
     for table in ("search_replies", "feed_runs", "feeds"):
         connection.execute(f"DELETE FROM {table} WHERE collection = ?", (number,))  # noqa: S608 -- a constant
     connection.execute("DELETE FROM collections WHERE number = ?", (number,))

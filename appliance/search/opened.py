@@ -14,6 +14,7 @@ from appliance.accounts.certificates import Certificates, Erased
 from appliance.errors import InvalidInput
 from appliance.ledger import Connection, Ledger
 from appliance.search import exact, rows
+from appliance.search.erased import leave_out
 from appliance.search.filters import Filter
 from appliance.search.graph_files import GraphFolder
 from appliance.search.readable import MAX_PAGE, ReadableCollection, at
@@ -69,9 +70,11 @@ class OpenCollection(ReadableCollection):
         certificates: Certificates,
         erased: Callable[[], None],
         most: Callable[[], int],
+        snapshots: Callable[[], Sequence[str]],
     ) -> None:
         """`erased` is told that records were deleted, whose bytes are still in the ledger's log; `most` tells
-        how many records all collections of the customer may have together."""
+        how many records all collections of the customer may have together, `snapshots` the ids of those that
+        the collection has by now; it is asked within the act that deletes."""
         super().__init__(
             number,
             collection,
@@ -88,6 +91,7 @@ class OpenCollection(ReadableCollection):
         self._certificates = certificates
         self._erased = erased
         self._most = most
+        self._snapshots = snapshots
 
     def check(self, new: NewRecord) -> None:
         """Raise the InvalidInput that `insert` would raise for this record."""
@@ -202,10 +206,19 @@ class OpenCollection(ReadableCollection):
         return self._damages.sound(committed)
 
     @held
-    async def delete(self, actor: Actor, ids: Sequence[str], also: Also[list[bool]] = nothing) -> list[bool]:
+    async def delete(
+        self,
+        actor: Actor,
+        ids: Sequence[str],
+        also: Also[list[bool]] = nothing,
+        *,
+        erase: bool = False,
+    ) -> list[bool]:
         """Erase records and their vectors, durably; in no later answer on return. Whether each existed.
 
-        Within about a second they are in no file any more, not even sealed. A certificate tells of it.
+        Within about a second they are in no file any more, not even sealed, but for those of snapshots: one
+        that has a record brings it back. With `erase` none does, nor what snapshots alone have of these ids.
+        A certificate tells of it, and of the snapshots that may.
         """
         encoded = [at(position, self._encoded_id, external) for position, external in enumerate(ids)]
 
@@ -214,7 +227,8 @@ class OpenCollection(ReadableCollection):
             found = sum(label is not None for label in labels)
             self._audit(connection, actor, Event.SEARCH_DELETE, {"deleted": found})
             paired = zip(encoded, labels, strict=True)
-            self._certify(connection, [external for external, label in paired if label is not None])
+            gone = [external for external, label in paired if label is not None]
+            self._certify(connection, gone, encoded if erase else None)
             also(connection, [label is not None for label in labels])
             return labels
 
@@ -224,7 +238,7 @@ class OpenCollection(ReadableCollection):
         return [label is not None for label in await self._write(act, apply)]
 
     @held
-    async def delete_matching(self, actor: Actor, wanted: Filter) -> int:
+    async def delete_matching(self, actor: Actor, wanted: Filter, *, erase: bool = False) -> int:
         """Erase the records that match, as `delete` does, in steps of 256; how many went.
 
         Each is durable by itself: what interrupts the call leaves those before it erased. A record that is
@@ -238,7 +252,8 @@ class OpenCollection(ReadableCollection):
             labels = np.union1d(labels, np.fromiter(self._damages.labels, np.int64))
         gone = 0
         for low in range(0, len(labels), _DELETED_AT_ONCE):
-            gone += await self._delete_some(actor, wanted, labels[low : low + _DELETED_AT_ONCE].tolist())
+            some = labels[low : low + _DELETED_AT_ONCE].tolist()
+            gone += await self._delete_some(actor, wanted, some, erase=erase)
         return gone
 
     @held
@@ -249,13 +264,14 @@ class OpenCollection(ReadableCollection):
             lambda connection: self._audit(connection, actor, Event.SEARCH_EXPORT, details), lambda _: None
         )
 
-    async def _delete_some(self, actor: Actor, wanted: Filter, labels: list[int]) -> int:
+    async def _delete_some(self, actor: Actor, wanted: Filter, labels: list[int], *, erase: bool) -> int:
         def act(connection: Connection) -> list[int]:
             gone = rows.delete_matching(
                 connection, self._seals, self._number, labels, partial(matches, wanted)
             )
             self._audit(connection, actor, Event.SEARCH_DELETE, {"deleted": len(gone)})
-            self._certify(connection, [external.encode() for external in gone.values()])
+            encoded = [external.encode() for external in gone.values()]
+            self._certify(connection, encoded, encoded if erase else None)
             return list(gone)
 
         gone = await self._write(act, self._kill)
@@ -297,12 +313,18 @@ class OpenCollection(ReadableCollection):
         now = int(self._clock() * 1000)
         record(connection, now, actor, event, self._collection.customer, self._collection.id, details)
 
-    def _certify(self, connection: Connection, gone: Sequence[bytes]) -> None:
-        """The ids of records that this act erases."""
+    def _certify(
+        self, connection: Connection, gone: Sequence[bytes], from_snapshots: Sequence[bytes] | None
+    ) -> None:
+        """The ids of records that this act erases, and, unless None, of those that snapshots lose too."""
+        snapshots = self._snapshots()
+        if from_snapshots is not None and snapshots:
+            leave_out(connection, self._seals, self._number, from_snapshots)
+            gone, snapshots = from_snapshots, ()
         if gone:
             customer, subject = self._collection.customer, self._collection.id
-            digests = [self._certificates.digest(customer, external) for external in gone]
-            erased = Erased("record", customer, subject, ids=digests)
+            digests = [self._certificates.digest(customer, external) for external in dict.fromkeys(gone)]
+            erased = Erased("record", customer, subject, ids=digests, snapshots=snapshots)
             self._certificates.add(connection, int(self._clock() * 1000), erased)
 
     async def _write(self, act: Callable[[Connection], T], apply: Callable[[T], None]) -> T:

@@ -20,7 +20,7 @@ from uuid import UUID
 
 from appliance import config
 from appliance.accounts.customers import CustomerId
-from appliance.errors import ApplianceError, SealBroken, StorageFailed
+from appliance.errors import ApplianceError, StorageFailed
 from appliance.ledger import Connection, Ledger
 from appliance.search import copying, entries, names
 from appliance.search.copying import Stored
@@ -34,13 +34,13 @@ from appliance.vault import Keyring
 
 T = TypeVar("T")
 
-Note = Callable[[Connection], None]
-"""What else belongs to the last transaction: the row of the audit log."""
+Note = Callable[[Connection, int], None]
+"""What else belongs to the last transaction, with so many records: the row of the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a collection is filled with: so many records, their labels ascending and below `next_label`.
+    """What a collection is filled with: so many records at most, labels ascending and below `next_label`.
 
     What `batches` raises undoes all.
     """
@@ -97,10 +97,10 @@ class Refilling:
             now = check(connection)
             label = max(content.next_label, entries.next_label(connection, now.number))
             left = entries.step_aside(connection, now, str(uuid.uuid4()))
-            shown = dataclasses.replace(now, number=filled.number, count=content.records)
+            shown = dataclasses.replace(now, number=filled.number, count=filled.count)
             entries.show_collection(connection, shown, label)
             carry_over(connection, now, seals, seals)
-            note(connection)
+            note(connection, filled.count)
             return left
 
         async with self._naming:
@@ -134,7 +134,7 @@ class Refilling:
             new.backbone,
             new.dim,
             new.created_at,
-            count=content.records,
+            count=0,
             handle=handle,
             recall=new.recall,
         )
@@ -143,7 +143,7 @@ class Refilling:
         def act(connection: Connection) -> None:
             check(connection)
             entries.show_collection(connection, filled, content.next_label)
-            note(connection)
+            note(connection, filled.count)
 
         await self._show(filled, act, lambda _: None)
 
@@ -158,20 +158,19 @@ class Refilling:
             raise
         filled = dataclasses.replace(unseen, number=number, spare=True)
         try:
-            await self._pour(seals, number, content)
+            count = await self._pour(seals, number, content)
         except BaseException:
             _ = self._erasing.start(filled)
             raise
-        return filled
+        return dataclasses.replace(filled, count=count)
 
-    async def _pour(self, seals: Seals, number: int, content: Content) -> None:
+    async def _pour(self, seals: Seals, number: int, content: Content) -> int:
         count = 0
         async with aclosing(content.batches) as batches:
             async for some in batches:
                 await self._ledger.write(partial(copying.add, seals=seals, number=number, some=some))
                 count += len(some.labels)
-        if count != content.records:
-            raise SealBroken(f"it has {count} records instead of {content.records}")
+        return count
 
     async def _show(self, filled: Entry, act: Callable[[Connection], T], then: Callable[[T], None]) -> T:
         """The last transaction. Where nobody can say whether it is on the disk, nothing is erased."""

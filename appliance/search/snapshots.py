@@ -10,6 +10,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,11 @@ from appliance.accounts.customers import CustomerId
 from appliance.errors import CapacityExceeded, Conflict, NotFound, SealBroken, StorageFailed
 from appliance.ledger import Connection, Ledger
 from appliance.search import copying, entries
-from appliance.search.container_files import Writing, require_free
+from appliance.search.container_files import Writing, listed, require_free
 from appliance.search.copying import Stored
 from appliance.search.entries import Entry
-from appliance.search.records import Collection, CollectionId, check_name
+from appliance.search.erased import Erased, erased_from, without
+from appliance.search.records import Collection, CollectionId, Record, Vector, check_name, decode_metadata
 from appliance.search.refilling import Content, Refilling
 from appliance.search.seals import Seals
 from appliance.search.snapshot_files import Manifest, SavedSnapshot, SnapshotFolder, SnapshotReading, encode
@@ -35,8 +37,10 @@ SnapshotId = NewType("SnapshotId", str)
 
 T = TypeVar("T")
 
-Noting = Callable[..., Callable[[Connection], None]]
-"""Makes the row of the audit log, with what else it shall tell."""
+Records = list[tuple[Record, Vector]]
+
+Noting = Callable[..., None]
+"""Writes the row of the audit log of a restore: a `Note`, with what else it shall tell."""
 
 _AT_ONCE = 256
 """Records of one batch, which is a transaction when it is restored."""
@@ -88,6 +92,8 @@ class Snapshots:
         self._folder = folder
         self._reserve = reserve_bytes
         self._making = asyncio.Lock()
+        self._begun: tuple[UUID, UUID] | None = None
+        """The container and the id of the one that is being made."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ending = threading.Event()
 
@@ -108,6 +114,17 @@ class Snapshots:
         """The oldest first."""
         entry, folder = await self._found(customer, collection)
         return [_snapshot(entry, one) for one in await asyncio.to_thread(folder.saved)]
+
+    def ids(self, container: UUID) -> tuple[SnapshotId, ...]:
+        """Of a collection's snapshots, the one that is being made included; on any thread, from the disk.
+
+        Within an act: whatever an earlier one has stored is in none but these. Raises StorageFailed.
+        """
+        begun = self._begun
+        found = set(listed(self._folder / container.hex))
+        if begun is not None and begun[0] == container:
+            found.add(begun[1])
+        return tuple(SnapshotId(str(one)) for one in sorted(found))
 
     async def remove(
         self, actor: Actor, customer: CustomerId | None, collection: CollectionId, snapshot: str
@@ -132,7 +149,7 @@ class Snapshots:
         """
 
         async def fill(entry: Entry, content: Content, note: Noting) -> asyncio.Future[None]:
-            return await self._refilling.replace(entry, content, note())
+            return await self._refilling.replace(entry, content, note)
 
         erased = await self._to_its_end(self._restore(actor, customer, collection, snapshot, fill))
         await asyncio.shield(erased)
@@ -158,7 +175,7 @@ class Snapshots:
                 content.records,
                 entry.recall,
             )
-            await self._refilling.add(into, content, note(into=into.id))
+            await self._refilling.add(into, content, partial(note, into=into.id))
             return into.id
 
         return await self._to_its_end(self._restore(actor, customer, collection, snapshot, fill))
@@ -172,7 +189,10 @@ class Snapshots:
                 raise CapacityExceeded(f"a collection has at most {most} snapshots: {fix}")
             identity = uuid.uuid4()
             file = folder.writing(identity)
+            self._begun = UUID(entry.container), identity
             try:
+                # Behind every act that has not asked for it: what those delete, the copy does not have.
+                await self._ledger.write(partial(entries.same_collection, entry=entry))
                 manifest = await asyncio.to_thread(self._copy, entry, folder, file)
                 note = self._note(actor, Event.SNAPSHOT_ADD, entry, identity, records=manifest.records)
                 await self._ledger.write(note)
@@ -184,6 +204,7 @@ class Snapshots:
                     " as damaged, or restore a backup"
                 ) from None
             finally:
+                self._begun = None
                 await asyncio.to_thread(file.close)
         return _snapshot(entry, SavedSnapshot(identity, file.size, manifest))
 
@@ -206,6 +227,23 @@ class Snapshots:
                 raise SealBroken(f"{now.count - copied} records are missing")
         return manifest
 
+    async def stored(
+        self, customer: CustomerId, collection: CollectionId, snapshot: str
+    ) -> AsyncGenerator[Records]:
+        """A snapshot's records in their order, without those that were erased from it. Raises SealBroken."""
+        entry, folder = await self._found(customer, collection)
+        file = await asyncio.to_thread(folder.opened, _identity(snapshot))
+        try:
+            erased = await self._ledger.read(partial(erased_from, container=entry.container))
+            async with aclosing(self._batches(file, self._seals(entry), erased)) as batches:
+                async for some in batches:
+                    words = (
+                        (external.decode(), decode_metadata(metadata)) for external, metadata in some.words
+                    )
+                    yield [(Record(*said), vector) for said, vector in zip(words, some.vectors, strict=True)]
+        finally:
+            await asyncio.to_thread(file.close)
+
     async def _restore(
         self,
         actor: Actor,
@@ -226,20 +264,37 @@ class Snapshots:
                         f" of {entry.dim} of {entry.backbone}: their vectors cannot be compared"
                     )
                 await asyncio.to_thread(require_free, self._folder, _GROWTH * file.size + self._reserve)
-                content = Content(manifest.records, manifest.next_label, self._batches(file))
-                noting = partial(
-                    self._note, actor, Event.SNAPSHOT_RESTORE, entry, identity, records=manifest.records
-                )
-                return await fill(entry, content, noting)
+                erased = await self._ledger.read(partial(erased_from, container=entry.container))
+                batches = self._batches(file, self._seals(entry), erased)
+                content = Content(manifest.records, manifest.next_label, batches)
+
+                def note(connection: Connection, records: int, **told: object) -> None:
+                    if erased_from(connection, entry.container) != erased:
+                        raise Conflict(
+                            "records of it were erased meanwhile, nothing was changed: restore it again"
+                        )
+                    note_it = self._note(
+                        actor, Event.SNAPSHOT_RESTORE, entry, identity, records=records, **told
+                    )
+                    note_it(connection)
+
+                return await fill(entry, content, note)
             finally:
                 await asyncio.to_thread(file.close)
         except SealBroken as error:
             raise Conflict(f"the snapshot cannot be restored, nothing was changed: {error}") from None
 
-    async def _batches(self, file: SnapshotReading) -> AsyncGenerator[Stored]:
+    async def _batches(self, file: SnapshotReading, seals: Seals, erased: Erased) -> AsyncGenerator[Stored]:
+        """All records of a snapshot but the erased ones. Raises SealBroken."""
+        count = 0
         while (some := await asyncio.to_thread(file.batch)) is not None:
             self._go_on()
-            yield some
+            count += len(some.labels)
+            some = await asyncio.to_thread(without, some, seals, erased)
+            if some.words:
+                yield some
+        if count != file.manifest.records:
+            raise SealBroken(f"it has {count} records instead of {file.manifest.records}")
 
     def _go_on(self) -> None:
         if self._ending.is_set():

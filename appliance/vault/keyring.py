@@ -132,6 +132,8 @@ class Keyring:
             own,
         )  # changed together, so that a reader never sees one of before and one of after
         self._changing = threading.Lock()
+        self._ended: set[bytes] = set()
+        """Customers whose keys were destroyed: what was under way for them makes none anew."""
         self._opened: dict[tuple[UUID, UUID], Container] = {}
         self.service = Keys(own.unseal(_SERVICE, content.service, content.id))
         """Labelled keys of the appliance itself, for tokens, links and webhooks: no rotation changes them."""
@@ -250,9 +252,11 @@ class Keyring:
         return opened
 
     def add(self, customer: UUID, container: UUID, kind: Kind) -> Container:
-        """A key for a new container. Raises Conflict when it has one."""
+        """A key for a new container. Raises Conflict when it has one, NotFound for an erased customer."""
 
         def act(own: Keys, customers: dict[bytes, _Customer]) -> None:
+            if customer.bytes in self._ended:
+                raise NotFound("no such customer")
             held = customers.get(customer.bytes) or _new_customer(own, customer, 1)
             if container.bytes in held.containers:
                 raise Conflict("this container has a key already")
@@ -278,7 +282,12 @@ class Keyring:
         self._forget(customer, container)
 
     def destroy_customer(self, customer: UUID) -> None:
-        """Erase a customer's keys, and with them all that its containers seal; none there: nothing to do."""
+        """Erase a customer's keys, and with them all that its containers seal; `add` makes none for it again.
+
+        None there: nothing is written.
+        """
+        with self._changing:
+            self._ended.add(customer.bytes)
         if customer.bytes in self._now[0].customers:
             self._change(lambda _, customers: customers.pop(customer.bytes, None))
         for owner, container in list(self._opened):

@@ -9,7 +9,7 @@ from PIL import Image
 from appliance.accounts.audit import Event
 from appliance.accounts.tokens import Scope
 from tests import images
-from tests.serving import Served, Tenant
+from tests.serving import Reply, Served, Tenant
 
 PHOTOS = "/similarity/photos/v2"
 PHOTO = base64.b64encode(images.encoded(Image.new("RGB", (30, 20), "red"), "PNG")).decode()
@@ -91,3 +91,30 @@ def test_it_is_for_admins(served: Served) -> None:
     made = served.site.operate("POST", base)
     assert made.status == 201
     assert served.site.operate("POST", f"{base}/{made.document['id']}/restore", {}).status == 200
+
+
+def test_who_erases_a_record_has_no_snapshot_bring_it_back(served: Served) -> None:
+    tenant = served.tenant("has it erased")
+    base, headers = f"/appliance/v1/collections/{tenant.collection}/snapshots", tenant.headers()
+    insert(served, tenant, "deleted", "erased", "matched", "kept")
+    update = {"records": [{"_id": "matched", "n": 1}]}
+    snapshot = served.site.call("POST", base, headers=headers).document["id"]
+
+    def change(path: str, document: object) -> Reply:
+        return served.site.call("POST", f"{PHOTOS}/{path}", json.dumps(document).encode(), headers)
+
+    assert change("update", update).code == 200
+    assert change("delete", {"records": [{"_id": "deleted"}]}).code == 220
+    assert change("delete", {"records": [{"_id": "erased"}], "erase": True}).code == 220
+    matched = change("deleteByFilter", {"filter": {"n": 1}, "erase": True})
+    assert matched.document["deleted_count"] == 1
+    assert change("delete", {"records": [{"_id": "kept"}], "erase": "perhaps"}).status == 400
+    for about, snapshots in (("deleted", [snapshot]), ("erased", [])):
+        (listed,) = served.site.call(
+            "GET", f"/appliance/v1/erasures?about={about}", headers=headers
+        ).document["erasures"]
+        path = f"/appliance/v1/erasures/{listed['id']}"
+        assert served.site.call("GET", path, headers=headers).document["statement"]["snapshots"] == snapshots
+    assert served.site.call("POST", f"{base}/{snapshot}/restore", headers=headers).document["count"] == 2
+    assert stored(served, tenant, tenant.collection) == ["deleted", "kept"]
+    assert change("delete", {"records": [{"_id": "gone"}], "erase": True}).code == 404

@@ -1,10 +1,13 @@
-"""Processes that erase a customer and die at a step of it: python -m tests.faults.erasure_writer.
+"""Processes that erase a customer, or what an agreement allowed, and die at a step of it.
 
-Each line of stdin is `FOLDER STEP` as a JSON list; see `store_writer.main`. A step is the moment before or
-after something that lasts: a commit, a new keyring, files that go, a log that is emptied. With step 0 it says
-how many there are: ["steps", count].
+    python -m tests.faults.erasure_writer
+
+Each line of stdin is `FOLDER "WHAT STEP"` as a JSON list; see `store_writer.main`. A step is the moment
+before or after something that lasts: a commit, a new keyring, files that go, a log that is emptied. With step
+0 it says how many there are: ["steps", count].
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -17,7 +20,7 @@ from appliance.datasets.files import SealedFiles
 from appliance.ledger.writer import Writer
 from appliance.search.graph_files import GraphFiles
 from appliance.vault import Keyring
-from tests.erasing import OPERATOR, everything
+from tests.erasing import OPERATOR, TOKEN, everything
 from tests.faults.store_writer import main, say
 
 LASTING = (
@@ -56,10 +59,16 @@ class Steps:
 async def child(state: Path, mode: str) -> None:
     async with everything(state) as parts:
         customer, name = json.loads((state / "doomed").read_text())
-        steps = Steps(int(mode))
+        what, _, step = mode.partition(" ")
+        steps = Steps(int(step))
         for owner, method in LASTING:
             steps.watch(owner, method)
-        await parts.erasure.erase(OPERATOR, CustomerId(customer), name)
+        if what == "customer":
+            await parts.erasure.erase(OPERATOR, CustomerId(customer), name)
+        else:
+            (agreement,) = await parts.stand.agreements.list(CustomerId(customer))
+            await parts.erasure.erase_agreed(TOKEN, CustomerId(customer), agreement.id)
+            await asyncio.gather(*parts.stand.datasets._erasing)
         say("steps", steps.count)
         os._exit(0)
 

@@ -1,4 +1,7 @@
-"""kill -9 at every step of the erasure of a customer: it has not begun, or the next start ends it."""
+"""kill -9 at every step of an erasure, of a customer or of all that an agreement allowed to be stored.
+
+It has not begun, or the next start ends it.
+"""
 
 import asyncio
 import json
@@ -46,11 +49,11 @@ class Prepared:
         shutil.copytree(self._state, copied)
         return copied
 
-    def run(self, state: Path, step: int) -> list[Any]:
+    def run(self, state: Path, step: int, what: str = "customer") -> list[Any]:
         """What a child says that dies at this step, its end last."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps([str(state), str(step)]).encode() + b"\n")
+        self.process.stdin.write(json.dumps([str(state), f"{what} {step}"]).encode() + b"\n")
         self.process.stdin.flush()
         said = []
         for line in self.process.stdout:
@@ -133,3 +136,44 @@ def test_a_kill_at_any_step_leaves_all_or_nothing(prepared: Prepared, every: int
     shutil.rmtree(prepared.folder / "whole")
     assert not begun[0]
     assert all(begun[3:])
+
+
+async def check_agreed(state: Path, prepared: Prepared) -> bool:
+    """Whether the agreement is revoked: then nothing of what it allowed is left, else nothing has gone."""
+    doomed = prepared.doomed
+    async with everything(state) as parts:
+        one = parts.stand
+        (agreement,) = await one.agreements.list(doomed.id)
+        await asyncio.gather(*one.datasets._erasing)
+        datasets = await one.datasets.list(doomed.id)
+        certified = [erased.kind for erased in await parts.certificates.list(doomed.id)]
+        folders = {path.name for path in (state / "images").glob("*") if len(path.name) == 32}
+        if agreement.state == "revoked":
+            assert (datasets, certified) == ([], ["dataset", "dataset"])
+            assert folders == {UUID(dataset.id).hex for dataset in await one.datasets.list(prepared.kept.id)}
+        else:
+            images = [
+                await read(one, image) for dataset in datasets for image in await one.store.list(dataset)
+            ]
+            assert sorted(images) == sorted(doomed.images)
+            assert certified == []
+        return agreement.state == "revoked"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.full)])
+def test_a_revocation_that_erases_leaves_all_or_nothing(prepared: Prepared, every: int) -> None:
+    state = prepared.copy("agreed")
+    (_, count), (_, code) = prepared.run(state, 0, "agreement")
+    assert code == 0
+    assert asyncio.run(check_agreed(state, prepared))
+    begun = []
+    for step in range(1, count + 1, every):
+        state = prepared.copy(f"agreed-{every}-{step}")
+        *_, (_, code) = prepared.run(state, step, "agreement")
+        assert code == -9 or (code == 0 and step > count - 8), step
+        begun.append(asyncio.run(check_agreed(state, prepared)))
+        shutil.rmtree(state)
+    shutil.rmtree(prepared.folder / "agreed")
+    assert not begun[0]
+    assert all(begun[2:])

@@ -10,6 +10,9 @@ import pytest
 from appliance.accounts.audit import Actor, Event, entries
 from appliance.accounts.certificates import Certificate, verified
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.quotas import Quotas, defaults
+from appliance.accounts.seals import Seals
+from appliance.config import Config
 from appliance.errors import Forbidden, InvalidInput, NotFound, StorageFailed, Unauthenticated
 from tests.erasing import DIM, OPERATOR, TOKEN, Everything, Held, everything, fill
 from tests.storing import read
@@ -136,6 +139,40 @@ async def test_from_the_first_transaction_on_it_is_suspended_for_good(
     with pytest.raises(Unauthenticated):
         parts.tokens.verify(alice.token)
     assert await parts.rows(alice.id) == {}
+
+
+async def test_what_was_under_way_leaves_no_key_and_no_limit(tmp_path: Path) -> None:
+    """Neither at once nor after a restart: whoever still asks is told that there is no such customer."""
+    async with everything(tmp_path) as parts:
+        alice = await fill(parts)
+        await parts.erasure.erase(OPERATOR, alice.id, alice.name)
+        await refused_and_keyless(parts, alice.id)
+    async with everything(tmp_path) as parts:
+        await refused_and_keyless(parts, alice.id)
+
+
+async def refused_and_keyless(parts: Everything, customer: CustomerId) -> None:
+    one = parts.stand
+    async with Quotas(one.ledger, defaults(Config(profile="demo")), one.clock) as quotas:
+        for refused in (
+            one.datasets.add(OPERATOR, customer, "new"),
+            one.datasets.default(customer),
+            Seals(one.keyring).seal(customer, "reason", b"late", "id"),
+            quotas.limit(OPERATOR, customer, {"images": 1}),
+        ):
+            with pytest.raises(NotFound):
+                await refused
+    assert UUID(customer) not in {held.customer for held in one.keyring.generations()}
+
+
+async def test_a_key_that_an_older_version_left_goes_with_the_next_start(tmp_path: Path) -> None:
+    async with everything(tmp_path) as parts:
+        alice = await fill(parts)
+        await parts.erasure.erase(OPERATOR, alice.id, alice.name)
+        parts.stand.keyring._ended.clear()
+        parts.stand.keyring.add(UUID(alice.id), UUID(alice.id), "document")
+    async with everything(tmp_path) as parts:
+        assert parts.stand.keyring.generations() == []
 
 
 async def test_what_holds_it_up_is_told_and_the_next_call_goes_on(

@@ -143,6 +143,18 @@ def test_destroying_a_customer_destroys_its_containers_alone(
         assert opens(keys.container(BOB, DOGS), kept)
 
 
+def test_no_key_is_made_again_for_a_customer_that_was_erased(
+    keyring: Keyring, path: Path, root: bytes
+) -> None:
+    keyring.add(ALICE, CATS, "dataset")
+    for customer in (ALICE, BOB):  # the other one had no key yet
+        keyring.destroy_customer(customer)
+        with pytest.raises(NotFound):
+            keyring.add(customer, DOGS, "document")
+    for keys in (keyring, Keyring.open(path, root)):
+        assert keys.generations() == []
+
+
 def test_a_rotated_container_seals_anew_and_opens_what_was(keyring: Keyring, path: Path, root: bytes) -> None:
     old = seal(keyring.add(ALICE, CATS, "dataset"))
     before = keyring.container(ALICE, CATS)
