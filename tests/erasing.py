@@ -101,7 +101,7 @@ async def everything(state: Path) -> AsyncIterator[Everything]:
                 snapshots=state / "snapshots",
             )
         )
-        requests = await enter(Requests(one.ledger, keys, one.clock, 86_400))
+        requests = await enter(Requests(one.ledger, one.keyring, one.clock, 86_400))
         erasure = await enter(
             Erasure(
                 one.ledger,
