@@ -225,7 +225,11 @@ async def test_damaged_rows_stand_in_no_others_way(machine: Machine) -> None:
     assert await requests.due(9) == []
 
 
-@pytest.mark.parametrize("damaged", [b"", b'{"records":[]}', bytes(3), bytes(100)])
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b'{"records":[]}', bytes(3), bytes(100)],
+    ids=["nothing", "in clear", "too short", "of no key"],
+)
 async def test_a_request_whose_response_is_damaged_has_failed_and_says_so(
     machine: Machine, damaged: bytes
 ) -> None:
