@@ -101,7 +101,7 @@ async def everything(state: Path) -> AsyncIterator[Everything]:
                 snapshots=state / "snapshots",
             )
         )
-        requests = await enter(Requests(one.ledger, keys, one.clock, 86_400))
+        requests = await enter(Requests(one.ledger, one.keyring, one.clock, 86_400))
         erasure = await enter(
             Erasure(
                 one.ledger,
@@ -163,7 +163,7 @@ async def _search(parts: Everything, held: Held, records: int) -> None:
     vectors = np.random.default_rng(records).standard_normal((records, DIM)).astype(np.float32)
     new: list[Any] = [NewRecord(held.word(), vector, {"note": held.word()}) for vector in vectors]
     replies = Replies(one.ledger, one.keyring, one.clock)
-    asked = Asked(held.id, added.id, held.word(), replies.digest([b"asked"]))
+    asked = Asked(held.id, added.id, "a token", held.word(), b"asked")
     answer = Reply(200, held.word().encode())
     await opened.insert(TOKEN, new, lambda connection, _: replies.keep(connection, asked, answer))
     await collections.aliases.point(TOKEN, held.id, held.word(), added.id)

@@ -312,7 +312,7 @@ class Served:
             )
         )
         outbound = await enter(Outbound(self._residency, registry))
-        requests = Requests(ledger, keys, lambda: self.clock, settings.requests.keep_seconds)
+        requests = Requests(ledger, keyring, lambda: self.clock, settings.requests.keep_seconds)
         requests.go_by(self.images.upkeep.leaps.believed)
         await enter(requests)
         self.ledger, self.keyring, self._keys = ledger, keyring, keys

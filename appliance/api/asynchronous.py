@@ -22,7 +22,7 @@ from appliance.api.account import tagging_route
 from appliance.api.answers import INTERNAL, Answer, Refused, encode, moment, refusal
 from appliance.api.call import Call
 from appliance.api.colours import Colours
-from appliance.api.idempotency import content, key_of
+from appliance.api.idempotency import content, digest_of, key_of
 from appliance.api.payload import Payload, Record, integer
 from appliance.api.recognition import Recognition
 from appliance.api.vision import images
@@ -118,7 +118,7 @@ class Asynchronous:
         key = key_of(call)
         digest = None
         if key is not None:
-            digest = await asyncio.to_thread(self._requests.digest, content(call.payload))
+            digest = await asyncio.to_thread(digest_of, content(call.payload))
         records = images(call)
         size = sum(len(record.image or b"") for record in records)
         self._check_room(call.customer, size)
@@ -126,7 +126,7 @@ class Asynchronous:
         new = False
         try:
             request, new = await self._requests.add(
-                call.actor, call.customer, kind, key=key, digest=digest, webhook=webhook, only=_only(call)
+                call.actor, call.customer, kind, key=key, digest=digest, webhook=webhook
             )
         finally:
             if not new:

@@ -1,9 +1,10 @@
-"""`Idempotency-Key`: a change that is sent again is answered again, and made once."""
+"""`Idempotency-Key`: a change that is sent again by the same token is answered again, and made once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,6 +19,7 @@ from appliance.search.replies import Asked, Repeated, Replies, Reply
 T = TypeVar("T")
 
 MAX_KEY = 255  # characters
+_OF_ONE_LEFT_OUT = ("_id", "_status", "_reason")
 
 
 class Once:
@@ -28,20 +30,23 @@ class Once:
         self._asked = asked
         self._given: Answer | None = None
 
-    def also(self, told: Callable[[T], Answer]) -> Also[T]:
-        """For the transaction of the change: there what is `told` of its outcome is remembered."""
+    def also(self, told: Callable[[T], Answer], ours: Sequence[str]) -> Also[T]:
+        """For the transaction of the change: there what is `told` of its outcome is remembered.
+
+        Of each answered record with `ours` alone, those of its fields that the appliance wrote; `_id` is one.
+        """
         asked = self._asked
         if asked is None:
             return nothing
 
         def keep(connection: Connection, outcome: T) -> None:
             given = self._given = told(outcome)
-            self._replies.keep(connection, asked, Reply(given.status, encode(given.document)))
+            self._replies.keep(connection, asked, Reply(given.status, encode(_bare(given.document, ours))))
 
         return keep
 
     def answer(self, told: Callable[[T], Answer], outcome: T) -> Answer:
-        """What is told of the outcome, and was remembered where it was to be."""
+        """What is told of the outcome."""
         return self._given or told(outcome)
 
 
@@ -54,14 +59,16 @@ class Idempotency:
     async def answer(
         self, call: Call, collection: OpenCollection, change: Callable[[Once], Awaitable[Answer]]
     ) -> Answer:
-        """What the change is answered, or was when it came first. Raises Conflict for another one's key."""
+        """What the change is answered; where it was made before, with ids and what became of each record.
+
+        Raises Conflict when something else was asked under the key.
+        """
         key = key_of(call)
         if key is None:
             return await change(Once(self._replies, None))
-        identifier = collection.collection.id
-        asking = chain((call.path.encode(), identifier.encode()), content(call.payload))
-        digest = await asyncio.to_thread(self._replies.digest, asking)
-        asked = Asked(call.customer, identifier, key, digest)
+        asking = chain((call.path.encode(),), content(call.payload))
+        digest = await asyncio.to_thread(digest_of, asking)
+        asked = Asked(call.customer, collection.collection.id, call.actor.id, key, digest)
         try:
             await self._replies.check(asked)
             return await change(Once(self._replies, asked))
@@ -84,3 +91,26 @@ def content(payload: Payload) -> Iterable[bytes]:
     for record in payload.records or []:
         yield msgspec.json.encode(record.fields)
         yield bytes(record.image or b"")
+
+
+def digest_of(pieces: Iterable[bytes]) -> bytes:
+    """SHA-256 of some pieces, which it tells apart; takes its time. It confirms a guess: it rests keyed."""
+    running = hashlib.sha256()
+    for piece in pieces:
+        running.update(len(piece).to_bytes(8, "big"))
+        running.update(piece)
+    return running.digest()
+
+
+def _bare(document: Any, ours: Sequence[str]) -> dict[str, object]:
+    """An answer without what its records hold."""
+    answered, left_out = document["answer_records"], document["skipped_records"]
+    return {
+        **document,
+        "answer_records": [_only(one, ours) for one in answered],
+        "skipped_records": [_only(one, _OF_ONE_LEFT_OUT) for one in left_out],
+    }
+
+
+def _only(fields: dict[str, object], names: Sequence[str]) -> dict[str, object]:
+    return {name: fields[name] for name in names if name in fields}

@@ -10,7 +10,7 @@ from appliance.api.call import Call
 from appliance.api.descriptors import Descriptors
 from appliance.api.idempotency import Idempotency, Once
 from appliance.api.payload import MAX_IMAGES, Record
-from appliance.api.projection import EVERYTHING, Projection, wanted
+from appliance.api.projection import EVERYTHING, ID_ONLY, Projection, wanted
 from appliance.api.similarity_answers import (
     answer,
     enveloped,
@@ -34,6 +34,9 @@ from appliance.search.records import Record as Stored
 from appliance.search.replies import Replies
 
 S = TypeVar("S", Inserted, Upserted)
+
+_OF_ONE_STORED = ("_id", "_status", "_width", "_height")
+"""The fields of an answered record that are not its caller's."""
 Store = Callable[[OpenCollection, Actor, Sequence[NewRecord], Also[list[S]]], Awaitable[list[S]]]
 
 
@@ -84,7 +87,8 @@ class SimilarityChanges:
 
         async def change(once: Once) -> Answer:
             with call.measures.stage("search"):
-                updated = await collection.update(call.actor, changes, once.also(told)) if changes else []
+                also = once.also(told, ID_ONLY)
+                updated = await collection.update(call.actor, changes, also) if changes else []
             return once.answer(told, updated)
 
         return await self._idempotency.answer(call, collection, change)
@@ -102,7 +106,7 @@ class SimilarityChanges:
 
         async def change(once: Once) -> Answer:
             with call.measures.stage("search"):
-                also = once.also(told)
+                also = once.also(told, ID_ONLY)
                 deleted = await collection.delete(call.actor, ids, also, erase=erase) if ids else []
             return once.answer(told, deleted)
 
@@ -135,7 +139,8 @@ class SimilarityChanges:
                 return _told(call, projection, outcomes, stored)
 
             with call.measures.stage("search"):
-                stored = await store(collection, call.actor, fresh, once.also(told)) if fresh else []
+                also = once.also(told, _OF_ONE_STORED)
+                stored = await store(collection, call.actor, fresh, also) if fresh else []
             if fresh and all(outcome == "full" for outcome in stored):
                 await self._collections.check_records(call.customer)
             return once.answer(told, stored)

@@ -1,12 +1,11 @@
 """The rows of asynchronous requests: durable from their acceptance to the end of their time.
 
-An image is in none of them. What waited or ran when the daemon ended is lost with its images: it has failed
-at the next start, and says so.
+An image is in none of them, and what is in them of a caller's rests sealed under its customer's key. What
+waited or ran when the daemon ended is lost with its images: it has failed at the next start, and says so.
 """
 
-import hmac
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NewType, Self
@@ -16,17 +15,18 @@ import msgspec
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
 from appliance.accounts.forward import corrected
+from appliance.accounts.seals import Seals
+from appliance.asynchronous.clear import seal_clear_requests
+from appliance.asynchronous.seals import RequestSeals
 from appliance.errors import Conflict, NotFound, SealBroken
 from appliance.ledger import Connection, Ledger
-from appliance.vault import Keys
+from appliance.vault import Keyring
 
 RequestId = NewType("RequestId", str)
 
 PAGE = 20
 LONGEST_PAUSE_SECONDS = 86_400.0
 """A webhook that is due later than this was put off by a clock that was ahead: it is due now."""
-_SEALED = "webhooks/endpoint"
-_DIGEST = "requests/digest"
 _COLUMNS = "id, customer, type, status, created_at, finished_at, response"
 _FINISHED = corrected("finished_at")
 _END = (
@@ -97,9 +97,12 @@ class Requests:
     That goes by a time which no leap of the clock moves, see `go_by`; before it is there, none is forgotten.
     """
 
-    def __init__(self, ledger: Ledger, keys: Keys, clock: Callable[[], float], keep_seconds: float) -> None:
+    def __init__(
+        self, ledger: Ledger, keyring: Keyring, clock: Callable[[], float], keep_seconds: float
+    ) -> None:
         self._ledger = ledger
-        self._keys = keys
+        self._keyring = keyring
+        self._seals = Seals(keyring)
         self._clock = clock
         self._believed: Callable[[], float] = float
         self._keep = int(keep_seconds * 1000)
@@ -109,14 +112,15 @@ class Requests:
         self._believed = believed
 
     async def __aenter__(self) -> Self:
+        """Ends what an earlier run left. Raises StorageFailed, VolumeFull."""
+        await seal_clear_requests(self._ledger, self._keyring)
         now, ended = self._now(), self._end()
-        response = _failure(503, LOST)
 
         def act(connection: Connection) -> None:
             self._forget(connection)
             connection.execute(
                 f"{_END} WHERE status IN (?, ?, ?)",
-                (State.FAILED, response, ended, now, *_OPEN),
+                (State.FAILED, None, ended, now, *_OPEN),
             )
 
         await self._ledger.write(act)
@@ -134,48 +138,42 @@ class Requests:
         key: str | None = None,
         digest: bytes | None = None,
         webhook: Webhook | None = None,
-        only: str | None = None,
     ) -> tuple[Request, bool]:
         """A new request, durably and audited, and True; or the one that has this idempotency `key` and False.
 
-        Raises Conflict when that one was sent with another content, which `digest` tells, or by another token
-        than `only` this one, where that sees no others.
+        A key is its actor's own: the same one of another actor is another key. Raises Conflict when that
+        request was sent with another content, which `digest` tells.
         """
         now = self._now()
         new = RequestId(str(uuid.uuid4()))
-        sealed = webhook and self._keys.seal(_SEALED, msgspec.json.encode(webhook), new.encode())
+        await self._seals.ready(customer)
+        seals = RequestSeals(self._seals, customer)
+        sealed = webhook and seals.seal_webhook(new, msgspec.json.encode(webhook))
+        handle = None if key is None else seals.handle(f"{actor.kind}/{actor.id}", key)
+        content = None if digest is None else seals.digest(digest)
         token = actor.id if actor.kind == "token" else None
 
         def act(connection: Connection) -> tuple[Request, bool]:
             self._forget(connection)
-            if key is not None:
+            if handle is not None:
                 known = connection.execute(
-                    f"SELECT digest, token, {_COLUMNS} FROM requests"  # noqa: S608
-                    " WHERE customer = ? AND idempotency_key = ?",
-                    (customer, key),
+                    f"SELECT digest, {_COLUMNS} FROM requests WHERE customer = ? AND handle = ?",  # noqa: S608
+                    (customer, handle),
                 ).fetchone()
                 if known is not None:
-                    if known[0] != digest or only not in {None, known[1]}:
+                    if known[0] != content:
                         raise Conflict("Idempotency-Key: another request was sent with it")
-                    return _request(known[2:]), False
+                    return self._request(known[1:]), False
             connection.execute(
                 "INSERT INTO requests"
-                " (id, customer, token, type, status, created_at, idempotency_key, digest, webhook)"
+                " (id, customer, token, type, status, created_at, handle, digest, webhook)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (new, customer, token, kind, State.CREATED, now, key, digest, sealed),
+                (new, customer, token, kind, State.CREATED, now, handle, content, sealed),
             )
             record(connection, now, actor, Event.REQUEST_ADD, customer, new, {"type": kind})
             return Request(new, customer, kind, State.CREATED, now, None, None), True
 
         return await self._ledger.write(act)
-
-    def digest(self, content: Iterable[bytes]) -> bytes:
-        """A digest of what a request holds that tells nothing to anybody without the keys; takes its time."""
-        running = hmac.new(self._keys.subkey(_DIGEST), digestmod="sha256")
-        for piece in content:
-            running.update(len(piece).to_bytes(8, "big"))
-            running.update(piece)
-        return running.digest()
 
     async def get(self, customer: CustomerId, request: str, only: str | None = None) -> Request:
         """The request, where `only` is given if that token made it. Raises NotFound."""
@@ -203,7 +201,7 @@ class Requests:
                 f"SELECT {_COLUMNS} FROM requests WHERE {condition} ORDER BY number DESC LIMIT ? OFFSET ?",  # noqa: S608
                 (*bound, PAGE, (page - 1) * PAGE),
             )
-            found = [_request(row) for row in rows]
+            found = [self._request(row) for row in rows]
             count = connection.execute(f"SELECT count(*) FROM requests WHERE {condition}", bound).get  # noqa: S608
             return found, count
 
@@ -225,10 +223,16 @@ class Requests:
         now, ended = self._now(), self._end()
 
         def act(connection: Connection) -> None:
-            connection.execute(
-                f"{_END} WHERE id = ? AND status IN (?, ?, ?)",
-                (state, response, ended, now, request, *_OPEN),
-            )
+            customer = connection.execute(
+                "SELECT customer FROM requests WHERE id = ? AND status IN (?, ?, ?)", (request, *_OPEN)
+            ).get
+            if customer is None:
+                return
+            try:
+                sealed = self._of(customer).seal_response(request, response)
+            except (NotFound, SealBroken):  # the customer is being erased, and its requests go next
+                return
+            connection.execute(f"{_END} WHERE id = ?", (state, sealed, ended, now, request))
 
         await self._ledger.write(act)
 
@@ -314,18 +318,40 @@ class Requests:
         ).fetchone()
         if row is None:
             raise NotFound("no such request")
-        return _request(row)
+        return self._request(row)
 
     def _due(self, row: tuple[Any, ...]) -> Due:
         sealed, attempts, *rest = row
-        request, attempts = _request(tuple(rest)), min(max(attempts, 0), _MOST_ATTEMPTS) + 1
+        request, attempts = self._request(tuple(rest)), min(max(attempts, 0), _MOST_ATTEMPTS) + 1
         if rest[3] != request.state:
             return Due(request, None, attempts)
         try:
-            opened = self._keys.unseal(_SEALED, sealed, request.id.encode())
-        except SealBroken:
+            opened = self._of(request.customer).open_webhook(request.id, sealed)
+        except (NotFound, SealBroken):
             return Due(request, None, attempts)
         return Due(request, msgspec.json.decode(opened, type=Webhook), attempts)
+
+    def _request(self, row: tuple[Any, ...]) -> Request:
+        """One whose state or response is damaged has failed: it must not stand in the way of others.
+
+        It has failed without a response when nothing had ended it at a start.
+        """
+        number, customer, kind, given, created_at, finished_at, sealed = row
+        state = State(given) if given in _STATES else State.FAILED
+        response = None
+        if sealed is not None:
+            try:
+                response = self._of(customer).open_response(number, sealed)
+            except (NotFound, SealBroken):
+                state, response = State.FAILED, _failure(500, _DAMAGED)
+        elif state is State.FAILED:
+            response = _failure(503, LOST)
+        return Request(
+            RequestId(number), CustomerId(customer), kind, state, created_at, finished_at, response
+        )
+
+    def _of(self, customer: str) -> RequestSeals:
+        return RequestSeals(self._seals, CustomerId(customer))
 
     def _forget(self, connection: Connection) -> None:
         # No correction makes a time earlier: the first condition is there for its index.
@@ -354,23 +380,6 @@ def _others(
 
     condition = f"id NOT IN ({marks(requests)}) AND customer NOT IN ({marks(customers)}) AND {_TELLABLE}"
     return condition, (*requests, *customers)
-
-
-def _request(row: tuple[Any, ...]) -> Request:
-    """One whose state or response is damaged has failed: it must not stand in the way of others."""
-    number, customer, kind, given, created_at, finished_at, response = row
-    state = State(given) if given in _STATES else State.FAILED
-    if response is not None and not _is_json(response):
-        state, response = State.FAILED, _failure(500, _DAMAGED)
-    return Request(RequestId(number), CustomerId(customer), kind, state, created_at, finished_at, response)
-
-
-def _is_json(content: bytes) -> bool:
-    try:
-        msgspec.json.decode(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False
-    return True
 
 
 def _failure(code: int, text: str) -> bytes:

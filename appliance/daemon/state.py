@@ -207,7 +207,7 @@ async def open_state(
     )
     # What acts by itself stays closed: the daemon opens it.
     audit_tree = AuditTree(ledger, keys, settings.state)
-    requests = Requests(ledger, keys, clock, settings.requests.keep_seconds)
+    requests = Requests(ledger, keyring, clock, settings.requests.keep_seconds)
     outbound = Outbound(declared, registry)
     egress = Egress(ledger, outbound, clock, time.monotonic)
     webhooks = Webhooks(requests, outbound, keys, clock)

@@ -6,7 +6,6 @@ and the log is cut: no byte in clear is in any file.
 """
 
 import asyncio
-from contextlib import suppress
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -14,23 +13,21 @@ from uuid import UUID
 import numpy as np
 
 from appliance.accounts.customers import CustomerId
-from appliance.errors import NotFound, SealBroken
+from appliance.errors import NotFound
 from appliance.ledger import Connection, Ledger
 from appliance.search import frames, rows
 from appliance.search.numbering import label_of, span
 from appliance.search.records import Vector
 from appliance.search.seals import ContainerId, Seals
-from appliance.vault import Keyring, Keys
+from appliance.vault import Keyring
 
 _RECORDS = 256
-_REPLY = "search/reply"
-"""The label under which the service's key sealed replies."""
 
 
 async def seal_clear_rows(ledger: Ledger, keyring: Keyring) -> None:
     """Seal every name, record and vector that is in clear, each collection under a key of its own.
 
-    So go replies, which the service's key sealed.
+    Replies, which the service's key sealed, are forgotten.
 
     A vector that is damaged stays reported as damaged: one of another width becomes zeros. Raises
     StorageFailed, VolumeFull; the next call goes on.
@@ -46,9 +43,6 @@ async def seal_clear_rows(ledger: Ledger, keyring: Keyring) -> None:
         seals = Seals(keyring, CustomerId(customer), ContainerId(identity))
         await ledger.write(partial(_seal_name, seals=seals, number=number, name=name))
         while await ledger.write(partial(_seal_some, seals=seals, number=number, dim=dim)):
-            pass
-        move = partial(_move_some_replies, service=keyring.service, seals=seals, number=number)
-        while await ledger.write(move):
             pass
     await ledger.write(_drop)
     while not await ledger.empty_log():
@@ -92,24 +86,6 @@ def _seal_some(connection: Connection, seals: Seals, number: int, dim: int) -> b
     frames.add(connection, seals, number, labels, np.stack([_vector(row[2], dim) for row in found]))
     connection.execute("DELETE FROM clear_records WHERE key BETWEEN ? AND ?", (found[0][0], found[-1][0]))
     return True
-
-
-def _move_some_replies(connection: Connection, service: Keys, seals: Seals, number: int) -> bool:
-    """Some replies of a collection, one that does not open left out; whether there were any."""
-    found: list[tuple[Any, ...]] = connection.execute(
-        "SELECT number, customer, key, digest, status, reply, until FROM clear_replies"
-        " WHERE collection = ? ORDER BY number LIMIT ?",
-        (number, _RECORDS),
-    ).fetchall()
-    for own, customer, key, digest, status, sealed, until in found:
-        with suppress(SealBroken):
-            reply = seals.seal_reply(key, service.unseal(_REPLY, sealed, f"{customer}/{key}".encode()))
-            connection.execute(
-                "INSERT INTO search_replies VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (own, customer, key, number, digest, status, reply, until),
-            )
-        connection.execute("DELETE FROM clear_replies WHERE number = ?", (own,))
-    return bool(found)
 
 
 def _vector(stored: bytes, dim: int) -> Vector:

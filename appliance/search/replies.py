@@ -1,31 +1,31 @@
 """What changes were answered, remembered for a day: the same change under the same key is made once.
 
-A reply is written in the transaction of its change, so that either both are durable or none is. It may hold
-metadata: it rests sealed under its collection's key, and goes with that.
+A reply is written in the transaction of its change, so that either both are durable or none is. It holds ids
+of records and what became of each, and nothing else of them: what they held may be changed or erased since.
+It is found by a keyed hash, rests sealed under its collection's key, and goes with that.
 """
 
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from appliance.accounts.customers import CustomerId
-from appliance.errors import Conflict, NotFound, TooLarge
+from appliance.errors import Conflict, TooLarge
 from appliance.ledger import Connection, Ledger
 from appliance.search.entries import find_collection
 from appliance.search.records import CollectionId
-from appliance.search.seals import ContainerId, Seals
+from appliance.search.seals import Seals
 from appliance.vault import Keyring
 
 KEEP_SECONDS = 86_400
 MAX_REPLY_BYTES = 1 << 20
-_DIGEST = "search/digest"
 _FORGOTTEN_AT_ONCE = 64
 """Of ended replies, with each new one: they never pile up, and none of their deletions takes long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer as it was given: the status of HTTP, and JSON."""
+    """An answer as it is to be given again: the status of HTTP, and JSON."""
 
     status: int
     body: bytes
@@ -33,16 +33,20 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A change that is to be made once: whose, of which collection, under which key, and what."""
+    """A change that is to be made once: of which collection, under which key of whose token, and what.
+
+    Another token's key is another key, and so is another collection's. `digest` is a hash of what is asked.
+    """
 
     customer: CustomerId
     collection: CollectionId
+    token: str
     key: str
     digest: bytes
 
 
 class Repeated(Exception):
-    """The change was made before: `reply` is what it was answered."""
+    """The change was made before: `reply` is what it is answered again."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__("answered before")
@@ -57,16 +61,11 @@ class Replies:
         self._keyring = keyring
         self._clock = clock
 
-    def digest(self, content: Iterable[bytes]) -> bytes:
-        """A digest of what is asked that tells nothing to anybody without the keys; takes its time."""
-        running = hmac.new(self._keyring.service.subkey(_DIGEST), digestmod="sha256")
-        for piece in content:
-            running.update(len(piece).to_bytes(8, "big"))
-            running.update(piece)
-        return running.digest()
-
     async def check(self, asked: Asked) -> None:
-        """Raises Repeated when this was answered, Conflict when something else was under its key."""
+        """Raises Repeated when this was answered, Conflict when something else was under its key.
+
+        Raises NotFound for the collection.
+        """
         await self._ledger.read(lambda connection: self._check(connection, asked))
 
     def keep(self, connection: Connection, asked: Asked, reply: Reply) -> None:
@@ -78,7 +77,7 @@ class Replies:
         if len(reply.body) > MAX_REPLY_BYTES:
             raise TooLarge(
                 f"an answer that is remembered has at most {MAX_REPLY_BYTES} bytes:"
-                " change fewer records at once, or ask for fewer fields with fields_to_return"
+                " change fewer records at once"
             )
         now = self._now()
         connection.execute(
@@ -87,43 +86,43 @@ class Replies:
             (now, _FORGOTTEN_AT_ONCE),
         )
         self._check(connection, asked)
+        number, seals = self._of(connection, asked)
+        handle = seals.reply_handle(asked.token, asked.key)
         connection.execute(
-            "DELETE FROM search_replies WHERE customer = ? AND key = ?", (asked.customer, asked.key)
+            "DELETE FROM search_replies WHERE customer = ? AND handle = ?", (asked.customer, handle)
         )
-        entry = find_collection(connection, asked.customer, asked.collection)
         connection.execute(
-            "INSERT INTO search_replies (customer, key, collection, digest, status, reply, until)"
+            "INSERT INTO search_replies (customer, handle, collection, digest, status, reply, until)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 asked.customer,
-                asked.key,
-                entry.number,
-                asked.digest,
+                handle,
+                number,
+                seals.reply_digest(asked.digest),
                 reply.status,
-                self._seals(asked.customer, entry.container).seal_reply(asked.key, reply.body),
+                seals.seal_reply(handle, reply.body),
                 now + KEEP_SECONDS * 1000,
             ),
         )
 
     def _check(self, connection: Connection, asked: Asked) -> None:
+        _, seals = self._of(connection, asked)
+        handle = seals.reply_handle(asked.token, asked.key)
         row = connection.execute(
-            "SELECT digest, status, reply, container FROM search_replies"
-            " JOIN collections ON collections.number = collection"
-            " WHERE search_replies.customer = ? AND key = ? AND until > ?",
-            (asked.customer, asked.key, self._now()),
+            "SELECT digest, status, reply FROM search_replies"
+            " WHERE customer = ? AND handle = ? AND until > ?",
+            (asked.customer, handle, self._now()),
         ).fetchone()
         if row is None:
             return
-        if not hmac.compare_digest(row[0], asked.digest):
+        if not hmac.compare_digest(row[0], seals.reply_digest(asked.digest)):
             raise Conflict("Idempotency-Key: another request was sent with it")
-        try:
-            body = self._seals(asked.customer, row[3]).open_reply(asked.key, row[2])
-        except NotFound:  # its collection is gone, and being erased
-            return
-        raise Repeated(Reply(row[1], body))
+        raise Repeated(Reply(row[1], seals.open_reply(handle, row[2])))
 
-    def _seals(self, customer: CustomerId, container: ContainerId) -> Seals:
-        return Seals(self._keyring, customer, container)
+    def _of(self, connection: Connection, asked: Asked) -> tuple[int, Seals]:
+        """The number of the collection, and its seals."""
+        entry = find_collection(connection, asked.customer, asked.collection)
+        return entry.number, Seals(self._keyring, asked.customer, entry.container)
 
     def _now(self) -> int:
         return int(self._clock() * 1000)

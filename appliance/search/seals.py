@@ -57,12 +57,20 @@ class Seals:
     def open_frame(self, key: int, sealed: bytes) -> bytes:
         return self._keys().unseal("frame", sealed, key.to_bytes(8))
 
-    def seal_reply(self, key: str, reply: bytes) -> bytes:
-        """What a change was answered that came under this Idempotency-Key."""
-        return self._keys().seal("reply", reply, key.encode())
+    def seal_reply(self, handle: bytes, reply: bytes) -> bytes:
+        """What the change of this `reply_handle` was answered."""
+        return self._keys().seal("reply", reply, handle)
 
-    def open_reply(self, key: str, sealed: bytes) -> bytes:
-        return self._keys().unseal("reply", sealed, key.encode())
+    def open_reply(self, handle: bytes, sealed: bytes) -> bytes:
+        return self._keys().unseal("reply", sealed, handle)
+
+    def reply_handle(self, token: str, key: str) -> bytes:
+        """What a reply is found by: a keyed hash of an Idempotency-Key and its token, 32 bytes."""
+        return self._keys().mac("idempotency key", f"{token}\0{key}".encode())
+
+    def reply_digest(self, content: bytes) -> bytes:
+        """A keyed hash of the hash of what was asked."""
+        return self._keys().mac("reply digest", content)
 
     def seal_feed(self, kind: str, content: bytes, of: str = "") -> bytes:
         """Something of the feed that the collection follows, and of the run of this id."""

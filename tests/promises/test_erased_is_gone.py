@@ -12,6 +12,7 @@ import pytest
 
 from appliance.accounts.certificates import verified
 from appliance.accounts.customers import CustomerId
+from appliance.asynchronous.requests import State
 from appliance.errors import Unauthenticated
 from appliance.vault import Keyring
 from tests.backing import Shelf, put_back
@@ -23,6 +24,7 @@ SEALED = (
     ("datasets", "name", "customer = :id"),
     ("collections", "name", "customer = :id"),
     ("aliases", "name", "customer = :id"),
+    ("requests", "response", "customer = :id"),
     ("requests", "webhook", "customer = :id"),
     ("search_replies", "reply", "customer = :id"),
     ("images", "meta_data", "dataset IN (SELECT number FROM datasets WHERE customer = :id)"),
@@ -108,8 +110,11 @@ async def test_datasets_and_collections_that_are_erased_are_gone_as_well(parts: 
     one, state = parts.stand, parts.stand.state
     alice = await fill(parts, records=300)
     left, keys = traces(state, alice, one.keyring), Plaintext()
-    for wrapped in wrapped_keys(one.keyring, alice.id)[1:]:  # all but its own
-        keys.add(wrapped)
+    containers = one.keyring._now[0].customers[UUID(alice.id).bytes].containers
+    for identity, container in containers.items():
+        if identity != UUID(alice.id).bytes:  # under which its requests rest
+            for key in container.keys:
+                keys.add(key.key)
     assert places(state, keys) != {}
     for dataset in await one.datasets.list(alice.id):
         await one.datasets.erase(TOKEN, dataset)
@@ -165,9 +170,22 @@ async def test_no_key_that_is_left_opens_it_in_an_older_backup(parts: Everything
     assert (UUID(bob.id) in held, UUID(alice.id) in held) == (True, False)
     # Also where nobody hands in the tombstones.
     await put_back(before.folder, newest.keyring, tmp_path / "without")
+    words = Plaintext()
+    for word in alice.words:
+        if word != alice.name:
+            words.add_word(word)
+    assert places(tmp_path / "without", words) == {}
     async with everything(tmp_path / "without") as again:
         assert await again.stand.datasets.list(alice.id) == []
         assert await again.collections.list(alice.id) == []
+        ((lost,), _) = await again.requests.list(alice.id, 1)
+        assert (lost.state, b"damaged" in (lost.response or b"")) == (State.FAILED, True)
+        ((kept,), _) = await again.requests.list(bob.id, 1)
+        assert kept.state is State.DONE
+        assert {one.request.customer: one.webhook is None for one in await again.requests.due(9)} == {
+            alice.id: True,
+            bob.id: False,
+        }
 
 
 async def _ended(parts: Everything) -> None:

@@ -538,11 +538,11 @@ def collection_blobs(folder: Path) -> Iterator[tuple[str, str, str, bytes, bytes
             "SELECT customer, container, key, content FROM frames JOIN collections ON number = collection"
         ):
             yield "frame", customer, container, key.to_bytes(8), content
-        for customer, container, key, content in ledger.execute(
-            "SELECT collections.customer, container, key, reply FROM search_replies"
+        for customer, container, handle, content in ledger.execute(
+            "SELECT collections.customer, container, search_replies.handle, reply FROM search_replies"
             " JOIN collections ON collections.number = collection"
         ):
-            yield "reply", customer, container, key.encode(), content
+            yield "reply", customer, container, handle, content
 
 
 def collection_contents(folder: Path, keyring: Keyring) -> Iterator[tuple[str, bytes]]:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ from appliance.accounts.audit import Actor
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.forward import note_correction
 from appliance.asynchronous.requests import LONGEST_PAUSE_SECONDS, LOST, Requests, State, Webhook
-from appliance.errors import NotFound
+from appliance.errors import Conflict, NotFound
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
 
@@ -28,7 +29,6 @@ class Machine:
         self.folder = folder
         self.now = 1_800_000_000.0
         self.believed = 0.0
-        self.keys = vault.Keys(bytes(range(32)))
         self._stack = AsyncExitStack()
 
     async def start(self) -> Requests:
@@ -36,7 +36,9 @@ class Machine:
         ledger = await self._stack.enter_async_context(Ledger(self.folder, Registry()))
         self.ledger = ledger
         self.customers = await self._stack.enter_async_context(Customers(ledger, lambda: self.now))
-        requests = Requests(ledger, self.keys, lambda: self.now, KEEP)
+        self.keyring = await vault.open_keyring(self.folder, ledger, bytearray(range(32)))
+        self._stack.callback(self.keyring.wipe)
+        requests = Requests(ledger, self.keyring, lambda: self.now, KEEP)
         requests.go_by(lambda: self.believed or self.now)
         return await self._stack.enter_async_context(requests)
 
@@ -103,6 +105,56 @@ async def test_a_request_is_forgotten_when_its_time_has_passed(machine: Machine)
         lambda connection: connection.execute("SELECT id FROM requests").fetchall()
     )
     assert rows == [(another.id,)], "the row itself is gone"
+
+
+async def test_what_a_caller_sent_and_was_answered_rests_sealed(machine: Machine) -> None:
+    requests = await machine.start()
+    customer = await machine.customer()
+    request, _ = await requests.add(ACTOR, customer, "x", key="order of a patient", digest=b"of its content")
+    answer = b'{"records":[{"_id":"patient 7","diagnosis":"a secret"}]}'
+    await requests.finish(request.id, State.DONE, answer)
+    await machine.stop()
+    files = b"".join(path.read_bytes() for path in machine.folder.iterdir() if path.is_file())
+    for written in (b"patient 7", b"a secret", b"order of a patient", b"of its content"):
+        assert written not in files
+    requests = await machine.start()
+    assert (await requests.get(customer, request.id)).response == answer
+    assert [one.response for one in (await requests.list(customer, 1))[0]] == [answer]
+    again, new = await requests.add(ACTOR, customer, "x", key="order of a patient", digest=b"of its content")
+    assert (again.id, again.response, new) == (request.id, answer, False)
+
+
+async def test_without_the_customers_key_no_response_and_no_webhook_opens(machine: Machine) -> None:
+    requests = await machine.start()
+    customer, other = await machine.customer(), (await machine.customers.add(ACTOR, "another")).id
+    gone, _ = await requests.add(ACTOR, customer, "x", webhook=HOOK)
+    kept, _ = await requests.add(ACTOR, other, "x", webhook=HOOK)
+    running, _ = await requests.add(ACTOR, customer, "x")
+    for request in (gone, kept):
+        await requests.finish(request.id, State.DONE, b'{"records":[]}')
+    machine.keyring.destroy_customer(UUID(customer))
+    await requests.finish(running.id, State.DONE, b'{"records":[]}')
+    requests = await machine.start()
+    lost = await requests.get(customer, gone.id)
+    assert lost.state is State.FAILED
+    assert b"send it again" in (lost.response or b"")
+    assert (await requests.get(other, kept.id)).response == b'{"records":[]}'
+    due = {one.request.id: one.webhook for one in await requests.due(9)}
+    assert due == {gone.id: None, kept.id: HOOK}
+    assert {one.customer for one in machine.keyring.generations()} == {UUID(other)}, "no key was made anew"
+
+
+async def test_an_idempotency_key_is_its_senders_own(machine: Machine) -> None:
+    requests = await machine.start()
+    customer = await machine.customer()
+    first, second = (Actor("token", name) for name in ("first", "second"))
+    mine, _ = await requests.add(first, customer, "x", key="k", digest=b"d")
+    other, new = await requests.add(second, customer, "x", key="k", digest=b"other")
+    assert (new, other.id != mine.id) == (True, True)
+    again, new = await requests.add(first, customer, "x", key="k", digest=b"d")
+    assert (again.id, new) == (mine.id, False)
+    with pytest.raises(Conflict):
+        await requests.add(second, customer, "x", key="k", digest=b"d")
 
 
 async def test_a_webhook_is_sealed_where_it_lies(machine: Machine) -> None:
@@ -173,7 +225,11 @@ async def test_damaged_rows_stand_in_no_others_way(machine: Machine) -> None:
     assert await requests.due(9) == []
 
 
-@pytest.mark.parametrize("damaged", [b"", b'{"records":[}', b'{"records":["\xff"]}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "damaged",
+    [b"", b'{"records":[]}', bytes(3), bytes(100)],
+    ids=["nothing", "in clear", "too short", "of no key"],
+)
 async def test_a_request_whose_response_is_damaged_has_failed_and_says_so(
     machine: Machine, damaged: bytes
 ) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import apsw
 import pytest
@@ -14,7 +13,6 @@ from appliance.ledger.migrations import migrate, shipped
 from appliance.metrics import Registry
 from appliance.search import clear
 from appliance.search.clear import seal_clear_rows
-from appliance.search.seals import ContainerId, Seals
 from appliance.vault import Keyring, open_keyring
 from tests.clear_collections import CUSTOMER, DIM, EMPTY, GONE, SHOES, check, files, old_state
 from tests.searching import ACTOR, BACKBONE, ROOT, shelf
@@ -101,23 +99,13 @@ def apsw_rows(connection: apsw.Connection, query: str) -> list[tuple[object, ...
     return connection.execute(query).fetchall()
 
 
-async def test_replies_go_on_under_the_key_of_their_collection(tmp_path: Path) -> None:
+async def test_replies_of_before_are_forgotten(tmp_path: Path) -> None:
     old_state(tmp_path)
-    body, old = b'{"secret":"answer"}', Keyring.create(tmp_path / "keyring", ROOT)
-    sealed = old.service.seal("search/reply", body, f"{CUSTOMER}/kept".encode())
-    old.wipe()
-    connection = open_writer(tmp_path / "ledger.db")
-    connection.execute("UPDATE search_replies SET reply = ? WHERE key = 'kept'", (sealed,))
-    connection.close()
     async with shelf(tmp_path) as things:
 
-        def replies(connection: Connection) -> list[Any]:
-            return connection.execute(
-                "SELECT key, collection, digest, status, reply, until FROM search_replies"
-            ).fetchall()
+        def left(connection: Connection) -> tuple[object, object]:
+            tables = "SELECT count(*) FROM sqlite_schema WHERE name = 'clear_replies'"
+            rows = "SELECT count(*) FROM search_replies"
+            return connection.execute(tables).get, connection.execute(rows).get
 
-        rows = await things.ledger.read(replies)
-        ((key, collection, digest, status, reply, until),) = rows
-        assert (key, collection, digest, status, until) == ("kept", 2, b"\x01", 200, 17)
-        assert Seals(things.keyring, CUSTOMER, ContainerId(SHOES)).open_reply(key, reply) == body
-        assert sealed not in files(tmp_path)
+        assert await things.ledger.read(left) == (0, 0)
