@@ -262,7 +262,7 @@ class Daemon:
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             settings, declared = await asyncio.to_thread(self._read_again)
-            self._server.apply(settings.api)
+            await self._server.apply(settings.api)
         except ApplianceError as error:
             _log.error("reload refused, the running configuration stays: %s", error)
             message = f"reload refused: {error}".replace("\n", "; ")

@@ -99,7 +99,7 @@ def test_a_new_certificate_drops_no_connection(
         assert kept.getresponse().read()
         before = kept.sock
         install(renewed, files)
-        server.apply(served.parts.config.api.model_copy(update=pair))
+        served.run(server.apply(served.parts.config.api.model_copy(update=pair)))
         kept.request("GET", "/healthz")
         assert kept.getresponse().status == 200
         assert kept.sock is before
@@ -270,3 +270,54 @@ def test_a_certificate_proves_nothing_beyond_its_end(
             clocked.clock = until.timestamp() + 1
             assert till.ask(kept) == 401
         assert till.come_back() == (401, True)
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_a_reload_takes_up_other_authorities(
+    served: Served, tenant: Tenant, authority: trustme.CA, files: dict[str, Any], version: str
+) -> None:
+    """One that is gone is believed no more, by no session of before either; who is connected goes on."""
+    token, other = bound(served, tenant), trustme.CA()
+    before, after = trusting(authority), trusting(authority, None)
+    client_certificate(other).configure_cert(after)
+    for context in (before, after):
+        context.maximum_version = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}[version]
+    with served.another(**files, tls_minimum="1.2") as (site, server):
+        till, stranger = Till(site, before, token), Till(site, after, token)
+        assert till.come_back() == (200, False)
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            stranger.come_back()
+        with till.connect() as kept:
+            assert till.ask(kept) == 200
+            other.cert_pem.write_to_path(files["tls_client_ca"])
+            update = {**files, "tls_minimum": "1.2"}
+            served.run(server.apply(served.parts.config.api.model_copy(update=update)))
+            assert till.ask(kept) == 200
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            till.come_back()
+        assert stranger.come_back() == (200, False)
+
+
+def test_a_reload_of_files_that_cannot_be_used_changes_nothing(
+    served: Served, tenant: Tenant, authority: trustme.CA, files: dict[str, Any]
+) -> None:
+    token, sound = bound(served, tenant), {key: path.read_bytes() for key, path in files.items()}
+    strange = trustme.CA().issue_cert("localhost").private_key_pem.bytes()
+    with served.another(**files, tls=trusting(authority)) as (site, server):
+        for key, content in (
+            ("tls_certificate", trustme.CA().issue_cert("localhost").cert_chain_pems[0].bytes()),
+            ("tls_certificate", sound["tls_certificate"][:200]),
+            ("tls_key", strange),
+            ("tls_client_ca", b"no certificate"),
+            ("tls_client_ca", None),
+        ):
+            if content is None:
+                files[key].unlink()
+            else:
+                files[key].write_bytes(content)
+            with pytest.raises(ConfigInvalid, match=r"api\.tls_"):
+                served.run(server.apply(served.parts.config.api.model_copy(update=files)))
+            assert status(site, token) == 200, key
+            files[key].write_bytes(sound[key])
+        served.run(server.apply(served.parts.config.api.model_copy(update=files)))
+        assert status(site, token) == 200
