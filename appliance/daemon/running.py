@@ -231,7 +231,7 @@ class Daemon:
 
     def _sources(self) -> health.Sources:
         return health.Sources(
-            machine=lambda: residency.examine(self._settings.state),
+            machine=lambda: residency.examine(self._settings.state, self._settings.residency),
             rules=self._compliance.judge,
             ledger_fault=lambda: self._state.ledger.failure,
             devices=self._engine.devices,
