@@ -14,12 +14,35 @@ CALLS = (
 OPENED = re.compile(r'\b(?:open|openat|openat2|creat)\((?:\w+(?:<(.*?)>)?, )?"([^"]*)"')
 FAILED = re.compile(r"= -1 E\w+ ")
 WRITING = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TMPFILE|creat\(")
-TO_INET = re.compile(r'(?:inet_addr\(|inet_pton\(AF_INET6, )"([0-9a-f.:]+)"')
+ADDRESS = re.compile(r"\{sa_family=AF_(\w+)([^}]*)\}")
+INTERNET = re.compile(r'htons\((\d+)\).*(?:inet_addr\(|inet_pton\(AF_INET6, )"([0-9a-f.:]+)"')
+UNIX = re.compile(r'sun_path=(@?)"([^"]*)"')
 
 
-def addresses(calls: Iterable[str]) -> set[str]:
-    """Internet addresses that traced calls connect or send to."""
-    return {match[1] for call in calls if (match := TO_INET.search(call))}
+def tracer(log: Path) -> list[str]:
+    """The words before a command line that have strace write CALLS of it and of its children to `log`."""
+    words = ["strace", "-f", "-q", "--seccomp-bpf"]  # calls that are not asked for cost nothing
+    words += ["-y", "-s", "0", "-e", f"trace={CALLS}", "-e", "signal=SIGSEGV,SIGABRT"]
+    return [*words, "-o", str(log)]
+
+
+def reached(calls: Iterable[str]) -> set[str]:
+    """What traced calls connect or send to by its address, tried or done.
+
+    "ADDRESS PORT" of the Internet, a path or @NAME of a Unix socket, the name of any other family.
+    """
+    found = set()
+    for call in calls:
+        for family, rest in ADDRESS.findall(call):
+            if family in {"INET", "INET6"}:
+                match = INTERNET.search(rest)
+                found.add(f"{match[2]} {match[1]}" if match else rest)
+            elif family == "UNIX":
+                match = UNIX.search(rest)
+                found.add(f"{match[1]}{match[2]}" if match else rest)
+            else:
+                found.add(family)
+    return found
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+import ssl
 import struct
 from asyncio import AbstractEventLoop, BaseTransport
 from collections import Counter
@@ -72,7 +73,7 @@ class Door:
 class Connection(web.RequestHandler):
     """aiohttp's connection behind a door; its own refusals are JSON and name nothing of what was sent."""
 
-    __slots__ = ("_address", "_door", "_ending", "_group", "subject", "uid")
+    __slots__ = ("_address", "_clock", "_door", "_ending", "_group", "_proven", "_proven_until", "uid")
 
     def __init__(
         self,
@@ -80,16 +81,19 @@ class Connection(web.RequestHandler):
         door: Door,
         group: int | None,
         *,
+        clock: Callable[[], float],
         loop: AbstractEventLoop,
         **settings: object,
     ) -> None:
         super().__init__(server, loop=loop, **settings)  # type: ignore[arg-type]
         self._door = door
         self._group = group
+        self._clock = clock
         self._address: str | None = None
         self._ending: asyncio.Task[object] | None = None
         self.uid: int | None = None  # of an operator on the Unix socket, None for everybody else
-        self.subject: str | None = None  # of the certificate that the client has proven to have
+        self._proven: str | None = None
+        self._proven_until = 0.0
 
     def connection_made(self, transport: BaseTransport) -> None:
         peer = transport.get_extra_info("peername")
@@ -102,7 +106,8 @@ class Connection(web.RequestHandler):
         if not isinstance(peer, tuple):
             self.uid = operator_uid(transport.get_extra_info("socket"), self._group)
         elif certificate := transport.get_extra_info("peercert"):
-            self.subject = subject_of(certificate["subject"])
+            self._proven = subject_of(certificate["subject"])
+            self._proven_until = ssl.cert_time_to_seconds(certificate["notAfter"])
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -127,6 +132,14 @@ class Connection(web.RequestHandler):
     def address(self) -> str:
         """Where the client connects from; empty for a Unix socket."""
         return self._address or ""
+
+    @property
+    def subject(self) -> str | None:
+        """Of the certificate that the client has proven to have, for as long as it is valid.
+
+        A handshake that resumes a session looks at no certificate, and a connection may outlast its own.
+        """
+        return self._proven if self._clock() < self._proven_until else None
 
     def end_with_client(self) -> None:
         """From now on the caller's task is cancelled when the client leaves: nobody else needs its answer."""
@@ -164,7 +177,13 @@ class HttpServer(web.Server):
     """The connections of one listener."""
 
     def __init__(
-        self, handler: Handler, door: Door, *, keep_alive_seconds: float, group: int | None = None
+        self,
+        handler: Handler,
+        door: Door,
+        *,
+        keep_alive_seconds: float,
+        clock: Callable[[], float],
+        group: int | None = None,
     ) -> None:
         super().__init__(
             self._count,
@@ -175,13 +194,14 @@ class HttpServer(web.Server):
         )
         self._handler = handler
         self._door = door
+        self._clock = clock
         self._group = group
         self._under_way = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
 
     def __call__(self) -> Connection:
-        return Connection(self, self._door, self._group, loop=self._loop, **self._kwargs)
+        return Connection(self, self._door, self._group, clock=self._clock, loop=self._loop, **self._kwargs)
 
     async def drain(self, seconds: float) -> None:
         """Lets the requests under way end, uploads included, then closes every connection.

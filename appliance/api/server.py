@@ -9,7 +9,7 @@ import socket
 import ssl
 import stat
 from pathlib import Path
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 from aiohttp import http_parser
 
@@ -54,6 +54,7 @@ from appliance.api.similarity_changes import SimilarityChanges
 from appliance.api.snapshots import Snapshots
 from appliance.api.tasks import Tasks
 from appliance.api.throttle import Throttle
+from appliance.api.tls import server_context
 from appliance.api.training_images import TrainingImages
 from appliance.api.transfers import Transfers
 from appliance.api.vision import Vision
@@ -67,7 +68,6 @@ __all__ = ["Parts", "Server", "check_parser"]
 
 _BACKLOG = 1024
 _UNSENT_BYTES = 128 << 10  # what the kernel takes of an answer ahead: for a slow reader it is megabytes else
-_TLS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _SOCKET_MODE = 0o660
 _SOCKET_PATH_BYTES = 107  # sun_path of unix(7), with its closing zero
 
@@ -83,6 +83,13 @@ def check_parser() -> None:
         raise SelfTestFailed("AIOHTTP_NO_EXTENSIONS is set: unset it, HTTP is parsed in C only")
     if http_parser.HttpRequestParser is not getattr(http_parser, "HttpRequestParserC", None):
         raise SelfTestFailed("aiohttp's C parser is not loaded: install aiohttp from its binary wheel")
+
+
+class _Site(NamedTuple):
+    """Where connections are accepted, and who speaks HTTP on them."""
+
+    listening: asyncio.Server
+    http: HttpServer
 
 
 class Server:
@@ -179,8 +186,7 @@ class Server:
         allows = None if parts.residency is None else parts.residency.allows_client
         self._public_door = Door(parts.config.api.max_connections_per_address, allows)
         self._private_door = Door(None)
-        self._tls: ssl.SSLContext | None = None
-        self._sites: dict[Surface, list[asyncio.Server]] = {surface: [] for surface in Surface}
+        self._sites: dict[Surface, list[_Site]] = {surface: [] for surface in Surface}
         self._servers: list[HttpServer] = []
         self._socket: Path | None = None
 
@@ -190,13 +196,13 @@ class Server:
             await self._asynchronous.__aenter__()
             await self._open_socket(self._config.operator_socket)
             if self._parts.engine is not None:
-                self._tls = await asyncio.to_thread(_tls_context, self._config.api)
+                tls = await asyncio.to_thread(server_context, self._config.api)
                 if self._config.operator.listen is not None:
                     await self._open_tcp(
                         Surface.OPERATOR, "operator.listen", self._config.operator.listen, None
                     )
                 for index, address in enumerate(self._config.api.listen):
-                    await self._open_tcp(Surface.PUBLIC, f"api.listen.{index}", address, self._tls)
+                    await self._open_tcp(Surface.PUBLIC, f"api.listen.{index}", address, tls)
         except BaseException:
             self.stop_accepting()
             raise
@@ -227,13 +233,15 @@ class Server:
         """Of all bodies that have arrived, whole or in part, and whose calls have not ended."""
         return self._bodies.held
 
-    def apply(self, config: Api) -> None:
-        """Takes what a reload may change: limits of addresses and rates, the certificate's files read again.
+    async def apply(self, config: Api) -> None:
+        """Takes what a reload may change: limits of addresses and rates, and the files of TLS read again.
 
-        Raises ConfigInvalid when the certificate cannot be used; the old one then stays.
+        A new certificate and other authorities are for connections from now on; open ones go on as they are.
+        Raises ConfigInvalid when a file cannot be used, ApplianceError when the addresses cannot be listened
+        on anew; nothing is changed then.
         """
-        if self._tls is not None:
-            _load_certificate(self._tls, config)
+        if self._config.api.tls_certificate is not None:
+            await self._listen_anew(await asyncio.to_thread(server_context, config))
         self._public_door.limit = config.max_connections_per_address
         self._guessing.per_minute = config.failed_tokens_per_minute
         self._throttle.config = config
@@ -244,48 +252,63 @@ class Server:
             gate.closing = True
         for sites in self._sites.values():
             while sites:
-                sites.pop().close()
+                sites.pop().listening.close()
         if self._socket is not None:
             self._socket.unlink(missing_ok=True)
             self._socket = None
 
     def _addresses(self, surface: Surface) -> list[str]:
-        names = [bound.getsockname() for site in self._sites[surface] for bound in site.sockets]
+        names = [bound.getsockname() for site in self._sites[surface] for bound in site.listening.sockets]
         return [f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}" for name in names]
 
     def _server(self, surface: Surface, door: Door, group: int | None = None) -> HttpServer:
         keep_alive = self._config.api.keep_alive_seconds
-        server = HttpServer(self._gates[surface], door, keep_alive_seconds=keep_alive, group=group)
+        server = HttpServer(
+            self._gates[surface], door, keep_alive_seconds=keep_alive, clock=self._parts.clock, group=group
+        )
         self._servers.append(server)
         return server
 
     async def _open_tcp(self, surface: Surface, key: str, address: str, tls: ssl.SSLContext | None) -> None:
         host, port = listen_address(address)
-        server = self._server(surface, self._public_door if surface is Surface.PUBLIC else self._private_door)
-        loop = asyncio.get_running_loop()
+        http = self._server(surface, self._public_door if surface is Surface.PUBLIC else self._private_door)
         try:
-            site = await loop.create_server(
-                server,
-                host,
-                port,
-                ssl=tls,
-                ssl_handshake_timeout=None if tls is None else self._config.api.keep_alive_seconds,
-                backlog=_BACKLOG,
-            )
+            site = await self._listen(http, tls, host=host, port=port)
         except OSError as error:
             raise ApplianceError(f"{key}: cannot listen on {address}: {error.strerror or error}") from None
-        for listening in site.sockets:
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+        for bound in site.listening.sockets:
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         self._sites[surface].append(site)
+
+    async def _listen(self, http: HttpServer, tls: ssl.SSLContext | None, **where: Any) -> _Site:
+        patience = None if tls is None else self._config.api.keep_alive_seconds
+        listening = await asyncio.get_running_loop().create_server(
+            http, ssl=tls, ssl_handshake_timeout=patience, backlog=_BACKLOG, **where
+        )
+        return _Site(listening, http)
+
+    async def _listen_anew(self, tls: ssl.SSLContext | None) -> None:
+        """Goes on with another context on the same sockets of the kernel: nobody is refused meanwhile."""
+        old, anew = self._sites[Surface.PUBLIC], list[_Site]()
+        try:
+            for site in old:
+                for bound in site.listening.sockets:
+                    anew.append(await self._listen(site.http, tls, sock=bound.dup()))
+        except OSError as error:
+            for site in anew:
+                site.listening.close()
+            raise ApplianceError(f"api.listen: cannot be opened anew: {error.strerror or error}") from None
+        self._sites[Surface.PUBLIC] = anew
+        for site in old:
+            site.listening.close()
 
     async def _open_socket(self, path: Path) -> None:
         group = _group(self._config.operator.group)
         bound = _bind(path, group)
-        server = self._server(Surface.SOCKET, self._private_door, group)
+        http = self._server(Surface.SOCKET, self._private_door, group)
         loop = asyncio.get_running_loop()
-        self._sites[Surface.SOCKET].append(
-            await loop.create_unix_server(server, sock=bound, backlog=_BACKLOG)
-        )
+        listening = await loop.create_unix_server(http, sock=bound, backlog=_BACKLOG)
+        self._sites[Surface.SOCKET].append(_Site(listening, http))
         self._socket = path
 
 
@@ -332,39 +355,3 @@ def _group(name: str) -> int | None:
         return grp.getgrnam(name).gr_gid
     except KeyError:
         return None
-
-
-def _tls_context(config: Api) -> ssl.SSLContext | None:
-    if config.tls_certificate is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = _TLS[config.tls_minimum]
-    context.set_alpn_protocols(["http/1.1"])
-    if config.tls_client_ca is not None:
-        _believe_clients(context, config.tls_client_ca)
-    _load_certificate(context, config)
-    return context
-
-
-def _believe_clients(context: ssl.SSLContext, authorities: Path) -> None:
-    """Has clients show certificates, where they have any, that these authorities have signed."""
-    try:
-        context.load_verify_locations(authorities)
-    except (OSError, ValueError) as error:
-        raise _unusable("api.tls_client_ca", authorities, error) from None
-    context.verify_mode = ssl.CERT_OPTIONAL
-
-
-def _load_certificate(context: ssl.SSLContext, config: Api) -> None:
-    if config.tls_certificate is None or config.tls_key is None:
-        return
-    try:
-        # A password would be asked for on a terminal that a daemon does not have.
-        context.load_cert_chain(config.tls_certificate, config.tls_key, password=lambda: b"")
-    except (OSError, ValueError) as error:
-        raise _unusable("api.tls_certificate", config.tls_certificate, error) from None
-
-
-def _unusable(key: str, file: Path, error: Exception) -> ConfigInvalid:
-    reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
-    return ConfigInvalid([f"{key}: {file}: cannot be used: {reason}"])

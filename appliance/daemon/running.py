@@ -231,7 +231,7 @@ class Daemon:
 
     def _sources(self) -> health.Sources:
         return health.Sources(
-            machine=lambda: residency.examine(self._settings.state),
+            machine=lambda: residency.examine(self._settings.state, self._settings.residency),
             rules=self._compliance.judge,
             ledger_fault=lambda: self._state.ledger.failure,
             devices=self._engine.devices,
@@ -262,7 +262,7 @@ class Daemon:
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             settings, declared = await asyncio.to_thread(self._read_again)
-            self._server.apply(settings.api)
+            await self._server.apply(settings.api)
         except ApplianceError as error:
             _log.error("reload refused, the running configuration stays: %s", error)
             message = f"reload refused: {error}".replace("\n", "; ")

@@ -12,6 +12,7 @@ from appliance.accounts.audit import Event
 from appliance.privacy.records import Facts
 
 _DAY = 86_400
+_ASKED = "administrators_see_images_only_when_asked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,12 @@ def _erasures(facts: Facts) -> str:
     return f"certificates: {found or 'none yet'}; last customer erased: {last}"
 
 
+def _access(facts: Facts) -> str:
+    given = (facts.latest[Event.GRANT_OPEN], facts.latest[Event.GRANT_APPROVE])
+    last = moment(max((at for at in given if at is not None), default=None))
+    return f"last grant: {last}; last image that an operator opened: {moment(facts.latest[Event.IMAGE_OPEN])}"
+
+
 def _keys(facts: Facts) -> str:
     number, customers, containers = facts.keys
     rotated = moment(facts.latest[Event.KEY_ROTATE])
@@ -73,7 +80,7 @@ def _outward(facts: Facts) -> str:
     declared = 0 if facts.residency is None else len(facts.residency.destinations)
     exchanges = sorted(facts.exchanges.items())
     counts = ", ".join(f"{name} {outcome}: {count}" for (name, outcome), count in exchanges)
-    return f"{declared} destinations are declared; exchanges since the start: {counts or 'none'}"
+    return f"destinations declared: {declared}; exchanges since the start: {counts or 'none'}"
 
 
 def _where(facts: Facts) -> str:
@@ -110,8 +117,9 @@ def _scrubbed(facts: Facts) -> str:
 
 
 def _transport(facts: Facts) -> str:
-    listeners = ", ".join(facts.config.api.listen)
-    return f"listens on {listeners}, {'TLS' if facts.config.api.tls_certificate else 'without TLS'}"
+    api = facts.config.api
+    tls = f"TLS {api.tls_minimum} or later" if api.tls_certificate else "without TLS"
+    return f"listens on {', '.join(api.listen)}, {tls}"
 
 
 def _bundles(facts: Facts) -> str:
@@ -182,6 +190,16 @@ CONTROLS: tuple[Control, ...] = (
         ("tests/promises/test_customers_never_mix.py::test_another_customers_token_finds_nothing",),
     ),
     Control(
+        ("GDPR 28(3)(a)", "GDPR 32(4)", "A.8.2", "A.8.18"),
+        "Operators see stored images only when the customer says so",
+        "No permit without a live grant of the customer; each image opened is in its audit log first",
+        _access,
+        (
+            _named(_ASKED, "no_route_of_the_operator_socket_shows_an_image"),
+            "tests/unit/accounts/test_grants.py::test_nothing_is_seen_without_a_grant",
+        ),
+    ),
+    Control(
         ("GDPR 32(1)(a)", "A.8.24"),
         "All that customers store rests encrypted under keys that are rotated",
         "AES-256-GCM under the key of each dataset and collection, wrapped by its customer's and the root",
@@ -196,12 +214,15 @@ CONTROLS: tuple[Control, ...] = (
         "The volume is encrypted below the appliance",
         "In production it does not start on a volume that is not LUKS, and looks again while it runs",
         _volume,
-        ("tests/system/test_refused_starts.py::test_production_on_a_volume_that_is_not_encrypted",),
+        (
+            "tests/system/test_refused_starts.py::test_production_on_a_volume_that_is_not_encrypted",
+            "tests/system/test_residency_while_running.py::test_what_is_found_while_it_runs",
+        ),
     ),
     Control(
         ("GDPR 32(1)(b)", "A.8.20", "A.8.24"),
         "What customers send is encrypted on its way",
-        "TLS 1.3; production refuses a public listener without it",
+        "TLS 1.3, or 1.2 where that is chosen; production refuses a public listener without it",
         _transport,
         ("tests/api/test_server.py::test_tls_is_1_3_and_nothing_older",),
     ),
@@ -235,9 +256,12 @@ CONTROLS: tuple[Control, ...] = (
     Control(
         ("GDPR 5(2)", "A.8.15", "A.5.28"),
         "Every act is recorded with its actor, and the record does not change",
-        "A row in the transaction of the act; the ledger refuses to change or remove it",
+        "A row in the transaction of the act, a leaf of a signed tree of which customers may keep heads",
         lambda facts: f"{facts.audit[0]} entries, the last one {moment(facts.audit[1])}",
-        ("tests/unit/accounts/test_audit.py::test_rows_neither_change_nor_go",),
+        (
+            "tests/unit/accounts/test_audit.py::test_rows_neither_change_nor_go",
+            "tests/properties/test_audit_is_tamper_evident.py::test_any_bit_of_a_row",
+        ),
     ),
     Control(
         ("GDPR 32(1)(b)", "A.8.12"),

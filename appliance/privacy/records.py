@@ -22,6 +22,8 @@ SELECT id, name, created_at, suspended_at,
     (SELECT count(*) FROM datasets
         WHERE customer = customers.id AND erased_at IS NULL AND retention_days IS NOT NULL),
     (SELECT max(retention_days) FROM datasets WHERE customer = customers.id AND erased_at IS NULL),
+    (SELECT count(*) FROM datasets
+        WHERE customer = customers.id AND erased_at IS NULL AND visibility = 'public'),
     (SELECT count(*) FROM collections WHERE customer = customers.id AND NOT removed),
     (SELECT coalesce(sum(count), 0) FROM collections WHERE customer = customers.id AND NOT removed),
     (SELECT count(*) FROM requests WHERE customer = customers.id),
@@ -30,7 +32,8 @@ FROM customers WHERE erased_at IS NULL ORDER BY name
 """
 _AGREEMENTS = """
 SELECT customer, kind,
-    CASE WHEN revoked_at IS NOT NULL THEN 'revoked' WHEN active_at IS NULL THEN 'pending' ELSE 'active' END
+    CASE WHEN revoked_at IS NOT NULL THEN 'revoked' WHEN valid_until <= ? THEN 'expired'
+        WHEN active_at IS NULL THEN 'pending' ELSE 'active' END
 FROM agreements ORDER BY signed_at, id
 """
 _TOKENS = """
@@ -52,12 +55,17 @@ _LATEST = (
     Event.KEY_ROTATE,
     Event.CUSTOMER_EXPORT,
     Event.CUSTOMER_ERASE,
+    Event.GRANT_OPEN,
+    Event.GRANT_APPROVE,
+    Event.IMAGE_OPEN,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Processing:
-    """What is processed for one customer; times in unix milliseconds. `retained` are datasets with an end."""
+    """What is processed for one customer; times in unix milliseconds. `retained` are datasets with an end,
+    `public` those whose links have none.
+    """
 
     id: str
     name: str
@@ -68,6 +76,7 @@ class Processing:
     bytes: int
     retained: int
     retention_days: int | None
+    public: int
     collections: int
     records: int
     requests: int
@@ -162,7 +171,7 @@ class Records:
 def _seen(connection: Connection, now: int) -> dict[str, Any]:
     """What the ledger says."""
     agreements: dict[str, list[tuple[str, str]]] = {}
-    for customer, kind, state in connection.execute(_AGREEMENTS).fetchall():
+    for customer, kind, state in connection.execute(_AGREEMENTS, (now,)).fetchall():
         agreements.setdefault(str(customer), []).append((str(kind), str(state)))
     rows: list[Any] = connection.execute(_CUSTOMERS).fetchall()
     tokens: Any = connection.execute(_TOKENS, (now,)).fetchone()

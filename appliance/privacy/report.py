@@ -8,6 +8,7 @@ from html import escape
 
 from appliance.privacy.controls import CONTROLS, moment
 from appliance.privacy.records import Facts, Processing
+from appliance.residency import BackupTarget, LogSink, Residency, Volume
 
 _STYLE = """
 @page { size: A4 landscape; margin: 14mm }
@@ -18,13 +19,16 @@ table { border-collapse: collapse; width: 100% }
 thead { display: table-header-group }
 tr { break-inside: avoid }
 th, td { border: 1px solid #999; padding: .3em .5em; text-align: left; vertical-align: top }
+td { overflow-wrap: anywhere }
 th { background: #eee }
-code { font-size: 8pt; overflow-wrap: anywhere }
+code { font-size: 80% }
 dt { font-weight: bold; float: left; clear: left; width: 16em }
-dd { margin-left: 17em; margin-bottom: .3em }
-@media print { body { margin: 0; max-width: none; padding: 0 } }
+dd { margin-left: 17em; margin-bottom: .3em; break-inside: avoid }
+@media print { body { font-size: 8.5pt; margin: 0; max-width: none; padding: 0 } }
 """
 _GIB = 2**30
+_UNDECLARED = "not declared"
+_JOINED = "\u2060"  # word joiner: nothing is broken there
 
 
 def html(facts: Facts) -> str:
@@ -55,7 +59,7 @@ def html(facts: Facts) -> str:
 
 
 _CUSTOMER = (
-    *("Controller", "Since", "Agreements", "Datasets", "Images", "GiB", "Retention"),
+    *("Controller", "Since", "Agreements", "Datasets", "Images", "Stored GiB", "Retention"),
     *("Collections", "Records", "Requests kept", "Feeds"),
 )
 _DESTINATION = ("Name", "Host", "Port", "Networks", "Country", "Purpose", "Exchanges since the start")
@@ -69,25 +73,45 @@ def _site(facts: Facts) -> str:
 def _processing(facts: Facts) -> Iterator[tuple[str, str]]:
     customers, settings = facts.customers, facts.config
     images, records = sum(one.images for one in customers), sum(one.records for one in customers)
-    where = (
-        "not declared" if facts.residency is None else f"{facts.residency.site}, {facts.residency.country}"
-    )
-    declared = () if facts.residency is None else facts.residency.destinations
+    residency = facts.residency
+    declared = () if residency is None else residency.destinations
     countries = sorted({one.country for one in declared})
     erasures = ", ".join(f"{kind}: {count}" for kind, count in sorted(facts.erasures.items()))
-    yield "Place of processing", where
-    yield "Processor's controllers", f"{len(customers)} customers, each named below"
+    yield from _who_and_where(residency)
+    yield "Controllers it is processed for", f"{len(customers)} customers, each named below"
     yield "Recognition and search", "images in memory alone, for as long as a call takes"
     yield (
         "Vectors and metadata",
         f"{records} records of {sum(one.collections for one in customers)} collections",
     )
     yield "Training images", f"{images} images, under agreements of the kind training-data"
-    yield "Answers kept", f"for {settings.requests.keep_seconds / 86_400:g} days"
-    yield "Links to images", f"end after {settings.datasets.link_seconds} seconds"
+    yield "Results of asynchronous requests", f"kept for {settings.requests.keep_seconds / 86_400:g} days"
+    yield "Links to images", _links(settings.datasets.link_seconds, sum(one.public for one in customers))
     yield "Countries of recipients", ", ".join(countries) or "none: no destination is declared"
     yield "Erasures certified", erasures or "none yet"
     yield "Security measures", "the controls below, each with its evidence"
+
+
+def _links(seconds: int, public: int) -> str:
+    told = f"end after {seconds} seconds"
+    return f"{told}; not those of {public} datasets that their customers made public" if public else told
+
+
+def _who_and_where(residency: Residency | None) -> Iterator[tuple[str, str]]:
+    """Who and where, as the residency file says."""
+    if residency is None:
+        yield "Place of processing", _UNDECLARED
+        return
+    tables: dict[str, Sequence[Volume | BackupTarget | LogSink]] = {
+        "Volumes": residency.volumes,
+        "Backups": residency.backups,
+        "Logs": residency.logs,
+    }
+    yield "Processor", residency.processor or _UNDECLARED
+    yield "Controller of the appliance", residency.controller or _UNDECLARED
+    yield "Place of processing", f"{residency.site}, {residency.country}"
+    for term, table in tables.items():
+        yield term, ", ".join(f"{one.name} ({one.country})" for one in table) or _UNDECLARED
 
 
 def _customer(one: Processing) -> Sequence[str]:
@@ -97,7 +121,7 @@ def _customer(one: Processing) -> Sequence[str]:
     if one.retained:
         retention = f"{one.retained} datasets, {one.retention_days} days at most"
     return (
-        f"{one.name} ({one.id})",
+        f"{one.name}\n{one.id}",
         moment(one.created_at) + suspended,
         agreements,
         str(one.datasets),
@@ -133,7 +157,8 @@ def _findings(facts: Facts) -> Iterator[Sequence[str]]:
 
 def _controls(facts: Facts) -> Iterator[Sequence[str]]:
     for one in CONTROLS:
-        yield "\n".join(one.references), one.control, one.enforced, one.evidence(facts), "\n".join(one.tests)
+        references = "\n".join(one.references).replace(")(", f"){_JOINED}(")  # each on one line
+        yield references, one.control, one.enforced, one.evidence(facts), "\n".join(one.tests)
 
 
 def _described(pairs: Iterable[tuple[str, str]]) -> str:

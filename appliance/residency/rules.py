@@ -14,12 +14,24 @@ from appliance.volume import facts as volume_facts
 
 
 @dataclass(frozen=True, slots=True)
+class FileFacts:
+    """The residency file as it lies there: SHA-256 of its bytes in hexadecimal, or what is wrong with it."""
+
+    sha256: str = ""
+    wrong: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
-    """What the machine itself says, as `examine` finds it; `core_limit` is the soft RLIMIT_CORE in bytes."""
+    """What the machine itself says, as `examine` finds it; `core_limit` is the soft RLIMIT_CORE in bytes.
+
+    `file` is None where none is named or nobody has asked for it.
+    """
 
     volume: VolumeFacts
     swaps: tuple[SwapFacts, ...]
     core_limit: int
+    file: FileFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +72,20 @@ def judge(
     return config, residency, broken
 
 
-def examine(state: Path) -> Facts:
-    """The facts that `verify` judges; blocks on the disk. Raises StorageFailed."""
-    return Facts(volume_facts(state), tuple(swaps()), resource.getrlimit(resource.RLIMIT_CORE)[0])
+def examine(state: Path, file: Path | None = None) -> Facts:
+    """The facts that `verify` judges, those of the residency file `file` among them; blocks on the disk.
+
+    Raises StorageFailed.
+    """
+    core_limit, _ = resource.getrlimit(resource.RLIMIT_CORE)
+    return Facts(volume_facts(state), tuple(swaps()), core_limit, None if file is None else _read_again(file))
+
+
+def _read_again(file: Path) -> FileFacts:
+    try:
+        return FileFacts(load(file).sha256)
+    except ConfigInvalid as invalid:
+        return FileFacts(wrong=tuple(invalid.findings))
 
 
 def verify(config: Config, residency: Residency | None, facts: Facts | None) -> list[Finding]:
@@ -82,7 +105,19 @@ def verify(config: Config, residency: Residency | None, facts: Facts | None) -> 
     if residency is not None:
         volume = None if facts is None else facts.volume
         findings += [Finding("warn", key, message) for key, message in _unsaid(residency, volume)]
+        if facts is not None and facts.file is not None:
+            findings += _edited(residency, facts.file)
     return findings
+
+
+def _edited(residency: Residency, file: FileFacts) -> Iterator[Finding]:
+    """Where the file no longer says what is held to; one that no start takes is refused in any profile."""
+    if file.wrong:
+        wrong = "; ".join(file.wrong)
+        yield Finding("refuse", "residency", f"the file would be refused by a start: {wrong}")
+    elif file.sha256 != residency.sha256:
+        reason = "the file has changed since it was read: what it said then is held to until a restart"
+        yield Finding("warn", "residency", reason)
 
 
 def _leaks(config: Config, facts: Facts) -> Iterator[tuple[str, str]]:

@@ -121,7 +121,7 @@ def test_the_rate_is_answered_in_the_shape_of_the_route(
     if not path.startswith(V1):
         assert refused.code == 429
     assert site.call("GET", "/healthz").status == 200
-    server.apply(served.parts.config.api)
+    served.run(server.apply(served.parts.config.api))
     assert site.call("GET", path, headers=own.headers()).status == 200
 
 

@@ -66,7 +66,9 @@ def test_connections_from_one_address_are_counted(served: Served) -> None:
         held.pop().close()
         until(lambda: server.open_connections == 2)
         assert site.call("GET", "/healthz").status == 200
-        server.apply(served.parts.config.api.model_copy(update={"max_connections_per_address": 2}))
+        served.run(
+            server.apply(served.parts.config.api.model_copy(update={"max_connections_per_address": 2}))
+        )
         until(lambda: server.open_connections == 2)
         assert ended(connect(site))
         for connection in held:
@@ -134,7 +136,8 @@ def test_tls_is_1_3_and_nothing_older(
         issued = renewed.issue_cert("localhost")
         issued.private_key_and_cert_chain_pem.write_to_path(chain)
         issued.private_key_pem.write_to_path(key)
-        server.apply(served.parts.config.api.model_copy(update={"tls_certificate": chain, "tls_key": key}))
+        named = {"tls_certificate": chain, "tls_key": key}
+        served.run(server.apply(served.parts.config.api.model_copy(update=named)))
         with trusting(renewed).wrap_socket(connect(site), server_hostname="localhost") as renewed_connection:
             assert renewed_connection.version() == "TLSv1.3"
 

@@ -4,7 +4,9 @@ import http.client
 import json
 import socket
 import ssl
+from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import trustme
 
 from appliance.api.connections import subject_of
 from appliance.errors import ConfigInvalid
-from tests.serving import Served, Site, Tenant
+from tests.serving import NOW, Served, Site, Tenant
 
 SUBJECT = "CN=till 7,OU=shop,O=Acme"
 
@@ -39,17 +41,28 @@ def install(authority: trustme.CA, files: dict[str, Any]) -> None:
     issued.private_key_pem.write_to_path(files["tls_key"])
 
 
-def trusting(authority: trustme.CA, subject: str | None = SUBJECT) -> ssl.SSLContext:
-    """A client's, which shows a certificate of this authority where `subject` names its common name."""
+def trusting(
+    authority: trustme.CA, subject: str | None = SUBJECT, until: datetime | None = None
+) -> ssl.SSLContext:
+    """A client, which shows a certificate of this authority where `subject` names its common name."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
     if subject is not None:
-        name = subject.partition(",")[0].removeprefix("CN=")
-        shown = authority.issue_cert(
-            "client.example", common_name=name, organization_unit_name="shop", organization_name="Acme"
-        )
-        shown.configure_cert(context)
+        client_certificate(authority, subject, until).configure_cert(context)
     return context
+
+
+def client_certificate(
+    authority: trustme.CA, subject: str = SUBJECT, until: datetime | None = None
+) -> trustme.LeafCert:
+    name = subject.partition(",")[0].removeprefix("CN=")
+    return authority.issue_cert(
+        "client.example",
+        common_name=name,
+        organization_unit_name="shop",
+        organization_name="Acme",
+        not_after=until,
+    )
 
 
 def bound(served: Served, tenant: Tenant, subject: str = SUBJECT) -> str:
@@ -86,7 +99,7 @@ def test_a_new_certificate_drops_no_connection(
         assert kept.getresponse().read()
         before = kept.sock
         install(renewed, files)
-        server.apply(served.parts.config.api.model_copy(update=pair))
+        served.run(server.apply(served.parts.config.api.model_copy(update=pair)))
         kept.request("GET", "/healthz")
         assert kept.getresponse().status == 200
         assert kept.sock is before
@@ -166,3 +179,145 @@ def test_a_connection_that_never_shakes_hands_is_ended(
             silent.settimeout(20)
             assert silent.recv(1) == b""
         assert site.call("GET", "/healthz").status == 200
+
+
+def hello(version: int) -> bytes:
+    """A ClientHello of TLS 1.1 (0x0302) or 1.2 (0x0303), which OpenSSL sends no more (RFC 5246, 7.4.1.2)."""
+    suites = bytes.fromhex("c02bc023c009c02fc013002f")
+    extensions = bytes.fromhex("000d000400020403 000a000400020017")  # ECDSA with SHA-256; P-256
+    body = version.to_bytes(2) + bytes(32) + b"\0" + len(suites).to_bytes(2) + suites + b"\1\0"
+    body += len(extensions).to_bytes(2) + extensions
+    message = b"\1" + len(body).to_bytes(3) + body
+    return b"\x16\3\1" + len(message).to_bytes(2) + message
+
+
+def answered(site: Site, sent: bytes) -> bytes:
+    """The type of the first record that comes back, nothing where the connection is closed."""
+    with socket.create_connection((site.host, site.port), timeout=30) as connection:
+        connection.sendall(sent)
+        return connection.recv(1)
+
+
+def test_what_is_older_than_the_minimum_is_refused(
+    served: Served, authority: trustme.CA, files: dict[str, Any]
+) -> None:
+    serverhello, versions = b"\x16", {"1.1": 0x0302, "1.2": 0x0303}
+    for minimum, older in (("1.2", ["1.1"]), ("1.3", ["1.1", "1.2"])):
+        with served.another(**files, tls_minimum=minimum, tls=trusting(authority)) as (site, _):
+            answers = {name: answered(site, hello(version)) for name, version in versions.items()}
+            assert {name for name, answer in answers.items() if answer != serverhello} == set(older)
+            assert site.call("GET", "/healthz").status == 200
+
+
+def test_a_certificate_that_has_expired_is_refused(
+    served: Served, tenant: Tenant, authority: trustme.CA, files: dict[str, Any]
+) -> None:
+    token, ended = bound(served, tenant), datetime.now(UTC) - timedelta(days=1)
+    with served.another(**files, tls=trusting(authority, until=ended)) as (site, _):
+        for one in (token, tenant.token):
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                status(site, one)
+
+
+@pytest.fixture
+def clocked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server whose clock may be moved."""
+    with Served(tmp_path_factory.mktemp("clocked")) as served:
+        yield served
+
+
+class Till:
+    """A client that keeps its session, and may keep a connection."""
+
+    def __init__(self, site: Site, context: ssl.SSLContext, token: str) -> None:
+        self._site = site
+        self._context = context
+        self._asked = f"GET /account/v2/user HTTP/1.1\r\nHost: x\r\nAuthorization: Token {token}\r\n\r\n"
+        self._session: ssl.SSLSession | None = None
+
+    def connect(self) -> ssl.SSLSocket:
+        plain = socket.create_connection((self._site.host, self._site.port), timeout=30)
+        return self._context.wrap_socket(plain, server_hostname="localhost", session=self._session)
+
+    def ask(self, connection: ssl.SSLSocket) -> int:
+        connection.sendall(self._asked.encode())
+        if not (answer := connection.recv(65536)):
+            raise ConnectionError("closed without an answer")
+        self._session = connection.session
+        return int(answer.split()[1])
+
+    def come_back(self) -> tuple[int, bool | None]:
+        """What a new connection is answered, and whether it resumed the session of the last one."""
+        with self.connect() as connection:
+            return self.ask(connection), connection.session_reused
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_a_certificate_proves_nothing_beyond_its_end(
+    clocked: Served, authority: trustme.CA, files: dict[str, Any], version: str
+) -> None:
+    """Neither over a connection that is kept, nor by resuming a session, where no certificate is shown."""
+    until = datetime.fromtimestamp(max(NOW, datetime.now(UTC).timestamp()), UTC) + timedelta(days=1)
+    token = bound(clocked, clocked.tenant("till"))
+    context = trusting(authority, until=until)
+    context.maximum_version = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}[version]
+    with clocked.another(**files, tls_minimum="1.2") as (site, _):
+        till = Till(site, context, token)
+        assert till.come_back() == (200, False)
+        assert till.come_back() == (200, True)
+        with till.connect() as kept:
+            assert till.ask(kept) == 200
+            clocked.clock = until.timestamp() + 1
+            assert till.ask(kept) == 401
+        assert till.come_back() == (401, True)
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_a_reload_takes_up_other_authorities(
+    served: Served, tenant: Tenant, authority: trustme.CA, files: dict[str, Any], version: str
+) -> None:
+    """One that is gone is believed no more, by no session of before either; who is connected goes on."""
+    token, other = bound(served, tenant), trustme.CA()
+    before, after = trusting(authority), trusting(authority, None)
+    client_certificate(other).configure_cert(after)
+    for context in (before, after):
+        context.maximum_version = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}[version]
+    with served.another(**files, tls_minimum="1.2") as (site, server):
+        till, stranger = Till(site, before, token), Till(site, after, token)
+        assert till.come_back() == (200, False)
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            stranger.come_back()
+        with till.connect() as kept:
+            assert till.ask(kept) == 200
+            other.cert_pem.write_to_path(files["tls_client_ca"])
+            update = {**files, "tls_minimum": "1.2"}
+            served.run(server.apply(served.parts.config.api.model_copy(update=update)))
+            assert till.ask(kept) == 200
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            till.come_back()
+        assert stranger.come_back() == (200, False)
+
+
+def test_a_reload_of_files_that_cannot_be_used_changes_nothing(
+    served: Served, tenant: Tenant, authority: trustme.CA, files: dict[str, Any]
+) -> None:
+    token, sound = bound(served, tenant), {key: path.read_bytes() for key, path in files.items()}
+    strange = trustme.CA().issue_cert("localhost").private_key_pem.bytes()
+    with served.another(**files, tls=trusting(authority)) as (site, server):
+        for key, content in (
+            ("tls_certificate", trustme.CA().issue_cert("localhost").cert_chain_pems[0].bytes()),
+            ("tls_certificate", sound["tls_certificate"][:200]),
+            ("tls_key", strange),
+            ("tls_client_ca", b"no certificate"),
+            ("tls_client_ca", None),
+        ):
+            if content is None:
+                files[key].unlink()
+            else:
+                files[key].write_bytes(content)
+            with pytest.raises(ConfigInvalid, match=r"api\.tls_"):
+                served.run(server.apply(served.parts.config.api.model_copy(update=files)))
+            assert status(site, token) == 200, key
+            files[key].write_bytes(sound[key])
+        served.run(server.apply(served.parts.config.api.model_copy(update=files)))
+        assert status(site, token) == 200

@@ -8,7 +8,7 @@ import tomli_w
 
 from tests.hosts import Host
 from tests.running import CopyState, RunningAppliance
-from tests.tracing import CALLS, Traced
+from tests.tracing import Traced, tracer
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +31,6 @@ def traced(copy_state: CopyState, tmp_path_factory: pytest.TempPathFactory, host
     (state.folder / "residency.toml").write_text(tomli_w.dumps(residency))
     with (state.folder / "appliance.toml").open("a") as settings:
         settings.write("\n[search]\nflat_bytes = 20_000\n")  # a few records have a graph, and that a file
-    wrapper = [
-        "strace",
-        "-f",
-        "-q",
-        "--seccomp-bpf",  # calls that are not asked for cost nothing
-        "-y",
-        "-s",
-        "0",
-        "-e",
-        f"trace={CALLS}",
-        "-e",
-        "signal=SIGSEGV,SIGABRT",
-        "-o",
-        str(log),
-    ]
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
-    with RunningAppliance(state, state.port, wrapper=wrapper, environment=environment) as running:
+    with RunningAppliance(state, state.port, wrapper=tracer(log), environment=environment) as running:
         yield Traced(running, home, log)

@@ -176,6 +176,11 @@ def test_a_reload_takes_up_a_new_certificate_and_drops_no_connection(
             assert kept.sock is connected
             kept.close()
             assert appliance.serves()
+            strange = trustme.CA().issue_cert("localhost")
+            strange.private_key_pem.write_to_path(tmp_path / "key.pem")
+            psutil.Process(appliance.pid).send_signal(signal.SIGHUP)
+            manager.until("STATUS=reload refused: api.tls_certificate")
+            assert appliance.serves(), "a key that does not fit changes nothing"
             appliance.trusted = first
             with pytest.raises(ssl.SSLError):
                 appliance.serves()

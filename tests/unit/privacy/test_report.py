@@ -12,11 +12,12 @@ import pytest
 
 from appliance.accounts.agreements import Kind
 from appliance.accounts.audit import Event
+from appliance.accounts.contracts import Contract
 from appliance.config import Config
 from appliance.privacy.controls import CONTROLS, Control
-from appliance.privacy.records import Facts
+from appliance.privacy.records import Facts, Records
 from appliance.privacy.report import html
-from appliance.residency import Destination, Residency
+from appliance.residency import BackupTarget, Destination, Residency, Volume
 from tests.serving import ACTOR, Served
 
 PROJECT = Path(__file__).parents[3]
@@ -104,7 +105,7 @@ def test_every_number_is_that_of_the_running_system(served: Served) -> None:
     assert after.keys[2] == before.keys[2] + 1
     page = served.site.operate("GET", "/appliance/v1/report")
     assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    assert f"{name} ({tenant.id})" in Page(page.body.decode()).text
+    assert f"{name} {tenant.id}" in Page(page.body.decode()).text
     served.run(served.parts.agreements.revoke(ACTOR, None, signed.id))
     assert served.parts.erasure is not None
     served.run(served.parts.erasure.erase(ACTOR, tenant.id, name))
@@ -112,6 +113,57 @@ def test_every_number_is_that_of_the_running_system(served: Served) -> None:
     assert tenant.id not in {one.id for one in erased.customers}
     assert erased.erasures["customer"] == before.erasures.get("customer", 0) + 1
     assert erased.latest[Event.CUSTOMER_ERASE] == int(served.clock * 1000)
+
+
+def test_an_agreement_that_has_ended_is_not_told_as_active(served: Served) -> None:
+    tenant, ends = served.tenant(f"report {uuid.uuid4()}"), int((served.clock + 60) * 1000)
+    contract = Contract(valid_until=ends)
+    served.run(served.parts.agreements.sign(ACTOR, tenant.id, Kind.TRAINING_DATA, contract))
+
+    def told(seconds: float) -> tuple[tuple[str, str], ...]:
+        parts = served.parts
+        records = Records(
+            served.ledger,
+            served.keyring,
+            parts.config,
+            None,
+            parts.status,
+            parts.registry,
+            lambda: served.clock + seconds,
+        )
+        (own,) = [one for one in served.run(records.facts()).customers if one.id == tenant.id]
+        return own.agreements
+
+    assert told(59) == (("training-data", "active"),)
+    assert told(60) == (("training-data", "expired"),)
+
+
+def test_who_and_where_are_told_as_they_are_declared(facts: Facts) -> None:
+    declared = Residency(
+        "Prague",
+        "CZ",
+        False,
+        (),
+        (),
+        controller="Shop a.s.",
+        processor="Hosting s.r.o.",
+        volumes=(Volume(name="data", luks=str(uuid.uuid4()), country="CZ"),),
+        backups=(BackupTarget(name="tapes", path="/mnt", country="SK"),),
+    )
+    text = Page(html(replace(facts, residency=declared))).text
+    for said in ("Shop a.s.", "Hosting s.r.o.", "Prague, CZ", "data (CZ)", "tapes (SK)"):
+        assert said in text, said
+    assert "not declared" in text  # who keeps the logs
+    assert "Hosting" not in Page(html(replace(facts, residency=None))).text
+
+
+def test_links_without_an_end_are_told(facts: Facts) -> None:
+    for public, expected in ((0, False), (3, True)):
+        customers = tuple(
+            replace(one, public=public if one is facts.customers[0] else 0) for one in facts.customers
+        )
+        text = Page(html(replace(facts, customers=customers))).text
+        assert ("not those of 3 datasets" in text, "made public" in text) == (expected, expected)
 
 
 def test_customers_may_not_read_it(served: Served) -> None:
@@ -129,6 +181,14 @@ def test_it_is_one_file_without_scripts(facts: Facts) -> None:
     assert {name for _, attributes in page.tags for name in attributes} <= {"lang", "charset"}
     assert "url(" not in html(facts)
     assert "@import" not in html(facts)
+
+
+def test_no_word_is_wider_than_the_paper(facts: Facts) -> None:
+    """A table that is wider loses its last columns when it is printed."""
+    style = html(facts).partition("<style>")[2].partition("</style>")[0]
+    assert "td { overflow-wrap: anywhere }" in style
+    assert "thead { display: table-header-group }" in style
+    assert "tr { break-inside: avoid }" in style
 
 
 def test_words_of_others_are_escaped(facts: Facts) -> None:

@@ -209,6 +209,28 @@ def test_the_message_names_volume_and_reason(tmp_path: Path) -> None:
     assert "/srv (ext4), which is plain" in finding.message
 
 
+def test_a_file_that_changed_is_told_of_and_one_that_no_start_would_take_is_refused(tmp_path: Path) -> None:
+    declared = clients(tmp_path, "10.0.0.0/8")
+    file = tmp_path / "residency.toml"
+
+    def found(profile: str = "production") -> list[tuple[str, str]]:
+        machine = replace(facts(), file=examine(tmp_path, file).file)
+        config = PRODUCTION.model_copy(update={"profile": profile})
+        return [(one.severity, one.key) for one in verify(config, declared, machine)]
+
+    assert found() == []
+    sound = file.read_text()
+    file.write_text(sound + DESTINATION)
+    assert found() == [("warn", "residency")]
+    for broken in (sound.replace("CZ", "US"), "not TOML", ""):
+        file.write_text(broken)
+        assert found() == found("demo") == [("refuse", "residency")]
+    file.unlink()
+    assert found() == [("refuse", "residency")]
+    file.write_text(sound)
+    assert found() == []
+
+
 def test_nobody_declared_is_a_finding(tmp_path: Path) -> None:
     assert [finding.key for finding in verify(PRODUCTION, clients(tmp_path), facts())] == ["clients"]
 
