@@ -343,6 +343,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         {
             "name": "shop",
             "host": "shop.example",
+            "local": True,
             "cidrs": ["127.0.0.1/32"],
             "port": 1,  # nobody listens
             "country": "CZ",
