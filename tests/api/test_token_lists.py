@@ -118,3 +118,14 @@ def test_lists_and_the_last_use_are_shown_and_mistyped_ids_are_told(served: Serv
         ({"tasks": [served.bundle.task], "scopes": ["datasets:read"]}, 400),
     ):
         assert issue(served, tenant, **asked).status == status, asked
+
+
+def test_a_token_with_a_list_does_not_learn_how_much_there_is(served: Served) -> None:
+    tenant = served.tenant(str(uuid.uuid4()))
+    for lists in ({"collections": [tenant.collection]}, {"tasks": [served.bundle.task]}):
+        token = issue(served, tenant, **lists).document["token"]
+        answer = served.site.call(
+            "GET", f"{V1}/usage", headers=tenant.headers(authorization=f"Token {token}")
+        )
+        assert (answer.status, "quotas" in answer.document) == (403, False)
+    assert "quotas" in served.site.call("GET", f"{V1}/usage", headers=tenant.headers()).document
