@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NewType
 
+from appliance.accounts import holders
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.seals import Seals
@@ -87,8 +88,8 @@ class Grants:
     """The grants of all customers; the ledger is asked each time, so that what was revoked is so at once.
 
     `clock` gives unix seconds that never go back, see ForwardTime. With `four_eyes` a grant is live when two
-    different tokens of the customer have approved it. That a dataset or an image is the customer's is the
-    caller's to see to; one that is not is covered by no grant of this customer's.
+    tokens of the customer have approved it that two people hold, see `holders`. That a dataset or an image is
+    the customer's is the caller's to see to; one that is not is covered by no grant of this customer's.
     """
 
     def __init__(
@@ -152,7 +153,8 @@ class Grants:
         """One token's approval, which counts once; the grant is live for its hours when there are enough.
 
         Of a live grant it changes nothing, its end included. Raises Forbidden for whoever is not the
-        customer, NotFound, also for another customer's, Conflict for one that is denied, revoked or expired.
+        customer, and with four eyes for a token that speaks for no person more, NotFound, also for another
+        customer's, Conflict for one that is denied, revoked or expired.
         """
         _check_customer(actor)
         now = self._now()
@@ -242,6 +244,8 @@ class Grants:
 
     def _approve(self, connection: Connection, now: int, actor: Actor, found: "_Row") -> int | None:
         """Until when the grant is live by this approval, None while others are missing."""
+        if self._needed > 1:
+            holders.check_speaks(connection, actor.id, found.id)
         connection.execute(
             "INSERT INTO grant_approvals (grant_id, token, approved_at) VALUES (?, ?, ?)",
             (found.id, actor.id, now),
@@ -377,9 +381,9 @@ _COLUMNS = (
 def _insert(connection: Connection, row: _Row) -> None:
     access = row.access
     connection.execute(
-        "INSERT INTO grants"
-        " (id, customer, operator, dataset, images, hours, reason, asked_by, asked_at, ends_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO grants"  # noqa: S608
+        " (id, customer, operator, dataset, images, hours, reason, asked_by, asked_at, ends_at, seq)"
+        f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {holders.AUDITED})",
         (
             row.id,
             row.customer,
