@@ -192,6 +192,7 @@ async def followed(
         {
             "name": "shop",
             "host": NAME,
+            "local": True,
             "cidrs": ["127.0.0.1/32"],
             "port": shop.port,
             "country": "CZ",

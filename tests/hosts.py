@@ -61,6 +61,7 @@ class Host:
         return {
             "name": "a host",
             "host": NAME,
+            "local": True,
             "cidrs": ["127.0.0.1/32"],
             "port": self.port,
             "country": "CZ",

@@ -20,6 +20,7 @@ from typing import Any, Literal, NewType
 
 import msgspec
 
+from appliance.accounts import holders
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.seals import Seals
@@ -98,8 +99,8 @@ class Grants:
     """The grants of all customers; the ledger is asked each time, so that what was revoked is so at once.
 
     `clock` gives unix seconds that never go back, see ForwardTime. With `four_eyes` a grant is live when two
-    different tokens of the customer have approved it. That a dataset or an image is the customer's is the
-    caller's to see to; one that is not is covered by no grant of this customer's.
+    tokens of the customer have approved it that two people hold, see `holders`. That a dataset or an image is
+    the customer's is the caller's to see to; one that is not is covered by no grant of this customer's.
     """
 
     def __init__(
@@ -164,7 +165,8 @@ class Grants:
         """One token's approval, which counts once; the grant is live for its hours when there are enough.
 
         Of a live grant it changes nothing, its end included. Raises Forbidden for whoever is not the
-        customer, NotFound, also for another customer's, Conflict for one that is denied, revoked or expired.
+        customer, and with four eyes for a token that speaks for no person more, NotFound, also for another
+        customer's, Conflict for one that is denied, revoked or expired.
         """
         _check_customer(actor)
         now = self._now()
@@ -256,6 +258,8 @@ class Grants:
 
     def _approve(self, connection: Connection, now: int, actor: Actor, found: "_Row") -> int | None:
         """Until when the grant is live by this approval, None while others are missing."""
+        if self._needed > 1:
+            holders.check_speaks(connection, actor.id, found.id)
         connection.execute(
             "INSERT INTO grant_approvals (grant_id, token, approved_at) VALUES (?, ?, ?)",
             (found.id, actor.id, now),
@@ -395,7 +399,7 @@ _REVOKED = (
     " WHERE event = 'grant.revoke' AND subject = grants.id"
 )
 _COLUMNS = (
-    "id, customer, operator, hours, dataset, images, reason, asked_by, asked_at, opened_at, ends_at, closed,"
+    "id, customer, operator, hours, dataset, images, reason, asked_by, asked_at, opened_at, ends_at, closed, seq,"
     " (SELECT json_group_array(token) FROM"
     " (SELECT token FROM grant_approvals WHERE grant_id = grants.id ORDER BY approved_at, token))"
 )
@@ -404,9 +408,9 @@ _COLUMNS = (
 def _insert(connection: Connection, keys: Keys, row: _Row) -> None:
     access = row.access
     connection.execute(
-        "INSERT INTO grants"
-        " (id, customer, operator, dataset, images, hours, reason, asked_by, asked_at, ends_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO grants"  # noqa: S608
+        " (id, customer, operator, dataset, images, hours, reason, asked_by, asked_at, ends_at, seq)"
+        f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {holders.AUDITED})",
         (
             row.id,
             row.customer,
@@ -470,6 +474,6 @@ def _mac(keys: Keys, columns: Sequence[Any]) -> bytes:
 def _row(columns: Sequence[Any]) -> _Row:
     identity, customer, operator, hours, dataset, images, sealed, asked_by, asked_at, *rest = columns
     access = Access(operator, hours, dataset, tuple(json.loads(images)) if images else ())
-    opened_at, ends_at, closed, approvals = rest
+    opened_at, ends_at, closed, _, approvals = rest
     approved = tuple(json.loads(approvals))
     return _Row(identity, customer, access, sealed, asked_by, asked_at, approved, opened_at, ends_at, closed)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, Self
 
+from appliance.accounts import holders
 from appliance.accounts.audit import SUSPENDED, Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers, is_claimed
 from appliance.accounts.last_uses import LastUses
@@ -122,7 +123,7 @@ def operator_principal(uid: int) -> Principal:
 class Token:
     """What is known of a token; times are unix milliseconds, None for never.
 
-    `valid_from` is set for a `recovery` token alone: it is refused before.
+    `valid_from` is set for a `recovery` token alone: it is refused before. `holder` is as `holders` has it.
     """
 
     id: str
@@ -132,6 +133,7 @@ class Token:
     revoked_at: int | None = None
     last_used_at: int | None = None
     valid_from: int | None = None
+    holder: str | None = None
 
     @property
     def customer(self) -> CustomerId:
@@ -225,7 +227,9 @@ class Tokens:
                 asked if scopes is not None else replace(asked, scopes=_default_scopes(connection, asked))
             )
             _check_issuer(connection, actor, customer, recovery=recovery)
-            token = Token(issued.id, granted, now, expires_at)
+            admin = Scope.ADMIN in granted.scopes
+            holder = holders.of_issued(connection, actor, customer, issued.id, admin=admin, recovery=recovery)
+            token = Token(issued.id, granted, now, expires_at, holder=holder)
             _insert(connection, token, mac, None)
             record(connection, now, actor, Event.TOKEN_ADD, customer, issued.id, _told(granted))
             return token
@@ -281,7 +285,9 @@ class Tokens:
                 raise Conflict("the token has been rotated already")
             lifetime = None if old.expires_at is None else old.expires_at - old.created_at
             expires_at = None if lifetime is None else now + lifetime
-            new = Token(issued.id, replace(old.rights, recovery_of=None), now, expires_at)
+            rights = replace(old.rights, recovery_of=None)
+            holder = holders.of_successor(connection, actor, old.id, old.holder)
+            new = Token(issued.id, rights, now, expires_at, holder=holder)
             _insert(connection, new, mac, old.id)
             shortened = ends if old.expires_at is None else min(ends, old.expires_at)
             connection.execute("UPDATE tokens SET expires_at = ? WHERE id = ?", (shortened, old.id))
@@ -486,15 +492,15 @@ _RECOVERY_OF = (
 _RESUMED = "coalesce((SELECT resumed_at FROM customers WHERE customers.id = tokens.customer), 0)"
 _VALID_FROM = f"max({_RECOVERY_OF}, {_RESUMED}) + {RECOVERY_SECONDS * 1000}"
 _TIMES = f"created_at, expires_at, revoked_at, last_used_at, {_VALID_FROM}"
-_COLUMNS = f"id, {_RIGHTS}, {_RECOVERY_OF}, {_TIMES}"
+_COLUMNS = f"id, {_RIGHTS}, {_RECOVERY_OF}, {_TIMES}, holder"
 _END = 2 + len(_RIGHTS.split())  # where the times begin
 
 
 def _insert(connection: Connection, token: Token, mac: bytes, rotated_from: str | None) -> None:
     rights = token.rights
     connection.execute(
-        f"INSERT INTO tokens (id, {_RIGHTS}, created_at, expires_at, recovery, mac, rotated_from)"  # noqa: S608
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO tokens (id, {_RIGHTS}, created_at, expires_at, recovery, holder, mac, rotated_from,"  # noqa: S608
+        f" seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {holders.AUDITED})",
         (
             token.id,
             rights.customer,
@@ -507,6 +513,7 @@ def _insert(connection: Connection, token: Token, mac: bytes, rotated_from: str 
             token.created_at,
             token.expires_at,
             rights.recovery_of is not None,
+            token.holder,
             mac,
             rotated_from,
         ),

@@ -80,6 +80,8 @@ class Account:
         service = _SERVICES.get(name)
         if service is None and (route := tagging_route(name)) is not None:
             service = _tagging(route)
+        if service is _COLOURS:
+            call.check_all_tasks()
         granting = frozenset[Scope]()
         if service is not None and service.installed(call.bundles(self._bundles)):
             granting |= service.scopes

@@ -175,6 +175,8 @@ class Asynchronous:
         return Answer(_document(cancelled))
 
     def _service(self, call: Call, kind: str) -> tuple[str, Handler]:
+        if kind.startswith("dominant-colors-"):
+            call.check_all_tasks()
         if (found := self._types.get(kind)) is not None:
             return found
         route = tagging_route(kind)

@@ -107,6 +107,16 @@ class Call:
         """Whether the token's list has it; without a list it knows of all."""
         return self.principal.tasks is None or task in self.principal.tasks
 
+    def check_all_tasks(self) -> None:
+        """Raises Forbidden for a token with a list of tasks: what answers none of them is not for it."""
+        if self.principal.tasks is not None:
+            raise Forbidden("the token has a list of tasks, and may use what answers one of them alone")
+
+    def check_unlisted(self) -> None:
+        """Raises Forbidden for a token with a list, which does not learn what there is beyond it."""
+        if self.principal.collections is not None or self.principal.tasks is not None:
+            raise Forbidden("the token has a list of collections or tasks, and this is about all of them")
+
     def bundles(self, installed: Bundles) -> Catalogue:
         """Those that the customer may use, and whose tasks the token knows of."""
         return installed.catalogue(self.customer).of_tasks(self.principal.tasks)

@@ -39,6 +39,7 @@ class Colours:
         return await self._see(call, product=True)
 
     async def _see(self, call: Call, *, product: bool) -> Answer:
+        call.check_all_tasks()
         vision = self._vision.of(call.customer)
 
         async def see(record: Record) -> _Seen:

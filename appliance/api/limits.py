@@ -71,7 +71,11 @@ class Limits:
         )
 
     async def usage(self, call: Call) -> Answer:
-        """What a customer has beside what it may have, and the rates of the token that asks."""
+        """What a customer has beside what it may have, and the rates of the token that asks.
+
+        Raises Forbidden for a token with a list: all collections and tasks are counted.
+        """
+        call.check_unlisted()
         owner = named(call.owner(call.query.get("customer")))
         await self._customers.get(owner)
         collections, vectors = await self._collections.usage(owner)

@@ -225,6 +225,7 @@ def _token(token: Token) -> dict[str, object]:
         "expires_at": moment(token.expires_at),
         "revoked_at": moment(token.revoked_at),
         "last_used_at": moment(token.last_used_at),
+        "holder": token.holder,
     }
 
 

@@ -74,10 +74,12 @@ class Recognition:
         return _answer(call, outcomes)
 
     async def descriptor(self, call: Call) -> Answer:
-        """`_descriptor`: the L2-normalised vector that search compares. A `task_id` is the backbone's."""
+        """`_descriptor`: the L2-normalised vector that search compares. The task is the backbone's: a
+        `task_id` names no other one.
+        """
         bundle = self._vision.backbone()
         task = call.payload.text("task_id") or call.payload.text("task")
-        if task is not None and (task != bundle.task or not call.knows_task(task)):
+        if task not in {None, bundle.task} or not call.knows_task(bundle.task):
             raise NotFound("no such task")
         outcomes = await self._see(call, bundle, "embedding")
         for record, seen in _served(outcomes):

@@ -233,7 +233,7 @@ CONTROLS: tuple[Control, ...] = (
         _tokens,
         (
             "tests/unit/accounts/test_tokens.py::test_the_secret_is_nowhere",
-            "tests/promises/test_customers_never_mix.py::test_without_the_scope_nothing_is_done",
+            "tests/promises/test_every_route_asks_who_is_there.py::test_every_route_asks_every_kind_of_token",
         ),
     ),
     Control(

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from appliance.config import key_of, parse_toml, read_file, reason_of
 from appliance.errors import ConfigInvalid
-from appliance.residency.addresses import Network, within
+from appliance.residency.addresses import LOOPBACK, NOWHERE, Network, carried, within
 
 # ISO 3166-1 alpha-2: the member states of the European Union, and what the European Economic Area adds.
 # fmt: off
@@ -30,7 +30,7 @@ DNS, NTP = 53, 123
 
 # Nobody is assigned more: IANA hands IPv4 out by /8; of IPv6 a /16 is the most that any one holder has.
 WIDEST = {4: 8, 6: 16}
-_LOCAL = (ip_network("fc00::/7"), ip_network("fe80::/10"))  # on no wide area: RFC 4193, RFC 4291
+_LOCAL = ip_network("fc00::/7")  # on no wide area: RFC 4193
 _MAPPED = ip_network("::ffff:0:0/96")
 
 _HOST = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
@@ -56,14 +56,20 @@ def _network(value: object) -> Network:
         raise ValueError("must be a network such as 10.0.0.0/8, without bits beyond its prefix") from None
 
 
-def _named_network(network: Network) -> Network:
-    """One that says where data goes."""
-    widest = WIDEST[network.version]
-    if network.prefixlen < widest and not any(within(network, local) for local in _LOCAL):
-        reason = "nobody could say in whose country that is; name the networks of this destination"
-        raise ValueError(f"is a wildcard, wider than /{widest}: {reason}")
+def _named_network(network: Network, info: Info) -> Network:
+    """One that says where data goes, to a machine over there, or with `local` to this one."""
     if within(network, _MAPPED):
         raise ValueError("is IPv4 in the clothes of IPv6, and no packet has them on: write it as IPv4")
+    meant = carried(network)
+    for kind, networks in NOWHERE.items():
+        if any(within(meant, one) for one in networks):
+            raise ValueError(f"is {kind}: no destination of this appliance is there")
+    widest = WIDEST[meant.version]
+    if meant.prefixlen < widest and not within(meant, _LOCAL):
+        reason = "nobody could say in whose country that is; name the networks of this destination"
+        raise ValueError(f"is a wildcard, wider than /{widest}: {reason}")
+    if any(within(meant, one) for one in LOOPBACK) and not info.data.get("local"):
+        raise ValueError("is this machine itself: local = true says that the destination is a service on it")
     return network
 
 
@@ -111,13 +117,15 @@ class _Table(BaseModel):
 class Destination(_Table):
     """Somewhere outside that the appliance may connect to: where it is, whose country, what for.
 
-    `uses` is what requests of customers may lead there: images and feeds fetched, webhooks called. Without
-    `tls` they go over plain HTTP. Port 53 is a name server (TCP and UDP), port 123 a time server (UDP).
-    `hourly_bytes`, sent and received, and `hourly_seconds` bound what all of it takes in an hour.
+    `local` is a service on this server, such as its own name server: without it no address of `cidrs` is on
+    loopback. `uses` is what requests of customers may lead there: images and feeds fetched, webhooks called.
+    Without `tls` they go over plain HTTP. Port 53 is a name server (TCP and UDP), port 123 a time server
+    (UDP). `hourly_bytes`, sent and received, and `hourly_seconds` bound what all of it takes in an hour.
     """
 
     name: Text
     host: Annotated[str, AfterValidator(_host)]
+    local: bool = False  # before cidrs, which are judged by it
     cidrs: tuple[NamedNetwork, ...] = Field(min_length=1, strict=False)
     port: int = Field(ge=1, le=65535)
     country: Country

@@ -59,10 +59,29 @@ def test_a_token_asks_the_tasks_of_its_list(served: Served) -> None:
     assert models[1] == []
 
 
+def test_a_token_with_tasks_uses_no_other_inference(served: Served) -> None:
+    tenant = served.tenant(str(uuid.uuid4()))
+    adding = served.parts.tokens.add(ACTOR, tenant.id, {Scope.INFER}, tasks=[str(uuid.uuid4())])
+    token = served.run(adding).token
+    asked = {"records": [{"_base64": PHOTO}]}
+    services = ("photo/v2/descriptor", "similarity/training/v2/descriptor", "photo/tags/v2/tags")
+    colours = [f"dom_colors/{kind}/v2/dominantcolor" for kind in ("generic", "product")]
+    for path in (*services, *colours):
+        assert post(served, tenant, tenant.token, f"/{path}", **asked).status == 200, path
+    for path, status in (*((one, 404) for one in services), *((one, 403) for one in colours)):
+        answer = post(served, tenant, token, f"/{path}", **asked)
+        assert answer.status == status, (path, answer.body)
+    for kind in ("dominant-colors-generic", "dominant-colors-product"):
+        assert post(served, tenant, token, "/account/v2/request", type=kind, **asked).status == 403
+        answer = post(served, tenant, token, "/authorization/v2/authorize", service=kind)
+        assert (answer.status, "user_id" in answer.document) == (403, False)
+    assert served.run(served.parts.requests.list(tenant.id, 1)) == ([], 0)
+
+
 def test_a_token_that_asks_some_tasks_sees_its_own_requests_alone(served: Served) -> None:
     tenant = served.tenant(str(uuid.uuid4()))
     token = issue(served, tenant, tasks=[served.bundle.task]).document["token"]
-    request = {"type": "dominant-colors-generic", "records": [{"_base64": PHOTO}]}
+    request = {"type": "custom-recognition", "task_id": served.bundle.task, "records": [{"_base64": PHOTO}]}
     key = {"headers": {"idempotency_key": "once"}}
     path = "/account/v2/request"
     others = post(served, tenant, tenant.token, path, **request, **key).document["id"]
@@ -100,3 +119,14 @@ def test_lists_and_the_last_use_are_shown_and_mistyped_ids_are_told(served: Serv
         ({"tasks": [served.bundle.task], "scopes": ["datasets:read"]}, 400),
     ):
         assert issue(served, tenant, **asked).status == status, asked
+
+
+def test_a_token_with_a_list_does_not_learn_how_much_there_is(served: Served) -> None:
+    tenant = served.tenant(str(uuid.uuid4()))
+    for lists in ({"collections": [tenant.collection]}, {"tasks": [served.bundle.task]}):
+        token = issue(served, tenant, **lists).document["token"]
+        answer = served.site.call(
+            "GET", f"{V1}/usage", headers=tenant.headers(authorization=f"Token {token}")
+        )
+        assert (answer.status, "quotas" in answer.document) == (403, False)
+    assert "quotas" in served.site.call("GET", f"{V1}/usage", headers=tenant.headers()).document

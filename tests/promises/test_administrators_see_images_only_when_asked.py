@@ -179,9 +179,10 @@ def test_the_operators_command_line_gets_no_image_and_no_approval(
         "POST", "/recognition/v2/training-image", photo, headers=appliance.headers(content_type="image/jpeg")
     )
     image, shown = upload.document["id"], {"datasets": customer}
+    (mine,) = [one["id"] for one in state.ask("token", "list", customer)["tokens"]]
+    people = [appliance.post(f"{V1}/tokens", {"scopes": ["admin"]}).document["token"] for _ in range(2)]
     grant = state.ask("grant", "request", customer, "--image", image, "--reason", "curiosity")["id"]
     over = state.ask("grant", "request", customer, "--dataset", "Default", "--reason", "more of it")["id"]
-    (mine,) = [one["id"] for one in state.ask("token", "list", customer)["tokens"]]
     recovered = state.ask("token", "add", customer, "--recovery")
     kept = tmp_path / "kept"
     kept.write_text(recovered["token"])
@@ -222,11 +223,17 @@ def test_the_operators_command_line_gets_no_image_and_no_approval(
     own = appliance.headers()
     assert appliance.call("DELETE", f"{V1}/tokens/{recovered['id']}", headers=own).status == 204
     approve = f"{V1}/grants/{grant}/approve"
+    assert appliance.post(approve, {}).status == 403, "the first token is of none of the two"
     for _ in range(2):
-        assert appliance.post(approve, {}).document["state"] == "pending"
+        assert appliance.post(approve, {}, authorization=f"Token {people[0]}").document["state"] == "pending"
+    (held,) = appliance.post(approve, {}, authorization=f"Token {people[0]}").document["approvals"]
+    signed = {"authorization": f"Token {people[0]}"}
+    turned = appliance.post(f"{V1}/tokens/{held}/rotate", {}, **signed).document["token"]
+    issued = appliance.post(f"{V1}/tokens", {"scopes": ["admin"]}, **signed).document["token"]
+    for same in (turned, issued):
+        assert appliance.post(approve, {}, authorization=f"Token {same}").status == 403
     assert run("image", "read", image, str(target)).returncode == 1
-    second = appliance.post(f"{V1}/tokens", {"scopes": ["admin"]}).document["token"]
-    assert appliance.post(approve, {}, authorization=f"Token {second}").document["state"] == "live"
+    assert appliance.post(approve, {}, authorization=f"Token {people[1]}").document["state"] == "live"
     assert state.ask("image", "read", image, str(target))["bytes"] == len(target.read_bytes())
     assert leaks(photo, target.read_bytes())
     assert target.stat().st_mode & 0o777 == 0o600

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from appliance import firewall
 from appliance.config import Api, Config
@@ -61,6 +62,7 @@ def named(cidrs: list[Network], port: int, number: int) -> Destination:
         {
             "name": f"destination {number}",
             "host": "host.example",
+            "local": True,
             "cidrs": [str(network) for network in cidrs],
             "port": port,
             "country": "CZ",
@@ -76,8 +78,19 @@ networks = st.one_of(
     ),
     st.tuples(st.integers(0, 2**32 - 1), st.integers(8, 32)).map(lambda one: ip_network(one, strict=False)),
 )
+
+
+def may_be_declared(network: Network) -> bool:
+    try:
+        named([network], 80, 0)
+    except ValidationError:
+        return False
+    return True
+
+
 destinations = st.lists(
-    st.tuples(st.lists(networks, min_size=1, max_size=3), st.sampled_from(PORTS)), max_size=3
+    st.tuples(st.lists(networks.filter(may_be_declared), min_size=1, max_size=3), st.sampled_from(PORTS)),
+    max_size=3,
 )
 clients = st.lists(networks, max_size=2)
 

@@ -24,6 +24,7 @@ def declared(
         {
             "name": "shop",
             "host": host,
+            "local": True,
             "cidrs": cidrs or ["127.0.0.1/32"],
             "port": port,
             "country": "CZ",

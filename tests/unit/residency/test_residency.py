@@ -273,6 +273,46 @@ def test_a_wildcard_is_refused_with_the_reason(tmp_path: Path, old: str, new: st
     assert "country" in found
 
 
+@pytest.mark.parametrize(
+    ("network", "kind"),
+    [
+        ("169.254.169.254/32", "credentials"),
+        ("100.100.100.200/32", "credentials"),
+        ("fd00:ec2::254/128", "credentials"),
+        ("169.254.0.0/16", "link-local"),
+        ("169.254.7.0/24", "link-local"),
+        ("fe80::/10", "link-local"),
+        ("fe80::1/128", "link-local"),
+        ("224.0.0.0/8", "multicast"),
+        ("239.1.2.3/32", "multicast"),
+        ("ff02::1/128", "multicast"),
+        ("0.0.0.0/32", "unspecified"),
+        ("0.0.0.0/8", "unspecified"),
+        ("::/128", "unspecified"),
+        ("255.255.255.255/32", "reserved"),
+        ("64:ff9b::a9fe:a9fe/128", "credentials"),
+        ("2002:a9fe:a9fe::/48", "credentials"),
+        ("2002:e000::/24", "multicast"),
+        ("64:ff9b::/96", "wildcard"),
+        ("127.0.0.1/32", "local = true"),
+        ("127.0.0.0/8", "local = true"),
+        ("::1/128", "local = true"),
+        ("64:ff9b::7f00:1/128", "local = true"),
+    ],
+)
+def test_no_destination_is_declared_where_none_can_be(tmp_path: Path, network: str, kind: str) -> None:
+    (found,) = findings(tmp_path, HEAD + DESTINATION.replace("10.30.0.7/32", network))
+    assert found.startswith(f'destinations.0.cidrs.0: "{network}": is ')
+    assert kind in found
+
+
+def test_a_service_on_this_server_is_declared_as_one(tmp_path: Path) -> None:
+    server = DESTINATION.replace("10.30.0.7/32", "127.0.0.53/32").replace("6514", "53") + "local = true\n"
+    assert load(write(tmp_path, HEAD + server)).destinations[0].local
+    (found,) = findings(tmp_path, HEAD + server.replace("127.0.0.53", "169.254.169.254"))
+    assert "credentials" in found
+
+
 def test_ipv4_in_ipv6_is_to_be_written_as_ipv4(tmp_path: Path) -> None:
     (found,) = findings(tmp_path, HEAD + DESTINATION.replace("2001:db8::/64", "::ffff:10.0.0.0/104"))
     assert found.endswith("write it as IPv4")
