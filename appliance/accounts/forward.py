@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from appliance.ledger import Connection
 
+TOLD_EVERY_SECONDS = 30.0
+"""So often a running appliance tells the ledger how late it is, see `tell_time`."""
+
 
 class ForwardTime:
     """A clock that never goes back, whatever is done to the one that it follows.
@@ -28,15 +31,26 @@ class ForwardTime:
         return self._mark
 
 
+def tell_time(connection: Connection, time: float, clock: float) -> None:
+    """Have the ledger know how late it is, and what the clock says then; both in unix seconds."""
+    connection.execute(
+        "INSERT INTO latest_time (id, time, clock) VALUES (1, ?1, ?2)"
+        " ON CONFLICT (id) DO UPDATE SET time = max(time, ?1), clock = ?2",
+        (int(time * 1000), int(clock * 1000)),
+    )
+
+
 def latest_time(connection: Connection, now: float) -> float:
     """The latest time that the ledger knows of, in unix seconds; 0 for a new one.
 
-    `now` by the clock, it was off for as long as the clock has gone on since: that has passed too.
+    `now` by the clock, it was off for as long as the clock has gone on since the time was told: that has
+    passed too. A clock that says less than it did then was set back. How long ago that was it does not tell,
+    and the time goes on from the latest moment that a crash can have left.
     """
-    told = "SELECT time + iif(clock < ?1, ?1 - clock, 0) FROM latest_time"
+    told = "SELECT time + iif(clock > ?1, ?2, coalesce(?1 - clock, 0)) FROM latest_time"
     time = connection.execute(
         f"SELECT max(coalesce(({told}), 0), coalesce((SELECT max(time) FROM audit), 0))",  # noqa: S608
-        (int(now * 1000),),
+        (int(now * 1000), int(TOLD_EVERY_SECONDS * 1000)),
     ).get
     return float(time) / 1000
 

@@ -399,8 +399,8 @@ _REVOKED = (
     " WHERE event = 'grant.revoke' AND subject = grants.id"
 )
 _COLUMNS = (
-    "id, customer, operator, hours, dataset, images, reason, asked_by, asked_at, opened_at, ends_at, closed, seq,"
-    " (SELECT json_group_array(token) FROM"
+    "id, customer, operator, hours, dataset, images, reason, asked_by, asked_at, opened_at, ends_at, closed,"
+    " seq, (SELECT json_group_array(token) FROM"
     " (SELECT token FROM grant_approvals WHERE grant_id = grants.id ORDER BY approved_at, token))"
 )
 

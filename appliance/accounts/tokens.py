@@ -155,11 +155,20 @@ class IssuedToken:
 class Tokens:
     """The tokens of all customers: the truth in the ledger, those not revoked also in memory."""
 
-    def __init__(self, ledger: Ledger, keys: Keys, customers: Customers, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        keys: Keys,
+        customers: Customers,
+        clock: Callable[[], float],
+        proven: Callable[[], float] | None = None,
+    ) -> None:
+        """Tokens end by `clock`, those of recovery wait by `proven`, by default the same: see `Times`."""
         self._ledger = ledger
         self._keys = keys
         self._customers = customers
         self._clock = clock
+        self._proven = proven or clock
         self._live = LiveTokens[Rights]()
         self.last_uses = LastUses(ledger)
 
@@ -267,13 +276,14 @@ class Tokens:
     ) -> IssuedToken:
         """Issue a successor with the same rights and lifetime; the old token ends after the overlap.
 
+        Without one it is revoked: no clock has a say in that.
+
         Raises NotFound as `revoke`, InvalidInput for an overlap outside 0 to 30 days, Conflict when the
         token is revoked, expired, or has a successor, Forbidden for an operator once the customer is claimed.
         """
         if not 0 <= overlap_seconds <= MAX_OVERLAP_SECONDS:
             raise InvalidInput(f"overlap_seconds: 0 to {MAX_OVERLAP_SECONDS}")
         now = self._now()
-        ends = now + overlap_seconds * 1000
         issued, mac = self._mint()
 
         def act(connection: Connection) -> tuple[Token, Token]:
@@ -289,16 +299,22 @@ class Tokens:
             holder = holders.of_successor(connection, actor, old.id, old.holder)
             new = Token(issued.id, rights, now, expires_at, holder=holder)
             _insert(connection, new, mac, old.id)
-            shortened = ends if old.expires_at is None else min(ends, old.expires_at)
-            connection.execute("UPDATE tokens SET expires_at = ? WHERE id = ?", (shortened, old.id))
+            ended = _ended(old, now, overlap_seconds)
+            connection.execute(
+                "UPDATE tokens SET expires_at = ?, revoked_at = ? WHERE id = ?",
+                (ended.expires_at, ended.revoked_at, old.id),
+            )
             details: dict[str, object] = {"successor": new.id, "overlap_seconds": overlap_seconds}
             record(connection, now, actor, Event.TOKEN_ROTATE, old.customer, old.id, details)
-            return replace(old, expires_at=shortened), new
+            return ended, new
 
         def remember(tokens: tuple[Token, Token]) -> None:
             old, new = tokens
             self._remember(new, mac)
-            self._live.end(old.id, old.expires_at or 0)
+            if old.revoked_at is not None:
+                self._live.drop(old.id)
+            elif old.expires_at is not None:
+                self._live.end(old.id, old.expires_at)
 
         await self._ledger.write(act, then=remember)
         return issued
@@ -349,7 +365,7 @@ class Tokens:
         self.last_uses.note(token_id, now)
         if self._customers.suspended(rights.customer):
             raise Forbidden(SUSPENDED)
-        if rights.recovery_of is not None and now < self._valid_from(rights.customer, rights.recovery_of):
+        if rights.recovery_of is not None and self._waits(rights.customer, rights.recovery_of):
             raise Unauthenticated(_REFUSED)
         return Principal(
             rights.customer,
@@ -371,9 +387,10 @@ class Tokens:
         if principal.customer is not None:
             await self._customers.claim(principal.actor(request), principal.customer)
 
-    def _valid_from(self, customer: CustomerId, recovery_of: int) -> int:
-        """From when on a token of recovery is taken: the customer has had a day to see it."""
-        return max(recovery_of, self._customers.resumed_at(customer)) + RECOVERY_SECONDS * 1000
+    def _waits(self, customer: CustomerId, recovery_of: int) -> bool:
+        """Whether the customer has not had its day yet to see a token of recovery."""
+        since = max(recovery_of, self._customers.resumed_at(customer))
+        return int(self._proven() * 1000) < since + RECOVERY_SECONDS * 1000
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
@@ -461,6 +478,13 @@ def _check_revoker(connection: Connection, actor: Actor, token: Token) -> None:
     kept = token.rights.recovery_of is None and is_claimed(connection, token.customer)
     if actor.kind == "operator" and kept:
         raise Forbidden(_KEPT)
+
+
+def _ended(rotated: Token, now: int, overlap_seconds: int) -> Token:
+    if not overlap_seconds:
+        return replace(rotated, revoked_at=now)
+    ends = now + overlap_seconds * 1000
+    return replace(rotated, expires_at=ends if rotated.expires_at is None else min(ends, rotated.expires_at))
 
 
 def _default_scopes(connection: Connection, asked: Rights) -> frozenset[Scope]:

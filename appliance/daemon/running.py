@@ -162,6 +162,7 @@ class Daemon:
             )
         )
         state.requests.go_by(self._images.upkeep.leaps.believed)
+        state.times.go_by(self._images.upkeep.leaps.believed())
         for part in (state.requests, state.outbound, state.egress, state.webhooks):
             await enter(part)
         await enter(state.collections.scrub)

@@ -13,10 +13,11 @@ from appliance.accounts.audit import AuditLog
 from appliance.accounts.certificates import Certificates
 from appliance.accounts.customers import Customers
 from appliance.accounts.egress import Egress
-from appliance.accounts.forward import ForwardTime, latest_time
+from appliance.accounts.forward import latest_time
 from appliance.accounts.grants import Grants
 from appliance.accounts.quotas import Quotas, defaults
 from appliance.accounts.rotations import Rotations
+from appliance.accounts.times import Times
 from appliance.accounts.tokens import Tokens
 from appliance.accounts.transparency.tree import AuditTree
 from appliance.api.parts import Parts
@@ -57,6 +58,7 @@ class State:
     registry: metrics.Registry
     ledger: Ledger
     keyring: vault.Keyring
+    times: Times
     customers: Customers
     tokens: Tokens
     quotas: Quotas
@@ -180,13 +182,13 @@ async def open_state(
     keyring = await vault.open_keyring(settings.state, ledger, root)
     stack.callback(keyring.wipe)
     keys = keyring.service
-    customers = await enter(Customers(ledger, clock))
-    tokens = await enter(Tokens(ledger, keys, customers, clock))
+    times = Times(await ledger.read(partial(latest_time, now=clock())), clock, time.monotonic)
+    customers = await enter(Customers(ledger, times.ended))
+    tokens = await enter(Tokens(ledger, keys, customers, times.ended, times.proven))
     quotas = await enter(Quotas(ledger, defaults(settings), clock))
     waits = settings.agreements.require_acceptance
-    agreements = await enter(Agreements(ledger, keyring, customers, clock, require_acceptance=waits))
-    forward = ForwardTime(await ledger.read(partial(latest_time, now=clock())), clock, time.monotonic)
-    grants = Grants(ledger, keyring, customers, forward.now, four_eyes=settings.grants.four_eyes)
+    agreements = await enter(Agreements(ledger, keyring, customers, times.ended, require_acceptance=waits))
+    grants = Grants(ledger, keyring, customers, times.forward, four_eyes=settings.grants.four_eyes)
     rotations = Rotations(ledger, keyring, customers, clock)
     graphs, snapshots = settings.state / "graphs", settings.state / "snapshots"
     collections = await enter(
@@ -215,6 +217,7 @@ async def open_state(
         registry=registry,
         ledger=ledger,
         keyring=keyring,
+        times=times,
         customers=customers,
         tokens=tokens,
         quotas=quotas,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Self
 
-from appliance.accounts.forward import ForwardTime, latest_time
+from appliance.accounts.forward import TOLD_EVERY_SECONDS, ForwardTime, latest_time, tell_time
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.records import Dataset, Image, ReadPermit, Variant
@@ -25,7 +25,6 @@ from appliance.vault import Keys
 LONGEST_SECONDS = 3600
 
 _LABEL = "links"
-_KEPT_EVERY, _AHEAD = 30.0, 60.0
 _NAME = re.compile(
     r"([0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})(-thumb)?\.jpg", re.ASCII
 )
@@ -37,8 +36,8 @@ class Links:
     """Makes links and turns genuine ones into permits.
 
     Time only goes forward: a clock that is set back, also across a restart or a crash, revives no link that
-    had ended. The ledger knows a time that is not reached yet; after a crash it goes on from there, so that
-    links may end up to a minute early.
+    had ended. The ledger knows that time, told now and then; after a crash it goes on from the clock, or from
+    what the ledger knew where that is later, and so no crash makes it later than it is.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Links:
     async def __aexit__(self, *_: object) -> None:
         self._keeping.cancel()
         await asyncio.gather(self._keeping, return_exceptions=True)
-        await self._tell(0.0)
+        await self.keep()
 
     def now(self) -> float:
         """Unix seconds, never less than before."""
@@ -103,10 +102,10 @@ class Links:
         if given is None:
             raise Forbidden(_ENDED)
         expiry: str | None = given[1]
-        now = self.now()
-        if now > self._known:
-            await self.keep()
-        if expiry is not None and not now < int(expiry) <= now + LONGEST_SECONDS:
+        ends, now = None if expiry is None else int(expiry), self.now()
+        if now - self._known >= TOLD_EVERY_SECONDS or (ends is not None and self._known < ends <= now):
+            await self.keep()  # so that no crash brings back what was refused
+        if ends is not None and not now < ends <= now + LONGEST_SECONDS:
             raise Forbidden(_ENDED)
         linked = await self._ledger.read(lambda connection: rows.linked(connection, identity))
         if linked is None:
@@ -135,31 +134,16 @@ class Links:
         return base64.urlsafe_b64encode(self._keys.mac(_LABEL, signed.encode())).decode().rstrip("=")
 
     async def keep(self) -> None:
-        """Have the ledger know how late it will be in a minute: no crash comes later than that."""
-        await self._tell(_AHEAD)
+        """Have the ledger know how late it is; the time that the appliance is off counts from there.
+
+        A ledger that takes no write says so itself, and what is stored is served on: it is tried again.
+        """
+        now, clock = self.now(), self._clock()
+        with contextlib.suppress(StorageFailed, VolumeFull):
+            await self._ledger.write(partial(tell_time, time=now, clock=clock))
+            self._known = now
 
     async def _keep_on(self) -> None:
         while True:
-            await asyncio.sleep(_KEPT_EVERY)
+            await asyncio.sleep(TOLD_EVERY_SECONDS)
             await self.keep()
-
-    async def _tell(self, ahead: float) -> None:
-        """How late it will be in so many seconds, in the place of what this has told before.
-
-        What is later than that stays, and the time that the appliance is off counts from there.
-        A ledger that takes no write says so itself, and what is stored is served on: it is tried again.
-        """
-        time, clock = self.now() + ahead, self._clock() + ahead
-        told, before, clock = (int(at * 1000) for at in (time, self._known, clock))
-        with contextlib.suppress(StorageFailed, VolumeFull):
-            await self._ledger.write(
-                lambda connection: (
-                    connection.execute(
-                        "INSERT INTO latest_time (id, time, clock) VALUES (1, ?1, ?3)"
-                        " ON CONFLICT (id) DO UPDATE SET time = iif(time = ?2, ?1, max(time, ?1)),"
-                        " clock = ?3",
-                        (told, before, clock),
-                    ).get
-                )
-            )
-            self._known = time

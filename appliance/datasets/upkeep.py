@@ -81,11 +81,12 @@ class Upkeep:
         )
 
     async def __aenter__(self) -> Self:
-        if await self._ledger.read(rows.ran_before):
-            self._noted = Belief.opened(await asyncio.to_thread(self._files.believed), self._keys)
-        else:  # nothing rests here that a wrong clock could make old
-            self._noted = Belief(self._clock(), self._clock())
-        self.leaps = Leaps(self._noted, self._clock, self._monotonic)
+        earlier = self._noted = Belief.opened(await asyncio.to_thread(self._files.believed), self._keys)
+        if not await self._ledger.read(
+            rows.ran_before
+        ):  # nothing rests here that a wrong clock could make old
+            earlier = Belief(self._clock(), self._clock())
+        self.leaps = Leaps(earlier, self._clock, self._monotonic)
         await self._note_time()
         await asyncio.to_thread(self._space.before_deletion)
         while images := await self._ledger.read(partial(rows.being_deleted, most=_AT_ONCE)):

@@ -138,7 +138,37 @@ async def test_a_crash_and_a_clock_that_is_set_back_revive_nothing(tmp_path: Pat
         assert not await again.opens(link)
 
 
-async def test_an_orderly_stop_takes_back_what_was_kept_ahead(tmp_path: Path) -> None:
+async def test_a_crash_puts_nothing_ahead(tmp_path: Path) -> None:
+    """Else every crash would end links early, and the next ones would have a time that is none."""
+    clock = Clock()
+    state = tmp_path / "0"
+    state.mkdir()
+    for number in range(1, 7):
+        async with linked(state, clock) as one:
+            clock.now += 40
+            assert one.links.now() == clock.now
+            await one.links.keep()
+            clock.now += 20
+            shutil.copytree(state, tmp_path / f"{number}")
+        state = tmp_path / f"{number}"
+    async with linked(state, clock) as last:
+        assert last.links.now() == clock.now
+
+
+async def test_what_was_refused_stays_so_after_a_crash(tmp_path: Path) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    async with linked(before) as one:
+        link = one.links.address(one.dataset, one.image, seconds=10)
+        one.clock.now += 10
+        assert not await one.opens(link)
+        ended = one.clock.now
+        shutil.copytree(before, after)
+    async with linked(after, Clock(ended - 5)) as again:
+        assert not await again.opens(link)
+
+
+async def test_an_orderly_stop_puts_nothing_ahead_either(tmp_path: Path) -> None:
     clock = Clock()
     for _ in range(5):
         async with linked(tmp_path, clock) as one:

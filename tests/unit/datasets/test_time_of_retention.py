@@ -1,6 +1,7 @@
 """Nothing is deleted on a time that nobody saw pass: clocks that leapt, restores, damage, first starts."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,18 @@ async def test_a_leap_that_was_put_right_deletes_nothing_after_a_restore(tmp_pat
         machine.pass_by(1)
         assert await again.store.expire() == 1
         assert await again.store.list(dataset) == []
+
+
+async def test_a_crash_in_the_first_minutes_of_all_leaves_no_doubt(tmp_path: Path) -> None:
+    machine = Machine()
+    (tmp_path / "state").mkdir()
+    async with stand(tmp_path / "state", clock=machine.wall, monotonic=machine.counted) as one:
+        await a_month(one)
+        machine.pass_by(30)
+        shutil.copytree(tmp_path / "state", tmp_path / "after")
+    async with stand(tmp_path / "after", clock=machine.wall, monotonic=machine.counted) as again:
+        assert again.upkeep.doubt() is None
+        assert again.upkeep.leaps.believed() == machine.wall.now
 
 
 @pytest.mark.parametrize("bit", [0, 7, 13, 35, 63, 64, 100, 191, 200, 440])
