@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -131,7 +131,7 @@ class Collections:
             settings,
             self._erasing,
             naming=self._naming,
-            replaced=self._forget,
+            replaced=self._replaced,
             most=self.most,
         )
         self.snapshots = Snapshots(
@@ -451,11 +451,17 @@ class Collections:
             )
         return opened
 
-    def _forget(self, collection: CollectionId) -> None:
+    def _replaced(self, collection: CollectionId) -> None:
+        """A restored snapshot has taken the place of its rows: who has it open goes on with that."""
+        self._forget(collection, lambda: self.open(None, collection))
+
+    def _forget(
+        self, collection: CollectionId, successor: Callable[[], Awaitable[OpenCollection]] | None = None
+    ) -> None:
         """Its rows are gone, or no longer its."""
         self._changes += 1
         if (opened := self._known.pop(collection, None)) is not None:
-            opened.mark_removed()
+            opened.mark_removed(successor)
             self._residents.discard(opened)
 
     async def _under_new_key(

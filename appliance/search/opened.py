@@ -16,7 +16,7 @@ from appliance.ledger import Connection, Ledger
 from appliance.search import exact, rows
 from appliance.search.filters import Filter
 from appliance.search.graph_files import GraphFolder
-from appliance.search.readable import MAX_PAGE, ReadableCollection, at
+from appliance.search.readable import MAX_PAGE, ReadableCollection, at, lasting
 from appliance.search.reading import matches
 from appliance.search.records import (
     Collection,
@@ -93,6 +93,7 @@ class OpenCollection(ReadableCollection):
         """Raise the InvalidInput that `insert` would raise for this record."""
         self._row(new)
 
+    @lasting
     @held
     async def insert(
         self,
@@ -125,6 +126,7 @@ class OpenCollection(ReadableCollection):
 
         return (await self._write(act, apply))[0]
 
+    @lasting
     @held
     async def upsert(
         self,
@@ -162,6 +164,7 @@ class OpenCollection(ReadableCollection):
 
         return (await self._write(act, apply))[0]
 
+    @lasting
     @held
     async def update(
         self,
@@ -201,6 +204,7 @@ class OpenCollection(ReadableCollection):
         committed = await self._write(act, apply)
         return self._damages.sound(committed)
 
+    @lasting
     @held
     async def delete(self, actor: Actor, ids: Sequence[str], also: Also[list[bool]] = nothing) -> list[bool]:
         """Erase records and their vectors, durably; in no later answer on return. Whether each existed.
@@ -223,6 +227,7 @@ class OpenCollection(ReadableCollection):
 
         return [label is not None for label in await self._write(act, apply)]
 
+    @lasting
     @held
     async def delete_matching(self, actor: Actor, wanted: Filter) -> int:
         """Erase the records that match, as `delete` does, in steps of 256; how many went.
@@ -241,6 +246,7 @@ class OpenCollection(ReadableCollection):
             gone += await self._delete_some(actor, wanted, labels[low : low + _DELETED_AT_ONCE].tolist())
         return gone
 
+    @lasting
     @held
     async def note_export(self, actor: Actor) -> None:
         """Have the audit log say, durably, that the records are given out."""
