@@ -165,6 +165,7 @@ class Collections:
                 "this keyring was. Nothing of it can be opened, and nothing of it is removed",
                 entry.id,
             )
+        self.scrub.keyless = sorted(entry.id for entry in without_key)
         await names.free(self._ledger, without_key)
         await self._erasing.clear_files({UUID(entry.container) for entry in every})
         self._erasing.empty_log_soon()  # of what a crash left there
@@ -255,8 +256,9 @@ class Collections:
     async def find(self, customer: CustomerId, name: str) -> Collection:
         """A customer's collection of this name, trimmed. Raises NotFound when there is none."""
         handle = names.handle_of(self._keyring, customer, name.strip())
-        found = await self._ledger.read(partial(entries.find_named, customer=customer, handle=handle))
-        return await self.get(customer, found.id)
+        entry = await self._ledger.read(partial(entries.find_named, customer=customer, handle=handle))
+        # Without a key it was emptied just now, or is gone.
+        return self._opened_entry(entry) or await self.get(customer, entry.id)
 
     async def rename(
         self, actor: Actor, customer: CustomerId | None, collection: CollectionId, name: str
