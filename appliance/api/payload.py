@@ -14,6 +14,7 @@ from enum import Enum
 import msgspec
 import pybase64
 
+from appliance.encodable import check_encodable
 from appliance.errors import InvalidInput, TooLarge
 
 MAX_IMAGES = 10  # images in one call, as in the cloud
@@ -29,7 +30,6 @@ Files = AsyncIterator[tuple[str, AsyncIterator[bytes]]]
 
 _PIECE = 1 << 20
 _SMALL = 1 << 16
-_INTEGERS = range(-(1 << 63), 1 << 64)
 _RAW_DOCUMENT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _RAW_RECORDS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]] | None)
 _RAW_RECORD = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
@@ -280,7 +280,7 @@ def parse_word(text: str) -> object:
         value = msgspec.json.decode(text)
     except (*_MALFORMED, UnicodeEncodeError):
         return text
-    _check_value(value, "the query")
+    check_encodable(value, "the query", MAX_DEPTH)
     return value
 
 
@@ -388,26 +388,8 @@ def _fields(raw: dict[str, msgspec.Raw], owner: str) -> Fields:
         fields = {name: msgspec.json.decode(value) for name, value in raw.items()}
     except _MALFORMED:
         raise InvalidInput(f"a field of {owner} is not valid JSON") from None
-    _check_value(fields, owner)
+    check_encodable(fields, owner, MAX_DEPTH)
     return fields
-
-
-def _check_value(value: object, owner: str) -> None:
-    """What passes can be encoded again, whatever it is put into: bounded depth, integers of 64 bit."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        below: list[object] = []
-        for item in level:
-            if isinstance(item, dict):
-                below.extend(item.values())
-            elif isinstance(item, list):
-                below.extend(item)
-            elif isinstance(item, int) and item not in _INTEGERS:
-                raise InvalidInput(f"an integer of {owner} has more than 64 bit")
-        if not below:
-            return
-        level = below
-    raise InvalidInput(f"{owner} is nested deeper than {MAX_DEPTH} levels")
 
 
 async def too_many_values(body: Image, end: int) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from appliance.datasets.records import MAX_NAME
+from appliance.encodable import check_encodable
 from appliance.errors import InvalidInput, TooLarge
 from appliance.vault import Container
 
@@ -18,7 +19,6 @@ MAX_TEXT = 4000
 MAX_META_DATA = 64 << 10
 MAX_LEVELS = 63  # of metadata: a request has 64, and is one of them itself
 
-_INTEGERS = range(-(1 << 63), 1 << 64)
 _COLOR = re.compile(r"#[0-9A-Fa-f]{6}", re.ASCII)
 
 
@@ -86,26 +86,8 @@ def checked_meta_data(meta_data: dict[str, object]) -> bytes:
     """It as JSON. Raises TooLarge for more than 64 KiB, InvalidInput for more than 63 levels or an integer of
     more than 64 bit.
     """
-    _check_plain(meta_data)
+    check_encodable(meta_data, "meta_data", MAX_LEVELS)
     encoded = msgspec.json.encode(meta_data)
     if len(encoded) > MAX_META_DATA:
         raise TooLarge(f"meta_data: at most {MAX_META_DATA} bytes of JSON")
     return encoded
-
-
-def _check_plain(meta_data: dict[str, object]) -> None:
-    """Whoever reads it again has to be able to."""
-    level: list[object] = [meta_data]
-    for _ in range(MAX_LEVELS):
-        below: list[object] = []
-        for item in level:
-            if isinstance(item, dict):
-                below.extend(item.values())
-            elif isinstance(item, list):
-                below.extend(item)
-            elif isinstance(item, int) and item not in _INTEGERS:
-                raise InvalidInput("meta_data: an integer has more than 64 bit")
-        if not below:
-            return
-        level = below
-    raise InvalidInput(f"meta_data: nested deeper than {MAX_LEVELS} levels")

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -131,7 +131,7 @@ class Collections:
             settings,
             self._erasing,
             naming=self._naming,
-            replaced=self._forget,
+            replaced=self._replaced,
             most=self.most,
         )
         self.snapshots = Snapshots(
@@ -165,6 +165,7 @@ class Collections:
                 "this keyring was. Nothing of it can be opened, and nothing of it is removed",
                 entry.id,
             )
+        self.scrub.keyless = sorted(entry.id for entry in without_key)
         await names.free(self._ledger, without_key)
         await self._erasing.clear_files({UUID(entry.container) for entry in every})
         self._erasing.empty_log_soon()  # of what a crash left there
@@ -255,8 +256,9 @@ class Collections:
     async def find(self, customer: CustomerId, name: str) -> Collection:
         """A customer's collection of this name, trimmed. Raises NotFound when there is none."""
         handle = names.handle_of(self._keyring, customer, name.strip())
-        found = await self._ledger.read(partial(entries.find_named, customer=customer, handle=handle))
-        return await self.get(customer, found.id)
+        entry = await self._ledger.read(partial(entries.find_named, customer=customer, handle=handle))
+        # Without a key it was emptied just now, or is gone.
+        return self._opened_entry(entry) or await self.get(customer, entry.id)
 
     async def rename(
         self, actor: Actor, customer: CustomerId | None, collection: CollectionId, name: str
@@ -452,11 +454,17 @@ class Collections:
             )
         return opened
 
-    def _forget(self, collection: CollectionId) -> None:
+    def _replaced(self, collection: CollectionId) -> None:
+        """A restored snapshot has taken the place of its rows: who has it open goes on with that."""
+        self._forget(collection, lambda: self.open(None, collection))
+
+    def _forget(
+        self, collection: CollectionId, successor: Callable[[], Awaitable[OpenCollection]] | None = None
+    ) -> None:
         """Its rows are gone, or no longer its."""
         self._changes += 1
         if (opened := self._known.pop(collection, None)) is not None:
-            opened.mark_removed()
+            opened.mark_removed(successor)
             self._residents.discard(opened)
 
     async def _under_new_key(

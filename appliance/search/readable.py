@@ -1,10 +1,10 @@
 """One collection as it is read: vectors in RAM while it is used, all else opened from the ledger."""
 
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from functools import partial, wraps
 from itertools import islice
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from prometheus_client import Counter
@@ -39,6 +39,27 @@ _OPEN_BYTES = 6144
 """What a collection takes in memory beside what grows with its records (measured, rounded up)."""
 
 
+C = TypeVar("C", bound="ReadableCollection")
+
+
+def lasting(
+    operation: Callable[Concatenate[C, P], Awaitable[T]],
+) -> Callable[Concatenate[C, P], Coroutine[Any, Any, T]]:
+    """For what callers ask of a collection: where a restored snapshot has taken its place, of that."""
+
+    @wraps(operation)
+    async def within(collection: C, *args: P.args, **kwargs: P.kwargs) -> T:
+        while True:
+            try:
+                return await operation(collection, *args, **kwargs)
+            except NotFound:
+                if collection.successor is None:
+                    raise
+                collection = await collection.successor()
+
+    return within  # type: ignore[return-value]  # `wraps` names its first argument
+
+
 class ReadableCollection:
     """What an open collection answers. Everything raises NotFound once it is removed or emptied.
 
@@ -66,6 +87,8 @@ class ReadableCollection:
         self.customer = collection.customer
         self.place = residents.place(self)
         self.removed = False
+        self.successor: Callable[[], Awaitable[Any]] | None = None
+        """Opens what has taken its place, where a snapshot was restored; it is removed then."""
         self._number = number
         self._collection = collection
         self._seals = seals
@@ -151,12 +174,14 @@ class ReadableCollection:
         """Be in memory. What was removed or emptied raises NotFound."""
         self._require_present()
 
+    @lasting
     @held
     async def get(self, ids: Sequence[str]) -> list[Record | None]:
         """The records of these ids, None for one that does not exist."""
         encoded = [at(position, self._encoded_id, external) for position, external in enumerate(ids)]
         return self._damages.sound(await self._read(rows.records_by_id, external_ids=encoded))
 
+    @lasting
     @held
     async def vectors(self, ids: Sequence[str]) -> list[Vector | None]:
         """The vectors, float32 of shape (dim,) and length 1; None where there is none to search by."""
@@ -165,6 +190,7 @@ class ReadableCollection:
         vectors = [None if one is None else one[0] for one in found]
         return [None if vector is None or not is_sound(vector) else vector for vector in vectors]
 
+    @lasting
     @held
     async def search(
         self,
@@ -185,6 +211,7 @@ class ReadableCollection:
         (hits,) = await self._search([vector], k, wanted, metadata=metadata, exactly=exactly)
         return hits
 
+    @lasting
     @held
     async def search_many(
         self,
@@ -293,6 +320,7 @@ class ReadableCollection:
                 hits.append(Hit(found[1].id, distance, found[1].metadata if metadata else {}))
         return sorted(hits, key=lambda hit: hit.distance)
 
+    @lasting
     @held
     async def sample(self, count: int, wanted: Filter | None, rng: np.random.Generator) -> list[Record]:
         """`count` different records that match (all, if there are fewer), drawn at random."""
@@ -302,6 +330,7 @@ class ReadableCollection:
             chosen = rng.choice(labels, min(count, len(labels)), replace=False)
             return await self._reading.present(chosen, replaced, wanted)
 
+    @lasting
     @held
     async def page(self, page: int, size: int) -> tuple[list[Record], bool]:
         """Page 1, 2, ... of `size` records in order of insertion, and whether another one follows."""
@@ -314,6 +343,7 @@ class ReadableCollection:
             records = await self._reading.present(labels[first : first + size], replaced)
         return records, first + size < len(labels)
 
+    @lasting
     @held
     async def after(
         self, label: int, size: int, wanted: Filter | None = None
@@ -331,6 +361,7 @@ class ReadableCollection:
             records = await self._reading.present(page, replaced, wanted)
         return records, int(page[-1]) if first + size < len(labels) else None
 
+    @lasting
     @held
     async def all(self, wanted: Filter | None = None) -> list[Record]:
         """Every record that matches, in order of insertion."""
@@ -399,8 +430,9 @@ class ReadableCollection:
         self._segments.drop()
         self._begin()
 
-    def mark_removed(self) -> None:
-        """Refuse every later call: the ledger has the collection no more."""
+    def mark_removed(self, successor: Callable[[], Awaitable[Any]] | None = None) -> None:
+        """Refuse every later call, or leave it to the successor: the ledger has these records no more."""
+        self.successor = successor
         self.removed = True
 
     async def close(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.accounts.customers import CustomerId
+from appliance.encodable import INTEGERS
 from appliance.errors import InvalidInput, TooLarge
 
 CollectionId = NewType("CollectionId", str)
@@ -24,7 +25,6 @@ Upserted = Literal["inserted", "replaced", "full"]
 MAX_DIM = 4096
 MAX_METADATA_DEPTH = 32
 MAX_NAME = 128
-_INTEGERS = range(-(1 << 63), 1 << 64)
 RECALL, LOWEST_RECALL, HIGHEST_RECALL = 0.95, 0.8, 0.999
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -136,7 +136,7 @@ def _check_json(value: object, path: str, depth: int) -> None:
         case None | bool() | str():
             return
         case int():
-            if value not in _INTEGERS:
+            if value not in INTEGERS:
                 raise InvalidInput(f"metadata{path}: an integer has more than 64 bit")
         case float():
             if not math.isfinite(value):

@@ -69,7 +69,8 @@ class Scrub:
         self.damaged = 0
         """Frames that are known to be damaged."""
         self.keyless: list[CollectionId] = []
-        """Collections that were not removed and have no key: nothing of them opens."""
+        """Collections that were not removed and have no key: nothing of them opens. `Collections` says which
+        as it starts, every scrub looks again."""
         self._bytes = Counter(
             "appliance_search_scrubbed_bytes", "Bytes of vectors proven by scrubs", registry=registry
         )
@@ -78,7 +79,6 @@ class Scrub:
         )
 
     async def __aenter__(self) -> Self:
-        await self._look_for_keys()
         await self._count()
         self._work = asyncio.get_running_loop().create_task(self._work_forever(), name="search scrub")
         return self

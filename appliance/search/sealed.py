@@ -358,7 +358,8 @@ class SealedGraphs:
                 # Half of the processors: building is never urgent, exact search answers meanwhile.
                 threads = max(1, (os.cpu_count() or 1) // 2)
                 settings = {"engine": self._settings.engine, "threads": threads}
-                # A query reads a few hundred places all over a graph: finding their pages took a third of it.
+                # A query reads a few hundred places all over a graph: over 100,000 vectors of 256 dimensions
+                # 0.19 ms of CPU, and 0.24 in small pages (measured; four fifths of the process are huge).
                 limits = Limits(huge_pages=True)
                 worker = Worker("graphs", process.TARGET, settings, memories=self._memories, limits=limits)
                 self._worker = await self._stack.enter_async_context(worker)

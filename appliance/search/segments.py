@@ -5,6 +5,10 @@ propose, measures it again on the exact vectors, and scans the tail of records t
 graph. Dead records stay in a graph until it is built anew, and a filter leaves others out (see `planner`), so
 more is asked of it than is wanted. Where that is not enough, and while there is no graph, every vector that
 matches is scanned. Graphs are kept in files and restored from them (see `keeping`).
+
+Upkeep is one thing after the other, but for long merges (see `tiers`). One goes on by itself, over graphs
+that stay in use until it ends, while upkeep sees to what is younger: the tail, and graphs that came since.
+When their merge is long as well, it goes on beside the first.
 """
 
 import asyncio
@@ -52,6 +56,16 @@ class Sealing:
     """None before there are graphs, and until they are tuned."""
 
 
+class _Work(NamedTuple):
+    """The labels, above one and up to another, that are to get one new graph; a `long` one need not be waited
+    for.
+    """
+
+    above: int
+    through: int
+    long: bool = False
+
+
 class _Moment(NamedTuple):
     """How many records have been taken out so far, and how many of them for others in their place."""
 
@@ -90,6 +104,10 @@ class Segments:
         self._untuned = False
         self._moment = _Moment()
         self._upkeep: asyncio.Task[None] | None = None
+        self._merges: dict[asyncio.Task[None], int] = {}
+        """The label of each up to which there were graphs when it began: upkeep leaves these to it."""
+        self._losses = 0
+        """How often the graphs were dropped: what was built to join them is of no use then."""
         self._closed = False
         self._pause = 0.0
         self._not_before = 0.0
@@ -122,7 +140,7 @@ class Segments:
     @property
     def tended(self) -> bool:
         """Whether upkeep is under way."""
-        return self._upkeep is not None
+        return bool(self._under_way())
 
     def view(self) -> View:
         """The vectors as they are now."""
@@ -205,15 +223,15 @@ class Segments:
 
     async def settle(self) -> None:
         """Return when no upkeep is under way."""
-        while self._upkeep is not None:
-            await asyncio.wait([self._upkeep])
+        while under_way := self._under_way():
+            await asyncio.wait(under_way)
 
     async def close(self) -> None:
         """Stop the upkeep and drop the graphs; their files stay."""
         self._closed = True
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            await self.settle()
+        for task in self._under_way():
+            task.cancel()
+        await self.settle()
         self.drop()
 
     def drop(self) -> None:
@@ -342,27 +360,46 @@ class Segments:
         return self._vectors.count * self._dim * 4 <= self._settings.flat_bytes // 2
 
     def _crowded(self) -> bool:
+        if self._merges:  # they read what would be copied, and the copy would not let go of it
+            return False
         dead = self._vectors.slots - self._vectors.count
         return dead > max(_FEW_DEAD, _LARGE_SHARE * self._vectors.slots)
 
-    def _work(self) -> tuple[int, int] | None:
-        """The labels, above one and up to another, that are to get one new graph; None while none is due."""
-        if not self._large():
+    def _work(self) -> _Work | None:
+        """What is to be built, beside the merges that are under way; None while nothing is due."""
+        if not self._large() or (self._merges and not self._segments):  # merges of graphs that are lost end
             return None
-        segments, portion = self._segments, max(1, self._settings.tail_bytes // (self._dim * 4))
-        if not segments or self._tail >= portion:
-            kept = tiers.kept([segment.sealed.size for segment in segments], self._tail, portion)
-            return segments[kept - 1].through if kept else -1, int(self.view().labels[-1])
-        dead = (one for one in segments if one.dead > _LARGE_SHARE * one.sealed.size)
-        return next(((one.above, one.through) for one in dead), None)
+        if not self._segments:
+            return _Work(-1, self._youngest)
+        floor, most = (max(self._merges.values()), tiers.BESIDE) if self._merges else (-1, tiers.MOST)
+        segments = [one for one in self._segments if one.above >= floor]
+        portion = max(1, self._settings.tail_bytes // (self._dim * 4))
+        step = tiers.due([one.sealed.size for one in segments], self._tail, portion, most)
+        if step is not None:
+            above = segments[step.kept - 1].through if step.kept else floor
+            return _Work(above, self._youngest if step.tail else self._end, step.long)
+        for one in segments:
+            if one.dead > _LARGE_SHARE * one.sealed.size:
+                return _Work(one.above, one.through, tiers.is_long(one.living, portion))
+        return None
+
+    def _under_way(self) -> list[asyncio.Task[None]]:
+        return [*self._merges, *([] if self._upkeep is None else [self._upkeep])]
 
     def _start(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         self._upkeep = asyncio.get_running_loop().create_task(work())
         self._upkeep.add_done_callback(self._ended)
 
-    def _ended(self, upkeep: asyncio.Task[None]) -> None:
-        self._upkeep = None
-        if not upkeep.cancelled() and (error := upkeep.exception()) is not None:
+    def _merge(self, work: _Work) -> None:
+        merge = asyncio.get_running_loop().create_task(self._build(work.above, work.through))
+        self._merges[merge] = self._end
+        merge.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task is self._upkeep:
+            self._upkeep = None
+        self._merges.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("upkeep of a collection failed", exc_info=error)
             self._delay()
         self.tend()  # what changed meanwhile may need more of it
@@ -374,8 +411,10 @@ class Segments:
             await self._compact()
         if not self._segments and self._work() is not None and not await self._restore():
             return
-        if (work := self._work()) is not None:
-            await self._build(*work)
+        if (work := self._work()) is not None and work.long:
+            self._merge(work)
+        elif work is not None:
+            await self._build(work.above, work.through)
         if self._untuned:
             await self._tune()
 
@@ -387,13 +426,13 @@ class Segments:
         self._moved(old_slots)
 
     async def _build_whole(self) -> None:
-        await self._build(-1, int(self.view().labels[-1]))
+        await self._build(-1, self._youngest)
         if self._untuned:
             await self._tune()
 
     async def _build(self, above: int, through: int) -> None:
         """Put a graph over the records of these labels in the place of those that know some of them."""
-        before, view = self._segments, self.view()
+        losses, view = self._losses, self.view()
         sealed: Sealed | None = None
         if view.alive[view.after(above) : view.after(through)].any():
             try:
@@ -404,7 +443,7 @@ class Segments:
                 _log.warning("no graph could be built, answers stay exact: %s", error)
                 return
             self._scans.graphs.labels("built").inc()
-        if self._segments is not before:  # the process was lost meanwhile
+        if self._losses != losses:  # what it was to stand beside is gone, and a scan knows no gaps
             if sealed is not None:
                 self._graphs.drop(sealed)
             return
@@ -455,6 +494,10 @@ class Segments:
         self._tail = int(np.count_nonzero(now.alive[now.after(self._end) :]))
 
     @property
+    def _youngest(self) -> int:
+        return int(self.view().labels[-1])
+
+    @property
     def _end(self) -> int:
         """No graph knows a label above it."""
         return self._segments[-1].through if self._segments else -1
@@ -499,6 +542,9 @@ class Segments:
         self._drop(self._segments)
         self._segments = ()
         self._tail = self.count
+        self._losses += 1
+        for merge in self._merges:
+            merge.cancel()
 
     def _drop(self, segments: Iterable[Segment]) -> None:
         for segment in segments:

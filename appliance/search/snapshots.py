@@ -141,11 +141,11 @@ class Snapshots:
     ) -> None:
         """Put a snapshot's records in the place of all that its collection has, durably and audited.
 
-        All or nothing: every call that begins before this is durable is about the records of before, every
-        later one about those of the snapshot, in their order of then. One that is under way on those of
-        before may fail with NotFound. Name, recall, aliases, feed and snapshots stay. Returns when the
-        records of before are erased. Raises Conflict for a snapshot that is damaged, or of another backbone
-        or dimension; CapacityExceeded, VolumeFull. All of these change nothing.
+        All or nothing: every later call is about the records of the snapshot, in their order of then. One
+        that is under way is about those of before or about these; `stored`, which reads on and on, raises
+        NotFound when those of before are gone. Name, recall, aliases, feed and snapshots stay. Returns when
+        the records of before are erased. Raises Conflict for a snapshot that is damaged, or of another
+        backbone or dimension; CapacityExceeded, VolumeFull. All of these change nothing.
         """
 
         async def fill(entry: Entry, content: Content, note: Noting) -> asyncio.Future[None]:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import unicodedata
 import uuid
 from typing import Any
 
@@ -166,6 +167,7 @@ def test_what_cannot_be_returned_is_refused_before_anything_is_stored(shop: Shop
         ({"query_record": {"_id": 5}}, 400, "_id"),
         ({"query_record": {"_base64": "?"}}, 400, "_base64"),
         ({"query_record": {"_id": "a"}, "k": 0}, 400, "k:"),
+        ({"query_record": {"_id": "a"}, "k": 10**9}, 400, "k:"),
         ({"query_record": {"_id": "a"}, "exact": "yes"}, 400, "exact: true or false"),
         ({"query_record": {"_id": "a"}, "k": 1e3}, 400, "k:"),
         ({"query_record": {"_id": "a"}, "filter": {"n": {"$mod": [2, 0]}}}, 400, "$mod"),
@@ -254,6 +256,26 @@ def test_eleven_images_are_refused_whole(shop: Shop) -> None:
     assert answer.status == answer.code == 400
     assert "10" in answer.document["detail"]
     assert shop.stored() == []
+
+
+def test_a_megabyte_of_metadata_is_refused_with_what_is_allowed(shop: Shop) -> None:
+    # Beside others, so large that the record alone is refused, and so large that the whole call is.
+    some = shop.post("insert", {"records": [record("large", note="x" * 900_000), record("small")]})
+    assert (code(some), ids(some), reasons(some)) == (211, ["small"], [413])
+    answer = shop.ask("insert", {"records": [record("huge", note="x" * (1 << 20)), record("other")]})
+    assert answer.status == 413
+    assert "1048576 bytes" in answer.document["status"]["text"]
+    assert shop.ask("update", {"records": [{"_id": "small", "note": "x" * 900_000}]}).status == 413
+    assert shop.stored() == ["small"]
+
+
+def test_ids_that_differ_by_their_unicode_normal_form_are_two_records(shop: Shop) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "né/ж") for form in ("NFC", "NFD"))
+    shop.insert(record(composed, n=1), record(decomposed, n=2))
+    both = shop.post("get", {"records": [{"_id": decomposed}, {"_id": composed}], "fields_to_return": ["n"]})
+    assert both["answer_records"] == [{"_id": decomposed, "n": 2}, {"_id": composed, "n": 1}]
+    assert code(shop.post("delete", {"records": [{"_id": composed}]})) == 220
+    assert shop.stored() == [decomposed]
 
 
 def test_paging_and_everything_at_once(shop: Shop) -> None:

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from appliance import config
 from appliance.errors import NotFound
 from appliance.ledger import Connection
-from appliance.search import filters, planner, segments
+from appliance.search import filters, planner, segments, tiers
 from appliance.search.collections import Hit, NewRecord, OpenCollection, Record
 from tests import mongo
 from tests.searching import ACTOR, Shelf, shelf
@@ -387,6 +387,25 @@ class GraphMachine(Machine):
         return [distance for _, distance, _ in expected[:k]]
 
 
+class MergingMachine(GraphMachine):
+    """With many graphs, of which long merges go on beside others over several steps: each record is in one of
+    them or in the tail.
+
+    `beside` tells how often more graphs than rest were seen, `merging` how often a merge was under way.
+    """
+
+    search_settings = config.Search(capacity=300, flat_bytes=0, ef=400, tail_bytes=8 * DIM * 4)
+    beside: ClassVar[int] = 0
+    merging: ClassVar[int] = 0
+
+    @invariant()
+    def each_is_in_one(self) -> None:
+        sealing = self.opened.sealing
+        assert sum(size - dead for size, dead in sealing.segments) + sealing.tail == self.opened.count
+        type(self).beside += len(sealing.segments) > tiers.MOST
+        type(self).merging += len(self.opened._segments._merges) > 0
+
+
 class CrossingMachine(GraphMachine):
     """Collections that have a graph now and then, which is asked with filters too, and may miss some.
 
@@ -425,7 +444,7 @@ def machine_settings(examples: int) -> settings:
 def run_machine(machine: type[Machine], parent: Path, steps: int) -> None:
     """So many steps or some more, in examples of fifty that each begin with an empty collection."""
     machine.parent, machine.steps = parent, 0
-    examples = -(-11 * steps // (10 * STEPS))  # a few run out of what there is to be drawn
+    examples = -(-5 * steps // (4 * STEPS))  # some run out of what there is to be drawn: one in ten, measured
     run_state_machine_as_test(machine, settings=machine_settings(examples))
     print(f"{machine.steps} steps")
     assert machine.steps >= steps
@@ -447,6 +466,14 @@ def test_a_snapshot_brings_back_the_dict_of_then(tmp_path: Path, steps: int) -> 
 @pytest.mark.parametrize("steps", [200, pytest.param(10_000, marks=pytest.mark.full)])
 def test_a_collection_with_a_graph_gives_the_same_distances(tmp_path: Path, steps: int) -> None:
     run_machine(GraphMachine, tmp_path, steps)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("steps", [100, pytest.param(10_000, marks=pytest.mark.full)])
+def test_a_collection_with_many_graphs_gives_the_same_distances(tmp_path: Path, steps: int) -> None:
+    MergingMachine.beside = MergingMachine.merging = 0
+    run_machine(MergingMachine, tmp_path, steps)
+    print(f"{MergingMachine.merging} steps beside a merge, {MergingMachine.beside} with five graphs or more")
 
 
 @pytest.mark.timeout(3600)

@@ -17,7 +17,7 @@ from appliance.accounts.audit import AuditLog, Event, Selection
 from appliance.accounts.customers import Customers
 from appliance.errors import CapacityExceeded, Conflict, InvalidInput, NotFound, QuotaReached, VolumeFull
 from appliance.ledger import Connection
-from appliance.search.collections import NewRecord, OpenCollection
+from appliance.search.collections import NewRecord, OpenCollection, Record
 from appliance.search.container_files import Writing
 from appliance.search.copying import Stored
 from appliance.search.records import CollectionId
@@ -96,8 +96,7 @@ async def test_a_restore_brings_back_every_record_in_its_order(tmp_path: Path) -
         assert await things.ledger.read(counted) == (1, COUNT - 2, 1, COUNT - 2)
         again = await opened(things, identifier)
         assert await content(again) == before
-        with pytest.raises(NotFound):
-            await collection.insert(ACTOR, numbered(VECTORS[:1]))
+        assert await collection.insert(ACTOR, numbered(VECTORS[:1])) == ["duplicate"]  # opened before
         assert (await again.search(VECTORS[8], 1))[0].id == "r8"
         assert (await again.search(VECTORS[COUNT], 1))[0].id != f"r{COUNT}"
         assert await again.insert(ACTOR, numbered(VECTORS[7:9], 7)) == ["inserted", "duplicate"]
@@ -326,10 +325,7 @@ async def test_a_snapshot_is_of_one_moment_and_readers_see_all_or_nothing_of_it(
         for snapshot in snapshots:
             restoring = asyncio.ensure_future(restore(things, snapshot))
             while not restoring.done():
-                try:
-                    seen = await (await opened(things, identifier)).all()
-                except NotFound:  # it was under way on those of before
-                    continue
+                seen = await collection.all()  # opened before all of them, and never gone
                 assert len(seen) == COUNT
                 assert len({str(record.metadata["n"]) for record in seen}) == 1
             await restoring
@@ -337,6 +333,31 @@ async def test_a_snapshot_is_of_one_moment_and_readers_see_all_or_nothing_of_it(
             assert len(found) == 1
             versions += found
         assert len(set(versions)) > 1
+
+
+async def test_who_has_it_open_goes_on_with_what_was_restored(tmp_path: Path) -> None:
+    async with shelf(tmp_path) as things:
+        collection = await things.collection(DIM)
+        await collection.insert(ACTOR, numbered(VECTORS[:COUNT]))
+        snapshot = await taken(things, collection.collection.id)
+        await collection.delete(ACTOR, ["r0", "r1"])
+        restoring = asyncio.ensure_future(restore(things, snapshot))
+        asked = 0
+        while not restoring.done():
+            (hit,) = await collection.search(VECTORS[5], 1)
+            late = NewRecord(f"late{asked}", -VECTORS[0])
+            assert (hit.id, await collection.insert(ACTOR, [late])) == ("r5", ["inserted"])
+            asked += 1
+        await restoring
+        assert collection.removed
+        assert (await collection.search(VECTORS[1], 1))[0].id == "r1"
+        assert await collection.delete(ACTOR, ["r1", "nobody"]) == [True, False]
+        assert await collection.update(ACTOR, [("r0", {"n": -1})]) == [Record("r0", {"n": -1})]
+        assert await collection.get(["r0", "r1"]) == [Record("r0", {"n": -1}), None]
+        assert (await collection.page(1, 2))[0] == [Record("r0", {"n": -1}), Record("r2", {"n": 2})]
+        await things.collections.remove(ACTOR, None, snapshot.collection)
+        with pytest.raises(NotFound):
+            await collection.get(["r0"])
 
 
 async def test_a_graph_of_before_answers_for_nothing_of_now(tmp_path: Path) -> None:
