@@ -43,11 +43,11 @@ class Desk:
     customer: CustomerId
     counter: Clock
 
-    async def restarted(self) -> Grants:
+    async def restarted(self, *, four_eyes: bool = False) -> Grants:
         accounts = self.accounts
         latest = await accounts.ledger.read(partial(latest_time, now=accounts.clock()))
         forward = ForwardTime(latest, accounts.clock, self.counter)
-        return Grants(accounts.ledger, self.keyring, accounts.customers, forward.now, four_eyes=False)
+        return Grants(accounts.ledger, self.keyring, accounts.customers, forward.now, four_eyes=four_eyes)
 
     def pass_time(self, seconds: float) -> None:
         self.accounts.clock.now += seconds
@@ -382,7 +382,7 @@ async def test_a_row_brings_no_grant_back_and_makes_none_live(desk: Desk) -> Non
     await tampered(
         desk,
         "INSERT INTO grants SELECT 'made up', customer, operator, dataset, images, hours, reason, asked_by,"
-        f" asked_at, opened_at, ends_at, closed, closed_at, mac FROM grants WHERE id = '{revoked.id}'",
+        f" asked_at, opened_at, ends_at, closed, closed_at, mac, seq FROM grants WHERE id = '{revoked.id}'",
     )
     assert not await desk.sees()
 
@@ -397,15 +397,16 @@ async def test_a_row_that_is_put_back_as_it_was_brings_a_revoked_grant_not_back(
 
 
 async def test_an_approval_that_a_hand_put_in_does_not_count(desk: Desk) -> None:
+    one, two = await two_people(desk.accounts.tokens, desk.customer)
     desk.grants = await desk.restarted(four_eyes=True)
-    grant = await opened(desk)
-    await tampered(desk, f"UPDATE grant_approvals SET token = '{SECOND.id}'")
+    grant = await desk.grants.open(one, desk.customer, ONE_IMAGE, WHY)
+    await tampered(desk, f"UPDATE grant_approvals SET token = '{two.id}'")
     with pytest.raises(NotFound):
-        await desk.grants.approve(ADMIN, desk.customer, grant.id)
+        await desk.grants.approve(one, desk.customer, grant.id)
     grant = await asked(desk)
-    await tampered(desk, f"INSERT INTO grant_approvals VALUES ('{grant.id}', '{SECOND.id}', 1)")
+    await tampered(desk, f"INSERT INTO grant_approvals VALUES ('{grant.id}', '{two.id}', 1)")
     with pytest.raises(NotFound):
-        await desk.grants.approve(ADMIN, desk.customer, grant.id)
+        await desk.grants.approve(one, desk.customer, grant.id)
     assert not await desk.sees()
 
 
