@@ -118,7 +118,9 @@ class Gate:
     async def _answer(self, request: web.BaseRequest, trace: _Trace) -> Answer:
         path = request.raw_path.partition("?")[0]
         trace.problem = strip_prefix(path).startswith(MANAGEMENT)
+        trace.last = True  # who sent on a head that is refused may have read another one
         _check_head(request)
+        trace.last = _ends_connection(request)
         match = self._table.find(request.method, path)
         route = match.route
         trace.route = route.path
@@ -227,7 +229,7 @@ class Gate:
         }
         response = web.StreamResponse(status=answer.status, headers=headers)
         response.content_length = stream.length
-        if self.closing:
+        if self.closing or trace.last:
             response.force_close()
         whole = None if stream.length is None else self._bodies.patience(stream.length)
         piecewise = None
@@ -297,6 +299,15 @@ def _bound(routes: Iterable[Route], families: list[object]) -> dict[Route, Bound
 def _method(request: web.BaseRequest) -> str:
     # A method is any token to the parser: only the usual ones become labels.
     return request.method if request.method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"} else "OTHER"
+
+
+def _ends_connection(request: web.BaseRequest) -> bool:
+    """Whether the parser may misread what follows the request.
+
+    The last trailer of a chunked body becomes a header of the next request, and what comes along with a head
+    that asks for an upgrade is dropped.
+    """
+    return "Transfer-Encoding" in request.headers or "Upgrade" in request.headers
 
 
 def _check_head(request: web.BaseRequest) -> None:
