@@ -72,13 +72,14 @@ class Door:
 class Connection(web.RequestHandler):
     """aiohttp's connection behind a door; its own refusals are JSON and name nothing of what was sent."""
 
-    __slots__ = ("_address", "_door", "_ending", "_group", "subject", "uid")
+    __slots__ = ("_address", "_door", "_ending", "_group", "_patience", "_stalled", "paced", "subject", "uid")
 
     def __init__(
         self,
         server: "HttpServer",
         door: Door,
         group: int | None,
+        patience: Callable[[int], float],
         *,
         loop: AbstractEventLoop,
         **settings: object,
@@ -86,6 +87,9 @@ class Connection(web.RequestHandler):
         super().__init__(server, loop=loop, **settings)  # type: ignore[arg-type]
         self._door = door
         self._group = group
+        self._patience = patience
+        self._stalled: asyncio.TimerHandle | None = None
+        self.paced = False  # what is being sent has a deadline of its own
         self._address: str | None = None
         self._ending: asyncio.Task[object] | None = None
         self.uid: int | None = None  # of an operator on the Unix socket, None for everybody else
@@ -104,14 +108,33 @@ class Connection(web.RequestHandler):
         elif certificate := transport.get_extra_info("peercert"):
             self.subject = subject_of(certificate["subject"])
         super().connection_made(transport)
+        if self.transport is not None:  # whatever the system does not take counts as not taken
+            self.transport.set_write_buffer_limits(high=1, low=0)
+
+    def pause_writing(self) -> None:
+        """The client does not take its answer as fast as it is given: it has as long as a body may take."""
+        super().pause_writing()
+        if self._address and not self.paced and self.transport is not None:
+            seconds = self._patience(self.transport.get_write_buffer_size())
+            self._stalled = self._loop.call_later(seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._wait_no_more()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._wait_no_more()
         if self._address is not None:
             self._door.leave(self._address)
             self._address = None
             super().connection_lost(exc)
         if self._ending is not None:
             self._ending.cancel()
+
+    def _wait_no_more(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def data_received(self, data: bytes) -> None:
         """Parses what came. aiohttp keeps what breaks a body for the request after it; whoever reads it now
@@ -164,8 +187,15 @@ class HttpServer(web.Server):
     """The connections of one listener."""
 
     def __init__(
-        self, handler: Handler, door: Door, *, keep_alive_seconds: float, group: int | None = None
+        self,
+        handler: Handler,
+        door: Door,
+        *,
+        keep_alive_seconds: float,
+        patience: Callable[[int], float],
+        group: int | None = None,
     ) -> None:
+        """`patience` tells in how many seconds a client has to take so many bytes."""
         super().__init__(
             self._count,
             keepalive_timeout=keep_alive_seconds,  # counted from the connection on: it bounds the headers too
@@ -176,12 +206,13 @@ class HttpServer(web.Server):
         self._handler = handler
         self._door = door
         self._group = group
+        self._patience = patience
         self._under_way = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
 
     def __call__(self) -> Connection:
-        return Connection(self, self._door, self._group, loop=self._loop, **self._kwargs)
+        return Connection(self, self._door, self._group, self._patience, loop=self._loop, **self._kwargs)
 
     async def drain(self, seconds: float) -> None:
         """Lets the requests under way end, uploads included, then closes every connection.

@@ -235,6 +235,7 @@ class Gate:
         piecewise = None
         if stream.length is None:
             piecewise = _STALLED_SECONDS if self._surface is Surface.SOCKET else self._bodies.patience(0)
+        _pace(request, paced=True)
         try:
             async with asyncio.timeout(whole):
                 await response.prepare(request)
@@ -255,6 +256,7 @@ class Gate:
             answer = Answer(status=_CLIENT_GONE)
         finally:
             stream.close()
+            _pace(request, paced=False)
         self._tell(request, trace, answer)
         return response
 
@@ -294,6 +296,12 @@ def _bound(routes: Iterable[Route], families: list[object]) -> dict[Route, Bound
         )
         bound[route] = partial(route.handler, owner)
     return bound
+
+
+def _pace(request: web.BaseRequest, *, paced: bool) -> None:
+    """Whether what is sent now has a deadline of its own."""
+    if isinstance(request.protocol, Connection):
+        request.protocol.paced = paced
 
 
 def _method(request: web.BaseRequest) -> str:

@@ -255,7 +255,10 @@ class Server:
 
     def _server(self, surface: Surface, door: Door, group: int | None = None) -> HttpServer:
         keep_alive = self._config.api.keep_alive_seconds
-        server = HttpServer(self._gates[surface], door, keep_alive_seconds=keep_alive, group=group)
+        patience = self._bodies.patience
+        server = HttpServer(
+            self._gates[surface], door, keep_alive_seconds=keep_alive, patience=patience, group=group
+        )
         self._servers.append(server)
         return server
 
