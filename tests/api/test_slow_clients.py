@@ -169,6 +169,7 @@ def long(served: Served, tenant: Tenant) -> bytes:
 def test_a_long_answer_that_nobody_takes(hasty: tuple[Site, Server], long: bytes) -> None:
     with reluctant(hasty[0]) as connection:
         connection.sendall(long)
+        eventually(lambda: hasty[1].open_connections > 0, "the connection is there")
         eventually(lambda: hasty[1].open_connections == 0, "the connection is cut")
 
 
