@@ -30,7 +30,7 @@ class Host:
 
     A path of `redirects` leads elsewhere. What is posted comes through `told`; each answer has the next
     status of `answers`, then 204. Whoever asks for a path of `held` is put into `waiting` and answered when
-    the event is set.
+    the event is set. With `parting` every answer ends its connection.
     """
 
     def __init__(self) -> None:
@@ -38,6 +38,7 @@ class Host:
         self.redirects: dict[str, str] = {}
         self.told: queue.Queue[Told] = queue.Queue()
         self.answers: list[int] = []
+        self.parting = False
         self.held: dict[str, threading.Event] = {}
         self.waiting: queue.Queue[str] = queue.Queue()
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -116,6 +117,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Type", "image/png")
         self.send_header("Content-Length", str(len(body)))
+        if self.server.host.parting:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
 

@@ -17,6 +17,8 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import uvloop
+from aiohttp import ThreadedResolver
+from aiohttp.abc import AbstractResolver
 from onnx import TensorProto, helper, numpy_helper
 
 from appliance import vault
@@ -227,10 +229,18 @@ class Served:
     site: Site
     bundle: Bundle
 
-    def __init__(self, folder: Path, residency: Residency | None = None) -> None:
-        """`residency` is where feeds and links may lead; clients come from anywhere."""
+    def __init__(
+        self,
+        folder: Path,
+        residency: Residency | None = None,
+        resolver: type[AbstractResolver] = ThreadedResolver,
+    ) -> None:
+        """`residency` is where feeds and links may lead, `resolver` asks for their names; clients come from
+        anywhere.
+        """
         self._folder = folder
         self._residency = residency
+        self._resolver = resolver
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="served")
         self._stack = AsyncExitStack()
@@ -311,7 +321,7 @@ class Served:
                 quotas=quotas,
             )
         )
-        outbound = await enter(Outbound(self._residency, registry))
+        outbound = await enter(Outbound(self._residency, registry, resolver=self._resolver))
         requests = Requests(ledger, keyring, lambda: self.clock, settings.requests.keep_seconds)
         requests.go_by(self.images.upkeep.leaps.believed)
         await enter(requests)

@@ -15,13 +15,16 @@ _NEVER = (1 << 63) - 1
 class LiveTokens(Generic[R]):
     """Tokens by their public ids, each with its MAC, its end and its rights.
 
-    An entry is one bytes object, which the garbage collector does not walk; equal rights are kept once.
+    An entry is one bytes object, which the garbage collector does not walk; equal rights are kept once, and
+    as long as a token has them.
     """
 
     def __init__(self) -> None:
         self._entries: dict[str, bytes] = {}
-        self._rights: list[R] = []
+        self._rights: list[R | None] = []  # None where the number is free
+        self._holders: list[int] = []  # how many tokens have them
         self._numbers: dict[R, int] = {}
+        self._free: list[int] = []
         # Who asks for an unknown token waits for the same comparison.
         self._nobody = _ENTRY.pack(secrets.token_bytes(32), 0, 0)
 
@@ -29,11 +32,9 @@ class LiveTokens(Generic[R]):
         return len(self._entries)
 
     def put(self, token_id: str, mac: bytes, rights: R, expires_at: int | None) -> None:
-        """Add a token. `expires_at` is unix milliseconds, None for never."""
-        number = self._numbers.get(rights)
-        if number is None:
-            number = self._numbers[rights] = len(self._rights)
-            self._rights.append(rights)
+        """Add a token, or have it be so. `expires_at` is unix milliseconds, None for never."""
+        number = self._take(rights)
+        self.drop(token_id)
         self._entries[token_id] = _ENTRY.pack(mac, _NEVER if expires_at is None else expires_at, number)
 
     def rights(self, token_id: str, mac: bytes, now: int) -> R | None:
@@ -59,10 +60,33 @@ class LiveTokens(Generic[R]):
 
     def drop(self, token_id: str) -> None:
         """Forget a token."""
-        self._entries.pop(token_id, None)
+        if (entry := self._entries.pop(token_id, None)) is not None:
+            self._give_back(_ENTRY.unpack(entry)[2])
 
     def clear(self) -> None:
         """Forget all."""
-        self._entries.clear()
-        self._rights.clear()
-        self._numbers.clear()
+        for kept in (self._entries, self._rights, self._holders, self._numbers, self._free):
+            kept.clear()
+
+    def _take(self, rights: R) -> int:
+        """The number of these rights, of which there is one holder more."""
+        number = self._numbers.get(rights)
+        if number is None:
+            number = self._free.pop() if self._free else self._grow()
+            self._rights[number] = rights
+            self._numbers[rights] = number
+        self._holders[number] += 1
+        return number
+
+    def _grow(self) -> int:
+        self._rights.append(None)
+        self._holders.append(0)
+        return len(self._rights) - 1
+
+    def _give_back(self, number: int) -> None:
+        self._holders[number] -= 1
+        rights = self._rights[number]
+        if not self._holders[number] and rights is not None:
+            del self._numbers[rights]
+            self._rights[number] = None
+            self._free.append(number)

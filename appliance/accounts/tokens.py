@@ -14,7 +14,14 @@ from appliance.accounts.audit import SUSPENDED, Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers, is_claimed
 from appliance.accounts.last_uses import LastUses
 from appliance.accounts.live_tokens import LiveTokens
-from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound, Unauthenticated
+from appliance.errors import (
+    CapacityExceeded,
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    Unauthenticated,
+)
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Keys
 
@@ -30,6 +37,8 @@ _REFUSED = "the token is missing or not valid"
 MAX_OVERLAP_SECONDS = 30 * 86400
 MAX_LIFETIME_SECONDS = 10 * 366 * 86400
 _ERASED_AT_ONCE = 256
+MAX_TOKENS, MAX_LISTS = 10_000, 16 << 20
+"""Of one customer: those that are not revoked, and the characters of their lists; all of it is in memory."""
 MAX_LISTED = 1000
 """Ids in one list of a token."""
 RATES = ("requests_per_minute", "bytes_per_minute")
@@ -204,7 +213,7 @@ class Tokens:
         its customer's with None; whether they exist is not looked at. A token with a list gets no scope that
         would see beyond it: see `_check_narrow`. Raises NotFound for the customer, InvalidInput for no
         scopes, a time passed or one beyond MAX_LIFETIME_SECONDS, a list, or a subject that is none; Forbidden
-        for an operator once the customer is claimed.
+        for an operator once the customer is claimed, CapacityExceeded beyond MAX_TOKENS or MAX_LISTS.
 
         Then an operator may issue one of `recovery`, by default for admin alone: it is refused for
         RECOVERY_SECONDS, counted anew from the end of a suspension, and the customer may revoke it. Raises
@@ -236,6 +245,8 @@ class Tokens:
                 asked if scopes is not None else replace(asked, scopes=_default_scopes(connection, asked))
             )
             _check_issuer(connection, actor, customer, recovery=recovery)
+            if not recovery:
+                _check_room(connection, customer)
             admin = Scope.ADMIN in granted.scopes
             holder = holders.of_issued(connection, actor, customer, issued.id, admin=admin, recovery=recovery)
             token = Token(issued.id, granted, now, expires_at, holder=holder)
@@ -279,7 +290,8 @@ class Tokens:
         Without one it is revoked: no clock has a say in that.
 
         Raises NotFound as `revoke`, InvalidInput for an overlap outside 0 to 30 days, Conflict when the
-        token is revoked, expired, or has a successor, Forbidden for an operator once the customer is claimed.
+        token is revoked, expired, or has a successor, Forbidden for an operator once the customer is claimed,
+        CapacityExceeded as `add`.
         """
         if not 0 <= overlap_seconds <= MAX_OVERLAP_SECONDS:
             raise InvalidInput(f"overlap_seconds: 0 to {MAX_OVERLAP_SECONDS}")
@@ -289,6 +301,7 @@ class Tokens:
         def act(connection: Connection) -> tuple[Token, Token]:
             old = _owned(connection, customer, token_id)
             _check_issuer(connection, actor, old.customer, recovery=False)
+            _check_room(connection, old.customer)
             if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
                 raise Conflict("the token is revoked or expired: add a new one")
             if connection.execute("SELECT 1 FROM tokens WHERE rotated_from = ?", (token_id,)).get:
@@ -472,6 +485,20 @@ def _check_issuer(connection: Connection, actor: Actor, customer: CustomerId, *,
         raise Conflict("the customer is suspended, and could not see this: resume it first")
     if actor.kind == "operator" and claimed and not recovery:
         raise Forbidden(_CLAIMED)
+
+
+def _check_room(connection: Connection, customer: CustomerId) -> None:
+    held: Any = connection.execute(
+        "SELECT count(*), total(length(collections)) + total(length(tasks)) FROM tokens"
+        " WHERE customer = ? AND revoked_at IS NULL",
+        (customer,),
+    ).fetchone()
+    count, lists = held
+    if count >= MAX_TOKENS or lists >= MAX_LISTS:
+        raise CapacityExceeded(
+            f"a customer has at most {MAX_TOKENS} tokens that are not revoked, and {MAX_LISTS >> 20} MiB of"
+            " their lists: revoke those that have ended"
+        )
 
 
 def _check_revoker(connection: Connection, actor: Actor, token: Token) -> None:

@@ -73,13 +73,26 @@ class Door:
 class Connection(web.RequestHandler):
     """aiohttp's connection behind a door; its own refusals are JSON and name nothing of what was sent."""
 
-    __slots__ = ("_address", "_clock", "_door", "_ending", "_group", "_proven", "_proven_until", "uid")
+    __slots__ = (
+        "_address",
+        "_clock",
+        "_door",
+        "_ending",
+        "_group",
+        "_patience",
+        "_proven",
+        "_proven_until",
+        "_stalled",
+        "paced",
+        "uid",
+    )
 
     def __init__(
         self,
         server: "HttpServer",
         door: Door,
         group: int | None,
+        patience: Callable[[int], float],
         *,
         clock: Callable[[], float],
         loop: AbstractEventLoop,
@@ -89,6 +102,9 @@ class Connection(web.RequestHandler):
         self._door = door
         self._group = group
         self._clock = clock
+        self._patience = patience
+        self._stalled: asyncio.TimerHandle | None = None
+        self.paced = False  # what is being sent has a deadline of its own
         self._address: str | None = None
         self._ending: asyncio.Task[object] | None = None
         self.uid: int | None = None  # of an operator on the Unix socket, None for everybody else
@@ -109,14 +125,33 @@ class Connection(web.RequestHandler):
             self._proven = subject_of(certificate["subject"])
             self._proven_until = ssl.cert_time_to_seconds(certificate["notAfter"])
         super().connection_made(transport)
+        if self.transport is not None:  # whatever the system does not take counts as not taken
+            self.transport.set_write_buffer_limits(high=1, low=0)
+
+    def pause_writing(self) -> None:
+        """The client does not take its answer as fast as it is given: it has as long as a body may take."""
+        super().pause_writing()
+        if self._address and not self.paced and self.transport is not None:
+            seconds = self._patience(self.transport.get_write_buffer_size())
+            self._stalled = self._loop.call_later(seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._wait_no_more()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._wait_no_more()
         if self._address is not None:
             self._door.leave(self._address)
             self._address = None
             super().connection_lost(exc)
         if self._ending is not None:
             self._ending.cancel()
+
+    def _wait_no_more(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def data_received(self, data: bytes) -> None:
         """Parses what came. aiohttp keeps what breaks a body for the request after it; whoever reads it now
@@ -183,8 +218,10 @@ class HttpServer(web.Server):
         *,
         keep_alive_seconds: float,
         clock: Callable[[], float],
+        patience: Callable[[int], float],
         group: int | None = None,
     ) -> None:
+        """`patience` tells in how many seconds a client has to take so many bytes."""
         super().__init__(
             self._count,
             keepalive_timeout=keep_alive_seconds,  # counted from the connection on: it bounds the headers too
@@ -196,12 +233,21 @@ class HttpServer(web.Server):
         self._door = door
         self._clock = clock
         self._group = group
+        self._patience = patience
         self._under_way = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
 
     def __call__(self) -> Connection:
-        return Connection(self, self._door, self._group, clock=self._clock, loop=self._loop, **self._kwargs)
+        return Connection(
+            self,
+            self._door,
+            self._group,
+            self._patience,
+            clock=self._clock,
+            loop=self._loop,
+            **self._kwargs,
+        )
 
     async def drain(self, seconds: float) -> None:
         """Lets the requests under way end, uploads included, then closes every connection.

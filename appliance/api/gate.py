@@ -118,7 +118,9 @@ class Gate:
     async def _answer(self, request: web.BaseRequest, trace: _Trace) -> Answer:
         path = request.raw_path.partition("?")[0]
         trace.problem = strip_prefix(path).startswith(MANAGEMENT)
+        trace.last = True  # who sent on a head that is refused may have read another one
         _check_head(request)
+        trace.last = _ends_connection(request)
         match = self._table.find(request.method, path)
         route = match.route
         trace.route = route.path
@@ -227,12 +229,13 @@ class Gate:
         }
         response = web.StreamResponse(status=answer.status, headers=headers)
         response.content_length = stream.length
-        if self.closing:
+        if self.closing or trace.last:
             response.force_close()
         whole = None if stream.length is None else self._bodies.patience(stream.length)
         piecewise = None
         if stream.length is None:
             piecewise = _STALLED_SECONDS if self._surface is Surface.SOCKET else self._bodies.patience(0)
+        _pace(request, paced=True)
         try:
             async with asyncio.timeout(whole):
                 await response.prepare(request)
@@ -253,6 +256,7 @@ class Gate:
             answer = Answer(status=_CLIENT_GONE)
         finally:
             stream.close()
+            _pace(request, paced=False)
         self._tell(request, trace, answer)
         return response
 
@@ -294,9 +298,24 @@ def _bound(routes: Iterable[Route], families: list[object]) -> dict[Route, Bound
     return bound
 
 
+def _pace(request: web.BaseRequest, *, paced: bool) -> None:
+    """Whether what is sent now has a deadline of its own."""
+    if isinstance(request.protocol, Connection):
+        request.protocol.paced = paced
+
+
 def _method(request: web.BaseRequest) -> str:
     # A method is any token to the parser: only the usual ones become labels.
     return request.method if request.method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"} else "OTHER"
+
+
+def _ends_connection(request: web.BaseRequest) -> bool:
+    """Whether the parser may misread what follows the request.
+
+    The last trailer of a chunked body becomes a header of the next request, and what comes along with a head
+    that asks for an upgrade is dropped.
+    """
+    return "Transfer-Encoding" in request.headers or "Upgrade" in request.headers
 
 
 def _check_head(request: web.BaseRequest) -> None:

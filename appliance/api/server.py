@@ -264,7 +264,12 @@ class Server:
     def _server(self, surface: Surface, door: Door, group: int | None = None) -> HttpServer:
         keep_alive = self._config.api.keep_alive_seconds
         server = HttpServer(
-            self._gates[surface], door, keep_alive_seconds=keep_alive, clock=self._parts.clock, group=group
+            self._gates[surface],
+            door,
+            keep_alive_seconds=keep_alive,
+            clock=self._parts.clock,
+            patience=self._bodies.patience,
+            group=group,
         )
         self._servers.append(server)
         return server

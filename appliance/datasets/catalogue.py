@@ -17,6 +17,7 @@ from appliance.datasets.files import SealedFiles
 from appliance.datasets.records import MAX_NAME, Dataset, DatasetId, Image, Place, Visibility
 from appliance.errors import (
     ApplianceError,
+    CapacityExceeded,
     Conflict,
     InvalidInput,
     NotFound,
@@ -28,6 +29,8 @@ from appliance.ledger import Connection, Ledger
 from appliance.vault import Container, Keyring
 from appliance.volume import Space
 
+MAX_DATASETS = 10_000
+"""Of one customer: each has a key in the keyring."""
 _COLUMNS = (
     "number, id, customer, name, visibility, keep_metadata, retention_days, epoch, created_at, images, bytes"
 )
@@ -100,13 +103,17 @@ class Datasets:
     ) -> Dataset:
         """A new dataset with a key of its own, durably and audited.
 
-        Raises InvalidInput for a name or a retention, Conflict when the customer has one of this name.
+        Raises InvalidInput for a name or a retention, Conflict when the customer has one of this name,
+        CapacityExceeded when it has MAX_DATASETS.
         """
         cleaned = _checked_name(name)
         _check_retention(retention_days)
         async with self._making:
-            if any(dataset.name == cleaned for dataset in await self.list(customer)):
+            known = await self.list(customer)
+            if any(dataset.name == cleaned for dataset in known):
                 raise Conflict("a dataset of this name exists already")
+            if len(known) >= MAX_DATASETS:
+                raise CapacityExceeded(f"a customer has at most {MAX_DATASETS} datasets: erase some")
             return await self._make(actor, customer, cleaned, visibility, keep_metadata, retention_days)
 
     async def default(self, customer: CustomerId) -> Dataset:

@@ -16,7 +16,7 @@ from yarl import URL
 
 from appliance.errors import HostFailed, InvalidInput, Overloaded, TooLarge
 from appliance.metrics import Registry
-from appliance.outbound.urls import leads_to, parsed
+from appliance.outbound.urls import leads_to, parsed, redirected
 from appliance.outbound.way import Clock, Exchange, Traffic, Way
 from appliance.residency import Residency, Use
 
@@ -271,8 +271,8 @@ class Outbound:
 
 def _redirected(way: Way, target: URL, answer: ClientResponse, field: str) -> URL:
     try:
-        following = parsed(str(target.join(URL(answer.headers.get("Location", "")))))
-    except (ValueError, InvalidInput):
+        following = redirected(target, answer.headers.get("Location", ""))
+    except InvalidInput:
         way.refuse()
         raise InvalidInput(f"{field}: the host redirects nowhere") from None
     if not leads_to(way.destination, following):

@@ -29,6 +29,15 @@ def parsed(url: str) -> URL:
     return address.with_fragment(None)
 
 
+def redirected(url: URL, location: str) -> URL:
+    """Where a host leads on that was asked for `url`, by the header `Location`. Raises InvalidInput."""
+    try:
+        address = str(url.join(URL(location)))
+    except Exception:  # noqa: BLE001 - as above
+        raise InvalidInput(_EXPECTED) from None
+    return parsed(address)
+
+
 def leads_to(destination: Destination, url: URL) -> bool:
     """Whether scheme, host and port are the destination's."""
     scheme = "https" if destination.tls else "http"

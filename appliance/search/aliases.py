@@ -17,7 +17,14 @@ from uuid import UUID
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
-from appliance.errors import ApplianceError, InvalidInput, NotFound, SealBroken, StorageFailed
+from appliance.errors import (
+    ApplianceError,
+    CapacityExceeded,
+    InvalidInput,
+    NotFound,
+    SealBroken,
+    StorageFailed,
+)
 from appliance.ledger import Connection, Ledger
 from appliance.search import entries
 from appliance.search.records import CollectionId
@@ -26,6 +33,8 @@ from appliance.vault import Keyring
 
 AliasId = NewType("AliasId", str)
 
+MOST = 1000
+"""Of one customer: all are in memory, and each has a key in the keyring."""
 _NAME = re.compile(r"[A-Za-z0-9.-]{1,64}")
 _COLUMNS = "id, customer, name, collection, changed_at"
 _LIVING = " WHERE customer NOT IN (SELECT id FROM customers WHERE erased_at IS NOT NULL)"
@@ -84,7 +93,7 @@ class Aliases:
         """Have the name stand for this collection of the customer (None: of its owner), durably and audited.
 
         Every later call by the name is about this one. Raises InvalidInput for the name, NotFound for the
-        collection.
+        collection, CapacityExceeded for a new name beyond MOST.
         """
         _check_name(name)
         async with self._changing:
@@ -92,6 +101,8 @@ class Aliases:
             owner = (await self._ledger.read(find)).customer
             known = self.find(owner, name)
             if known is None:
+                if len(self.list(owner)) >= MOST:
+                    raise CapacityExceeded(f"a customer has at most {MOST} aliases: remove some")
                 return await self._add(actor, owner, name, collection)
             return await self._switch(actor, known, collection)
 

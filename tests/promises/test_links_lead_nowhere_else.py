@@ -1,24 +1,25 @@
 """Whatever a customer writes as a link, in every field that takes one: nobody but declared hosts is asked."""
 
-import json
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from html import escape
-from typing import Any, Self
+from typing import Self
 
 import pytest
 
-from appliance.accounts.agreements import Kind
+from appliance.accounts.audit import Event, entries
+from appliance.accounts.egress import SECONDS, Egress
+from appliance.api.asynchronous import PATH as REQUEST
+from appliance.api.routing import Route
 from appliance.errors import InvalidInput
 from appliance.outbound import UNDECLARED
 from tests.hosts import NAME, Host
-from tests.serving import ACTOR, Reply, Served, Tenant
+from tests.linking import FEATURES, TAKING, WAYS, Linking, ways_out
+from tests.serving import Served
 from tests.ssrf import forms
-
-AT_ONCE = 10  # records in one call
 
 
 class Canary:
@@ -43,6 +44,27 @@ class Canary:
         return bool(select.select(self._listening, [], [], 0)[0])
 
 
+class Audited:
+    """What the audit log has of connections, which follows the gate's counters by a clock of its own."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._seconds = 0.0
+        self._egress = Egress(
+            served.ledger, served.parts.outbound, lambda: served.clock, lambda: self._seconds
+        )
+
+    def refused(self, destination: str) -> int:
+        """How many refused connections it tells of in all."""
+        self._seconds += SECONDS
+        self._served.run(self._egress.write())
+        rows = self._served.run(
+            self._served.ledger.read(lambda connection: entries(connection, limit=1_000_000))
+        )
+        refused = (row for row in rows if row.event == Event.OUTBOUND_REFUSE and row.subject == destination)
+        return sum(int(str(row.details["connections"])) for row in refused)
+
+
 @pytest.fixture(scope="module")
 def canary() -> Iterator[Canary]:
     with Canary() as canary:
@@ -62,120 +84,74 @@ def served(tmp_path_factory: pytest.TempPathFactory, host: Host) -> Iterator[Ser
 
 
 @pytest.fixture(scope="module")
-def tenant(served: Served) -> Tenant:
-    """A customer whom nothing else would refuse."""
-    tenant = served.tenant("attacker")
-    served.run(served.parts.agreements.sign(ACTOR, tenant.id, Kind.TRAINING_DATA))
-    return tenant
+def linking(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Linking:
+    return Linking(served, tmp_path_factory.mktemp("bundles"))
 
 
-class Features:
-    """Each puts links into a field of its own; True for each that was refused as bad input."""
-
-    def __init__(self, served: Served, tenant: Tenant) -> None:
-        self._served = served
-        self._tenant = tenant
-
-    def _ask(self, method: str, path: str, document: object) -> Reply:
-        body = json.dumps(document).encode()
-        return self._served.site.call(method, path, body, self._tenant.headers())
-
-    def _records(self, path: str, links: list[str], **fields: object) -> Iterator[bool]:
-        for start in range(0, len(links), AT_ONCE):
-            some = links[start : start + AT_ONCE]
-            records = [{"_id": f"{start + at}", "_url": link} for at, link in enumerate(some)]
-            answer = self._ask("POST", path, {"records": records, **fields})
-            assert answer.status < 500, answer.body
-            if answer.status != 200:
-                yield from (answer.status in {400, 411} for _ in some)
-                continue
-            answered: Any = answer.document.get("records") or answer.document["answer_records"]
-            yield from (record["_status"]["code"] == 400 for record in answered)
-
-    def _each(self, method: str, path: str, documents: list[dict[str, object]]) -> Iterator[bool]:
-        for document in documents:
-            answer = self._ask(method, path, document)
-            assert answer.status < 500, answer.body
-            yield answer.status == 400
-
-    def classification(self, links: list[str]) -> Iterator[bool]:
-        return self._records("/recognition/v2/classify", links, task_id=self._served.bundle.task)
-
-    def tags(self, links: list[str]) -> Iterator[bool]:
-        return self._records("/photo/tags/v2/tags", links)
-
-    def colours(self, links: list[str]) -> Iterator[bool]:
-        return self._records("/dom_colors/generic/v2/dominantcolor", links)
-
-    def hashes(self, links: list[str]) -> Iterator[bool]:
-        return self._records("/image_matching/v2/visual_hash", links)
-
-    def insertion(self, links: list[str]) -> Iterator[bool]:
-        return self._records("/similarity/photos/v2/insert", links)
-
-    def query(self, links: list[str]) -> Iterator[bool]:
-        documents: list[dict[str, object]] = [{"query_record": {"_url": link}} for link in links]
-        return self._each("POST", "/similarity/photos/v2/visualKNN", documents)
-
-    def training(self, links: list[str]) -> Iterator[bool]:
-        documents: list[dict[str, object]] = [{"_url": link} for link in links]
-        return self._each("POST", "/recognition/v2/training-image/", documents)
-
-    def webhooks(self, links: list[str]) -> Iterator[bool]:
-        asked = {"type": "custom-recognition", "task_id": self._served.bundle.task, "records": [{}]}
-        documents: list[dict[str, object]] = [asked | {"webhook": {"endpoint": link}} for link in links]
-        return self._each("POST", "/account/v2/request/", documents)
-
-    def feeds(self, links: list[str]) -> Iterator[bool]:
-        documents: list[dict[str, object]] = [{"url": link} for link in links]
-        path = f"/appliance/v1/collections/{self._tenant.collection}/source"
-        return self._each("PUT", path, documents)
-
-
-FEATURES: list[Callable[[Features, list[str]], Iterator[bool]]] = [
-    *(Features.classification, Features.tags, Features.colours, Features.hashes, Features.insertion),
-    *(Features.query, Features.training, Features.webhooks, Features.feeds),
-]
+@pytest.fixture(scope="module")
+def audited(served: Served) -> Audited:
+    return Audited(served)
 
 
 def allowed(served: Served) -> int:
     return sum(one.allowed for one in served.parts.outbound.traffic())
 
 
-def refused(served: Served) -> int:
-    return {one.destination: one.refused for one in served.parts.outbound.traffic()}[UNDECLARED]
+def refused(served: Served, destination: str) -> int:
+    return {one.destination: one.refused for one in served.parts.outbound.traffic()}[destination]
 
 
-@pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.__name__)
-def test_every_form_is_refused_by_every_feature(
-    served: Served,
-    tenant: Tenant,
-    canary: Canary,
-    feature: Callable[[Features, list[str]], Iterator[bool]],
+def received(served: Served) -> int:
+    return sum(one.received_bytes for one in served.parts.outbound.traffic())
+
+
+def test_every_way_out_is_one_that_is_tried_here() -> None:
+    assert ways_out() == set(WAYS)
+
+
+@pytest.mark.parametrize("route", TAKING, ids=lambda route: str(route.path))
+def test_every_route_that_takes_images_takes_them_from_a_declared_host(
+    linking: Linking, host: Host, route: Route
 ) -> None:
-    links = forms(NAME, canary.port)
-    connections, refusals = allowed(served), refused(served)
-    outcomes = dict(zip(links, feature(Features(served, tenant), links), strict=True))
-    assert [link for link, was_refused in outcomes.items() if not was_refused] == []
+    """Without this the refusals below could be others than the gate's."""
+    before = received(linking.served)
+    answers = linking.images(route, [f"{host.address}/red"])
+    assert received(linking.served) > before, [answer.body[:300] for answer in answers]
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_every_form_is_refused_by_every_feature(
+    linking: Linking, canary: Canary, audited: Audited, feature: str
+) -> None:
+    served, links = linking.served, forms(NAME, canary.port)
+    connections, refusals, told = (
+        allowed(served),
+        refused(served, UNDECLARED),
+        audited.refused(UNDECLARED),
+    )
+    answers = linking.features()[feature](links)
+    assert [answer.body for answer in answers if answer.status >= 500] == []
+    assert any(b"url" in answer.body or b"webhook" in answer.body for answer in answers)
     assert not canary.heard()
     assert allowed(served) == connections
-    assert refused(served) >= refusals + len(links) - 1  # an empty one may be taken for none
+    more = refused(served, UNDECLARED) - refusals
+    assert more >= len(links) - 1  # an empty one may be taken for none
+    assert audited.refused(UNDECLARED) == told + more
 
 
-def test_items_of_a_feed_are_links_too(served: Served, tenant: Tenant, host: Host, canary: Canary) -> None:
+def test_items_of_a_feed_are_links_too(linking: Linking, host: Host, canary: Canary) -> None:
     links = [link for link in forms(NAME, canary.port) if link.isprintable() and link]
     items = "".join(
         f"<item><g:id>{number}</g:id><g:image_link>{escape(link)}</g:image_link></item>"
         for number, link in enumerate(links)
     )
     host.pictures["/feed.xml"] = f"<rss><channel>{items}</channel></rss>".encode()
-    path = f"/appliance/v1/collections/{tenant.collection}/source"
-    document = json.dumps({"url": f"{host.address}/feed.xml"}).encode()
-    assert served.site.call("PUT", path, document, tenant.headers()).status == 200
-    assert served.site.call("POST", f"{path}/run", b"", tenant.headers()).status == 202
+    path = f"/appliance/v1/collections/{linking.tenant.collection}/source"
+    assert linking.ask("PUT", path, {"url": f"{host.address}/feed.xml"}).status == 200
+    assert linking.ask("POST", f"{path}/run", {}).status == 202
     deadline = time.monotonic() + 30
     while True:
-        run = served.site.call("GET", f"{path}/runs", headers=tenant.headers()).document["runs"][0]
+        run = linking.ask("GET", f"{path}/runs", None).document["runs"][0]
         if run["state"] not in {"waiting", "running"}:
             break
         assert time.monotonic() < deadline, run
@@ -183,18 +159,38 @@ def test_items_of_a_feed_are_links_too(served: Served, tenant: Tenant, host: Hos
     assert not canary.heard()
 
 
-def test_redirects_are_links_too(served: Served, tenant: Tenant, host: Host, canary: Canary) -> None:
-    """Of images and of feeds; a webhook follows none."""
+ONE_OF_EACH = list({route.handler: route for route in TAKING if route.path != REQUEST}.values())
+"""The routes that share no handler."""
+
+
+@pytest.mark.parametrize("route", ONE_OF_EACH, ids=lambda route: str(route.path))
+def test_redirects_of_images_are_links_too(
+    linking: Linking, host: Host, canary: Canary, audited: Audited, route: Route
+) -> None:
+    served, name = linking.served, str(host.declaration["name"])
     links = [link for link in forms(NAME, canary.port) if link.isprintable() and link.isascii()]
     host.redirects.update({f"/{number}": link for number, link in enumerate(links)})
-    features, asked = Features(served, tenant), [f"{host.address}/{number}" for number in range(len(links))]
-    assert list(features.classification(asked)) == [True] * len(links)
+    refusals, told = refused(served, name), audited.refused(name)
+    asked = [f"{host.address}/{number}" for number in range(len(links))]
+    for answer in linking.images(route, asked):
+        assert answer.status < 500, answer.body
+    assert not canary.heard()
+    more = refused(served, name) - refusals
+    assert more >= len(links) - 2  # two lead to where they are: round and round
+    assert audited.refused(name) == told + more
+
+
+def test_redirects_of_feeds_are_links_too(linking: Linking, host: Host, canary: Canary) -> None:
+    """A webhook follows none."""
+    served = linking.served
+    links = [link for link in forms(NAME, canary.port) if link.isprintable() and link.isascii()]
+    host.redirects.update({f"/{number}": link for number, link in enumerate(links)})
 
     async def fetch(url: str) -> None:
         async with served.parts.outbound.feed(url, {}, 1 << 20):
             pass
 
-    for url in asked:
+    for number in range(len(links)):
         with pytest.raises(InvalidInput):
-            served.run(fetch(url))
+            served.run(fetch(f"{host.address}/{number}"))
     assert not canary.heard()

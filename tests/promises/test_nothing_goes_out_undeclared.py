@@ -13,11 +13,12 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import example, given
 from hypothesis import strategies as st
+from yarl import URL
 
 from appliance.errors import InvalidInput
 from appliance.metrics import Registry
 from appliance.outbound import Outbound, admits
-from appliance.outbound.urls import parsed
+from appliance.outbound.urls import parsed, redirected
 from appliance.residency import Destination, Residency
 from tests.ssrf import forms
 
@@ -200,6 +201,21 @@ _PIECES = st.one_of(
     st.sampled_from(["http://", "https://", "xn--", "xn--a", "a.b", "::1", "%-", ".."]),
     st.sampled_from("[]@:%/?#1-|{t\u3002\u200d\u2460\ufb00\U0001f600"),
 )
+
+
+_BASE = URL(f"http://{HOST}:{PORT}/")
+
+
+@given(st.lists(_PIECES, max_size=8).map("".join))
+@example("//[h]@")
+@example("http://[t:%-]")
+@example("\udcff")
+def test_whatever_a_host_redirects_to_it_is_understood_or_refused(location: str) -> None:
+    try:
+        address = redirected(_BASE, location)
+    except InvalidInput:
+        return
+    assert address.host
 
 
 @given(st.lists(_PIECES, max_size=8).map(lambda pieces: "http://" + "".join(pieces)))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.accounts import tokens as issuing
 from appliance.accounts.audit import Actor, Event
 from appliance.accounts.customers import CustomerId
 from appliance.accounts.live_tokens import LiveTokens
@@ -24,7 +25,7 @@ from appliance.accounts.tokens import (
     operator_principal,
     parse_scopes,
 )
-from appliance.errors import Conflict, InvalidInput, NotFound, Unauthenticated
+from appliance.errors import CapacityExceeded, Conflict, InvalidInput, NotFound, Unauthenticated
 from tests.unit.accounts.conftest import Accounts
 
 DAY = 86400
@@ -277,6 +278,35 @@ async def test_a_thousand_tokens_in_little_memory_and_nothing_for_the_collector(
     live.end("known", 5)
     live.end("unknown", 5)
     assert live.rights("known", bytes(32), 5) is None
+
+
+async def test_a_customer_has_so_many_that_are_not_revoked(
+    accounts: Accounts, customer: CustomerId, other: CustomerId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(issuing, "MAX_TOKENS", 2)
+    first = await accounts.tokens.add(accounts.actor, customer)
+    second = await accounts.tokens.add(accounts.actor, customer, {Scope.INFER})
+    with pytest.raises(CapacityExceeded, match="2 tokens"):
+        await accounts.tokens.add(accounts.actor, customer, {Scope.INFER})
+    with pytest.raises(CapacityExceeded, match="2 tokens"):
+        await accounts.tokens.rotate(accounts.actor, customer, first.id)
+    await accounts.tokens.add(accounts.actor, other)
+    await accounts.customers.claim(accounts.actor, customer)
+    await accounts.tokens.add(accounts.actor, customer, recovery=True)  # there is always a way back
+    admin = Actor("token", first.id)
+    for issued in (first, second):
+        await accounts.tokens.revoke(admin, customer, issued.id)
+    await accounts.tokens.add(admin, customer, {Scope.INFER})
+
+
+async def test_a_customer_s_lists_are_so_long(
+    accounts: Accounts, customer: CustomerId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(issuing, "MAX_LISTS", 100)
+    listed = [f"{number:036}" for number in range(3)]
+    await accounts.tokens.add(accounts.actor, customer, {Scope.INFER}, collections=listed)
+    with pytest.raises(CapacityExceeded, match="lists"):
+        await accounts.tokens.add(accounts.actor, customer, {Scope.INFER}, collections=listed)
 
 
 async def test_rotation_overlaps(accounts: Accounts, customer: CustomerId) -> None:

@@ -16,11 +16,13 @@ import pytest
 
 from appliance.accounts.audit import entries
 from appliance.accounts.certificates import Certificates
+from appliance.datasets import catalogue
 from appliance.datasets.files import SealedFiles
 from appliance.datasets.ports import Encoded
 from appliance.datasets.records import ReadPermit
 from appliance.errors import (
     AlreadyStored,
+    CapacityExceeded,
     Forbidden,
     InvalidImage,
     NotFound,
@@ -425,3 +427,12 @@ async def test_each_image_that_was_being_deleted_when_its_dataset_was_erased_is_
         certificates = Certificates(again.ledger, again.keyring.service)
         made = [json.loads(one.statement) for one in await certificates.list(customer)]
     assert [(one["kind"], one["ids"]) for one in made] == [("image", [deleted.id]), ("dataset", [])]
+
+
+async def test_a_customer_has_so_many_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "MAX_DATASETS", 2)
+    async with stand(tmp_path) as store:
+        customer = (await default(store)).customer
+        await store.datasets.add(ACTOR, customer, "one")
+        with pytest.raises(CapacityExceeded, match="2 datasets"):
+            await store.datasets.add(ACTOR, customer, "two")

@@ -8,7 +8,8 @@ import pytest
 
 from appliance.accounts.audit import Event, entries
 from appliance.accounts.customers import CustomerId
-from appliance.errors import InvalidInput, NotFound
+from appliance.errors import CapacityExceeded, InvalidInput, NotFound
+from appliance.search import aliases as names
 from appliance.search.collections import CollectionId
 from tests.searching import ACTOR, Shelf, shelf
 
@@ -107,3 +108,17 @@ async def test_an_alias_without_its_key_is_named_in_the_log(
         assert again.collections.aliases.list(None) == []
         assert f"alias {made.id} cannot be used" in caplog.text
         assert (await again.collections.aliases.point(ACTOR, customer, NAME, first)).collection == first
+
+
+async def test_a_customer_has_so_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "MOST", 2)
+    async with shelf(tmp_path) as things:
+        first, second = await two(things)
+        aliases = things.collections.aliases
+        for name in ("one", "two"):
+            await aliases.point(ACTOR, things.customer, name, first)
+        with pytest.raises(CapacityExceeded, match="2 aliases"):
+            await aliases.point(ACTOR, things.customer, "three", first)
+        await aliases.point(ACTOR, things.customer, "two", second)
+        await aliases.remove(ACTOR, things.customer, "one")
+        await aliases.point(ACTOR, things.customer, "three", first)
