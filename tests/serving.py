@@ -30,8 +30,9 @@ from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.forward import ForwardTime
 from appliance.accounts.grants import Grants
 from appliance.accounts.quotas import Quotas, defaults
+from appliance.accounts.rights import Scope
 from appliance.accounts.rotations import Rotations
-from appliance.accounts.tokens import Scope, Tokens
+from appliance.accounts.tokens import Tokens
 from appliance.accounts.transparency.tree import AuditTree
 from appliance.api.parts import Parts
 from appliance.api.server import Server

@@ -20,7 +20,7 @@ from appliance.accounts.agreements import Kind
 from appliance.accounts.audit import Actor
 from appliance.accounts.contracts import Contract
 from appliance.accounts.grants import Access as Asked
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.api.payload import Form
 from appliance.api.routes import ROUTES
 from appliance.api.routing import Access, Route, Surface

@@ -1,11 +1,9 @@
 """Tokens: 256 random bits that stand for a customer and a set of scopes; only a MAC of each is kept."""
 
-import re
 import secrets
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from functools import cache
 from typing import Any, Self
 
@@ -14,6 +12,16 @@ from appliance.accounts.audit import SUSPENDED, Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers, is_claimed
 from appliance.accounts.last_uses import LastUses
 from appliance.accounts.live_tokens import LiveTokens
+from appliance.accounts.rights import (
+    ALL_SCOPES,
+    BEYOND_TASKS,
+    Rights,
+    Scope,
+    check_narrow,
+    checked_subject,
+    listed,
+    told,
+)
 from appliance.errors import (
     CapacityExceeded,
     Conflict,
@@ -39,13 +47,8 @@ MAX_LIFETIME_SECONDS = 10 * 366 * 86400
 _ERASED_AT_ONCE = 256
 MAX_TOKENS, MAX_LISTS = 10_000, 16 << 20
 """Of one customer: those that are not revoked, and the characters of their lists; all of it is in memory."""
-MAX_LISTED = 1000
-"""Ids in one list of a token."""
 RATES = ("requests_per_minute", "bytes_per_minute")
 MAX_RATE = 1 << 50
-_LISTED = re.compile(r"[A-Za-z0-9-]{1,64}")
-MAX_SUBJECT = 1000
-_SUBJECT = re.compile(r"[A-Za-z0-9.-]+=")
 TOLD_OF_RECOVERY = """event = 'token.add' AND instr(details, '"recovery":true')"""
 """Of a row of the audit log, as an expression of SQL: whether it tells of a token of recovery."""
 RECOVERY_SECONDS = 86400
@@ -59,43 +62,6 @@ _CLAIMED = (
     "the customer has used a token of its own, and issues them itself: with one that has the scope admin, by"
     " POST /appliance/v1/tokens. For one that has lost all there is `appliance token add CUSTOMER --recovery`"
 )
-
-
-class Scope(StrEnum):
-    """What a token may do."""
-
-    INFER = "infer"
-    SEARCH_READ = "search:read"
-    SEARCH_WRITE = "search:write"
-    DATASETS_READ = "datasets:read"
-    DATASETS_WRITE = "datasets:write"
-    TRAIN = "train"
-    ADMIN = "admin"
-
-
-ALL_SCOPES = frozenset(Scope)
-# Stored images and their labels are of all tasks at once.
-_BEYOND_TASKS = frozenset({Scope.DATASETS_READ, Scope.DATASETS_WRITE, Scope.TRAIN})
-
-
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """What a token may do, for whom and how fast.
-
-    `collections` and `tasks` are ids, None for all of the customer's. Of a rate None is what the
-    configuration says, 0 none at all. With a `client_subject` (RFC 4514) it is taken over a connection alone
-    whose client has proven by a certificate that it is this one. `recovery_of` is set for a token of recovery
-    alone: when it was issued, in unix milliseconds.
-    """
-
-    customer: CustomerId
-    scopes: frozenset[Scope]
-    collections: frozenset[str] | None = None
-    tasks: frozenset[str] | None = None
-    requests_per_minute: int | None = None
-    bytes_per_minute: int | None = None
-    client_subject: str | None = None
-    recovery_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,12 +198,12 @@ class Tokens:
         asked = Rights(
             customer,
             frozenset(scopes or ()),
-            _listed("collections", collections),
-            _listed("tasks", tasks),
-            client_subject=_checked_subject(client_subject),
+            listed("collections", collections),
+            listed("tasks", tasks),
+            client_subject=checked_subject(client_subject),
             recovery_of=now if recovery else None,
         )
-        _check_narrow(asked)
+        check_narrow(asked)
         issued, mac = self._mint()
 
         def act(connection: Connection) -> Token:
@@ -251,7 +217,7 @@ class Tokens:
             holder = holders.of_issued(connection, actor, customer, issued.id, admin=admin, recovery=recovery)
             token = Token(issued.id, granted, now, expires_at, holder=holder)
             _insert(connection, token, mac, None)
-            record(connection, now, actor, Event.TOKEN_ADD, customer, issued.id, _told(granted))
+            record(connection, now, actor, Event.TOKEN_ADD, customer, issued.id, told(granted))
             return token
 
         await self._ledger.write(act, then=lambda token: self._remember(token, mac))
@@ -418,14 +384,6 @@ class Tokens:
         self._live.put(token.id, mac, token.rights, token.expires_at)
 
 
-def parse_scopes(names: Collection[str]) -> frozenset[Scope]:
-    """Scopes from their names. Raises InvalidInput listing what exists when one does not."""
-    try:
-        return frozenset(Scope(name) for name in names)
-    except ValueError:
-        raise InvalidInput(f"scopes: each must be one of {', '.join(Scope)}") from None
-
-
 def _well_formed(text: str) -> bool:
     # The checksum is for those who scan for lost tokens; whether it is right, the MAC says as well.
     return len(text) == _LENGTH and text.startswith(_PREFIX) and text.isascii()
@@ -437,34 +395,6 @@ def _base62(number: int, width: int) -> str:
         number, digit = divmod(number, 62)
         digits.append(_BASE62[digit])
     return "".join(reversed(digits))
-
-
-def _listed(name: str, ids: Collection[str] | None) -> frozenset[str] | None:
-    if ids is None:
-        return None
-    if not 1 <= len(ids) <= MAX_LISTED or not all(map(_LISTED.fullmatch, ids)):
-        raise InvalidInput(f"{name}: 1 to {MAX_LISTED} ids are expected; leave it out for all")
-    return frozenset(ids)
-
-
-def _checked_subject(subject: str | None) -> str | None:
-    if subject is not None and not (
-        _SUBJECT.match(subject) and len(subject) <= MAX_SUBJECT and subject.isprintable()
-    ):
-        raise InvalidInput(
-            "client_subject: the subject of a certificate is expected, such as CN=till 7,O=Acme"
-        )
-    return subject
-
-
-def _check_narrow(rights: Rights) -> None:
-    """Raises InvalidInput for scopes that see beyond the lists: admin, and beside tasks those of images."""
-    if rights.collections is None and rights.tasks is None:
-        return
-    beyond = {Scope.ADMIN} if rights.tasks is None else {Scope.ADMIN, *_BEYOND_TASKS}
-    if wide := sorted(rights.scopes & beyond):
-        name = "collections" if rights.tasks is None else "tasks"
-        raise InvalidInput(f"{name}: the scopes {', '.join(wide)} see beyond the list: leave them out")
 
 
 def _recovery_scopes(actor: Actor, scopes: Collection[Scope] | None) -> frozenset[Scope]:
@@ -516,22 +446,11 @@ def _ended(rotated: Token, now: int, overlap_seconds: int) -> Token:
 
 def _default_scopes(connection: Connection, asked: Rights) -> frozenset[Scope]:
     if asked.tasks is not None:
-        return ALL_SCOPES - {Scope.ADMIN} - _BEYOND_TASKS
+        return ALL_SCOPES - {Scope.ADMIN} - BEYOND_TASKS
     query = "SELECT 1 FROM tokens WHERE customer = ? LIMIT 1"
     if asked.collections is not None or connection.execute(query, (asked.customer,)).get:
         return ALL_SCOPES - {Scope.ADMIN}
     return ALL_SCOPES
-
-
-def _told(rights: Rights) -> dict[str, object]:
-    """For the audit log."""
-    lists = {"collections": rights.collections, "tasks": rights.tasks}
-    return {
-        "scopes": sorted(rights.scopes),
-        **({} if rights.client_subject is None else {"bound": True}),
-        **({} if rights.recovery_of is None else {"recovery": True}),
-        **{name: sorted(ids) for name, ids in lists.items() if ids is not None},
-    }
 
 
 _RIGHTS = "customer, scopes, collections, tasks, requests_per_minute, bytes_per_minute, client_subject"

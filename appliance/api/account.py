@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from appliance.accounts.customers import Customer, Customers
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.api.answers import Answer, moment, status
 from appliance.api.call import Call
 from appliance.datasets.catalogue import Datasets

@@ -7,7 +7,7 @@ the key of that one file is handed out separately.
 import base64
 import re
 
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.api.answers import Answer, Refused, Stream
 from appliance.api.call import Call
 from appliance.datasets import permits

@@ -11,7 +11,8 @@ from functools import partial
 from aiohttp import HttpVersion10, HttpVersion11, web
 
 from appliance.accounts.customers import CustomerId
-from appliance.accounts.tokens import Principal, Scope, Tokens, operator_principal
+from appliance.accounts.rights import Scope
+from appliance.accounts.tokens import Principal, Tokens, operator_principal
 from appliance.api.answers import (
     INTERNAL,
     Answer,

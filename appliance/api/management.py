@@ -10,7 +10,8 @@ from datetime import datetime
 import msgspec
 
 from appliance.accounts.customers import Customer, CustomerId, Customers
-from appliance.accounts.tokens import IssuedToken, Token, Tokens, parse_scopes
+from appliance.accounts.rights import parse_scopes
+from appliance.accounts.tokens import IssuedToken, Token, Tokens
 from appliance.api.answers import Answer, moment, unix_milliseconds
 from appliance.api.call import Call
 from appliance.api.payload import Payload

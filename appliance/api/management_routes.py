@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, Literal
 
 from appliance.accounts.audit import Event
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.api.aliases import Aliases
 from appliance.api.answers import Answer
 from appliance.api.audit import Audit

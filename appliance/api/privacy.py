@@ -7,7 +7,7 @@ import msgspec
 
 from appliance.accounts.certificates import Certificate, Certificates
 from appliance.accounts.customers import CustomerId
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.api.answers import Answer, Stream, moment
 from appliance.api.call import Call
 from appliance.api.datasets import AWAY

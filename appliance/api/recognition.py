@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.api.answers import Answer, code_of, status, text_of
 from appliance.api.call import Call
 from appliance.api.payload import Image, Record

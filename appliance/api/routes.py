@@ -5,7 +5,7 @@ a new row is served, documented and attacked, or the tests fail.
 """
 
 from appliance.accounts.audit import Event
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.api.account import Account
 from appliance.api.annotate import Annotate
 from appliance.api.asynchronous import PATH as REQUEST

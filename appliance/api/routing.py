@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any, Literal
 
 from appliance.accounts.audit import Event
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.api.answers import Answer, Refused
 from appliance.api.call import Call
 from appliance.api.payload import Form

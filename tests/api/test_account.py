@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from tests.serving import Served, Tenant
 
 COLOURS = ["dominant-colors", "dominant-colors-generic", "dominant-colors-product"]

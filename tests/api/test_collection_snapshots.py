@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from PIL import Image
 
 from appliance.accounts.audit import Event
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from tests import images
 from tests.serving import Reply, Served, Tenant
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.datasets.interchange.annotated import Annotated
 from appliance.datasets.interchange.table import Csv
 from tests import images

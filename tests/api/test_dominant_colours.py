@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.recognition.colours import Colour, dominant
 from tests import images
 from tests.serving import Reply, Served, Tenant

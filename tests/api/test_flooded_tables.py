@@ -12,7 +12,8 @@ import pytest
 from appliance.accounts.customers import CustomerId
 from appliance.accounts.live_tokens import LiveTokens
 from appliance.accounts.rates import MINUTE
-from appliance.accounts.tokens import ALL_SCOPES, Principal, Rights
+from appliance.accounts.rights import ALL_SCOPES, Rights
+from appliance.accounts.tokens import Principal
 from appliance.api.call import Measures
 from appliance.api.connections import Door
 from appliance.api.guessing import Guessing
@@ -156,7 +157,7 @@ def test_idempotency_keys_last_a_day(served: Served, tenant: Tenant, many: int) 
 
             def act(connection: Connection, start: int = start) -> None:
                 for number in range(start, start + at_once):
-                    asked = Asked(tenant.id, collection, f"{many} {number}", bytes(32))
+                    asked = Asked(tenant.id, collection, "a token", f"{many} {number}", bytes(32))
                     replies.keep(connection, asked, Reply(200, b"{}"))
 
             served.run(served.ledger.write(act))

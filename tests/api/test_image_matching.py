@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from demo import photos
 from tests.serving import Reply, Served, Tenant
 from tests.shop import Shop, code, ids, reasons

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from appliance.accounts.audit import Event
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from tests import images
 from tests.serving import DIM, Reply, Served, Tenant
 from tests.shop import Shop, code, ids, record

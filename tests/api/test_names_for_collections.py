@@ -6,7 +6,7 @@ import uuid
 import numpy as np
 
 from appliance.accounts.audit import Event
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from tests.searching import unit
 from tests.serving import DIM, Reply, Served, Tenant
 from tests.shop import Shop, code, record

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.api.open_inference import MAX_BATCH
 from appliance.errors import Overloaded
 from appliance.health import Readiness

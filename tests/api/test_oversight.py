@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from appliance.accounts.audit import Event
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from tests import images
 from tests.api.test_management import V1, admin, operate, unique
 from tests.serving import Reply, Served, Tenant

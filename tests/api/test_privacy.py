@@ -18,7 +18,7 @@ from appliance.accounts.agreements import Kind
 from appliance.accounts.audit import Event
 from appliance.accounts.certificates import verified
 from appliance.accounts.contracts import Contract
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.asynchronous.requests import State
 from appliance.datasets.records import Box
 from appliance.ledger import Connection

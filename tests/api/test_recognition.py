@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from tests import images
 from tests.serving import COLOURS, DIM, Reply, Served, Tenant
 

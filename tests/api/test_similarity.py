@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from appliance.accounts.audit import Event
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from tests.serving import Reply, Served, Tenant
 from tests.shop import PHOTOS, Shop, code, ids, reasons, record
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.search.replies import KEEP_SECONDS
 from tests.serving import ACTOR, Served, Tenant
 from tests.shop import Shop, code, ids, reasons, record

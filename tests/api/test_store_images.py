@@ -13,7 +13,7 @@ from PIL import Image
 
 from appliance.accounts.agreements import Kind
 from appliance.accounts.audit import Event
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from tests import bundles, images
 from tests.api.test_asynchronous import ended
 from tests.hosts import Host

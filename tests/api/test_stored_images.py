@@ -17,7 +17,7 @@ from PIL import Image as Picture
 from appliance.accounts.agreements import Kind
 from appliance.accounts.audit import Event
 from appliance.accounts.customers import CustomerId
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.datasets.records import Dataset, Image, Variant
 from tests import images
 from tests.serving import ACTOR, NOW, Reply, Served, Tenant

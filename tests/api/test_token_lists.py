@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.api.answers import moment
 from appliance.search.records import CollectionId
 from tests import images

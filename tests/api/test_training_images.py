@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from appliance.accounts.agreements import Kind
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.errors import ResidencyBroken
 from tests import images
 from tests.api.test_bodies import BOUNDARY, multipart

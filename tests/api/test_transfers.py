@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from appliance.accounts.audit import Event
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from tests.searching import Vectors, unit
 from tests.serving import DIM, Reply, Served, Tenant
 from tests.shop import Shop, code, record

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from appliance.accounts.audit import Actor
 from appliance.accounts.customers import CustomerId, Customers
+from appliance.accounts.rights import Scope
 from appliance.accounts.times import Times
-from appliance.accounts.tokens import Scope, Tokens
+from appliance.accounts.tokens import Tokens
 from appliance.errors import Unauthenticated
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry

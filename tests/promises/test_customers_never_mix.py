@@ -12,7 +12,7 @@ import pytest
 
 from appliance.accounts.audit import Event
 from appliance.accounts.customers import CustomerId
-from appliance.accounts.tokens import Scope
+from appliance.accounts.rights import Scope
 from appliance.api.routing import Access, Route
 from tests.serving import ACTOR, Reply, Served, Tenant
 from tests.victims import (

@@ -13,7 +13,7 @@ import pytest
 
 from appliance.accounts.agreements import AgreementId
 from appliance.accounts.audit import Actor, Event
-from appliance.accounts.tokens import ALL_SCOPES, Scope
+from appliance.accounts.rights import ALL_SCOPES, Scope
 from appliance.api.payload import Form
 from appliance.api.routes import ROUTES
 from appliance.api.routing import READ, Access, Route, Surface

@@ -6,7 +6,8 @@ import pytest
 
 from appliance.accounts.audit import Actor, Event
 from appliance.accounts.customers import CustomerId, Customers
-from appliance.accounts.tokens import ALL_SCOPES, IssuedToken, Scope, Tokens
+from appliance.accounts.rights import ALL_SCOPES, Scope
+from appliance.accounts.tokens import IssuedToken, Tokens
 from appliance.errors import Conflict, Forbidden, InvalidInput, Unauthenticated
 from tests.unit.accounts.conftest import OPERATOR, Accounts
 

@@ -17,7 +17,8 @@ from appliance.accounts.audit import Actor, Event
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.forward import ForwardTime, latest_time
 from appliance.accounts.grants import Access, Grant, GrantId, Grants
-from appliance.accounts.tokens import Scope, Tokens
+from appliance.accounts.rights import Scope
+from appliance.accounts.tokens import Tokens
 from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry

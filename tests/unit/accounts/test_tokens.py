@@ -15,16 +15,8 @@ from appliance.accounts import tokens as issuing
 from appliance.accounts.audit import Actor, Event
 from appliance.accounts.customers import CustomerId
 from appliance.accounts.live_tokens import LiveTokens
-from appliance.accounts.tokens import (
-    ALL_SCOPES,
-    Principal,
-    Rights,
-    Scope,
-    Tokens,
-    _base62,
-    operator_principal,
-    parse_scopes,
-)
+from appliance.accounts.rights import ALL_SCOPES, Rights, Scope, parse_scopes
+from appliance.accounts.tokens import Principal, Tokens, _base62, operator_principal
 from appliance.errors import CapacityExceeded, Conflict, InvalidInput, NotFound, Unauthenticated
 from tests.unit.accounts.conftest import Accounts
 
