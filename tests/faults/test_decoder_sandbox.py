@@ -4,17 +4,17 @@ import asyncio
 import io
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import pytest
 from PIL import Image
 
 from appliance.config import Recognition
-from appliance.errors import InvalidImage, TooLarge
+from appliance.errors import InvalidImage, Overloaded, TooLarge
 from appliance.metrics import Registry
 from appliance.recognition.bundles import Preprocessing
 from appliance.recognition.decoders import Decoders
@@ -46,6 +46,23 @@ def pid_of(decoders: Decoders) -> int:
     return decoder.worker.pid
 
 
+class HasWidth(Protocol):
+    @property
+    def width(self) -> int: ...
+
+
+async def assert_served(waiting: Awaitable[HasWidth], again: Callable[[], Awaitable[HasWidth]]) -> None:
+    """It is answered; where a new decoder has come later than its own patience allows, the next one is."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                assert (await waiting).width == 40
+            except Overloaded:
+                waiting = again()
+            else:
+                return
+
+
 @pytest.mark.parametrize("act", sorted(ACTS.keys() - DEADLY - HARMLESS))
 async def test_a_taken_over_decoder_is_refused(act: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as canary:
@@ -71,11 +88,7 @@ async def test_a_decoder_that_dies_or_hangs_costs_one_request(act: str) -> None:
         after = asyncio.ensure_future(decoders.decode(photo(), Preprocessing(size=16)))
         with pytest.raises(InvalidImage, match="crashed its decoder or took it longer"):
             await hostile
-        async with asyncio.timeout(20):
-            try:
-                await after
-            except Exception:  # noqa: BLE001 - it may have waited longer than its own limit
-                assert (await decoders.decode(photo(), SEEN)).width == 40
+        await assert_served(after, lambda: decoders.decode(photo(), SEEN))
         assert pid_of(decoders) != before
         assert registry.get_sample_value("appliance_decoders_lost_total") == 1
 
@@ -90,9 +103,8 @@ async def test_one_that_dies_or_hangs_over_what_is_to_be_kept_costs_that(act: st
         kept = asyncio.ensure_future(decoders.ingest(photo(), keep_metadata=False))
         with pytest.raises(InvalidImage, match="crashed its decoder or took it longer"):
             await hostile
-        async with asyncio.timeout(20):
-            assert (await after).width == 40
-            assert (await kept).width == 40
+        await assert_served(after, lambda: decoders.decode(photo(), SEEN))
+        await assert_served(kept, lambda: decoders.ingest(photo(), keep_metadata=False))
         assert pid_of(decoders) != before
         assert registry.get_sample_value("appliance_decoders_lost_total") == 1
 
