@@ -17,6 +17,7 @@ from aiohttp import web
 
 from appliance.api.answers import INTERNAL, JSON, Refused, refusal
 from appliance.api.payload import new_id
+from appliance.api.sources import source
 
 _SO_PEERGROUPS = 59  # <asm-generic/socket.h>; Python has no name for it
 _PEERGROUPS_BYTES = 1024  # the largest buffer that Python's getsockopt takes: 256 groups
@@ -41,7 +42,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Door:
-    """Admits connections: at most `limit` at a time from one address, none from where nobody may."""
+    """Admits connections: at most `limit` at a time from one `source`, none from where nobody may."""
 
     def __init__(self, limit: int | None, allows: Callable[[str], bool] | None = None) -> None:
         self.limit = limit
@@ -53,16 +54,18 @@ class Door:
         if self._allows is not None and not self._allows(address):
             log.warning("connection refused: %s is not declared in the residency file", address)
             return False
-        if self.limit is not None and self._open[address] >= self.limit:
-            log.warning("connection refused: %s has %d open already", address, self.limit)
+        client = source(address)
+        if self.limit is not None and self._open[client] >= self.limit:
+            log.warning("connection refused: %s has %d open already", client, self.limit)
             return False
-        self._open[address] += 1
+        self._open[client] += 1
         return True
 
     def leave(self, address: str) -> None:
-        self._open[address] -= 1
-        if not self._open[address]:
-            del self._open[address]
+        client = source(address)
+        self._open[client] -= 1
+        if not self._open[client]:
+            del self._open[client]
 
     @property
     def open(self) -> int:
