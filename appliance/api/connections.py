@@ -114,15 +114,28 @@ class Connection(web.RequestHandler):
         self._proven: str | None = None
         self._proven_until = 0.0
 
+    def enter(self, transport: BaseTransport) -> bool:
+        """Whether the door lets it in, which is asked once; if not, it is cut off without a word."""
+        if self._address is None:
+            peer = transport.get_extra_info("peername")
+            address = _plain(str(peer[0])) if isinstance(peer, tuple) else ""
+            if not self._door.enter(address):
+                self.force_close()
+                transport.abort()  # type: ignore[attr-defined]
+                return False
+            self._address = address
+        return True
+
+    def leave(self) -> None:
+        """Tells the door that it has ended, once however often it is called."""
+        if self._address is not None:
+            self._door.leave(self._address)
+            self._address = None
+
     def connection_made(self, transport: BaseTransport) -> None:
-        peer = transport.get_extra_info("peername")
-        address = _plain(str(peer[0])) if isinstance(peer, tuple) else ""
-        if not self._door.enter(address):
-            self.force_close()
-            transport.abort()  # type: ignore[attr-defined]
+        if not self.enter(transport):
             return
-        self._address = address
-        if not isinstance(peer, tuple):
+        if not self._address:
             self.uid = operator_uid(transport.get_extra_info("socket"), self._group)
         elif certificate := transport.get_extra_info("peercert"):
             self._proven = subject_of(certificate["subject"])
@@ -144,10 +157,8 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._wait_no_more()
-        if self._address is not None:
-            self._door.leave(self._address)
-            self._address = None
-            super().connection_lost(exc)
+        self.leave()
+        super().connection_lost(exc)
         if self._ending is not None:
             self._ending.cancel()
 
@@ -240,6 +251,11 @@ class HttpServer(web.Server):
         self._under_way = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
+
+    @property
+    def loop(self) -> AbstractEventLoop:
+        """Where its connections live."""
+        return self._loop
 
     def __call__(self) -> Connection:
         return Connection(
