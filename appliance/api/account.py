@@ -17,12 +17,14 @@ from appliance.recognition.bundles import Bundles, Catalogue
 class _Service:
     """Of `scopes` a token needs one; `installed` says whether this appliance can serve it now.
 
-    One that `trains` has stored images too, which tokens for them may use whatever is installed.
+    One that `trains` has stored images too, which tokens for them may use whatever is installed. One that
+    is `listed` is served with the tasks of a token's list alone; searches are bounded by collections.
     """
 
     scopes: frozenset[Scope]
     installed: Callable[[Catalogue], bool]
     trains: bool = False
+    listed: bool = True
 
 
 _STORED = frozenset({Scope.DATASETS_READ, Scope.DATASETS_WRITE})
@@ -35,10 +37,11 @@ _DETECTION = _Service(
 )
 _COLOURS = _Service(_INFER, lambda _: True)
 _SEARCHING = frozenset({Scope.SEARCH_READ, Scope.SEARCH_WRITE})
-_MATCHING = _Service(_SEARCHING, lambda _: True)  # hashes need no bundle
+_MATCHING = _Service(_SEARCHING, lambda _: True, listed=False)  # hashes need no bundle
 _SEARCH = _Service(
     _SEARCHING,
     lambda bundles: any(bundle.kind == "backbone" for bundle in bundles.list()),
+    listed=False,
 )
 
 
@@ -83,7 +86,7 @@ class Account:
         if service is _COLOURS:
             call.check_all_tasks()
         granting = frozenset[Scope]()
-        if service is not None and service.installed(call.bundles(self._bundles)):
+        if service is not None and service.installed(self._bundles_for(service, call)):
             granting |= service.scopes
         if service is not None and service.trains and self._datasets is not None:
             granting |= _STORED
@@ -92,6 +95,9 @@ class Account:
         if not granting & call.principal.scopes:
             raise Forbidden(f"the token has none of the scopes {', '.join(sorted(granting))}")
         return Answer({"user_id": call.customer, "service": name, "status": status(200, "OK", call.id)})
+
+    def _bundles_for(self, service: _Service, call: Call) -> Catalogue:
+        return call.bundles(self._bundles) if service.listed else self._bundles.catalogue(call.customer)
 
     async def user(self, call: Call) -> Answer:
         customer = await self._customers.get(call.customer)

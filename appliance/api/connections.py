@@ -17,6 +17,7 @@ from aiohttp import web
 
 from appliance.api.answers import INTERNAL, JSON, Refused, refusal
 from appliance.api.payload import new_id
+from appliance.api.sources import source
 
 _SO_PEERGROUPS = 59  # <asm-generic/socket.h>; Python has no name for it
 _PEERGROUPS_BYTES = 1024  # the largest buffer that Python's getsockopt takes: 256 groups
@@ -41,7 +42,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Door:
-    """Admits connections: at most `limit` at a time from one address, none from where nobody may."""
+    """Admits connections: at most `limit` at a time from one `source`, none from where nobody may."""
 
     def __init__(self, limit: int | None, allows: Callable[[str], bool] | None = None) -> None:
         self.limit = limit
@@ -53,16 +54,18 @@ class Door:
         if self._allows is not None and not self._allows(address):
             log.warning("connection refused: %s is not declared in the residency file", address)
             return False
-        if self.limit is not None and self._open[address] >= self.limit:
-            log.warning("connection refused: %s has %d open already", address, self.limit)
+        client = source(address)
+        if self.limit is not None and self._open[client] >= self.limit:
+            log.warning("connection refused: %s has %d open already", client, self.limit)
             return False
-        self._open[address] += 1
+        self._open[client] += 1
         return True
 
     def leave(self, address: str) -> None:
-        self._open[address] -= 1
-        if not self._open[address]:
-            del self._open[address]
+        client = source(address)
+        self._open[client] -= 1
+        if not self._open[client]:
+            del self._open[client]
 
     @property
     def open(self) -> int:
@@ -111,15 +114,28 @@ class Connection(web.RequestHandler):
         self._proven: str | None = None
         self._proven_until = 0.0
 
+    def enter(self, transport: BaseTransport) -> bool:
+        """Whether the door lets it in, which is asked once; if not, it is cut off without a word."""
+        if self._address is None:
+            peer = transport.get_extra_info("peername")
+            address = _plain(str(peer[0])) if isinstance(peer, tuple) else ""
+            if not self._door.enter(address):
+                self.force_close()
+                transport.abort()  # type: ignore[attr-defined]
+                return False
+            self._address = address
+        return True
+
+    def leave(self) -> None:
+        """Tells the door that it has ended, once however often it is called."""
+        if self._address is not None:
+            self._door.leave(self._address)
+            self._address = None
+
     def connection_made(self, transport: BaseTransport) -> None:
-        peer = transport.get_extra_info("peername")
-        address = _plain(str(peer[0])) if isinstance(peer, tuple) else ""
-        if not self._door.enter(address):
-            self.force_close()
-            transport.abort()  # type: ignore[attr-defined]
+        if not self.enter(transport):
             return
-        self._address = address
-        if not isinstance(peer, tuple):
+        if not self._address:
             self.uid = operator_uid(transport.get_extra_info("socket"), self._group)
         elif certificate := transport.get_extra_info("peercert"):
             self._proven = subject_of(certificate["subject"])
@@ -141,10 +157,8 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._wait_no_more()
-        if self._address is not None:
-            self._door.leave(self._address)
-            self._address = None
-            super().connection_lost(exc)
+        self.leave()
+        super().connection_lost(exc)
         if self._ending is not None:
             self._ending.cancel()
 
@@ -237,6 +251,11 @@ class HttpServer(web.Server):
         self._under_way = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
+
+    @property
+    def loop(self) -> AbstractEventLoop:
+        """Where its connections live."""
+        return self._loop
 
     def __call__(self) -> Connection:
         return Connection(

@@ -3,20 +3,19 @@
 import logging
 import time
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_address, ip_network
 from math import ceil
 
 from appliance.accounts.rates import Rates
+from appliance.api.sources import source
 from appliance.errors import Overloaded
 
 _SOURCES = 10_000
-_IPV6_SITE = 64  # bits: what one host chooses from at will (RFC 4291, 2.5.1)
 
 log = logging.getLogger("appliance.api")
 
 
 class Guessing:
-    """Counts refused tokens of each source: an IPv4 address, or the /64 of an IPv6 one.
+    """Counts refused tokens of each `source`.
 
     Every token is verified all the same, as a genuine one must pass whoever shares its address (NAT, a
     proxy): nobody can lock others out by guessing beside them. Nothing is lost by that: 256 bits are not
@@ -29,18 +28,13 @@ class Guessing:
 
     def refused(self, address: str) -> None:
         """Counts one token of this source. Raises Overloaded where it has sent too many in a minute."""
-        source = _source(address)
-        wait = self._refused.wait(source, self.per_minute)
+        client = source(address)
+        wait = self._refused.wait(client, self.per_minute)
         if wait > 0:
             raise Overloaded(
                 "too many tokens that are not valid came from this address: try again later",
                 retry_after=ceil(wait),
             )
-        self._refused.spend(source, self.per_minute, 1)
-        if self._refused.wait(source, self.per_minute) > 0:
-            log.warning("%s sends tokens that are not valid: further ones are answered 429", source)
-
-
-def _source(address: str) -> str:
-    host = ip_address(address)
-    return str(ip_network((host, _IPV6_SITE), strict=False)) if isinstance(host, IPv6Address) else address
+        self._refused.spend(client, self.per_minute, 1)
+        if self._refused.wait(client, self.per_minute) > 0:
+            log.warning("%s sends tokens that are not valid: further ones are answered 429", client)

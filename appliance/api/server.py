@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 import stat
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -32,6 +33,7 @@ from appliance.api.files import Files
 from appliance.api.gate import Gate
 from appliance.api.grants import Grants
 from appliance.api.guessing import Guessing
+from appliance.api.handshakes import Handshake
 from appliance.api.image_matching import ImageMatching
 from appliance.api.installed_tasks import InstalledTasks
 from appliance.api.interchange import Interchange
@@ -286,10 +288,9 @@ class Server:
         self._sites[surface].append(site)
 
     async def _listen(self, http: HttpServer, tls: ssl.SSLContext | None, **where: Any) -> _Site:
-        patience = None if tls is None else self._config.api.keep_alive_seconds
-        listening = await asyncio.get_running_loop().create_server(
-            http, ssl=tls, ssl_handshake_timeout=patience, backlog=_BACKLOG, **where
-        )
+        seconds = self._config.api.keep_alive_seconds
+        factory = http if tls is None else partial(Handshake, http, tls, seconds)
+        listening = await asyncio.get_running_loop().create_server(factory, backlog=_BACKLOG, **where)
         return _Site(listening, http)
 
     async def _listen_anew(self, tls: ssl.SSLContext | None) -> None:

@@ -25,6 +25,8 @@ from appliance.vault import Keyring
 RequestId = NewType("RequestId", str)
 
 PAGE = 20
+MOST_KEPT = 100_000
+"""Of one customer, 7,000 a day for 14 days: beyond it the oldest that have ended are forgotten earlier."""
 LONGEST_PAUSE_SECONDS = 86_400.0
 """A webhook that is due later than this was put off by a clock that was ahead: it is due now."""
 _COLUMNS = "id, customer, type, status, created_at, finished_at, response"
@@ -94,11 +96,18 @@ class Due:
 class Requests:
     """The requests of all customers; `keep_seconds` after its end a request is forgotten.
 
+    Of each customer the last `most` are kept, and older ones only while they run or their webhook is due.
+
     That goes by a time which no leap of the clock moves, see `go_by`; before it is there, none is forgotten.
     """
 
     def __init__(
-        self, ledger: Ledger, keyring: Keyring, clock: Callable[[], float], keep_seconds: float
+        self,
+        ledger: Ledger,
+        keyring: Keyring,
+        clock: Callable[[], float],
+        keep_seconds: float,
+        most: int = MOST_KEPT,
     ) -> None:
         self._ledger = ledger
         self._keyring = keyring
@@ -106,6 +115,7 @@ class Requests:
         self._clock = clock
         self._believed: Callable[[], float] = float
         self._keep = int(keep_seconds * 1000)
+        self._most = most
 
     def go_by(self, believed: Callable[[], float]) -> None:
         """What tells the time that is believed, in unix seconds; call it before entering."""
@@ -170,6 +180,7 @@ class Requests:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (new, customer, token, kind, State.CREATED, now, handle, content, sealed),
             )
+            self._forget_oldest(connection, customer)
             record(connection, now, actor, Event.REQUEST_ADD, customer, new, {"type": kind})
             return Request(new, customer, kind, State.CREATED, now, None, None), True
 
@@ -358,6 +369,14 @@ class Requests:
         connection.execute(
             f"DELETE FROM requests WHERE finished_at <= ?1 AND {_FINISHED} <= ?1",  # noqa: S608
             (self._forgotten(),),
+        )
+
+    def _forget_oldest(self, connection: Connection, customer: CustomerId) -> None:
+        connection.execute(
+            "DELETE FROM requests WHERE customer = ?1 AND finished_at IS NOT NULL AND due_at IS NULL"
+            " AND number <= (SELECT number FROM requests WHERE customer = ?1"
+            " ORDER BY number DESC LIMIT 1 OFFSET ?2)",
+            (customer, self._most),
         )
 
     def _forgotten(self) -> int:

@@ -223,7 +223,8 @@ def load(path: Path) -> Residency:
     try:
         file = _File.model_validate(data, context={"eea": data.get("eea") is True})
     except ValidationError as error:
-        raise ConfigInvalid([_described(path, item) for item in error.errors(include_url=False)]) from None
+        found = _causes(error.errors(include_url=False))
+        raise ConfigInvalid([_described(path, item) for item in found]) from None
     return Residency(
         site=file.site,
         country=file.country,
@@ -237,6 +238,12 @@ def load(path: Path) -> Residency:
         logs=file.logs,
         sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def _causes(items: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Without lists that are too short because all that is in them is refused, each by itself."""
+    within = {item["loc"][:-1] for item in items}
+    return [item for item in items if item["type"] != "too_short" or item["loc"] not in within]
 
 
 def _described(path: Path, item: ErrorDetails) -> str:

@@ -19,6 +19,10 @@ from appliance.vault import Keyring
 
 KEEP_SECONDS = 86_400
 MAX_REPLY_BYTES = 1 << 20
+MAX_REPLIES = 10_000
+"""Of one customer, 10 GiB at the worst: beyond it the oldest is forgotten, which is harmless where it is long
+ago. A change that is made again finds its ids inserted, its fields set, its records gone.
+"""
 _FORGOTTEN_AT_ONCE = 64
 """Of ended replies, with each new one: they never pile up, and none of their deletions takes long."""
 
@@ -54,9 +58,12 @@ class Repeated(Exception):
 
 
 class Replies:
-    """The remembered replies of all customers."""
+    """The remembered replies of all customers, the last `most` of each."""
 
-    def __init__(self, ledger: Ledger, keyring: Keyring, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, ledger: Ledger, keyring: Keyring, clock: Callable[[], float], most: int = MAX_REPLIES
+    ) -> None:
+        self._most = most
         self._ledger = ledger
         self._keyring = keyring
         self._clock = clock
@@ -103,6 +110,17 @@ class Replies:
                 seals.seal_reply(handle, reply.body),
                 now + KEEP_SECONDS * 1000,
             ),
+        )
+        self._forget_oldest(connection, asked.customer)
+
+    def _forget_oldest(self, connection: Connection, customer: CustomerId) -> None:
+        connection.execute(
+            # The index of handles has the numbers: no reply is read for it.
+            "DELETE FROM search_replies WHERE number IN (SELECT number FROM search_replies"
+            " INDEXED BY search_replies_once WHERE customer = ?1 ORDER BY number"
+            " LIMIT max(0, (SELECT count(*) FROM search_replies INDEXED BY search_replies_once"
+            " WHERE customer = ?1) - ?2))",
+            (customer, self._most),
         )
 
     def _check(self, connection: Connection, asked: Asked) -> None:

@@ -88,6 +88,35 @@ def test_an_operator_asks_the_customer_approves_and_sees_who_saw_what(
     assert "Štítky?" not in json.dumps(whole, ensure_ascii=False)
 
 
+def test_an_approval_that_is_sent_again_opens_nothing(served: Served, owner: Tenant, image: str) -> None:
+    before = served.clock
+
+    def asked() -> str:
+        fields = {"customer": owner.id, "images": [image], "reason": "Labels?", "hours": 1}
+        return str(operate(served, "POST", "/grants/request", fields)["id"])
+
+    def approve(grant: str) -> Reply:
+        return admin(served, owner, "POST", f"/grants/{grant}/approve")
+
+    try:
+        denied, revoked, live = [asked() for _ in range(3)]
+        assert admin(served, owner, "POST", f"/grants/{denied}/deny").status == 200
+        assert approve(revoked).status == 200
+        admin(served, owner, "DELETE", f"/grants/{revoked}")
+        for grant in (denied, revoked):
+            assert approve(grant).status == 409
+        assert see(served, image).status == 403
+        ends = approve(live).document["ends_at"]
+        served.clock += 3599
+        assert approve(live).document["ends_at"] == ends, "nor does it last longer"
+        assert see(served, image).status == 200
+        served.clock += 1
+        assert approve(live).status == 409
+        assert see(served, image).status == 403
+    finally:
+        served.clock = before
+
+
 def test_a_whole_dataset_is_exported_under_a_grant_over_it(served: Served, owner: Tenant) -> None:
     dataset = new_dataset(served, owner, unique())
     assert receive(served, owner, dataset, tar(folders())).status == 200

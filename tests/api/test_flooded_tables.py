@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
@@ -24,7 +26,7 @@ from appliance.ledger import Connection
 from appliance.metrics import Registry, expose
 from appliance.outbound import Outbound
 from appliance.search.records import CollectionId
-from appliance.search.replies import KEEP_SECONDS, Asked, Reply
+from appliance.search.replies import KEEP_SECONDS, Asked, Repeated, Replies, Reply
 from tests.serving import Served, Tenant
 
 MANY = 100_000
@@ -167,3 +169,24 @@ def test_idempotency_keys_last_a_day(served: Served, tenant: Tenant, many: int) 
     left = served.run(served.ledger.read(lambda connection: connection.execute(query).get))
     assert left <= many // 10 + at_once
     assert vars(replies) == before
+
+
+def test_of_a_customer_that_changes_on_and_on_the_last_answers_are_remembered(served: Served) -> None:
+    tenant, other = served.tenant(str(uuid.uuid4())), served.tenant(str(uuid.uuid4()))
+    replies = Replies(served.ledger, served.keyring, lambda: served.clock, most=3)
+
+    def asked(by: Tenant, key: str) -> Asked:
+        return Asked(by.id, CollectionId(by.collection), "a token", key, bytes(32))
+
+    def known(by: Tenant, key: str) -> bool:
+        try:
+            served.run(replies.check(asked(by, key)))
+        except Repeated:
+            return True
+        return False
+
+    for by, key in ((other, "theirs"), *((tenant, f"{number}") for number in range(5))):
+        keep = partial(replies.keep, asked=asked(by, key), reply=Reply(200, b"{}"))
+        served.run(served.ledger.write(keep))
+    assert [known(tenant, f"{number}") for number in range(5)] == [False, False, True, True, True]
+    assert known(other, "theirs")

@@ -22,6 +22,7 @@ import trustme
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from appliance.api.connections import Door
 from appliance.errors import ApplianceError, ConfigInvalid
 from appliance.health import Readiness
 from appliance.residency import Residency
@@ -73,6 +74,16 @@ def test_connections_from_one_address_are_counted(served: Served) -> None:
         assert ended(connect(site))
         for connection in held:
             connection.close()
+
+
+def test_one_host_has_no_more_connections_by_the_addresses_of_its_ipv6_network() -> None:
+    door = Door(2)
+    sources = ["2001:db8::1", "2001:db8::2", "2001:db8::ffff:1", "2001:db8:0:1::1", "192.0.2.1", "192.0.2.2"]
+    assert [door.enter(address) for address in sources] == [True, True, False, True, True, True]
+    door.leave("2001:db8::1")
+    assert door.enter("2001:db8::3")
+    assert not door.enter("2001:db8::1")
+    assert door.open == 5
 
 
 def test_an_undeclared_address_is_refused_before_it_is_heard(served: Served) -> None:

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import trustme
 
 from appliance.api.connections import subject_of
 from appliance.errors import ConfigInvalid
+from appliance.residency import Residency
 from tests.serving import NOW, Served, Site, Tenant
+from tests.waiting import eventually
 
 SUBJECT = "CN=till 7,OU=shop,O=Acme"
 
@@ -174,11 +177,95 @@ def test_subjects_read_as_openssl_prints_them() -> None:
 def test_a_connection_that_never_shakes_hands_is_ended(
     served: Served, authority: trustme.CA, files: dict[str, Any]
 ) -> None:
-    with served.another(**files, tls=trusting(authority), keep_alive_seconds=0.3) as (site, _):
-        with socket.create_connection((site.host, site.port), timeout=20) as silent:
-            silent.settimeout(20)
-            assert silent.recv(1) == b""
+    with served.another(**files, tls=trusting(authority), keep_alive_seconds=0.3) as (site, server):
+        for begun in (b"", hello(0x0303)[:20]):
+            with silent(site) as connection:
+                connection.sendall(begun)
+                assert connection.recv(1) == b""
+        eventually(lambda: server.open_connections == 0, "neither counts any more")
         assert site.call("GET", "/healthz").status == 200
+
+
+def silent(site: Site) -> socket.socket:
+    """A connection whose client says nothing."""
+    return socket.create_connection((site.host, site.port), timeout=20)
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the server ends the connection without a word; closes our side."""
+    with connection:
+        try:
+            return connection.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+def test_connections_count_before_they_shake_hands(
+    served: Served, authority: trustme.CA, files: dict[str, Any]
+) -> None:
+    settings: dict[str, Any] = {"max_connections_per_address": 3, "keep_alive_seconds": 600}
+    with served.another(**files, **settings, tls=trusting(authority)) as (site, server):
+        held = [silent(site) for _ in range(3)]
+        eventually(lambda: server.open_connections == 3, "those three count")
+        assert all(ended(silent(site)) for _ in range(17))
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            site.call("GET", "/healthz")
+        held.pop().close()
+        eventually(lambda: server.open_connections == 2, "one has left")
+        assert site.call("GET", "/healthz").status == 200
+        for connection in held:
+            with trusting(authority).wrap_socket(connection, server_hostname="localhost") as late:
+                late.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert late.recv(65536).startswith(b"HTTP/1.1 200")
+        eventually(lambda: server.open_connections == 0, "each has left once")
+
+
+def test_a_handshake_that_fails_counts_no_more(
+    served: Served, authority: trustme.CA, files: dict[str, Any]
+) -> None:
+    other = trusting(trustme.CA())
+    settings: dict[str, Any] = {"max_connections_per_address": 1, "keep_alive_seconds": 600}
+    with served.another(**files, **settings, tls=trusting(authority)) as (site, server):
+        for sent in (b"GET / HTTP/1.1\r\n\r\n", hello(0x0302), hello(0x0303)[:20]):
+            with silent(site) as connection:
+                connection.sendall(sent)
+                if len(sent) != 20:  # a record that is whole is judged
+                    connection.recv(1)
+            eventually(lambda: server.open_connections == 0, "it has left")
+        for _ in range(3):
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                replace(site, tls=other).call("GET", "/healthz")
+            eventually(lambda: server.open_connections == 0, "it has left")
+            assert site.call("GET", "/healthz").status == 200
+            eventually(lambda: server.open_connections == 0, "it has left")
+
+
+def test_an_undeclared_address_shakes_no_hands(
+    served: Served, authority: trustme.CA, files: dict[str, Any]
+) -> None:
+    elsewhere = (ip_network("10.0.0.0/8"),)
+    residency = Residency(site="x", country="CZ", eea=False, destinations=(), clients=elsewhere)
+    with served.another(**files, keep_alive_seconds=600, residency=residency, tls=trusting(authority)) as (
+        site,
+        server,
+    ):
+        assert ended(silent(site))
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            site.call("GET", "/healthz")
+        assert server.open_connections == 0
+
+
+def test_a_handshake_that_a_reload_comes_into_is_finished(
+    served: Served, authority: trustme.CA, files: dict[str, Any]
+) -> None:
+    """With the certificate of before: the connection was made under it."""
+    with served.another(**files, tls=trusting(authority)) as (site, server), silent(site) as begun:
+        eventually(lambda: server.open_connections == 1, "it is in")
+        install(trustme.CA(), files)
+        served.run(server.apply(served.parts.config.api.model_copy(update=files)))
+        with trusting(authority).wrap_socket(begun, server_hostname="localhost") as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 def hello(version: int) -> bytes:

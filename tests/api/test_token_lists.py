@@ -78,6 +78,20 @@ def test_a_token_with_tasks_uses_no_other_inference(served: Served) -> None:
     assert served.run(served.parts.requests.list(tenant.id, 1)) == ([], 0)
 
 
+def test_a_token_with_tasks_is_told_that_it_searches(served: Served) -> None:
+    """Searches are bounded by a list of collections, and the backbone's own task need not be in the other."""
+    tenant = served.tenant(str(uuid.uuid4()))
+    scopes = {Scope.INFER, Scope.SEARCH_WRITE}
+    adding = served.parts.tokens.add(ACTOR, tenant.id, scopes, tasks=[str(uuid.uuid4())])
+    token = served.run(adding).token
+    path = "/similarity/photos/v2/insert"
+    assert post(served, tenant, token, path, records=[{"_id": "1", "_base64": PHOTO}]).code == 210
+    authorize = "/authorization/v2/authorize"
+    for service, status in (("photo-search", 200), ("image-matching", 200), ("generic-tagging", 404)):
+        answer = post(served, tenant, token, authorize, service=service)
+        assert (answer.status, "user_id" in answer.document) == (status, status == 200), service
+
+
 def test_a_token_that_asks_some_tasks_sees_its_own_requests_alone(served: Served) -> None:
     tenant = served.tenant(str(uuid.uuid4()))
     token = issue(served, tenant, tasks=[served.bundle.task]).document["token"]

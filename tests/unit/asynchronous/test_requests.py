@@ -298,6 +298,32 @@ async def test_a_result_grows_no_older_by_a_clock_that_is_set_right(machine: Mac
         await requests.get(customer, request.id)
 
 
+async def test_of_a_customer_that_asks_on_and_on_the_last_results_are_kept(machine: Machine) -> None:
+    await machine.start()
+    requests = Requests(machine.ledger, machine.keyring, lambda: machine.now, KEEP, most=3)
+    requests.go_by(lambda: machine.now)
+    customer, other = await machine.customer(), (await machine.customers.add(ACTOR, "other")).id
+    theirs, _ = await requests.add(ACTOR, other, "x")
+    await requests.finish(theirs.id, State.DONE, b"{}")
+    running, _ = await requests.add(ACTOR, customer, "x")
+    telling, _ = await requests.add(ACTOR, customer, "x", webhook=HOOK)
+    await requests.finish(telling.id, State.DONE, b"{}")
+    ended = []
+    for _ in range(4):
+        request, _ = await requests.add(ACTOR, customer, "x")
+        await requests.finish(request.id, State.DONE, b"{}")
+        ended.append(request.id)
+    for kept in (running.id, telling.id, *ended[1:]):
+        await requests.get(customer, kept)
+    with pytest.raises(NotFound):
+        await requests.get(customer, ended[0])
+    await requests.get(other, theirs.id)
+    await requests.told(telling.id, None)
+    await requests.finish(running.id, State.DONE, b"{}")
+    await requests.add(ACTOR, customer, "x")
+    assert (await requests.list(customer, 1))[1] == 3
+
+
 async def test_a_clock_that_was_set_back_makes_no_result_old(machine: Machine) -> None:
     requests = await machine.start()
     customer = await machine.customer()

@@ -273,6 +273,15 @@ def test_a_wildcard_is_refused_with_the_reason(tmp_path: Path, old: str, new: st
     assert "country" in found
 
 
+@pytest.mark.parametrize("networks", [["everywhere"], ["0.0.0.0/0"], ["everywhere", "10.0.0.1/8"]])
+def test_networks_that_are_all_refused_are_found_once_each(tmp_path: Path, networks: list[str]) -> None:
+    """And are not said to be missing as well."""
+    cidrs = ", ".join(f'"{network}"' for network in networks)
+    found = findings(tmp_path, HEAD + DESTINATION.replace('"10.30.0.7/32", "2001:db8::/64"', cidrs))
+    keys = [f'destinations.0.cidrs.{place}: "{network}"' for place, network in enumerate(networks)]
+    assert [": ".join(finding.split(": ")[:2]) for finding in found] == keys
+
+
 @pytest.mark.parametrize(
     ("network", "kind"),
     [
