@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
@@ -20,9 +21,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from appliance.api.routes import ROUTES
-from appliance.api.routing import Surface
 from tests import images
+from tests.callers import Caller, Case, Prey, route_of
 from tests.serving import Served, Tenant
+from tests.victims import serving
 
 METHODS = {"get", "put", "post", "delete", "patch", "head", "options", "trace"}
 DOCUMENT: dict[str, Any] = yaml.safe_load(files("appliance.api").joinpath("openapi.yaml").read_text("utf-8"))
@@ -79,28 +81,46 @@ def test_open_routes_are_open_in_the_document() -> None:
 
 
 @pytest.fixture(scope="module")
-def sacrificed(served: Served) -> Tenant:
-    """A tenant that random calls may bereave of its collections and tokens."""
-    return served.tenant("sacrificed")
+def prey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prey]:
+    """On a server of its own: an operator may do anything to it."""
+    with serving(tmp_path_factory.mktemp("exposed")) as served:
+        yield Prey(served)
+
+
+def examples(number: int) -> hypothesis.settings:
+    return hypothesis.settings(
+        max_examples=number,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    )
 
 
 @schema.exclude(path_regex=SIBLINGS).parametrize()
-@hypothesis.settings(
-    max_examples=6,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=list(hypothesis.HealthCheck),
-    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
-)
-def test_generated_calls_are_answered_as_described(
-    case: schemathesis.Case[Any], served: Served, sacrificed: Tenant
-) -> None:
-    operator = Surface.OPERATOR if case.path == "/metrics" else Surface.PUBLIC
-    port = served.site.operator_port if operator is Surface.OPERATOR else served.site.port
-    signed = {"Authorization": f"Token {sacrificed.token}"}
-    response = case.call(base_url=f"http://{served.site.host}:{port}", headers=signed)
-    case.validate_response(response, checks=CHECKS)
-    assert response.headers["x-request-id"]
+@examples(6)
+def test_generated_calls_are_answered_as_described(case: Case, prey: Prey) -> None:
+    assert_answered(case, prey, prey.callers(case, everybody=False))
+
+
+@pytest.mark.full
+@schema.exclude(path_regex=SIBLINGS).parametrize()
+@examples(25)
+def test_many_generated_calls_of_everybody_are(case: Case, prey: Prey) -> None:
+    assert_answered(case, prey, prey.callers(case, everybody=True))
+
+
+def assert_answered(case: Case, prey: Prey, callers: list[Caller]) -> None:
+    """As described, and with what a scope allows to nobody who lacks it."""
+    prey.aim(case)
+    for caller in callers:
+        response = prey.ask(case, caller)
+        if response is None:
+            continue
+        case.validate_response(response, checks=CHECKS)
+        assert response.headers["x-request-id"]
+        if caller.lacks(route_of(case)):  # a generated path may be no route, a header no token
+            assert response.status_code in {401, 403, 404, 405}, (sorted(caller.scopes), response.text)
 
 
 def test_examples_of_the_wire_are_as_described(served: Served, tenant: Tenant) -> None:

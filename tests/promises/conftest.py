@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import tomli_w
@@ -9,6 +10,8 @@ import tomli_w
 from tests.hosts import Host
 from tests.running import CopyState, RunningAppliance
 from tests.tracing import Traced, tracer
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,11 @@ def traced(copy_state: CopyState, tmp_path_factory: pytest.TempPathFactory, host
     (state.folder / "residency.toml").write_text(tomli_w.dumps(residency))
     with (state.folder / "appliance.toml").open("a") as settings:
         settings.write("\n[search]\nflat_bytes = 20_000\n")  # a few records have a graph, and that a file
-    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        "HOME": str(home),
+        "PATH": "/usr/bin:/bin",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(REPOSITORY),  # the code that is tested, wherever the environment was installed from
+    }
     with RunningAppliance(state, state.port, wrapper=tracer(log), environment=environment) as running:
         yield Traced(running, home, log)
