@@ -35,7 +35,7 @@ T = TypeVar("T")
 MAX_PAGE = 10_000
 _METADATA_PAGE = 1_000
 _RACES = 3
-_OPEN_BYTES = 6144
+_OPEN_BYTES = 7168
 """What a collection takes in memory beside what grows with its records (measured, rounded up)."""
 
 
