@@ -28,6 +28,7 @@ async def child(state: Path, mode: str) -> None:
     async with stand(state, clock=Clock(float(mode)), monotonic=Clock(0.0)) as one:
         customer, time = await one.customer(), await forward_time(one)
         grants = Grants(one.ledger, one.keyring, one.customers, time.now, four_eyes=False)
+        await one.customers.claim(ADMIN, customer)  # as the first call with a token does
         await grants.open(ADMIN, customer, Access("1001", 2, images=("an image",)), "as asked")
         await one.datasets.add(ADMIN, customer, f"at {mode}")
         say("ready", os.getpid())

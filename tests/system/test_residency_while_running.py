@@ -51,6 +51,7 @@ DESTINATION = """
 name = "new"
 host = "new.example"
 cidrs = ["127.0.0.1/32"]
+local = true
 port = 9
 country = "CZ"
 purpose = "photos"
