@@ -99,6 +99,7 @@ async def everything(state: Path) -> AsyncIterator[Everything]:
                 one.registry,
                 graphs=state / "graphs",
                 snapshots=state / "snapshots",
+                space=one.space,
             )
         )
         requests = await enter(Requests(one.ledger, one.keyring, one.clock, 86_400))

@@ -26,7 +26,7 @@ from appliance.search.sync.report import Run, State
 from appliance.search.sync.source import Source
 from appliance.search.sync.synchronisation import Synchronisation
 from appliance.vault import open_keyring
-from tests.searching import ACTOR, BACKBONE, NOW, ROOT
+from tests.searching import ACTOR, BACKBONE, NOW, ROOT, space
 
 NAME = "shop.example"
 DIM = 16
@@ -217,6 +217,7 @@ async def followed(
                 registry,
                 graphs=folder / "graphs",
                 snapshots=folder / "snapshots",
+                space=stack.enter_context(space(folder)),
             )
         )
         known = await customers.list()

@@ -1,7 +1,8 @@
 """Collections on a real ledger in a folder: what the tests of search, their faults and the bench stand on."""
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from appliance.metrics import Registry
 from appliance.search.collections import Collections, NewRecord, OpenCollection
 from appliance.search.records import RECALL
 from appliance.vault import Keyring, open_keyring
+from appliance.volume import HeldFolder, Space
 
 ACTOR = Actor("system", "test")
 BACKBONE = "test@1"
@@ -31,6 +33,7 @@ class Shelf:
 
     ledger: Ledger
     keyring: Keyring
+    space: Space
     collections: Collections
     customer: CustomerId
     registry: Registry
@@ -45,8 +48,25 @@ class Shelf:
         return self.registry.get_sample_value(metric, labels) or 0.0
 
 
+@contextmanager
+def space(folder: Path, reserve: int = 0, ballast: int = 0) -> Iterator[Space]:
+    """Of the folder's volume: what comes in leaves `reserve` bytes, `ballast` are given up for deletions."""
+    held = HeldFolder(folder)
+    try:
+        yield Space(held, fraction=0, least_bytes=reserve, ballast_bytes=ballast)
+    finally:
+        held.close()
+
+
 @asynccontextmanager
-async def shelf(folder: Path, settings: config.Search | None = None) -> AsyncIterator[Shelf]:
+async def shelf(
+    folder: Path,
+    settings: config.Search | None = None,
+    *,
+    reserve: int = 0,
+    ballast: int = 0,
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> AsyncIterator[Shelf]:
     """Open the folder's ledger and its collections; entering a second time is a restart."""
     registry = Registry()
     async with AsyncExitStack() as stack:
@@ -56,6 +76,7 @@ async def shelf(folder: Path, settings: config.Search | None = None) -> AsyncIte
         stack.callback(keyring.wipe)
         customers = await enter(Customers(ledger, lambda: NOW))
         given = settings or config.Search()
+        room = stack.enter_context(space(folder, reserve, ballast))
         collections = await enter(
             Collections(
                 ledger,
@@ -65,11 +86,13 @@ async def shelf(folder: Path, settings: config.Search | None = None) -> AsyncIte
                 registry,
                 graphs=folder / "graphs",
                 snapshots=folder / "snapshots",
+                space=room,
+                pause=pause,
             )
         )
         known = await customers.list()
         customer = known[0] if known else await customers.add(ACTOR, "someone")
-        yield Shelf(ledger, keyring, collections, customer.id, registry)
+        yield Shelf(ledger, keyring, room, collections, customer.id, registry)
 
 
 def unit(rng: np.random.Generator, count: int, dim: int) -> Vectors:

@@ -59,6 +59,7 @@ from appliance.search.collections import Collections
 from appliance.search.replies import Replies
 from appliance.search.sync.feeds import Feeds
 from appliance.search.sync.synchronisation import Synchronisation
+from appliance.volume import HeldFolder, Space
 from tests import bundles
 
 T = TypeVar("T")
@@ -289,6 +290,9 @@ class Served:
         agreements = await enter(Agreements(ledger, keyring, customers, lambda: self.clock))
         forward = ForwardTime(0.0, lambda: self.clock, lambda: self.clock)
         graphs, snapshots = self._folder / "graphs", self._folder / "snapshots"
+        self.volume = HeldFolder(self._folder)
+        self._stack.callback(self.volume.close)
+        space = Space(self.volume, fraction=0, least_bytes=1 << 20, ballast_bytes=1 << 20)
         collections = await enter(
             Collections(
                 ledger,
@@ -298,6 +302,7 @@ class Served:
                 registry,
                 graphs=graphs,
                 snapshots=snapshots,
+                space=space,
                 quotas=quotas,
             )
         )
@@ -314,6 +319,7 @@ class Served:
                 settings.datasets,
                 ledger,
                 keyring,
+                space=space,
                 agreements=agreements,
                 codec=decoders,
                 encrypted=False,

@@ -67,6 +67,7 @@ class Stand:
     keyring: Keyring
     customers: Customers
     folder: DataFolder
+    space: Space
     files: SealedFiles
     datasets: Datasets
     store: Store
@@ -146,6 +147,7 @@ async def stand(
             keyring,
             customers,
             folder,
+            space,
             files,
             datasets,
             store,

@@ -10,6 +10,8 @@ from appliance.datasets.images import Images
 from appliance.health import Finding
 from appliance.privacy.erasure import Erasure
 from appliance.recognition.engine import Engine
+from appliance.search.collections import Collections
+from appliance.search.erasing import AGAIN_SECONDS
 from appliance.search.scrub import Scrub
 from appliance.search.sync.synchronisation import Synchronisation
 
@@ -27,6 +29,7 @@ def found(  # noqa: PLR0917 - the parts
         *_of_models(settings, engine),
         *_of_images(images),
         *_of_collections(state.collections.scrub),
+        *_of_removed(state.collections),
         *_of_feeds(synchronisation),
         *_of_audit(state.audit_tree),
         *_of_erasures(erasure),
@@ -70,6 +73,15 @@ def _of_collections(scrub: Scrub) -> Iterator[Finding]:
             " the same time; remove these, or restore a backup of both"
         )
         yield Finding("degraded", "search.keys", message)
+
+
+def _of_removed(collections: Collections) -> Iterator[Finding]:
+    if count := collections.unerased:
+        message = (
+            f"{count} removed, emptied or replaced collections are not erased yet, the log says why: each is"
+            f" tried again every {AGAIN_SECONDS:g} seconds, and after a restart"
+        )
+        yield Finding("degraded", "search.erasures", message)
 
 
 def _of_feeds(synchronisation: Synchronisation) -> Iterator[Finding]:

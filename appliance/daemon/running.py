@@ -152,6 +152,7 @@ class Daemon:
                 settings.datasets,
                 state.ledger,
                 state.keyring,
+                space=state.space,
                 agreements=state.agreements,
                 codec=decoders,
                 encrypted=settings.profile == "production",

@@ -45,6 +45,7 @@ from appliance.search.collections import Collections
 from appliance.search.replies import Replies
 from appliance.search.sync.feeds import Feeds
 from appliance.search.sync.synchronisation import Synchronisation
+from appliance.volume import HeldFolder, Space
 
 VERSION = version("appliance")
 
@@ -58,6 +59,7 @@ class State:
     registry: metrics.Registry
     ledger: Ledger
     keyring: vault.Keyring
+    space: Space
     times: Times
     customers: Customers
     tokens: Tokens
@@ -182,6 +184,14 @@ async def open_state(
     keyring = await vault.open_keyring(settings.state, ledger, root)
     stack.callback(keyring.wipe)
     keys = keyring.service
+    held = HeldFolder(settings.state)
+    stack.callback(held.close)
+    space = Space(
+        held,
+        fraction=settings.datasets.reserve_fraction,
+        least_bytes=settings.datasets.reserve_bytes,
+        ballast_bytes=settings.datasets.ballast_bytes,
+    )
     times = Times(await ledger.read(partial(latest_time, now=clock())), clock, time.monotonic)
     customers = await enter(Customers(ledger, times.ended))
     tokens = await enter(Tokens(ledger, keys, customers, times.ended, times.proven))
@@ -201,7 +211,7 @@ async def open_state(
             quotas=quotas,
             graphs=graphs,
             snapshots=snapshots,
-            reserve_bytes=settings.health.min_free_bytes,
+            space=space,
         )
     )
     bundles = await enter(
@@ -217,6 +227,7 @@ async def open_state(
         registry=registry,
         ledger=ledger,
         keyring=keyring,
+        space=space,
         times=times,
         customers=customers,
         tokens=tokens,

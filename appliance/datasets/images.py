@@ -1,5 +1,6 @@
 """The parts of the store together, opened in their order on one state folder."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ async def open_images(
     ledger: Ledger,
     keyring: Keyring,
     *,
+    space: Space,
     agreements: Agreements,
     codec: ImageCodec,
     encrypted: bool,
@@ -71,6 +73,8 @@ async def open_images(
 ) -> AsyncIterator[Images]:
     """The store on STATE/images; `encrypted` demands LUKS below, without `quotas` there are none.
 
+    `space` is that of the volume of STATE; images may be on another one.
+
     `may_store` raises while it takes nothing.
 
     Raises VolumeOffline when the volume is not fit or not the one that belongs to the ledger, StorageFailed.
@@ -79,12 +83,7 @@ async def open_images(
         enter = stack.enter_async_context
         folder = await enter(data_folder(state / FOLDER, ledger, encrypted=encrypted))
         await enter(Watch(folder, clock=clocks.monotonic))
-        space = Space(
-            folder,
-            fraction=settings.reserve_fraction,
-            least_bytes=settings.reserve_bytes,
-            ballast_bytes=settings.ballast_bytes,
-        )
+        space = await asyncio.to_thread(space.on, folder)
         files = await enter(SealedFiles(folder, registry))
         datasets = await enter(Datasets(ledger, keyring, files, space=space, clock=clocks.wall))
         upkeep = await enter(

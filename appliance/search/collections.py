@@ -59,6 +59,7 @@ from appliance.search.seals import ContainerId, Seals
 from appliance.search.snapshots import Snapshots
 from appliance.search.sync.feeds import carry_over
 from appliance.vault import Keyring
+from appliance.volume import Space
 
 __all__ = [
     "Collection",
@@ -96,13 +97,14 @@ class Collections:
         *,
         graphs: Path,
         snapshots: Path,
-        reserve_bytes: int = 0,
+        space: Space,
         quotas: Quotas | None = None,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Graphs and snapshots are kept in folders of their own, which are made with the first of each.
 
-        `reserve_bytes` stay free on the volume when a snapshot is made or restored. Without `quotas` all
-        customers may have what the settings say.
+        All is on the volume of `space`: what comes in leaves its reserve free, what goes has its ballast.
+        Without `quotas` all customers may have what the settings say. `pause` waits for so many seconds.
         """
         self._ledger = ledger
         self._keyring = keyring
@@ -110,6 +112,7 @@ class Collections:
         self._clock = clock
         self._certificates = Certificates(ledger, keyring.service)
         self._quotas = quotas
+        self._space = space
         self.aliases = Aliases(ledger, keyring, clock)
         """Names that stand for collections: see `named`."""
         self.scrub = Scrub(ledger, keyring, clock, registry, scrub_days=settings.scrub_days)
@@ -118,7 +121,7 @@ class Collections:
         self._files = GraphFiles(graphs)
         self._scans = Scans(registry)
         self._residents = Residents(settings.memory_bytes, registry)
-        self._erasing = Erasing(ledger, keyring, self._files, snapshots, clock)
+        self._erasing = Erasing(ledger, keyring, self._files, snapshots, clock, space=space, pause=pause)
         self._stack = AsyncExitStack()
         self._known: weakref.WeakValueDictionary[CollectionId, OpenCollection] = weakref.WeakValueDictionary()
         """What anybody has open, in memory or not: a second one would not see the changes of the first."""
@@ -130,13 +133,12 @@ class Collections:
             keyring,
             settings,
             self._erasing,
+            space,
             naming=self._naming,
             replaced=self._replaced,
             most=self.most,
         )
-        self.snapshots = Snapshots(
-            ledger, keyring, settings, clock, refilling, folder=snapshots, reserve_bytes=reserve_bytes
-        )
+        self.snapshots = Snapshots(ledger, keyring, settings, clock, refilling, folder=snapshots, space=space)
         """Collections as they were, to go back to."""
         self._damaged = Counter(
             "appliance_search_damaged_records",
@@ -178,6 +180,11 @@ class Collections:
     def graph_process(self) -> int | None:
         """The pid of the process that holds the graphs, None while there is none."""
         return self._graphs.pid
+
+    @property
+    def unerased(self) -> int:
+        """How many removed, emptied or replaced collections could not be erased; each is tried again soon."""
+        return self._erasing.failed
 
     async def add(
         self,
@@ -320,8 +327,9 @@ class Collections:
 
         They are gone for every caller, all at once, when this is durable. It goes on under a key of its own;
         this returns when the old one is destroyed, with which none of them opens any more, and the last row
-        is erased. An erasure that is interrupted goes on at the next start. Calls that are under way on the
-        old records fail with NotFound. A feed that it follows fills it anew. Raises NotFound as `get`.
+        is erased. An erasure that fails is tried again soon, one that is interrupted goes on at the next
+        start. Calls that are under way on the old records fail with NotFound. A feed that it follows fills it
+        anew. Raises NotFound as `get`; StorageFailed, VolumeFull also where only the erasure has failed.
         """
         tombstone = CollectionId(str(uuid.uuid4()))
 
@@ -339,6 +347,7 @@ class Collections:
 
         async with self._naming:  # a name that is given meanwhile would be lost
             _, found = await self._find(customer, collection)
+            await asyncio.to_thread(self._space.before_deletion)
             entry = await self._under_new_key(found, ContainerId(str(uuid.uuid4())), act, apply)
         await asyncio.shield(self._erasing.start(entry))
         return await self.get(customer, collection)
@@ -347,12 +356,14 @@ class Collections:
         """Erase a collection: its key, with which nothing of it opens any more, then all its rows.
 
         It is gone for every caller once the removal is durable; this returns when the last row is erased. An
-        erasure that is interrupted goes on at the next start. Old backups open until no keyring with the key
-        opens any more: see `Keyring`. Raises NotFound as `get`, but not for a key that is gone.
+        erasure that fails is tried again soon, one that is interrupted goes on at the next start. Old backups
+        open until no keyring with the key opens any more: see `Keyring`. Raises NotFound as `get`, but not
+        for a key that is gone; StorageFailed, VolumeFull also where only the erasure has failed.
         """
 
         def act(connection: Connection) -> Entry:
             found = entries.find_collection(connection, customer, collection)
+            self._space.before_deletion()
             entries.mark_removed(connection, found.number)
             now = int(self._clock() * 1000)
             details: dict[str, object] = {"records": found.count}
@@ -449,6 +460,7 @@ class Collections:
                 residents=self._residents,
                 certificates=self._certificates,
                 erased=self._erasing.empty_log_soon,
+                space=self._space,
                 most=lambda: self.most(collection.customer)[1],
                 snapshots=partial(self.snapshots.ids, seals.container),
             )

@@ -28,6 +28,11 @@ class Stored:
     vectors: Vector
     words: list[tuple[bytes, bytes]]
 
+    @property
+    def size(self) -> int:
+        """Bytes of all, without what seals and indexes add."""
+        return self.vectors.nbytes + sum(len(external) + len(metadata) for external, metadata in self.words)
+
 
 def sealed_bytes(connection: Connection, number: int) -> int:
     """What the records of a collection take as they rest, which is more than they are."""

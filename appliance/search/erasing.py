@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from uuid import UUID
@@ -16,10 +17,12 @@ from appliance.search.container_files import keep_only
 from appliance.search.entries import Entry
 from appliance.search.graph_files import GraphFiles
 from appliance.vault import Keyring
-from appliance.volume import remove_tree
+from appliance.volume import Space, remove_tree
 
 _ROWS = 256
 """At once, so that others' writes get in between."""
+AGAIN_SECONDS = 20.0
+"""Until what could not be erased is tried again."""
 _LOG_SECONDS = 1.0
 """From one cut of the ledger's log to the next: each syncs twice, or a reader was in the way."""
 
@@ -36,14 +39,22 @@ class Erasing:
         files: GraphFiles,
         snapshots: Path,
         clock: Callable[[], float],
+        *,
+        space: Space,
+        pause: Callable[[float], Awaitable[None]],
     ) -> None:
-        """Snapshots are kept below the folder `snapshots`."""
+        """Snapshots are kept below the folder `snapshots`; `space` is that of the volume of all of it."""
         self._ledger = ledger
         self._keyring = keyring
         self._certificates = Certificates(ledger, keyring.service)
         self._clock = clock
         self._files = files
         self._snapshots = snapshots
+        self._space = space
+        self._pause = pause
+        self._failed: dict[int, Entry] = {}
+        """By their numbers."""
+        self._again: asyncio.Task[None] | None = None
         self._erasures: set[asyncio.Task[None]] = set()
         self._emptying: asyncio.Task[None] | None = None
         self._left_in_log = False
@@ -51,12 +62,17 @@ class Erasing:
     def start(self, entry: Entry) -> asyncio.Future[None]:
         """Erase a collection that is marked as removed; done when its last row is gone, which is certified.
 
-        What interrupts it leaves the mark, by which the next start goes on.
+        What fails is tried again, see `failed`. A stop leaves the mark, by which the next start goes on.
         """
         task = asyncio.get_running_loop().create_task(self._erase(entry))
         self._erasures.add(task)
         task.add_done_callback(self._erasures.discard)
         return task
+
+    @property
+    def failed(self) -> int:
+        """How many of them have failed, and are tried again every AGAIN_SECONDS until they are done."""
+        return len(self._failed)
 
     async def clear_files(self, known: AbstractSet[UUID]) -> None:
         """Remove what a crash left of graphs and snapshots, by an erasure or a write that it interrupted.
@@ -89,24 +105,38 @@ class Erasing:
 
     async def close(self) -> None:
         """Interrupt all."""
-        unfinished = [*self._erasures]
-        if self._emptying is not None:
-            unfinished.append(self._emptying)
+        background = (self._again, self._emptying)
+        unfinished = [*self._erasures, *(task for task in background if task is not None)]
         for task in unfinished:
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
 
     async def _erase(self, entry: Entry) -> None:
         try:
+            await asyncio.to_thread(self._space.before_deletion)
             await asyncio.to_thread(self._keyring.destroy, UUID(entry.customer), UUID(entry.container))
             await self._files.remove(UUID(entry.container))
             await self._files.run(remove_tree, self._snapshots / UUID(entry.container).hex)
             while not await self._ledger.write(partial(self._erase_some, entry=entry)):
                 pass
         except (StorageFailed, VolumeFull):
-            _log.exception("a removed collection is not erased yet; the next start goes on with it")
+            if entry.number not in self._failed:
+                _log.exception("a removed collection is not erased yet, and is tried again from now on")
+            self._failed[entry.number] = entry
+            if self._again is None or self._again.done():
+                self._again = asyncio.get_running_loop().create_task(self._try_again())
             raise
+        if self._failed.pop(entry.number, None) is not None:
+            _log.info("a removed collection that could not be erased before is erased")
         self.empty_log_soon()
+
+    async def _try_again(self) -> None:
+        while self._failed:
+            await self._pause(AGAIN_SECONDS)
+            for entry in [*self._failed.values()]:
+                with suppress(StorageFailed, VolumeFull):  # it stays among those that have failed
+                    await self._ledger.empty_log()  # which may be what has filled the volume
+                    await self.start(entry)
 
     def _erase_some(self, connection: Connection, entry: Entry) -> bool:
         """As `entries.erase_some`. Of two who erase the same collection, one takes its last row.
@@ -126,6 +156,6 @@ class Erasing:
                 self._left_in_log = False
                 if not await self._ledger.empty_log():  # a reader was in the way
                     self._left_in_log = True
-                await asyncio.sleep(_LOG_SECONDS)
+                await self._pause(_LOG_SECONDS)
         except (StorageFailed, VolumeFull) as error:
             _log.error("deleted records stay in the ledger's log for now: %s", error)

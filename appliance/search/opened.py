@@ -32,6 +32,7 @@ from appliance.search.residents import Residents, held
 from appliance.search.scans import Scans
 from appliance.search.sealed import SealedGraphs
 from appliance.search.seals import Seals
+from appliance.volume import Space
 
 __all__ = ["MAX_PAGE", "Also", "OpenCollection", "nothing"]
 
@@ -69,12 +70,14 @@ class OpenCollection(ReadableCollection):
         residents: Residents,
         certificates: Certificates,
         erased: Callable[[], None],
+        space: Space,
         most: Callable[[], int],
         snapshots: Callable[[], Sequence[str]],
     ) -> None:
         """`erased` is told that records were deleted, whose bytes are still in the ledger's log; `most` tells
         how many records all collections of the customer may have together, `snapshots` the ids of those that
-        the collection has by now; it is asked within the act that deletes."""
+        the collection has by now; it is asked within the act that deletes. `space` is that of the ledger's
+        volume."""
         super().__init__(
             number,
             collection,
@@ -90,6 +93,7 @@ class OpenCollection(ReadableCollection):
         self._clock = clock
         self._certificates = certificates
         self._erased = erased
+        self._space = space
         self._most = most
         self._snapshots = snapshots
 
@@ -111,13 +115,14 @@ class OpenCollection(ReadableCollection):
 
         An outcome for each: "duplicate" for an id that exists already or came earlier in this call (nothing
         is overwritten), "full" when the collection's capacity is reached, or its customer's. Raises
-        InvalidInput, which names the record and the field, before anything is stored; StorageFailed when
-        nothing could be.
+        InvalidInput, which names the record and the field, before anything is stored; VolumeFull where less
+        than the reserve would stay free, StorageFailed: nothing is stored then.
         """
         prepared = [at(position, self._row, new) for position, new in enumerate(records)]
 
         def act(connection: Connection) -> tuple[list[Inserted], list[int]]:
-            outcomes, labels = rows.insert(connection, self._seals, self._number, prepared, self._quota)
+            with self._space.room(_size(prepared)):
+                outcomes, labels = rows.insert(connection, self._seals, self._number, prepared, self._quota)
             self._audit(connection, actor, event, {"inserted": len(labels)})
             also(connection, outcomes)
             return outcomes, labels
@@ -149,9 +154,10 @@ class OpenCollection(ReadableCollection):
         prepared = [at(position, self._row, new) for position, new in enumerate(records)]
 
         def act(connection: Connection) -> tuple[list[Upserted], list[int], dict[int, str]]:
-            outcomes, labels, replaced = rows.upsert(
-                connection, self._seals, self._number, prepared, self._quota
-            )
+            with self._space.room(_size(prepared)):
+                outcomes, labels, replaced = rows.upsert(
+                    connection, self._seals, self._number, prepared, self._quota
+                )
             counts: dict[str, object] = {"inserted": len(labels) - len(replaced), "replaced": len(replaced)}
             self._audit(connection, actor, event, counts)
             also(connection, outcomes)
@@ -181,18 +187,19 @@ class OpenCollection(ReadableCollection):
         """Set the given metadata fields of each id, keeping the others; all or nothing, durable on return.
 
         With `whole` no others are kept. The record after the change, None for an id that does not exist.
-        Raises InvalidInput.
+        Raises InvalidInput, and as `insert`.
         """
         limit = self._settings.max_metadata_bytes
-        for position, (_, fields) in enumerate(changes):
-            at(position, partial(encode_metadata, max_bytes=limit), fields)
+        encode = partial(encode_metadata, max_bytes=limit)
+        size = sum(len(at(position, encode, fields)) for position, (_, fields) in enumerate(changes))
         encoded = [
             (at(position, self._encoded_id, external), fields)
             for position, (external, fields) in enumerate(changes)
         ]
 
         def act(connection: Connection) -> list[rows.Found | None]:
-            updated = rows.update(connection, self._seals, self._number, encoded, limit, whole=whole)
+            with self._space.room(size):
+                updated = rows.update(connection, self._seals, self._number, encoded, limit, whole=whole)
             found = sum(change is not None and change[1] is not None for change in updated)
             self._audit(connection, actor, Event.SEARCH_UPDATE, {"updated": found})
             also(connection, [change and change[1] for change in updated])
@@ -227,6 +234,7 @@ class OpenCollection(ReadableCollection):
         encoded = [at(position, self._encoded_id, external) for position, external in enumerate(ids)]
 
         def act(connection: Connection) -> list[int | None]:
+            self._space.before_deletion()
             labels = rows.delete(connection, self._seals, self._number, encoded)
             found = sum(label is not None for label in labels)
             self._audit(connection, actor, Event.SEARCH_DELETE, {"deleted": found})
@@ -272,6 +280,7 @@ class OpenCollection(ReadableCollection):
 
     async def _delete_some(self, actor: Actor, wanted: Filter, labels: list[int], *, erase: bool) -> int:
         def act(connection: Connection) -> list[int]:
+            self._space.before_deletion()
             gone = rows.delete_matching(
                 connection, self._seals, self._number, labels, partial(matches, wanted)
             )
@@ -341,3 +350,8 @@ class OpenCollection(ReadableCollection):
     @held
     async def _written(self, act: Callable[[Connection], T], apply: Callable[[T], None]) -> T:
         return await self._ledger.write(act, then=apply)
+
+
+def _size(prepared: Sequence[rows.Row]) -> int:
+    """Bytes of the records, without what seals and indexes add: the reserve has room for that."""
+    return sum(len(row.external_id) + row.vector.nbytes + len(row.metadata) for row in prepared)

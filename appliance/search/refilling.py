@@ -31,6 +31,7 @@ from appliance.search.rows import Quota
 from appliance.search.seals import ContainerId, Seals
 from appliance.search.sync.feeds import carry_over
 from appliance.vault import Keyring
+from appliance.volume import Space
 
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ class Refilling:
         keyring: Keyring,
         settings: config.Search,
         erasing: Erasing,
+        space: Space,
         *,
         naming: asyncio.Lock,
         replaced: Callable[[CollectionId], None],
@@ -71,6 +73,7 @@ class Refilling:
         self._keyring = keyring
         self._settings = settings
         self._erasing = erasing
+        self._space = space
         self._naming = naming
         self._replaced = replaced
         self._most = most
@@ -168,9 +171,13 @@ class Refilling:
         count = 0
         async with aclosing(content.batches) as batches:
             async for some in batches:
-                await self._ledger.write(partial(copying.add, seals=seals, number=number, some=some))
+                await self._ledger.write(partial(self._add_some, seals=seals, number=number, some=some))
                 count += len(some.labels)
         return count
+
+    def _add_some(self, connection: Connection, seals: Seals, number: int, some: Stored) -> None:
+        with self._space.room(some.size):
+            copying.add(connection, seals, number, some)
 
     async def _show(self, filled: Entry, act: Callable[[Connection], T], then: Callable[[T], None]) -> T:
         """The last transaction. Where nobody can say whether it is on the disk, nothing is erased."""

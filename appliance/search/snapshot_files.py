@@ -56,6 +56,11 @@ class SavedSnapshot:
     manifest: Manifest | None
 
 
+def most_bytes(size: int) -> int:
+    """Of the file of records that take `size` bytes as they rest in the ledger."""
+    return sealed_size(size + _FRAMING)
+
+
 class SnapshotFolder:
     """The files of one collection. All raise StorageFailed, and NotFound once its key is destroyed."""
 
@@ -76,12 +81,12 @@ class SnapshotFolder:
         """A new file, to be begun by `begin`; nothing is there before it is published."""
         return Writing(self._path, snapshot)
 
-    def begin(self, file: Writing, manifest: Manifest, size: int, reserve: int) -> None:
-        """Open the file of a snapshot whose records take `size` bytes as they rest in the ledger.
+    def begin(self, file: Writing, manifest: Manifest, size: int) -> None:
+        """Open the file of a snapshot of up to `size` bytes.
 
-        Raises VolumeFull, before anything is written, where less than `reserve` bytes would stay free.
+        Raises VolumeFull, before anything is written, where there is not so much room.
         """
-        file.open(self._seals, sealed_size(size + _FRAMING), reserve)
+        file.open(self._seals, size, leaving=0)
         file.write(head(manifest))
 
     def require(self, snapshot: UUID) -> None:

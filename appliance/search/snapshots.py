@@ -23,15 +23,23 @@ from appliance.accounts.customers import CustomerId
 from appliance.errors import CapacityExceeded, Conflict, NotFound, SealBroken, StorageFailed
 from appliance.ledger import Connection, Ledger
 from appliance.search import copying, entries
-from appliance.search.container_files import Writing, listed, require_free
+from appliance.search.container_files import Writing, listed
 from appliance.search.copying import Stored
 from appliance.search.entries import Entry
 from appliance.search.erased import Erased, erased_from, without
 from appliance.search.records import Collection, CollectionId, Record, Vector, check_name, decode_metadata
 from appliance.search.refilling import Content, Refilling
 from appliance.search.seals import Seals
-from appliance.search.snapshot_files import Manifest, SavedSnapshot, SnapshotFolder, SnapshotReading, encode
+from appliance.search.snapshot_files import (
+    Manifest,
+    SavedSnapshot,
+    SnapshotFolder,
+    SnapshotReading,
+    encode,
+    most_bytes,
+)
 from appliance.vault import Keyring
+from appliance.volume import Space
 
 SnapshotId = NewType("SnapshotId", str)
 
@@ -81,16 +89,16 @@ class Snapshots:
         refilling: Refilling,
         *,
         folder: Path,
-        reserve_bytes: int,
+        space: Space,
     ) -> None:
-        """`folder` is made with the first snapshot; `reserve_bytes` stay free on its volume."""
+        """`folder` is made with the first snapshot; `space` is that of its volume."""
         self._ledger = ledger
         self._keyring = keyring
         self._settings = settings
         self._clock = clock
         self._refilling = refilling
         self._folder = folder
-        self._reserve = reserve_bytes
+        self._space = space
         self._making = asyncio.Lock()
         self._begun: tuple[UUID, UUID] | None = None
         """The container and the id of the one that is being made."""
@@ -217,12 +225,14 @@ class Snapshots:
             now = entries.same_collection(connection, entry)
             label = entries.next_label(connection, now.number)
             manifest = Manifest(now.backbone, now.dim, now.count, label, self._now())
-            folder.begin(file, manifest, copying.sealed_bytes(connection, now.number), self._reserve)
+            size = most_bytes(copying.sealed_bytes(connection, now.number))
             copied, last = 0, -1
-            while some := copying.read(connection, seals, now.number, now.dim, last, batch):
-                self._go_on()
-                file.write(encode(some))
-                copied, last = copied + len(some.labels), int(some.labels[-1])
+            with self._space.room(size):
+                folder.begin(file, manifest, size)
+                while some := copying.read(connection, seals, now.number, now.dim, last, batch):
+                    self._go_on()
+                    file.write(encode(some))
+                    copied, last = copied + len(some.labels), int(some.labels[-1])
             if copied != now.count:
                 raise SealBroken(f"{now.count - copied} records are missing")
         return manifest
@@ -263,7 +273,7 @@ class Snapshots:
                         f"the snapshot is of {manifest.dim} dimensions of {manifest.backbone}, the collection"
                         f" of {entry.dim} of {entry.backbone}: their vectors cannot be compared"
                     )
-                await asyncio.to_thread(require_free, self._folder, _GROWTH * file.size + self._reserve)
+                await asyncio.to_thread(self._require_room, _GROWTH * file.size)
                 erased = await self._ledger.read(partial(erased_from, container=entry.container))
                 batches = self._batches(file, self._seals(entry), erased)
                 content = Content(manifest.records, manifest.next_label, batches)
@@ -295,6 +305,11 @@ class Snapshots:
                 yield some
         if count != file.manifest.records:
             raise SealBroken(f"it has {count} records instead of {file.manifest.records}")
+
+    def _require_room(self, size: int) -> None:
+        """Before the first batch, each of which takes its own."""
+        with self._space.room(size):
+            pass
 
     def _go_on(self) -> None:
         if self._ending.is_set():

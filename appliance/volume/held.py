@@ -1,10 +1,15 @@
 """A folder that is held open: another filesystem on its path is not mistaken for it."""
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from appliance.errors import StorageFailed, VolumeOffline
+from appliance.errors import StorageFailed, VolumeFull, VolumeOffline
 from appliance.volume.anchor import identity_of
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class HeldFolder:
@@ -31,6 +36,27 @@ class HeldFolder:
         except OSError as error:
             found = str(error.strerror)
         raise VolumeOffline(f"{self._path}: {found}; mount its volume there again, or restart")
+
+    @contextmanager
+    def reading(self) -> Iterator[int]:
+        """The descriptor, for `dir_fd=` of what is read within the block. Raises StorageFailed."""
+        try:
+            yield self.fd
+        except OSError as error:
+            raise StorageFailed(f"{self._path}: {error.strerror}") from error
+
+    @contextmanager
+    def writing(self) -> Iterator[int]:
+        """As `reading`, of what is written. Raises VolumeFull, StorageFailed."""
+        try:
+            yield self.fd
+        except OSError as error:
+            kind = VolumeFull if error.errno in _FULL else StorageFailed
+            raise kind(f"{self._path}: {error.strerror}") from error
+
+    def sync(self, fd: int) -> None:
+        """fsync(2), within `writing`."""
+        os.fsync(fd)
 
     def close(self) -> None:
         """Gives the volume free; twice is as good as once."""

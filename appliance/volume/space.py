@@ -1,40 +1,69 @@
-"""Free space on the volume of images: what uploads must leave, and a ballast so that deleting works."""
+"""Free space on a volume: what must stay free when data comes in, and a ballast so that deleting works."""
 
 import errno
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Protocol
 
 from appliance.errors import VolumeFull
-from appliance.volume.guard import DataFolder
 
 BALLAST = ".ballast"
 _DRAFT = ".ballast.draft"
 
 
-class Space:
-    """Keeps uploads from filling the volume of a data folder; usable from any thread, blocks on the disk.
+class Folder(Protocol):
+    """Where the ballast lies: a `DataFolder`, or a `HeldFolder`."""
 
-    Uploads leave `fraction` of the volume free, and at least `least_bytes`. A volume that others have filled
+    def reading(self) -> AbstractContextManager[int]: ...
+    def writing(self) -> AbstractContextManager[int]: ...
+    def sync(self, fd: int) -> None: ...
+
+
+class Space:
+    """Keeps what comes in from filling the volume of a folder; usable from any thread, blocks on the disk.
+
+    It leaves `fraction` of the volume free, and at least `least_bytes`. A volume that others have filled
     all the same can take no deletion, because a deletion is itself a few durable writes: the ballast, a file
     of `ballast_bytes`, is given back for them, and before them, since a ledger refuses what finds no room.
     """
 
     def __init__(
         self,
-        folder: DataFolder,
+        folder: Folder,
         *,
         fraction: float = 0.05,
         least_bytes: int = 20 << 30,
         ballast_bytes: int = 256 << 20,
+        ledger: "Space | None" = None,
     ) -> None:
+        """`ledger` is the space of the ledger's volume where that is another one: a deletion needs both."""
         self._folder = folder
+        self._ledger = ledger
         self._fraction = fraction
         self._least_bytes = least_bytes
         self._ballast_bytes = ballast_bytes
         self._promised = 0
         self._counting = threading.Lock()
+
+    def on(self, folder: Folder) -> "Space":
+        """This, where `folder` is on the same volume; or else the space of that one, with the same sizes.
+
+        Raises what `folder` does.
+        """
+        other = Space(
+            folder,
+            fraction=self._fraction,
+            least_bytes=self._least_bytes,
+            ballast_bytes=self._ballast_bytes,
+            ledger=self,
+        )
+        with self._folder.reading() as mine, folder.reading() as theirs:
+            if os.fstat(mine).st_dev != os.fstat(theirs).st_dev:
+                return other
+        other.release_ballast()  # there is one for a volume
+        return self
 
     @contextmanager
     def room(self, size: int) -> Iterator[None]:
@@ -47,7 +76,7 @@ class Space:
             reserve = max(int(total * self._fraction), self._least_bytes)
             if free - self._promised - size < reserve:
                 wanted = f"{size} bytes more would leave less than {reserve >> 20} MiB"
-                raise VolumeFull(f"{free >> 20} MiB are free on the volume of images: {wanted}")
+                raise VolumeFull(f"{free >> 20} MiB are free on the volume: {wanted}")
             self._promised += size
         try:
             yield
@@ -56,8 +85,12 @@ class Space:
                 self._promised -= size
 
     def before_deletion(self) -> bool:
-        """Frees the ballast when less than its size is free; whether it did. Raises VolumeOffline."""
-        return self._measure()[0] < self._ballast_bytes and self.release_ballast()
+        """Frees the ballast when less than its size is free; whether it did.
+
+        Raises VolumeOffline, StorageFailed.
+        """
+        freed = self._ledger is not None and self._ledger.before_deletion()
+        return (self._measure()[0] < self._ballast_bytes and self.release_ballast()) or freed
 
     def release_ballast(self) -> bool:
         """Frees the ballast, durably; False when it was gone.
@@ -75,8 +108,10 @@ class Space:
     def restore_ballast(self) -> bool:
         """Makes the ballast where it is missing; False while there is not twice the room that it needs.
 
-        Raises VolumeOffline, VolumeFull when the room went to somebody else meanwhile.
+        Raises VolumeOffline, StorageFailed, VolumeFull when the room went to somebody else meanwhile.
         """
+        if self._ledger is not None:
+            self._ledger.restore_ballast()
         with self._folder.writing() as folder:
             if _size(folder, BALLAST) == self._ballast_bytes:
                 return True

@@ -38,6 +38,7 @@ from demo.state import DemoState, prepare
 from tests import images
 from tests.bench.report import Report
 from tests.running import RunningAppliance, free_port
+from tests.searching import space
 
 FOLDER = Path(".cache/bench-api")
 SIZE = 224
@@ -239,17 +240,25 @@ async def fill(state: DemoState, vectors: Any) -> str:
         keyring = await open_keyring(state.folder, ledger, root)
         graphs, snapshots = state.folder / "graphs", state.folder / "snapshots"
         clock = time.time  # noqa: TID251
-        async with Collections(
-            ledger, keyring, config.Search(), clock, registry, graphs=graphs, snapshots=snapshots
-        ) as collections:
-            customer = CustomerId(row["customer"])
-            made = await collections.add(actor, customer, f"bench {os.getpid()}", row["backbone"], DIM)
-            opened = await collections.open(customer, made.id)
-            for start in range(0, len(vectors), 500):
-                batch = [
-                    NewRecord(str(start + i), one, {"n": i})
-                    for i, one in enumerate(vectors[start : start + 500])
-                ]
-                await opened.insert(actor, batch)
+        with space(state.folder) as room:
+            async with Collections(
+                ledger,
+                keyring,
+                config.Search(),
+                clock,
+                registry,
+                graphs=graphs,
+                snapshots=snapshots,
+                space=room,
+            ) as collections:
+                customer = CustomerId(row["customer"])
+                made = await collections.add(actor, customer, f"bench {os.getpid()}", row["backbone"], DIM)
+                opened = await collections.open(customer, made.id)
+                for start in range(0, len(vectors), 500):
+                    batch = [
+                        NewRecord(str(start + i), one, {"n": i})
+                        for i, one in enumerate(vectors[start : start + 500])
+                    ]
+                    await opened.insert(actor, batch)
         keyring.wipe()
     return made.id

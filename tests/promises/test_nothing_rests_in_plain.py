@@ -477,12 +477,13 @@ def unaccounted(folder: Path, before: set[Path], keyring: Keyring) -> list[str]:
     for path in files_below(folder):
         parts = path.relative_to(folder).parts
         of_images, of_log = parts[0] == "images", parts[0] == "audit"
+        of_volume = of_images or parts == (".ballast",)
         if (of_images or parts[0] == "graphs") and len(parts) == 3:
             try:
                 unsealed(path, keyring)
             except (AssertionError, InvalidTag, NotFound, SealBroken, ValueError, struct.error) as error:
                 found.append(f"{path} is not sealed: {error!r}")
-        elif not (is_small(path) if of_images else of_log or path in before or path.name in LEDGER):
+        elif not (is_small(path) if of_volume else of_log or path in before or path.name in LEDGER):
             found.append(f"{path} belongs to nothing that is known")
     return found
 

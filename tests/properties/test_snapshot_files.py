@@ -45,7 +45,7 @@ def test_what_is_written_is_read(
     records = sum(len(one.words) for one in written)
     manifest, snapshot = Manifest("backbone@1", DIM, records, first, 1), UUID(int=records)
     file = folder.writing(snapshot)
-    folder.begin(file, manifest, 0, 0)
+    folder.begin(file, manifest, 0)
     for one in written:
         file.write(encode(one))
     file.publish()

@@ -139,7 +139,14 @@ def _collections(at: Stand) -> Collections:
     graphs, snapshots = at.state / "graphs", at.state / "snapshots"
     registry = metrics.create()
     return Collections(
-        at.ledger, at.keyring, config.Search(), at.clock, registry, graphs=graphs, snapshots=snapshots
+        at.ledger,
+        at.keyring,
+        config.Search(),
+        at.clock,
+        registry,
+        graphs=graphs,
+        snapshots=snapshots,
+        space=at.space,
     )
 
 

@@ -257,16 +257,16 @@ async def test_a_nearly_full_volume_takes_no_copy(tmp_path: Path, monkeypatch: p
         await collection.insert(ACTOR, numbered(VECTORS[:COUNT]))
         snapshot = await taken(things, collection.collection.id)
         await collection.delete(ACTOR, ["r0"])
-        room = os.statvfs
+        room = os.fstatvfs
 
-        def scarce(path: Path) -> Any:
-            return type("", (), {"f_bavail": 10, "f_frsize": room(path).f_frsize})
+        def scarce(fd: int) -> Any:
+            return type("", (), {"f_bavail": 10, "f_frsize": room(fd).f_frsize, "f_blocks": 1 << 20})
 
         with monkeypatch.context() as patch:
-            patch.setattr(os, "statvfs", scarce)
-            with pytest.raises(VolumeFull, match="bytes are free"):
+            patch.setattr(os, "fstatvfs", scarce)
+            with pytest.raises(VolumeFull, match="MiB are free"):
                 await taken(things, collection.collection.id)
-            with pytest.raises(VolumeFull, match="bytes are free"):
+            with pytest.raises(VolumeFull, match="MiB are free"):
                 await restore(things, snapshot)
         assert len(files(tmp_path)) == 1
         assert await things.ledger.read(counted) == (1, COUNT - 1, 1, COUNT - 1)
@@ -522,7 +522,7 @@ async def test_a_file_that_was_made_for_something_else_is_refused(tmp_path: Path
             "created_at": 0,
         }
         file = Writing(path.parent, UUID(snapshot.id))
-        SnapshotFolder(tmp_path / "snapshots", seals).begin(file, Manifest(**(manifest | said)), 1000, 0)
+        SnapshotFolder(tmp_path / "snapshots", seals).begin(file, Manifest(**(manifest | said)), 1000)
         words = [(b"a", b"{}"), (b"b", b"{}")]
         file.write(encode(Stored(np.arange(2), VECTORS[:2], words)))
         file.publish()

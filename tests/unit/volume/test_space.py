@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import VolumeFull, VolumeOffline
-from appliance.volume import DataFolder, Space, VolumeFacts
+from appliance.volume import DataFolder, HeldFolder, Space, VolumeFacts
 from appliance.volume.space import BALLAST
 
 FACTS = VolumeFacts(Path("/data"), "ext4", "luks", False, 1 << 40, 1 << 41, 1 << 20)
@@ -46,6 +46,13 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 def folder(tmp_path: Path) -> Iterator[DataFolder]:
     with DataFolder(tmp_path / "images", encrypted=True, facts=lambda _: FACTS) as folder:
         yield folder
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[HeldFolder]:
+    held = HeldFolder(tmp_path)
+    yield held
+    held.close()
 
 
 def test_the_larger_reserve_counts(folder: DataFolder, disk: Disk) -> None:
@@ -176,3 +183,62 @@ def test_a_ballast_that_does_not_fit_leaves_nothing(folder: DataFolder, tmp_path
     disk.full = False
     assert space.restore_ballast()
     assert sorted((tmp_path / "images").iterdir()) == sorted([*before, tmp_path / "images" / BALLAST])
+
+
+def test_folders_on_one_volume_have_one_ballast(
+    folder: DataFolder, state: HeldFolder, tmp_path: Path, disk: Disk
+) -> None:
+    Space(folder, ballast_bytes=MIB).restore_ballast()
+    space = Space(state, least_bytes=0, ballast_bytes=2 * MIB)
+    assert space.on(folder) is space
+    assert space.restore_ballast()
+    assert (tmp_path / BALLAST).stat().st_size == 2 * MIB
+    assert not (tmp_path / "images" / BALLAST).exists()
+
+
+def test_a_folder_on_a_volume_of_its_own_has_its_ballast_and_that_of_the_ledger(
+    folder: DataFolder, state: HeldFolder, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fstat
+
+    def fstat(fd: int) -> os.stat_result:
+        values = list(real(fd))
+        if Path(f"/proc/self/fd/{fd}").readlink() == tmp_path / "images":
+            values[2] += 1  # st_dev
+        return os.stat_result(values)
+
+    ballasts = [tmp_path / BALLAST, tmp_path / "images" / BALLAST]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", fstat)
+        space = Space(state, least_bytes=100 * MIB, ballast_bytes=2 * MIB).on(folder)
+    assert space.restore_ballast()
+    assert [ballast.exists() for ballast in ballasts] == [True, True]
+    disk.free = 0
+    with pytest.raises(VolumeFull, match="less than 100 MiB"), space.room(1):
+        pytest.fail("taken in")
+    assert space.before_deletion()
+    assert [ballast.exists() for ballast in ballasts] == [False, False]
+
+
+def test_the_ballast_stays_in_the_folder_that_is_held(tmp_path: Path, disk: Disk) -> None:
+    place, aside = tmp_path / "state", tmp_path / "aside"
+    place.mkdir()
+    held = HeldFolder(place)
+    try:
+        place.rename(aside)
+        place.mkdir()
+        assert Space(held, ballast_bytes=MIB).restore_ballast()
+        assert [path.name for path in aside.iterdir()] == [BALLAST]
+        assert list(place.iterdir()) == []
+        assert Space(held, ballast_bytes=MIB).release_ballast()
+    finally:
+        held.close()
+
+
+def test_a_held_folder_that_is_full_says_so_and_keeps_nothing(
+    state: HeldFolder, tmp_path: Path, disk: Disk
+) -> None:
+    disk.full = True
+    with pytest.raises(VolumeFull, match="No space left"):
+        Space(state, ballast_bytes=MIB).restore_ballast()
+    assert list(tmp_path.iterdir()) == []
