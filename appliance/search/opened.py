@@ -66,6 +66,7 @@ class OpenCollection(ReadableCollection):
         folder: GraphFolder,
         scans: Scans,
         damages: Counter,
+        doubt: Callable[[int], None],
         residents: Residents,
         certificates: Certificates,
         erased: Callable[[], None],
@@ -85,6 +86,7 @@ class OpenCollection(ReadableCollection):
             folder=folder,
             scans=scans,
             damages=damages,
+            doubt=doubt,
             residents=residents,
         )
         self._clock = clock

@@ -82,6 +82,7 @@ class ReadableCollection:
         folder: GraphFolder,
         scans: Scans,
         damages: Counter,
+        doubt: Callable[[int], None],
         residents: Residents,
     ) -> None:
         self.customer = collection.customer
@@ -98,6 +99,7 @@ class ReadableCollection:
         self._scans = scans
         self._folder = folder
         self._damages_found = damages
+        self._doubt = doubt
         self._begin()
 
     def _begin(self) -> None:
@@ -112,7 +114,7 @@ class ReadableCollection:
             target=self._collection.recall,
         )
         self._columns = Columns(self._metadata_page, self._segments.view)
-        self._damages = Damages(self._collection.id, self._segments, self._damages_found)
+        self._damages = Damages(self._collection.id, self._segments, self._damages_found, self._doubt)
         self._reading = Reading(self._read, self._damages.sound)
         self._recent = RecentIds()
 
