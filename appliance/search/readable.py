@@ -337,7 +337,7 @@ class ReadableCollection:
     async def page(self, page: int, size: int) -> tuple[list[Record], bool]:
         """Page 1, 2, ... of `size` records in order of insertion, and whether another one follows."""
         _check_size(size)
-        if not 1 <= page <= self._settings.capacity:
+        if page < 1:
             raise InvalidInput("page: an integer from 1 on is needed")
         with self._reading.following() as replaced:
             labels = await self._matching(None)
