@@ -67,8 +67,10 @@ class Quotas:
         below 0, NotFound.
         """
         for kind, number in most.items():
-            if kind not in KINDS or not (number is None or 0 <= number <= _MOST):
-                raise InvalidInput(f"{kind}: one of {', '.join(KINDS)}, from 0 on")
+            if kind not in KINDS:
+                raise InvalidInput(f"{kind}: one of {', '.join(KINDS)} is expected")
+            if not (number is None or 0 <= number <= _MOST):
+                raise InvalidInput(f"{kind}: an integer from 0 to {_MOST} is expected, or null")
         now = int(self._clock() * 1000)
 
         def act(connection: Connection) -> Quota:

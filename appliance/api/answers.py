@@ -7,6 +7,8 @@ The cloud has two error shapes, `{"detail": text}` (account, CRUD) and `{"status
 """
 
 import asyncio
+import logging
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -51,8 +53,12 @@ _CODES: tuple[tuple[type[ApplianceError], int], ...] = (
     (VolumeFull, 507),
 )
 
+_PATH = re.compile(r"(?<!\S)/[^\s:,;]+")
+
 # Records whose encoding is not worth a pause: about 1 ms of the loop's time.
 _ENCODED_AT_ONCE = 500
+
+log = logging.getLogger("appliance.api")
 
 
 class Refused(ApplianceError):
@@ -95,9 +101,15 @@ def code_of(error: ApplianceError) -> int:
     return next((code for kind, code in _CODES if isinstance(error, kind)), 503)
 
 
-def text_of(error: ApplianceError) -> str:
-    """What the caller may read."""
-    return f"service not installed: {error}" if isinstance(error, NotInstalled) else str(error)
+def text_of(error: ApplianceError, request_id: str) -> str:
+    """What a customer may read: no path of this machine. The log has what is told without its path."""
+    if isinstance(error, NotInstalled):
+        return f"service not installed: {error}"
+    text = str(error)
+    if code_of(error) >= 500 and (told := _PATH.sub("a file of the appliance", text)) != text:
+        log.error("request %s: %s", request_id, text)
+        return told
+    return text
 
 
 def status(code: int, text: str, request_id: str) -> dict[str, object]:
@@ -107,7 +119,7 @@ def status(code: int, text: str, request_id: str) -> dict[str, object]:
 
 def status_of(error: ApplianceError, request_id: str) -> dict[str, object]:
     """`_status` of a record that was refused while the others were served."""
-    return status(code_of(error), text_of(error), request_id)
+    return status(code_of(error), text_of(error, request_id), request_id)
 
 
 def http_status(code: int) -> int:
@@ -115,10 +127,14 @@ def http_status(code: int) -> int:
     return 200 if 200 <= code < 300 else code
 
 
-def refusal(error: ApplianceError, request_id: str, *, problem: bool) -> Answer:
-    """The whole answer of a refused request, as problem+json or in the wire shape."""
+def refusal(error: ApplianceError, request_id: str, *, problem: bool, to_operator: bool = False) -> Answer:
+    """The whole answer of a refused request, as problem+json or in the wire shape.
+
+    An operator is told all of it, a customer what `text_of` says.
+    """
     code = code_of(error)
-    detail = "service not installed" if isinstance(error, NotInstalled) and not problem else text_of(error)
+    text = str(error) if to_operator and code >= 500 else text_of(error, request_id)
+    detail = "service not installed" if isinstance(error, NotInstalled) and not problem else text
     headers: dict[str, str] = {}
     if isinstance(error, Refused):
         headers |= error.headers
@@ -138,7 +154,6 @@ def refusal(error: ApplianceError, request_id: str, *, problem: bool) -> Answer:
             "request_id": request_id,
         }
         return Answer(document, code, headers, PROBLEM)
-    text = text_of(error)
     document = {"detail": detail, "error": text, "status": status(code, text, request_id)}
     return Answer(document, code, headers)
 

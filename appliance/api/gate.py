@@ -100,7 +100,8 @@ class Gate:
                 with self._answering:
                     body = encode(answer.document)
         except ApplianceError as error:
-            answer = refusal(error, trace.id, problem=trace.problem)
+            local = self._surface is Surface.SOCKET
+            answer = refusal(error, trace.id, problem=trace.problem, to_operator=local)
             body = encode(answer.document)
         except ConnectionError:
             answer, body = Answer(status=_CLIENT_GONE), None

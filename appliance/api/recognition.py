@@ -145,7 +145,7 @@ def _answer(call: Call, outcomes: Outcomes) -> Answer:
     answered = answer(call, outcomes)
     for record, seen in _served(outcomes):
         if isinstance(seen.kept, ApplianceError):
-            reason = f"the image was seen, but not stored: {text_of(seen.kept)}"
+            reason = f"the image was seen, but not stored: {text_of(seen.kept, call.id)}"
             record.fields["_status"] = status(code_of(seen.kept), reason, call.id)
             record.fields["_stored_image_id"] = None
         elif seen.kept is not None:

@@ -11,7 +11,7 @@ from appliance.accounts.rights import Scope
 from appliance.api.answers import Answer, Refused
 from appliance.api.call import Call
 from appliance.api.payload import Form
-from appliance.errors import NotInstalled
+from appliance.errors import InvalidInput, NotInstalled
 
 PREFIX = "/localhost"  # the official client posts its token to the cloud unless its endpoint holds this word
 MANAGEMENT = "/appliance/"
@@ -69,9 +69,22 @@ class Route:
         return self.path.startswith(MANAGEMENT)
 
 
+_ID, _WORD = "[A-Za-z0-9-]{1,64}", "[A-Za-z0-9.-]{1,64}"  # ids, and names and versions as of bundles
+
+
 def _segment(named: re.Match[str]) -> str:
-    letters = "[A-Za-z0-9-]" if named[1] == "id" else "[A-Za-z0-9.-]"  # of bundles' names and versions
-    return f"(?P<{named[1]}>{letters}{{1,64}})"
+    return f"(?P<{named[1]}>{_ID if named[1] == 'id' else _WORD})"
+
+
+def _any_name(named: re.Match[str]) -> str:
+    return _segment(named) if named[1] == "id" else f"(?P<{named[1]}>[^/]+)"
+
+
+def _check_names(parameters: dict[str, str]) -> None:
+    """Raises InvalidInput for what no name can be."""
+    for name, given in parameters.items():
+        if re.fullmatch(_WORD, given) is None:
+            raise InvalidInput(f"{name}: 1 to 64 letters, digits, dots and hyphens, of ASCII, are expected")
 
 
 @dataclass(frozen=True)
@@ -89,19 +102,24 @@ class Table:
     def __init__(self, routes: Iterable[Route], surface: Surface) -> None:
         self._exact: dict[str, dict[str, Route]] = {}
         self._patterns: dict[re.Pattern[str], dict[str, Route]] = {}
+        self._malformed: dict[re.Pattern[str], None] = {}
+        """Of the management: with anything in the place of a name."""
         for route in routes:
             if surface not in route.surfaces:
                 continue
             if "{" in route.path:
                 pattern = re.compile(re.sub(r"\{(\w+)\}", _segment, route.path))
                 self._patterns.setdefault(pattern, {})[route.method] = route
+                if route.problem:
+                    self._malformed[re.compile(re.sub(r"\{(\w+)\}", _any_name, route.path))] = None
             else:
                 self._exact.setdefault(route.path, {})[route.method] = route
 
     def find(self, method: str, path: str) -> Match:
         """The row for a request, with or without the prefix and one trailing slash; never a redirect.
 
-        Raises NotInstalled for a path that is not in the table, Refused (405) for another method.
+        Raises NotInstalled for a path that is not in the table, InvalidInput for one of the management that
+        is, but for what cannot be a name, Refused (405) for another method.
         """
         path = strip_prefix(path)
         bare = path[:-1] if len(path) > 1 and path.endswith("/") else path
@@ -112,6 +130,9 @@ class Table:
                     methods, parameters = rows, found.groupdict()
                     break
             else:
+                for malformed in self._malformed:
+                    if (found := malformed.fullmatch(bare)) is not None:
+                        _check_names(found.groupdict())
                 raise NotInstalled("nothing is served at this path")
         route = methods.get("GET" if method == "HEAD" else method)
         if route is None:

@@ -64,8 +64,12 @@ def _of_images(images: Images) -> Iterator[Finding]:
 
 
 def _of_collections(scrub: Scrub) -> Iterator[Finding]:
-    if scrub.damaged:
-        message = f"{scrub.damaged} blocks of stored vectors are damaged: the log and the audit log name them"
+    if any(scrub.damaged):
+        told = [
+            f"{scrub.damaged.frames} blocks of stored vectors" if scrub.damaged.frames else "",
+            f"{scrub.damaged.records} records" if scrub.damaged.records else "",
+        ]
+        message = f"{' and '.join(filter(None, told))} are damaged: the log and the audit log name them"
         yield Finding("degraded", "search.damaged", message)
     if scrub.keyless:
         message = (

@@ -111,7 +111,8 @@ def _findings(facts: Facts) -> str:
 def _scrubbed(facts: Facts) -> str:
     counters = facts.counters
     proven = sum(counters[f"appliance_{part}_scrubbed_bytes_total"] for part in ("store", "search"))
-    damaged = counters["appliance_store_images_damaged"] + counters["appliance_search_frames_damaged"]
+    kinds = ("store_images", "search_frames", "search_records")
+    damaged = sum(counters[f"appliance_{kind}_damaged"] for kind in kinds)
     days = facts.config.datasets.scrub_days
     return f"{proven / 2**20:.0f} MiB proven since the start, all within {days:g} days; {damaged:.0f} damaged"
 

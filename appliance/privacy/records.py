@@ -47,6 +47,7 @@ _COUNTERS = (
     "appliance_store_clock_doubted_seconds",
     "appliance_search_scrubbed_bytes_total",
     "appliance_search_frames_damaged",
+    "appliance_search_records_damaged",
     "appliance_decoders_lost_total",
 )
 _LATEST = (

@@ -457,6 +457,7 @@ class Collections:
                 folder=self._files.of(seals),
                 scans=self._scans,
                 damages=self._damaged,
+                doubt=partial(self.scrub.doubt, entry.number),
                 residents=self._residents,
                 certificates=self._certificates,
                 erased=self._erasing.empty_log_soon,

@@ -7,7 +7,9 @@ A file is a sealed object (see `vault.sealed`) that begins with what it says of 
 Everything here blocks on the disk.
 """
 
+import errno
 import os
+import stat
 from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -24,6 +26,8 @@ from appliance.volume import AtomicFile, failing_as_storage, remove_tree, sync_f
 M = TypeVar("M", bound=msgspec.Struct)
 
 UNREADABLE = "it is of a format that this version does not read"
+_NO_FILE = {errno.ELOOP, errno.ENXIO}
+"""What opening a symbolic link or a socket ends with."""
 _LENGTH = 4
 _LONGEST_MANIFEST = 4096
 
@@ -90,9 +94,10 @@ class Reading(Generic[M]):
         self._opened = ExitStack()
 
     def open(self, seals: Seals) -> None:
-        """SealBroken when it is not what was sealed, NotFound when the key is destroyed, StorageFailed."""
+        """SealBroken when it is not what was sealed, which only a plain file can be; NotFound when the key is
+        destroyed, StorageFailed."""
         with failing_as_storage(self._path):
-            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = _plain_file(self._path)
             self._opened.callback(os.close, fd)
             self._file: SealedFile = seals.sealed_file(fd, self._id)
             self.length, self.size = self._file.length, self._file.size
@@ -118,6 +123,20 @@ class Reading(Generic[M]):
             return msgspec.msgpack.decode(self._file.read(_LENGTH, self.start), type=self._kind)
         except msgspec.MsgspecError:
             raise SealBroken(UNREADABLE) from None
+
+
+def _plain_file(path: Path) -> int:
+    """A descriptor to read it by. Without O_NONBLOCK a pipe would have its reader wait for a writer."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise SealBroken("it is no plain file") from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise SealBroken("it is no plain file")
+    return fd
 
 
 def require_free(folder: Path, size: int) -> None:
@@ -160,8 +179,13 @@ def listed(folder: Path) -> list[UUID]:
 
 
 def unlink(folder: Path, *files: UUID) -> None:
-    """Remove files of a collection, durably; those that are gone already are none. Raises StorageFailed."""
+    """Remove files of a collection, durably, and whatever else is in their place; those that are gone already
+    are none. Raises StorageFailed."""
     with failing_as_storage(folder):
         for file in files:
-            (folder / file.hex).unlink(missing_ok=True)
+            path = folder / file.hex
+            if path.is_dir() and not path.is_symlink():
+                remove_tree(path)
+            else:
+                path.unlink(missing_ok=True)
         sync_folder(folder)

@@ -1,7 +1,7 @@
 """What of one collection is not what was stored: named once, and left out of answers."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import Counter
 
@@ -15,11 +15,14 @@ _log = logging.getLogger(__name__)
 class Damages:
     """The damaged records of one collection; on the event loop only."""
 
-    def __init__(self, collection: CollectionId, segments: Segments, found: Counter) -> None:
-        """`found` counts them."""
+    def __init__(
+        self, collection: CollectionId, segments: Segments, found: Counter, doubt: Callable[[int], None]
+    ) -> None:
+        """`found` counts them, `doubt` is told the label of each."""
         self._collection = collection
         self._segments = segments
         self._found = found
+        self._doubt = doubt
         self._unreadable: set[int] = set()
         self.labels: set[int] = set()
         """Records that no search finds: their vector, or their id and metadata, are not what was stored."""
@@ -49,6 +52,7 @@ class Damages:
 
     def _note(self, label: int, what: str, so: str) -> None:
         self._found.inc()
+        self._doubt(label)
         _log.error(
             "collection %s: the %s of record %d is damaged in the ledger; %s, delete it or restore a backup",
             self._collection,

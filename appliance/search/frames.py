@@ -95,12 +95,7 @@ def load(  # noqa: PLR0917
         "SELECT key, count, content FROM frames WHERE key BETWEEN ? AND ? ORDER BY key LIMIT ?",
         (first + after + 1, last, limit),
     )
-    return [(label_of(key), _opened(seals, key, count, dim, content)) for key, count, content in stored]
-
-
-def is_whole(seals: Seals, key: int, count: int, dim: int, content: bytes) -> bool:
-    """Whether a stored frame is what was sealed. Raises NotFound when its key is destroyed."""
-    return _opened(seals, key, count, dim, content) is not None
+    return [(label_of(key), opened(seals, key, count, dim, content)) for key, count, content in stored]
 
 
 def _take_out(  # noqa: PLR0917
@@ -145,12 +140,12 @@ def _by_frame(connection: Connection, number: int, labels: Iterable[int]) -> dic
     """The keys, ascending, of the frames that have to have these labels' vectors, each with its labels."""
     inside: dict[int, list[int]] = {}
     for label in sorted(labels):
-        if (key := _frame_of(connection, number, label)) is not None:
+        if (key := frame_of(connection, number, label)) is not None:
             inside.setdefault(key, []).append(label)
     return inside
 
 
-def _frame_of(connection: Connection, number: int, label: int) -> int | None:
+def frame_of(connection: Connection, number: int, label: int) -> int | None:
     """The key of the frame that has to have this label's vector."""
     found: int | None = connection.execute(
         "SELECT max(key) FROM frames WHERE key BETWEEN ? AND ?", (span(number)[0], key_of(number, label))
@@ -160,10 +155,14 @@ def _frame_of(connection: Connection, number: int, label: int) -> int | None:
 
 def _stored(connection: Connection, seals: Seals, key: int, dim: int) -> Frame | None:
     count, content = connection.execute("SELECT count, content FROM frames WHERE key = ?", (key,)).get
-    return _opened(seals, key, count, dim, content)
+    return opened(seals, key, count, dim, content)
 
 
-def _opened(seals: Seals, key: int, count: int, dim: int, sealed: bytes) -> Frame | None:
+def opened(seals: Seals, key: int, count: int, dim: int, sealed: bytes) -> Frame | None:
+    """The content of a row; None where it does not open, or is not what the row says.
+
+    Raises NotFound when its key is destroyed.
+    """
     try:
         content = seals.open_frame(key, sealed)
     except SealBroken:

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from appliance.ledger import Connection
 from appliance.search import frames
+from appliance.search.exact import Positions
 from appliance.search.frames import Frame
 from appliance.search.records import Vector
 from appliance.search.seals import Seals
@@ -32,6 +34,11 @@ def is_sound(vector: Vector) -> bool:
         return bool(abs(float(np.dot(vector, vector)) - 1.0) < _NORM_TOLERANCE)  # False for NaN
 
 
+def sound_labels(frame: Frame) -> Positions:
+    """Labels of the vectors of length 1 in a frame."""
+    return frame.labels[_are_sound(frame.rows)]
+
+
 def load_page(connection: Connection, seals: Seals, number: int, dim: int, after: int) -> Page:
     """The next frames above label `after` (-1: from the start)."""
     sound: list[Frame] = []
@@ -42,9 +49,7 @@ def load_page(connection: Connection, seals: Seals, number: int, dim: int, after
             damaged += frames.records_of(connection, number, first)
             last = max(last, first)
             continue
-        with np.errstate(over="ignore", invalid="ignore"):
-            norms = np.einsum("ij,ij->i", frame.rows, frame.rows)
-            good = np.abs(norms - 1.0) < _NORM_TOLERANCE  # False for NaN
+        good = _are_sound(frame.rows)
         # A frame that somebody put back between others has labels that were seen already.
         risen = frame.labels > last
         damaged += frame.labels[risen & ~good].tolist()
@@ -52,3 +57,10 @@ def load_page(connection: Connection, seals: Seals, number: int, dim: int, after
         sound.append(frame if kept.all() else Frame(frame.labels[kept], frame.rows[kept]))
         last = max(last, first, int(frame.labels[-1]))
     return Page(sound, sorted(damaged), last if last > after else -1)
+
+
+def _are_sound(vectors: Vector) -> npt.NDArray[np.bool_]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.einsum("ij,ij->i", vectors, vectors)
+        sound: npt.NDArray[np.bool_] = np.abs(norms - 1.0) < _NORM_TOLERANCE  # False for NaN
+    return sound

@@ -67,6 +67,7 @@ class OpenCollection(ReadableCollection):
         folder: GraphFolder,
         scans: Scans,
         damages: Counter,
+        doubt: Callable[[int], None],
         residents: Residents,
         certificates: Certificates,
         erased: Callable[[], None],
@@ -88,6 +89,7 @@ class OpenCollection(ReadableCollection):
             folder=folder,
             scans=scans,
             damages=damages,
+            doubt=doubt,
             residents=residents,
         )
         self._clock = clock

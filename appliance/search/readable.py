@@ -82,6 +82,7 @@ class ReadableCollection:
         folder: GraphFolder,
         scans: Scans,
         damages: Counter,
+        doubt: Callable[[int], None],
         residents: Residents,
     ) -> None:
         self.customer = collection.customer
@@ -98,6 +99,7 @@ class ReadableCollection:
         self._scans = scans
         self._folder = folder
         self._damages_found = damages
+        self._doubt = doubt
         self._begin()
 
     def _begin(self) -> None:
@@ -112,7 +114,7 @@ class ReadableCollection:
             target=self._collection.recall,
         )
         self._columns = Columns(self._metadata_page, self._segments.view)
-        self._damages = Damages(self._collection.id, self._segments, self._damages_found)
+        self._damages = Damages(self._collection.id, self._segments, self._damages_found, self._doubt)
         self._reading = Reading(self._read, self._damages.sound)
         self._recent = RecentIds()
 
@@ -335,7 +337,7 @@ class ReadableCollection:
     async def page(self, page: int, size: int) -> tuple[list[Record], bool]:
         """Page 1, 2, ... of `size` records in order of insertion, and whether another one follows."""
         _check_size(size)
-        if not 1 <= page <= self._settings.capacity:
+        if page < 1:
             raise InvalidInput("page: an integer from 1 on is needed")
         with self._reading.following() as replaced:
             labels = await self._matching(None)

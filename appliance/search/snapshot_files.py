@@ -7,6 +7,7 @@ The content is batches of records, by ascending label, each
 Whoever has the collection's key can read a snapshot with nothing else; whoever has it not, nothing of it.
 """
 
+import os
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from appliance.search.container_files import UNREADABLE, Reading, Writing, head,
 from appliance.search.copying import Stored
 from appliance.search.seals import Seals
 from appliance.vault import sealed_size
+from appliance.volume import failing_as_storage
 
 FORMAT = 1
 _LENGTH = 4
@@ -49,7 +51,7 @@ _BATCH = msgspec.msgpack.Decoder(_Batch)
 
 @dataclass(frozen=True, slots=True)
 class SavedSnapshot:
-    """A file that is there, of `size` bytes. `manifest` is None when it is not what was sealed."""
+    """What is there, of `size` bytes. `manifest` is None when it is no file, or not what was sealed."""
 
     id: UUID
     size: int
@@ -90,8 +92,8 @@ class SnapshotFolder:
         file.write(head(manifest))
 
     def require(self, snapshot: UUID) -> None:
-        """Raises NotFound when there is no such file."""
-        if not (self._path / snapshot.hex).is_file():
+        """Raises NotFound when there is nothing of its name."""
+        if not os.path.lexists(self._path / snapshot.hex):
             raise NotFound("the collection has no such snapshot")
 
     def opened(self, snapshot: UUID) -> "SnapshotReading":
@@ -112,13 +114,15 @@ class SnapshotFolder:
     def _saved(self, snapshot: UUID) -> SavedSnapshot | None:
         path = self._path / snapshot.hex
         try:
-            with closing(SnapshotReading(self._path, snapshot)) as file:
-                file.open(self._seals)
-                return SavedSnapshot(snapshot, file.size, file.manifest)
-        except SealBroken:
-            return SavedSnapshot(snapshot, path.stat().st_size, None)
+            try:
+                with closing(SnapshotReading(self._path, snapshot)) as file:
+                    file.open(self._seals)
+                    return SavedSnapshot(snapshot, file.size, file.manifest)
+            except SealBroken:
+                with failing_as_storage(path):
+                    return SavedSnapshot(snapshot, path.lstat().st_size, None)
         except StorageFailed:
-            if path.exists():
+            if os.path.lexists(path):
                 raise
             return None  # removed meanwhile
 

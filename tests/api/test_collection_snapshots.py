@@ -2,8 +2,14 @@
 
 import base64
 import json
+import os
+import shutil
+import socket
+import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from appliance.accounts.audit import Event
@@ -54,6 +60,56 @@ def test_there_and_back_again(served: Served) -> None:
     assert told == [Event.SNAPSHOT_ADD, *restores, Event.SNAPSHOT_REMOVE]
 
 
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe", "socket"])
+def test_what_is_no_file_is_listed_as_damaged_and_can_be_removed(
+    served: Served, kind: str, tmp_path: Path
+) -> None:
+    tenant = served.tenant(f"has a {kind}")
+    base, headers = f"/appliance/v1/collections/{tenant.collection}/snapshots", tenant.headers()
+    sound = served.site.call("POST", base, headers=headers).document
+    folder = served.parts.collections.snapshots._folder / tenant.collection.replace("-", "")
+    odd = uuid.uuid4()
+    match kind:
+        case "folder":
+            (folder / odd.hex / "within").mkdir(parents=True)
+        case "link":
+            (tmp_path / "target").write_bytes(b"another's")
+            (folder / odd.hex).symlink_to(tmp_path / "target")
+        case "pipe":
+            os.mkfifo(folder / odd.hex)
+        case _:
+            with socket.socket(socket.AF_UNIX) as bound:
+                bound.bind(str(tmp_path / "s"))
+            (tmp_path / "s").rename(folder / odd.hex)
+    listed = served.site.call("GET", base, headers=headers).document["snapshots"]
+    assert sound in listed
+    (damaged,) = [one for one in listed if one != sound]
+    assert (damaged["id"], damaged["created_at"], damaged["records"]) == (str(odd), None, None)
+    refused = served.site.call("POST", f"{base}/{odd}/restore", headers=headers)
+    assert (refused.status, "it is no plain file" in refused.document["detail"]) == (409, True)
+    assert served.site.call("DELETE", f"{base}/{odd}", headers=headers).status == 204
+    assert served.site.call("GET", base, headers=headers).document == {"snapshots": [sound]}
+    assert kind != "link" or (tmp_path / "target").read_bytes() == b"another's"
+
+
+def test_a_fault_of_the_disk_names_no_path_to_a_customer(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    tenant = served.tenant("has no folder")
+    base, headers = f"/appliance/v1/collections/{tenant.collection}/snapshots", tenant.headers()
+    assert served.site.call("POST", base, headers=headers).status == 201
+    folder = served.parts.collections.snapshots._folder / tenant.collection.replace("-", "")
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")  # no folder: what a disk's fault looks like from here
+    try:
+        answer = served.site.call("GET", base, headers=headers)
+        assert answer.status == 503
+        assert answer.document["detail"] == "a file of the appliance: Not a directory"
+        assert f"request {answer.document['request_id']}: {folder}: Not a directory" in caplog.text
+    finally:
+        folder.unlink()
+
+
 def test_refusals_say_what_to_do(served: Served) -> None:
     tenant = served.tenant("is refused")
     base, headers = f"/appliance/v1/collections/{tenant.collection}/snapshots", tenant.headers()
@@ -64,6 +120,7 @@ def test_refusals_say_what_to_do(served: Served) -> None:
         ("POST", f"{elsewhere}/restore", b"{}", 404, "no such snapshot"),
         ("DELETE", elsewhere, None, 404, "no such snapshot"),
         ("POST", f"{base}/nothing/restore", b"{}", 404, "no such snapshot"),
+        ("POST", f"{base}/..%2F..%2Fx/restore", b"{}", 400, "snapshot: 1 to 64 letters, digits, dots"),
         ("POST", f"{base}/{snapshot}/restore", b'{"into": 5}', 400, "into"),
         ("POST", f"{base}/{snapshot}/restore", b'{"into": ""}', 400, "name"),
         ("POST", f"{base}/{snapshot}/restore", b'{"onto": "x"}', 400, "onto"),

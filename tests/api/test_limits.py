@@ -233,6 +233,11 @@ def test_a_customer_sees_what_it_has_and_may_have_and_nobody_elses(served: Serve
     assert raised.status == 403
     for bad in ({"jobs": -1}, {"jobs": "9"}, {"records": 1}):
         assert served.site.operate("PATCH", f"{V1}/customers/{own.id}/limits", bad).status == 400, bad
+    beyond = served.site.operate("PATCH", f"{V1}/customers/{own.id}/limits", {"vectors": 2**63})
+    assert (beyond.status, beyond.document["detail"]) == (
+        400,
+        f"vectors: an integer from 0 to {2**50} is expected, or null",
+    )
     assert served.site.operate("PATCH", f"{V1}/customers/{uuid.uuid4()}/limits", {"jobs": 9}).status == 404
 
 

@@ -40,6 +40,13 @@ def test_an_alias_is_taken_wherever_a_collection_is(shop: Shop, served: Served, 
     assert {Event.ALIAS_SET, Event.ALIAS_REMOVE} <= set(events)
 
 
+def test_a_name_that_none_can_have_is_refused_as_a_name(shop: Shop, served: Served, tenant: Tenant) -> None:
+    for name in ("a%20b", "%C3%A9", "a" * 300, "%00", "a_b"):
+        refused = put(served, tenant, name, {"collection": shop.collection})
+        assert refused.status == 400, name
+        assert refused.document["detail"].startswith("name: 1 to 64 letters, digits, dots and hyphens"), name
+
+
 def test_a_new_version_of_a_backbone_is_brought_in_beside_the_old_one(served: Served, tenant: Tenant) -> None:
     """The old collection answers until the new one is full; then, in one step, the new one does."""
     name, pins = "photos-in-use", (served.bundle.pin, "colours@next")

@@ -290,6 +290,9 @@ def test_paging_and_everything_at_once(shop: Shop) -> None:
     assert "next" in pages[1]
     assert "next" not in pages[2]
     assert "next" not in pages[3]
+    assert ids(shop.post("allRecords?size=10&page=999999999", {})) == [], (
+        "a page behind the last one is empty"
+    )
     odd = shop.post("allRecords", {"filter": {"part": 1}, "fields_to_return": ["part"]})
     assert ids(odd) == everything[1::2]
     assert odd["answer_count"] == 12

@@ -1,5 +1,6 @@
 """What is wrong with stored images stands in the status, where an operator looks."""
 
+import time
 from contextlib import closing
 
 import apsw
@@ -70,6 +71,21 @@ def test_damaged_vectors(state: DemoState) -> None:
     with RunningAppliance(state, state.port):
         eventually(lambda: "search.damaged" in findings(state), "the finding")
         assert "1 blocks of stored vectors are damaged" in findings(state)["search.damaged"]
+
+
+def test_damaged_vectors_that_are_found_in_use(state: DemoState) -> None:
+    with RunningAppliance(state, state.port) as appliance:
+        headers = appliance.headers(content_type="image/jpeg")
+        answer = appliance.call("POST", "/similarity/photos/v2/insert", images.jpeg(256), headers=headers)
+        assert answer.status == 200, answer.body
+    with closing(apsw.Connection(str(state.folder / "ledger.db"))) as ledger:
+        ledger.execute("UPDATE frames SET content = zeroblob(length(content))")
+        ledger.execute("UPDATE frame_scrub SET position = NULL, began_at = ?", (time.time_ns() // 1_000_000,))
+    with RunningAppliance(state, state.port) as appliance:
+        assert "search.damaged" not in findings(state)
+        asked = appliance.call("POST", "/similarity/photos/v2/ping", b"{}", headers=appliance.headers())
+        assert asked.status == 200, asked.body
+        eventually(lambda: "search.damaged" in findings(state), "the finding")
 
 
 def test_a_time_that_was_damaged(state: DemoState) -> None:

@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from appliance.accounts.audit import Actor, Event
-from appliance.errors import InvalidInput, TooLarge
+from appliance.errors import ApplianceError, InvalidInput, StorageFailed, TooLarge, VolumeFull
 from appliance.search.interchange import lines
 from appliance.search.interchange.npy import Array
 from appliance.search.opened import OpenCollection
 from appliance.search.records import AnyVector, NewRecord
+
+F = TypeVar("F", bound=ApplianceError)
 
 MAX_HELD = 16 << 20
 """Of the JSON lines before an array that are in memory together, and one more line."""
@@ -50,7 +53,8 @@ async def run(actor: Actor, collection: OpenCollection, candidates: Candidates, 
     """Store what can be stored; one whose id is there already is replaced, or else kept as it is.
 
     Raises what `candidates` raises; an InvalidInput says how much before it is stored, which is all of it.
-    NotFound, StorageFailed and VolumeFull as `OpenCollection.insert`: what earlier batches have stored stays.
+    StorageFailed and VolumeFull, as of `OpenCollection.insert`, say so too: what earlier batches have stored
+    stays. NotFound.
     """
     report, place, fault = Report(), 0, None
     waiting: list[tuple[int, NewRecord]] = []
@@ -70,8 +74,7 @@ async def run(actor: Actor, collection: OpenCollection, candidates: Candidates, 
         fault = error
     await _store(actor, collection, waiting, report, replace=replace)
     if fault is not None:
-        stored = report.inserted + report.replaced
-        raise type(fault)(f"{fault}; {stored} records before that are stored, and stay")
+        raise _after(fault, report)
     return report
 
 
@@ -131,7 +134,10 @@ async def _store(
     if not batch:
         return
     store = collection.upsert if replace else collection.insert
-    outcomes = await store(actor, [record for _, record in batch], event=Event.SEARCH_IMPORT)
+    try:
+        outcomes = await store(actor, [record for _, record in batch], event=Event.SEARCH_IMPORT)
+    except (StorageFailed, VolumeFull) as error:
+        raise _after(error, report) from None
     for (place, _), outcome in zip(batch, outcomes, strict=True):
         match outcome:
             case "inserted":
@@ -142,6 +148,12 @@ async def _store(
                 report.kept += 1
             case "full":
                 report.refuse(place, _FULL)
+
+
+def _after(fault: F, report: Report) -> F:
+    """The same fault, which says what was stored before it."""
+    stored = report.inserted + report.replaced
+    return type(fault)(f"{fault}; {stored} records before that are stored, and stay")
 
 
 def _accepted(collection: OpenCollection, record: NewRecord, report: Report, place: int) -> bool:

@@ -12,7 +12,8 @@ import pytest
 
 from appliance import config
 from appliance.accounts.audit import Event, entries
-from appliance.errors import Conflict, InvalidInput, TooLarge
+from appliance.errors import Conflict, InvalidInput, TooLarge, VolumeFull
+from appliance.ledger import Connection
 from appliance.search.collections import NewRecord, OpenCollection, Record
 from appliance.search.interchange import exporting, importing, lines, npy
 from tests.searching import ACTOR, Shelf, Vectors, numbered, shelf, unit
@@ -56,6 +57,20 @@ async def take(
     opened: OpenCollection, candidates: importing.Candidates, *, replace: bool = False
 ) -> importing.Report:
     return await importing.run(ACTOR, opened, candidates, replace=replace)
+
+
+async def test_an_import_that_finds_the_volume_full_says_what_is_stored(things: Shelf) -> None:
+    opened = await things.collection(DIM)
+    records = [NewRecord(f"r{n}", vector, {"text": "x" * 1000}) for n, vector in enumerate(VECTORS)]
+    before = await things.ledger.read(lambda connection: connection.execute("PRAGMA page_count").get)
+
+    def act(connection: Connection) -> None:
+        connection.execute(f"PRAGMA max_page_count = {before + 110}")  # of 4 KiB: for one batch, not for two
+
+    await things.ledger.write(act)
+    with pytest.raises(VolumeFull, match="; 256 records before that are stored, and stay"):
+        await take(opened, importing.of_lines(pieces(written(records)), DIM, MOST))
+    assert opened.count == 256
 
 
 async def test_batches_are_durable_and_audited_and_a_second_run_is_the_resume(tmp_path: Path) -> None:
