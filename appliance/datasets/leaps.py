@@ -89,10 +89,10 @@ class Leaps:
         self._ahead = 0.0  # how far the clock was ahead when the day of doubt began
         self._until = 0.0
         ahead = clock() - self._believed
-        left = earlier.until - self._believed
-        # Who is off every night would never be believed, were the day to begin anew each time.
-        if left > 0 and clock() - earlier.clock <= DOUBT_SECONDS and self._is_leap(ahead):
-            self._doubt(ahead, min(left, DOUBT_SECONDS))
+        # Who is off every night would never be believed, were the day to begin anew each time: neither one
+        # that goes on, nor one that is over and whose correction was not made before the stop.
+        if earlier.until and clock() - earlier.clock <= DOUBT_SECONDS and self._is_leap(ahead):
+            self._doubt(ahead, min(max(earlier.until - self._believed, 0.0), DOUBT_SECONDS))
         self.believed()
 
     def believed(self) -> float:
@@ -182,4 +182,5 @@ class Leaps:
     def _doubt(self, ahead: float, seconds: float) -> None:
         self._ahead = ahead
         self._until = self._believed + seconds
-        _log.error("%s", self.warning())
+        if (warning := self.warning()) is not None:  # None for a day that is over already
+            _log.error("%s", warning)

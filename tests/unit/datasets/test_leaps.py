@@ -198,3 +198,15 @@ def test_what_is_set_back_again_is_not_corrected(machine: Machine) -> None:
     machine.pass_by(DAY)
     assert machine.corrected() == [(NOW, pytest.approx(10 * DAY))]
     assert not machine.doubts()
+
+
+def test_a_day_that_was_over_at_the_stop_is_not_begun_anew(machine: Machine) -> None:
+    """Nor is the correction lost that was not made before it."""
+    machine.pass_by(HOUR)
+    machine.wall += 60 * DAY
+    assert machine.doubts()
+    machine.pass_by(DAY + 300)
+    machine.restart()
+    assert machine.corrected() == [(NOW + HOUR, 60 * DAY)]
+    assert not machine.doubts()
+    assert machine.leaps.believed() == machine.wall
