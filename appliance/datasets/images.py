@@ -85,7 +85,7 @@ async def open_images(
             least_bytes=settings.reserve_bytes,
             ballast_bytes=settings.ballast_bytes,
         )
-        files = await enter(SealedFiles(folder, registry))
+        files = await enter(SealedFiles(folder, keyring.service, registry))
         datasets = await enter(Datasets(ledger, keyring, files, space=space, clock=clocks.wall))
         upkeep = await enter(
             Upkeep(
@@ -93,7 +93,6 @@ async def open_images(
                 datasets,
                 files,
                 space,
-                keyring.service,
                 scrub_days=settings.scrub_days,
                 clock=clocks.wall,
                 monotonic=clocks.monotonic,
