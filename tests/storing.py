@@ -112,7 +112,7 @@ async def stand(
         agreements = await enter(Agreements(ledger, keyring, customers, clock))
         folder = await enter(data_folder(state / "images", ledger, encrypted=False))
         space = Space(folder, fraction=0, least_bytes=reserve, ballast_bytes=1 << 20)
-        files = await enter(SealedFiles(folder, registry))
+        files = await enter(SealedFiles(folder, keyring.service, registry))
         datasets = await enter(Datasets(ledger, keyring, files, space=space, clock=clock))
         upkeep = await enter(
             Upkeep(
@@ -120,7 +120,6 @@ async def stand(
                 datasets,
                 files,
                 space,
-                keyring.service,
                 scrub_days=30,
                 clock=clock,
                 monotonic=monotonic,

@@ -71,7 +71,7 @@ class Times:
     def go_by(self, believed: float) -> None:
         """Begin with what `datasets.leaps` believes at the start.
 
-        That is noted every few minutes, the forward time twice in one: after a crash the latter tells what
+        That is noted once a minute, the forward time twice: after a crash the latter tells what
         had ended, unless it is far off, from a clock that was once ahead.
         """
         forward = self._forward.now()

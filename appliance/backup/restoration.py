@@ -18,8 +18,8 @@ from appliance.accounts.audit import Actor, Event, record
 from appliance.backup import tombstones
 from appliance.backup.contents import BUNDLES, IMAGES, KEYRING, LEDGER, TOMBSTONES, File, Header, bundle_name
 from appliance.backup.verification import Opened, Progress, Verified, opened, verify
-from appliance.datasets.files import WITNESS
 from appliance.datasets.rows import last_entry
+from appliance.datasets.witness import WITNESS, Record
 from appliance.errors import BackupInvalid, Conflict, NotFound, StorageFailed
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
@@ -92,7 +92,6 @@ async def restore(
         done = await _put_together(folder, staged, root, newer, actor, int(clock() * 1000), progress)
         with failing_as_storage(state):
             progress("making it durable", 0, 0)
-            write_atomically(staged / IMAGES / WITNESS, done.entry.to_bytes(8))
             _publish(staged, state)
     except BaseException:
         # What could not be undone is told by its mark.
@@ -117,6 +116,7 @@ async def _put_together(  # noqa: PLR0917 - as `restore` has them
             verified = verify(backup, keys, progress, _Copier(backup, staged).copy)
             progress("erasing what has ended", 0, 0)
             entry = await _replayed(staged, backup, keys, actor, now)
+            write_atomically(staged / IMAGES / WITNESS, Record(entry).sealed(keys.service))
             for customer in backup.ended.of["customer"]:
                 keys.destroy_customer(UUID(customer))
             for dataset in backup.ended.datasets:

@@ -43,6 +43,7 @@ from appliance.datasets import rows
 from appliance.datasets.files import SealedFiles
 from appliance.datasets.leaps import Belief
 from appliance.datasets.records import DatasetId, Image
+from appliance.datasets.witness import Record
 from appliance.errors import ApplianceError, Conflict, NotFound, SealBroken
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Container, Keyring, Sealer
@@ -142,7 +143,7 @@ class Backups:
         try:
             with ExitStack() as stack:
                 images = stack.enter_context(self._images())
-                believed = Belief.opened(images.believed(), self._keyring.service)
+                believed = (images.witnessed() or Record()).belief
                 pages = SealedPages(self._state, self._ledger.size_bytes(), self._reserve)
                 stack.callback(pages.close)
                 state = self._ledger.snapshot(

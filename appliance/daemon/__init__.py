@@ -74,7 +74,9 @@ async def operating(config_path: Path) -> AsyncIterator[None]:
         async def status() -> dict[str, object]:
             raise ApplianceError("no daemon runs")
 
-        alone = partial(stored_alone, settings.state / "images", encrypted=settings.profile == "production")
+        encrypted = settings.profile == "production"
+        keys = state.keyring.service
+        alone = partial(stored_alone, settings.state / "images", keys, encrypted=encrypted)
         backups = await stack.enter_async_context(state.backups(settings, alone))
         ready = partial(Readiness, "starting")
         parts = state.parts(settings, declared, status=status, readiness=ready, backups=backups)

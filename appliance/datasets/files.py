@@ -11,7 +11,7 @@ import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -19,10 +19,12 @@ from uuid import UUID
 
 from prometheus_client import Counter, Histogram
 
+from appliance.datasets.leaps import Belief
 from appliance.datasets.threads import Outcome, Threads, tell
+from appliance.datasets.witness import WITNESS, Record, Witness
 from appliance.errors import NotFound, SealBroken, StorageFailed
 from appliance.metrics import Registry
-from appliance.vault import Container, Name, SealedFile, Sealer, sealed_size
+from appliance.vault import Container, Keys, Name, SealedFile, Sealer, sealed_size
 from appliance.volume import DataFolder, NotAtHand, open_at_hand, write_whole
 
 Buffer = bytes | bytearray | memoryview
@@ -35,10 +37,6 @@ _READING_THREADS = 4
 # Not blocking: a pipe in a file's place would wait for a writer, and no file does.
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _UNTOLD = _READ | os.O_NOATIME
-WITNESS = "witness"
-"""Beside the containers: the newest audit entry that was acknowledged, 8 bytes, big-endian; a doubt, 1 byte;
-then the time that was believed, as `leaps.Belief` seals it."""
-_LONGEST_WITNESS = 512
 _A_FILE, _THE_FOLDER = "a sealed file", "the folder of sealed files"
 _REMOVED = "its dataset was erased while it was written"
 
@@ -50,7 +48,6 @@ class _Draft:
     name: Name
     keys: Container
     content: Sequence[Buffer]
-    witnessed: int
     durable: asyncio.Future[None]
     fd: int = -1
 
@@ -126,13 +123,13 @@ class SealedFiles:
     restart. No method may be cancelled while it runs.
     """
 
-    def __init__(self, folder: DataFolder, registry: Registry) -> None:
+    def __init__(self, folder: DataFolder, keys: Keys, registry: Registry) -> None:
         self._folder = folder
+        self._witness = Witness(folder, keys)
         self._sealing = Threads(_SEALING_THREADS, "sealing")
         self._changing = Threads(1, "sealed-files")
         self._reading = Threads(_READING_THREADS, "reading")
         self._sealed: deque[_Draft] = deque()
-        self._witnessed = 0
         self._written = Counter("appliance_store_sealed_bytes", "Sealed bytes written", registry=registry)
         self._together = Histogram(
             "appliance_store_files_per_sync",
@@ -150,17 +147,15 @@ class SealedFiles:
         for threads in (self._sealing, self._changing, self._reading):
             threads.close()
 
-    async def write(
-        self, name: Name, keys: Container, content: Sequence[Buffer], acknowledged: int = 0
-    ) -> None:
+    async def write(self, name: Name, keys: Container, content: Sequence[Buffer]) -> None:
         """Seal `content`, one part after the other, as the file of `name`; durable on return.
 
-        Files that are written at the same time share their syncs, and so does the witness of what has been
-        `acknowledged` before. Raises VolumeFull when the volume cannot hold it, StorageFailed,
+        Before it, what the witness was told to `note`. Files that are written at the same time share their
+        syncs. Raises VolumeFull when the volume cannot hold it, StorageFailed,
         VolumeOffline: nothing of it is there then.
         """
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        draft = _Draft(name, keys, content, acknowledged, durable)
+        draft = _Draft(name, keys, content, durable)
         self._sealing.submit(partial(self._prepare, draft))
         await durable
 
@@ -172,33 +167,32 @@ class SealedFiles:
         """Remove a container's folder with all that is in it. Raises StorageFailed, VolumeOffline."""
         await self._changing.run(self._unlink_all, container)
 
-    async def witness(self, acknowledged: int) -> None:
-        """Remember, apart from the ledger, how far it had come: see `witnessed`. It never goes back."""
-        await self._changing.run(self._witness, acknowledged)
+    def note(
+        self, *, acknowledged: int = 0, doubted: bool | None = None, belief: Belief | None = None
+    ) -> None:
+        """Have the witness say this from the next `write` or `witness` on; its number never goes back.
 
-    def witnessed(self) -> int:
-        """The highest number that was acknowledged as the volume knows it; 0 on a new one. Blocks.
-
-        A ledger that has not come as far is older than the files beside it. Raises StorageFailed,
-        VolumeOffline.
+        Call it on the event loop.
         """
-        return int.from_bytes(self._read_witness()[:8])
+        record = self._witness.record
+        self._witness.record = replace(
+            record,
+            acknowledged=max(record.acknowledged, acknowledged),
+            doubted=record.doubted if doubted is None else doubted,
+            belief=belief or record.belief,
+        )
 
-    def doubted(self) -> bool:
-        """Whether a ledger older than the files was ever beside them, see `doubt`. As `witnessed`."""
-        return self._read_witness()[8:9] == b"\1"
+    async def witness(self) -> None:
+        """What was noted is durable on return. Raises StorageFailed, VolumeOffline, VolumeFull."""
+        await self._changing.run(self._keep_witness)
 
-    async def doubt(self, doubted: bool) -> None:
-        """Remember that files without a row may be images of another ledger, or that there are none left."""
-        await self._changing.run(self._write_down, bytes([doubted]), 8)
+    def witnessed(self) -> Record | None:
+        """What the last run left, None where that is lost or is not what it wrote. Blocks.
 
-    def believed(self) -> bytes:
-        """What `believe` was given last; empty where that is not known. As `witnessed`."""
-        return self._read_witness()[9:]
-
-    async def believe(self, sealed: bytes) -> None:
-        """Remember the time that is believed. Raises StorageFailed, VolumeOffline, VolumeFull."""
-        await self._changing.run(self._write_down, sealed, 9)
+        Raises StorageFailed, VolumeOffline.
+        """
+        with _through(self._folder.reading(), WITNESS) as top:
+            return self._witness.read(top)
 
     async def load(self, name: Name, keys: Container, ahead: int = 0) -> OpenFile:
         """As `open`, for the event loop: at once where the disk need not be waited for."""
@@ -315,7 +309,7 @@ class SealedFiles:
         """
         try:
             with _through(self._folder.writing(), _THE_FOLDER) as top:
-                self._advance_witness(top, max(draft.witnessed for draft in batch))
+                self._witness.keep(top)
                 if len(batch) > _SYNCED_SINGLY:
                     self._folder.sync_all()
                 else:
@@ -351,45 +345,9 @@ class SealedFiles:
                 raise
         return wanted - folders.keys()
 
-    def _witness(self, acknowledged: int) -> None:
+    def _keep_witness(self) -> None:
         with _through(self._folder.writing(), WITNESS) as top:
-            self._advance_witness(top, acknowledged)
-
-    def _write_down(self, data: bytes, place: int) -> None:
-        with _through(self._folder.writing(), WITNESS) as top:
-            self._write_witness(top, data, place)
-
-    def _advance_witness(self, top: int, acknowledged: int) -> None:
-        if acknowledged <= self._witnessed:
-            return
-        self._witnessed = max(self._witnessed, self.witnessed())
-        if acknowledged <= self._witnessed:
-            return  # of a ledger that is older than the files: what it adds is not what they were part of
-        self._write_witness(top, acknowledged.to_bytes(8), 0)
-        self._witnessed = acknowledged
-
-    def _write_witness(self, top: int, data: bytes, place: int) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(WITNESS, flags, 0o600, dir_fd=top)
-        try:
-            new = os.fstat(fd).st_size == 0
-            os.pwrite(fd, data, place)
-            self._folder.sync(fd)
-            if new:
-                self._folder.sync(top)
-        finally:
-            os.close(fd)
-
-    def _read_witness(self) -> bytes:
-        with _through(self._folder.reading(), WITNESS) as top:
-            try:
-                fd = os.open(WITNESS, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=top)
-            except FileNotFoundError:
-                return b""
-            try:
-                return os.read(fd, _LONGEST_WITNESS)
-            finally:
-                os.close(fd)
+            self._witness.keep(top)
 
     def _unlink(self, names: list[Name]) -> None:
         with _through(self._folder.writing(), _THE_FOLDER) as top:
@@ -419,13 +377,13 @@ class SealedFiles:
 
 
 @contextmanager
-def stored_alone(folder: Path, *, encrypted: bool) -> Iterator[SealedFiles]:
+def stored_alone(folder: Path, keys: Keys, *, encrypted: bool) -> Iterator[SealedFiles]:
     """The sealed files of a state that no daemon holds, to be read within the block. Blocks on the disk.
 
     Raises as `DataFolder.open`.
     """
     with DataFolder(folder, encrypted=encrypted) as opened:
-        yield SealedFiles(opened, Registry())
+        yield SealedFiles(opened, keys, Registry())
 
 
 @contextmanager

@@ -84,7 +84,7 @@ async def open_images(
         folder = await enter(data_folder(state / FOLDER, ledger, encrypted=encrypted))
         await enter(Watch(folder, clock=clocks.monotonic))
         space = await asyncio.to_thread(space.on, folder)
-        files = await enter(SealedFiles(folder, registry))
+        files = await enter(SealedFiles(folder, keyring.service, registry))
         datasets = await enter(Datasets(ledger, keyring, files, space=space, clock=clocks.wall))
         upkeep = await enter(
             Upkeep(
@@ -92,7 +92,6 @@ async def open_images(
                 datasets,
                 files,
                 space,
-                keyring.service,
                 scrub_days=settings.scrub_days,
                 clock=clocks.wall,
                 monotonic=clocks.monotonic,

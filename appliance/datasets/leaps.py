@@ -8,14 +8,10 @@ at once, from an allowance of six hours that fills up again in a day of running:
 it gains no more.
 """
 
-import hmac
 import logging
-import struct
+import threading
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
-from typing import Self
-
-from appliance.vault import Keys
+from dataclasses import dataclass
 
 LEAP_SECONDS = 6 * 3600.0
 """So much of what nobody counted is believed at once: a restart, a clock set right, a time zone mistaken.
@@ -25,9 +21,6 @@ DOUBT_SECONDS = 86_400.0
 """So long is more than that doubted: time for a person to see it and to set the clock right."""
 _STEP_SECONDS = 60.0  # clocks that are slewed, or read one after the other, differ by less: that is no leap
 _NO_CLOCK = 1e9  # 2001: who believes less has counted from 0
-_LABEL = "believed time"
-_FIELDS = struct.Struct(">6d")
-_MAC_BYTES = 32
 
 _log = logging.getLogger(__name__)
 
@@ -49,18 +42,8 @@ class Belief:
     leapt_at: float = 0.0
     """The latest stamp that is from before that."""
 
-    def sealed(self, keys: Keys) -> bytes:
-        """For the disk, with a MAC: a bit that flips there is a year."""
-        fields = _FIELDS.pack(*astuple(self))
-        return fields + keys.mac(_LABEL, fields)
 
-    @classmethod
-    def opened(cls, data: bytes, keys: Keys) -> Self:
-        """What was `sealed`, or, of anything else, that nobody knows."""
-        fields, mac = data[: _FIELDS.size], data[_FIELDS.size :][:_MAC_BYTES]
-        if not hmac.compare_digest(keys.mac(_LABEL, fields), mac):
-            return cls(0.0, 0.0, 0.0)
-        return cls(*_FIELDS.unpack(fields))
+UNKNOWN = Belief(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +59,21 @@ class Leaps:
 
     `earlier` is what the last run left. A leap that needs a `correction` is not believed before
     `correct`. `clock` tells the present time in unix seconds; `monotonic` seconds that no setting changes.
+    Any thread may ask; on the one that sees it, `on_doubt` is called when a doubt begins, changes or ends:
+    the `belief` has to be durable then.
     """
 
-    def __init__(self, earlier: Belief, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        earlier: Belief,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        on_doubt: Callable[[], None] = lambda: None,
+    ) -> None:
         self._clock = clock
         self._monotonic = monotonic
+        self._on_doubt = on_doubt
+        self._lock = threading.RLock()
         self._believed = earlier.time
         self._counted = monotonic()
         self._seen = clock()
@@ -89,31 +82,22 @@ class Leaps:
         self._ahead = 0.0  # how far the clock was ahead when the day of doubt began
         self._until = 0.0
         ahead = clock() - self._believed
-        left = earlier.until - self._believed
-        # Who is off every night would never be believed, were the day to begin anew each time.
-        if left > 0 and clock() - earlier.clock <= DOUBT_SECONDS and self._is_leap(ahead):
-            self._doubt(ahead, min(left, DOUBT_SECONDS))
+        # Who is off every night would never be believed, were the day to begin anew each time: neither one
+        # that goes on, nor one that is over and whose correction was not made before the stop.
+        if earlier.until and clock() - earlier.clock <= DOUBT_SECONDS and self._is_leap(ahead):
+            self._doubt(ahead, min(max(earlier.until - self._believed, 0.0), DOUBT_SECONDS))
         self.believed()
 
     def believed(self) -> float:
         """Unix seconds, never less than before: what retention goes by."""
-        counted = self._monotonic()
-        passed, self._counted = counted - self._counted, counted
-        self._believed += passed
-        self._allowance = min(self._allowance + passed * LEAP_SECONDS / DOUBT_SECONDS, LEAP_SECONDS)
-        self._notice_setting(passed)
-        ahead = self._seen - self._believed
-        if not self._is_leap(ahead):
-            self._until = self._leapt = 0.0
-            taken = min(max(ahead, 0.0), self._allowance)
-            self._allowance -= taken
-            self._believed += taken
-        elif not self._until or ahead > self._ahead + DOUBT_SECONDS:
-            self._doubt(ahead, DOUBT_SECONDS)
-        elif self._believed >= self._until and not self._leapt:
-            self._until = 0.0
-            self._believed += ahead
-        return self._believed
+        with self._lock:
+            before = self._until, self._until and self._leapt
+            self._follow()
+            changed = before != (self._until, self._until and self._leapt)
+            believed = self._believed
+        if changed:
+            self._on_doubt()
+        return believed
 
     def correction(self) -> Correction | None:
         """What has to be durable now, so that what rests here grows no older by a clock that was set."""
@@ -124,7 +108,8 @@ class Leaps:
 
     def correct(self) -> None:
         """The `correction` is durable: the clock is believed."""
-        self._leapt = 0.0
+        with self._lock:
+            self._leapt = 0.0
         self.believed()
 
     def stamp(self) -> float:
@@ -142,8 +127,9 @@ class Leaps:
 
     def belief(self) -> Belief:
         """For the next run, to be kept where a crash leaves it."""
-        believed = self.believed()
-        return Belief(believed, self._seen, self._allowance, self._until, self._leapt, self._leapt_at)
+        with self._lock:
+            believed = self.believed()
+            return Belief(believed, self._seen, self._allowance, self._until, self._leapt, self._leapt_at)
 
     def warning(self) -> str | None:
         """What a person has to know while the clock is doubted."""
@@ -167,6 +153,24 @@ class Leaps:
             " unless the appliance was off so long"
         )
 
+    def _follow(self) -> None:
+        counted = self._monotonic()
+        passed, self._counted = counted - self._counted, counted
+        self._believed += passed
+        self._allowance = min(self._allowance + passed * LEAP_SECONDS / DOUBT_SECONDS, LEAP_SECONDS)
+        self._notice_setting(passed)
+        ahead = self._seen - self._believed
+        if not self._is_leap(ahead):
+            self._until = self._leapt = 0.0
+            taken = min(max(ahead, 0.0), self._allowance)
+            self._allowance -= taken
+            self._believed += taken
+        elif not self._until or ahead > self._ahead + DOUBT_SECONDS:
+            self._doubt(ahead, DOUBT_SECONDS)
+        elif self._believed >= self._until and not self._leapt:
+            self._until = 0.0
+            self._believed += ahead
+
     def _notice_setting(self, passed: float) -> None:
         """Look at the clock, `passed` seconds after the last time."""
         expected, self._seen = self._seen + passed, self._clock()
@@ -182,4 +186,5 @@ class Leaps:
     def _doubt(self, ahead: float, seconds: float) -> None:
         self._ahead = ahead
         self._until = self._believed + seconds
-        _log.error("%s", self.warning())
+        if (warning := self.warning()) is not None:  # None for a day that is over already
+            _log.error("%s", warning)

@@ -154,7 +154,8 @@ class Store:
     async def __aexit__(self, *_: object) -> None:
         await asyncio.gather(*self._under_way, return_exceptions=True)
         with contextlib.suppress(StorageFailed, VolumeFull):  # the volume is gone or full, and says so itself
-            await self._files.witness(self._acknowledged)
+            self._files.note(acknowledged=self._acknowledged)
+            await self._files.witness()
 
     async def put(
         self,
@@ -278,7 +279,9 @@ class Store:
         if draft.meta_data is not None:
             meta_data = keys.seal("meta_data", draft.meta_data, image.id.encode())
         async with self._room(sealed_size(image.size + image.thumbnail)):
-            await self._files.write(image.name, keys, draft.parts, self._acknowledged)
+            # A clock that was set is known to the disk before an image is acknowledged that was stored then.
+            self._files.note(acknowledged=self._acknowledged, belief=self._leaps.belief())
+            await self._files.write(image.name, keys, draft.parts)
 
         now = self._now()
 

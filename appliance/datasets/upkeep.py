@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Self
 from uuid import UUID
@@ -15,19 +16,22 @@ from appliance.accounts.forward import note_correction
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import SealedFiles
-from appliance.datasets.leaps import Belief, Leaps
+from appliance.datasets.leaps import UNKNOWN, Belief, Leaps
 from appliance.datasets.records import Image
 from appliance.datasets.store import Store, finish_deleting
+from appliance.datasets.witness import Record
 from appliance.errors import NotFound, SealBroken, StorageFailed, VolumeFull, VolumeOffline
 from appliance.ledger import Ledger
 from appliance.metrics import Registry
-from appliance.vault import Container, Keys, Name
+from appliance.vault import Container, Name
 from appliance.volume import Space, is_lack
 
 _AT_ONCE = 500
+_NAMED_AT_ONCE = 1000
 _READ_AT_ONCE = 1 << 20
 _IDLE_SECONDS = 600.0
 _NOTED_EVERY = 60.0  # seconds
+_LOOK_SECONDS = 2.0  # a clock that is set while nobody asks is seen by then, before a kill or a power cut
 # A twentieth of the time: a terabyte in 30 days needs 8 MB/s of it.
 _SCRUB_SECONDS, _REST_SECONDS = 1.0, 19.0
 
@@ -49,7 +53,6 @@ class Upkeep:
         datasets: Datasets,
         files: SealedFiles,
         space: Space,
-        keys: Keys,
         *,
         scrub_days: float,
         clock: Callable[[], float],
@@ -60,7 +63,7 @@ class Upkeep:
         self._datasets = datasets
         self._files = files
         self._space = space
-        self._keys = keys
+        self._doubt_changed = asyncio.Event()
         self._scrub_ms = int(scrub_days * 86_400_000)
         self._clock = clock
         self._monotonic = monotonic
@@ -81,17 +84,20 @@ class Upkeep:
         )
 
     async def __aenter__(self) -> Self:
-        earlier = self._noted = Belief.opened(await asyncio.to_thread(self._files.believed), self._keys)
-        if not await self._ledger.read(
-            rows.ran_before
-        ):  # nothing rests here that a wrong clock could make old
-            earlier = Belief(self._clock(), self._clock())
-        self.leaps = Leaps(earlier, self._clock, self._monotonic)
+        record = await self._recall()
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(self._doubt_changed.set)
+
+        self.leaps = Leaps(record.belief, self._clock, self._monotonic, wake)
+        self._noted = UNKNOWN
+        self._files.note(acknowledged=record.acknowledged, doubted=record.doubted)
         await self._note_time()
         await asyncio.to_thread(self._space.before_deletion)
         while images := await self._ledger.read(partial(rows.being_deleted, most=_AT_ONCE)):
             await finish_deleting(self._ledger, self._files, self._datasets.certificates, images, self._now())
-        await self._sweep()
+        await self._sweep(record)
         await self._count_damaged()
         for dataset in await self._datasets.nameless():
             self._find(f"the name of dataset {dataset} in the ledger is damaged: it is shown as ?")
@@ -104,17 +110,23 @@ class Upkeep:
 
     async def __aexit__(self, *_: object) -> None:
         with suppress(StorageFailed, VolumeFull):  # the volume is gone or full, and says so itself
-            await self._files.believe(self.leaps.belief().sealed(self._keys))
+            self._files.note(belief=self.leaps.belief())
+            await self._files.witness()
 
     @asynccontextmanager
     async def at_leisure(self, store: Store) -> AsyncIterator[None]:
         """Within the block what is past its retention goes, and the rest is scrubbed now and then."""
-        scrubbing = asyncio.get_running_loop().create_task(self._work_forever(store), name="upkeep")
+        loop = asyncio.get_running_loop()
+        tasks = [
+            loop.create_task(self._watch_clock(), name="clock"),
+            loop.create_task(self._work_forever(store), name="upkeep"),
+        ]
         try:
             yield
         finally:
-            scrubbing.cancel()
-            await asyncio.gather(scrubbing, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def doubt(self) -> str | None:
         """What a person has to know while the clock is not believed."""
@@ -132,7 +144,6 @@ class Upkeep:
                 if not looked_again:
                     await self.look_again()
                     looked_again = True
-                await self._note_time()
                 while await store.expire():
                     pass
                 pause = await self.scrub(_SCRUB_SECONDS)
@@ -145,6 +156,20 @@ class Upkeep:
                 pause = _IDLE_SECONDS
             await asyncio.sleep(max(pause, _REST_SECONDS))
 
+    async def _watch_clock(self) -> None:
+        """Apart from the rest, which may take its time: until a doubt is durable, a crash forgets it."""
+        while True:
+            self._doubt_changed.clear()
+            try:
+                await self._note_time()
+            except (StorageFailed, VolumeFull):  # of the ledger or the volume, which say so themselves
+                pass
+            except Exception:  # noqa: BLE001 - else no clock would be believed any more, unseen
+                _log.exception("the time that is believed could not be noted, and is tried again")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._doubt_changed.wait()
+
     async def _note_time(self) -> None:
         """A doubt is durable at once, on a full volume as soon as it has room: no restart ends it."""
         if (correction := self.leaps.correction()) is not None:
@@ -155,11 +180,12 @@ class Upkeep:
                 self.leaps.correct()
         belief, noted = self.leaps.belief(), self._noted
         self._ahead.set(self.leaps.ahead())
-        known = (belief.until, belief.leapt_at) == (noted.until, noted.leapt_at)
+        known = (belief.until, belief.leapt, belief.leapt_at) == (noted.until, noted.leapt, noted.leapt_at)
         if known and belief.time - noted.time < _NOTED_EVERY:
             return
         with suppress(VolumeFull):
-            await self._files.believe(belief.sealed(self._keys))
+            self._files.note(belief=belief)
+            await self._files.witness()
             self._noted = belief
 
     async def scrub(self, seconds: float) -> float:
@@ -233,23 +259,36 @@ class Upkeep:
         finally:
             file.close()
 
-    async def _sweep(self) -> None:
+    async def _recall(self) -> Record:
+        """What the last run left on the volume; where that is lost, what keeps everything."""
+        record = await asyncio.to_thread(self._files.witnessed)
+        if not await self._ledger.read(rows.ran_before):  # nothing rests that a wrong clock could make old
+            return replace(record or Record(), belief=Belief(self._clock(), self._clock()))
+        if record is None:
+            self._find(
+                "images/witness, which tells how far the ledger had come, is lost or damaged, and is written"
+                " anew: whether this ledger is the newest is not known. Files without a row are kept, see the"
+                " README. If it is, and no such files are told of, nothing has to be done"
+            )
+            return Record(await self._ledger.read(rows.last_entry), doubted=True)
+        return record
+
+    async def _sweep(self, record: Record) -> None:
         """Remove files that no row speaks of: uploads that were never acknowledged.
 
         Unless a ledger older than the files is beside them, or ever was: then they may be images whose rows
         were lost with it, however far it has come since.
         """
-        witnessed = await asyncio.to_thread(self._files.witnessed)
-        doubted = await asyncio.to_thread(self._files.doubted)
         reached = await self._ledger.read(rows.last_entry)
-        older = reached < witnessed
+        doubted, older = record.doubted, reached < record.acknowledged
         if older:
             self._find(
-                f"the ledger ends at audit entry {reached}, images were acknowledged at entry {witnessed}:"
-                " it is older than the sealed files beside it. Files without a row are kept: restore the"
-                " ledger that belongs to them"
+                f"the ledger ends at audit entry {reached}, images were acknowledged at entry"
+                f" {record.acknowledged}: it is older than the sealed files beside it. Files without a row"
+                " are kept: restore the ledger that belongs to them"
             )
-            await self._files.doubt(True)
+            self._files.note(doubted=True)
+            await self._files.witness()
         keep = older or doubted
         kept = 0
         known = await self._ledger.read(rows.owners)
@@ -261,7 +300,8 @@ class Upkeep:
                 continue
             kept += await self._sweep_container(container, *owner, keep=keep)
         if doubted and not older and not kept:
-            await self._files.doubt(False)
+            self._files.note(doubted=False)
+            await self._files.witness()
 
     async def _sweep_container(
         self, container: UUID, number: int, customer: CustomerId, *, keep: bool
@@ -271,7 +311,12 @@ class Upkeep:
         living = await self._ledger.read(partial(rows.living_ids, dataset=number))
         orphans = [Name(UUID(customer), container, found) for found in present if str(found) not in living]
         if orphans and keep:
-            self._find(f"{len(orphans)} sealed files of dataset {container} have no row")
+            self._find(
+                f"{len(orphans)} sealed files of dataset {container} have no row: restore the ledger that"
+                " belongs to them, or, if there is none, move them out of the folder; the log names them"
+            )
+            for name in orphans[:_NAMED_AT_ONCE]:
+                _log.warning("no row: images/%s/%s", name.container.hex, name.object.hex)
             return len(orphans)
         if orphans:
             _log.warning("%d uploads to dataset %s were not acknowledged: removed", len(orphans), container)

@@ -6,7 +6,7 @@ from contextlib import closing
 import apsw
 import pytest
 
-from appliance.datasets.files import WITNESS
+from appliance.datasets.witness import WITNESS
 from demo.state import DemoState
 from tests import images
 from tests.running import CopyState, RunningAppliance

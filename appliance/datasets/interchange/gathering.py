@@ -14,6 +14,7 @@ from appliance.datasets.words import checked_meta_data, checked_name
 from appliance.errors import InvalidInput
 
 _GRID = 6  # digits behind the point of a pixel
+_LONG_SIDE = 1_000_000  # px, of no image that is stored: a number of JSON may have 300 digits
 _ROUNDING = 1.0  # px that a box may stick out of its image
 
 
@@ -121,7 +122,8 @@ def check_size(where: str, written: Size, size: Size) -> None:
     """Raises InvalidInput where boxes were drawn on an image of another size than the stored one."""
     if written == size:
         return
-    says = f"{where}: says {written.width} x {written.height} px, the image has {size.width} x {size.height}"
+    said = " x ".join(str(side) if abs(side) < _LONG_SIDE else "a million or more" for side in written)
+    says = f"{where}: says {said} px, the image has {size.width} x {size.height}"
     if (written.height, written.width) == size:
         raise InvalidInput(
             f"{says} when turned upright, as it is stored: whether the boxes are of the turned one cannot be"

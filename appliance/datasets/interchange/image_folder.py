@@ -22,7 +22,7 @@ from appliance.datasets.interchange import splits
 from appliance.datasets.interchange.annotated import ABSENT, Annotated, Format, Size
 from appliance.datasets.interchange.gathering import Gathering
 from appliance.datasets.interchange.names import Names, flat, is_left_by_systems
-from appliance.datasets.interchange.text import MOST_FIELD, Spool, decoded
+from appliance.datasets.interchange.text import MOST_FIELD, Spool, decoded, unread
 from appliance.errors import InvalidInput
 
 _CSV, _JSON_LINES = "metadata.csv", "metadata.jsonl"
@@ -79,8 +79,11 @@ class ImageFolder(Format):
                     f"{one.name}: imagefolder has one label for an image, without a value, and no boxes: take"
                     " csv or coco"
                 )
-            if not all(map(_can_be_folder, one.labels)):
-                raise InvalidInput(f"{one.name}: its label cannot be the name of a folder: take csv or coco")
+            for label in one.labels:
+                if not _can_be_folder(label):
+                    raise InvalidInput(
+                        f"{one.name}: its label {label!r} cannot be the name of a folder: take csv or coco"
+                    )
             if {_FILE_NAME, _LABEL} & one.meta_data.keys():
                 raise InvalidInput(
                     f"{one.name}: its meta data have a key file_name or label, which imagefolder has itself:"
@@ -152,8 +155,9 @@ def _rows(path: str, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
         if line.strip():
             try:
                 yield f"line {number}", msgspec.json.decode(line, type=dict[str, Any])
-            except (msgspec.MsgspecError, ValueError, RecursionError):
-                raise InvalidInput(f"{path}, line {number}: a JSON object is expected on each line") from None
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+                what = unread(error, "a JSON object is expected on each line")
+                raise InvalidInput(f"{path}, line {number}: {what}") from None
 
 
 def _of_csv(path: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:

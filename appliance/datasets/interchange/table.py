@@ -22,7 +22,7 @@ from appliance.datasets.interchange import splits
 from appliance.datasets.interchange.annotated import ABSENT, FOREIGN, Annotated, Format, Region, Size
 from appliance.datasets.interchange.gathering import Gathering, check_size
 from appliance.datasets.interchange.names import Names
-from appliance.datasets.interchange.text import MOST_FIELD, decoded, number
+from appliance.datasets.interchange.text import MOST_FIELD, decoded, number, unread
 from appliance.datasets.records import Box
 from appliance.errors import InvalidInput
 
@@ -255,5 +255,5 @@ def _number(where: str, name: str, text: str) -> float:
 def _object(where: str, text: str) -> Mapping[str, Any]:
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise InvalidInput(f"{where}: meta_data: a JSON object is expected") from None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{where}: meta_data: {unread(error, 'a JSON object is expected')}") from None

@@ -26,6 +26,11 @@ def number(value: float) -> float:
     return int(value) if -_EXACT < value < _EXACT and value == int(value) else value
 
 
+def unread(error: Exception, expected: str) -> str:
+    """Why msgspec read no JSON object: `expected`, save for a number that is JSON and no float holds."""
+    return "a number is out of range" if "out of range" in str(error) else expected
+
+
 class Spool:
     """Bytes that are written once and read once, compressed in between."""
 

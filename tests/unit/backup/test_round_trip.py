@@ -92,7 +92,9 @@ async def test_images_come_back_as_they_were(open_stand: Stand, shelf: Shelf, tm
             Event.BACKUP_MAKE,
             Event.BACKUP_RESTORE,
         ]
-        assert again.files.witnessed() == restored.entry
+        witnessed = again.files.witnessed()
+        assert witnessed is not None
+        assert witnessed.acknowledged == restored.entry
     # An older ledger beside the restored files is told as ever.
     async with stand(tmp_path / "again") as again:
         assert again.upkeep.findings == []

@@ -242,6 +242,10 @@ def test_an_annotation_is_refused_by_file_and_id(changes: dict[str, object], sai
         ),
         ({"images": [{"id": 1, "file_name": "a.jpg", "width": 320, "height": 240}]}, "says 320 x 240 px"),
         (
+            {"images": [{"id": 1, "file_name": "a.jpg", "width": 1e308, "height": 240}]},
+            "says a million or more x 240 px",
+        ),
+        (
             {"images": [{"id": 1, "file_name": "a.jpg", "appliance": {"meta_data": {"a": "x" * 70_000}}}]},
             "image 1: meta_data: at most 65536 bytes",
         ),

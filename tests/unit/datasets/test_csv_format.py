@@ -94,6 +94,7 @@ def test_what_is_left_out_is_counted() -> None:
             "line 2: says 480 x 640 px",
         ),
         ("image,meta_data\na.jpg,[1]\n", "line 2: meta_data: a JSON object is expected"),
+        ('image,meta_data\na.jpg,"{""a"":1e400}"\n', "line 2: meta_data: a number is out of range"),
         ('image,meta_data\na.jpg,{}\na.jpg,"{""a"":1}"\n', "line 3: the image has other meta data too"),
         ("image,filename\na.jpg,a.jpg\n", "labels.csv, line 1: two columns say the same (image)"),
         ("filename, cat, dog\na.jpg, 1, 0\n", "labels.csv, line 1: a column label is expected"),

@@ -73,6 +73,7 @@ def test_rows_of_no_image_are_counted() -> None:
         ("metadata.csv", b"file_name\na.jpg,b\n", "line 2: 2 cells, the header names 1"),
         ("metadata.csv", b'file_name\n"a.jpg', "line 2: unexpected end of data"),
         ("metadata.jsonl", b'{"file_name": "a.jpg"}\n{', "line 2: a JSON object is expected on each line"),
+        ("metadata.jsonl", b'{"file_name": "a.jpg", "a": 1e400}', "line 1: a number is out of range"),
         ("metadata.jsonl", b"[1]", "line 1: a JSON object is expected on each line"),
         ("metadata.jsonl", b'{"a":' + b"[" * 100_000, "line 1: a JSON object is expected on each line"),
         ("metadata.jsonl", b'{"file_name": 1}', "line 1: file_name: the path of an image is expected"),
@@ -103,6 +104,11 @@ def test_a_row_is_refused_by_file_and_line(path: str, content: bytes, said: str)
 def test_what_folders_cannot_say_is_refused(image: Annotated) -> None:
     with pytest.raises(InvalidInput, match="take csv or coco"):
         ImageFolder().check([image])
+
+
+def test_a_label_that_cannot_be_a_folder_is_named() -> None:
+    with pytest.raises(InvalidInput, match=r"^a.jpg: its label 'a/b' cannot be the name of a folder"):
+        ImageFolder().check([Annotated("a.jpg", SIZE, {"a/b": None})])
 
 
 @pytest.mark.parametrize(

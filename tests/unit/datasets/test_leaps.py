@@ -6,9 +6,7 @@ from typing import Any
 import pytest
 
 from appliance.datasets.leaps import DOUBT_SECONDS, LEAP_SECONDS, Belief, Leaps
-from appliance.vault import Keys
 
-KEYS = Keys(bytes(32))
 NOW = 1_800_000_000.0
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -29,7 +27,7 @@ class Machine:
 
     def restart(self, off: float = 0.0) -> None:
         """After so many seconds without power, which `monotonic` knows nothing of."""
-        left = Belief.opened(self.leaps.belief().sealed(KEYS), KEYS)
+        left = self.leaps.belief()
         self.wall += off
         self.monotonic = 100.0
         self.leaps = Leaps(left, self._clock, self._counted)
@@ -198,3 +196,15 @@ def test_what_is_set_back_again_is_not_corrected(machine: Machine) -> None:
     machine.pass_by(DAY)
     assert machine.corrected() == [(NOW, pytest.approx(10 * DAY))]
     assert not machine.doubts()
+
+
+def test_a_day_that_was_over_at_the_stop_is_not_begun_anew(machine: Machine) -> None:
+    """Nor is the correction lost that was not made before it."""
+    machine.pass_by(HOUR)
+    machine.wall += 60 * DAY
+    assert machine.doubts()
+    machine.pass_by(DAY + 300)
+    machine.restart()
+    assert machine.corrected() == [(NOW + HOUR, 60 * DAY)]
+    assert not machine.doubts()
+    assert machine.leaps.believed() == machine.wall

@@ -1,15 +1,19 @@
 """Nothing is deleted on a time that nobody saw pass: clocks that leapt, restores, damage, first starts."""
 
+import asyncio
 import os
 import shutil
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
-from appliance.datasets.files import WITNESS
-from appliance.datasets.records import Dataset
+from appliance.datasets.records import Dataset, Image
+from appliance.datasets.witness import WITNESS, Record
 from tests.backing import Shelf, put_back
-from tests.storing import ACTOR, PHOTO, Clock, Stand, damage, files, stand
+from tests.storing import ACTOR, PHOTO, Clock, Stand, damage, files, restore, stand
 
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -143,6 +147,94 @@ async def test_a_first_start_with_the_clock_behind_makes_no_image_old(tmp_path: 
         assert await again.store.expire() == 1
         machine.pass_by(HOUR)
         assert await again.store.expire() == 1
+
+
+@pytest.mark.parametrize("sees", ["status", "an upload", "the upkeep alone"])
+async def test_a_clock_that_is_set_is_durable_at_once(tmp_path: Path, sees: str) -> None:
+    """What the disk has then is what a kill leaves: the images from before grow no older by it."""
+    machine = Machine()
+    right = machine.wall.now
+    machine.wall.now -= 60 * DAY
+    (tmp_path / "state").mkdir()
+    async with stand(tmp_path / "state", clock=machine.wall, monotonic=machine.counted) as one:
+        dataset = await a_month(one)
+    async with (
+        stand(tmp_path / "state", clock=machine.wall, monotonic=machine.counted) as one,
+        AsyncExitStack() as running,
+    ):
+        if sees != "an upload":
+            await running.enter_async_context(one.upkeep.at_leisure(one.store))
+            await one.upkeep.scrub(60)
+        machine.wall.now = right
+        if sees == "an upload":
+            await one.store.put(ACTOR, dataset, PHOTO + b"x")
+        elif sees == "status":
+            assert one.upkeep.doubt() is not None
+        record = one.files.witnessed()
+        async with asyncio.timeout(60 if sees == "the upkeep alone" else 1):
+            while record is None or not record.belief.leapt:
+                await asyncio.sleep(0)
+                record = one.files.witnessed()
+        shutil.copytree(tmp_path / "state", tmp_path / "killed")
+    async with stand(tmp_path / "killed", clock=machine.wall, monotonic=machine.counted) as again:
+        assert "because it was set" in (again.upkeep.doubt() or "")
+        machine.pass_by(DAY)
+        await once(again)
+        assert await again.store.expire() == 0
+        machine.pass_by(29 * DAY - 1)
+        assert await again.store.expire() == 0
+        machine.pass_by(1)
+        assert await again.store.expire() == (2 if sees == "an upload" else 1)
+
+
+@pytest.mark.parametrize("byte", range(9))
+async def test_nothing_is_removed_because_of_a_witness_that_was_changed(tmp_path: Path, byte: int) -> None:
+    async with stand(tmp_path) as one:
+        dataset = await a_month(one)
+    yesterday = (tmp_path / "ledger.db").read_bytes()
+    async with stand(tmp_path) as one:
+        await one.store.put(ACTOR, dataset, PHOTO + b"x")
+    restore(tmp_path, yesterday)
+    async with stand(tmp_path) as one:
+        assert any("older than the sealed files" in finding for finding in one.upkeep.findings)
+        for number in range(4):
+            await one.store.put(ACTOR, dataset, PHOTO + b"%d" % number)
+    damage_bit(tmp_path / "images" / WITNESS, byte * 8)
+    async with stand(tmp_path) as one:
+        lost, rowless = one.upkeep.findings
+        assert "images/witness" in lost
+        assert "1 sealed files" in rowless
+        assert "move them out" in rowless
+    (kept,) = {path.name for path in files(tmp_path)} - {
+        UUID(image.id).hex for image in await listed(tmp_path, dataset)
+    }
+    (tmp_path / "images" / UUID(dataset.id).hex / kept).rename(tmp_path / kept)
+    async with stand(tmp_path) as one:
+        assert one.upkeep.findings == [], "the way out that the README tells"
+
+
+async def test_a_witness_of_an_older_version_is_taken_up_once(tmp_path: Path) -> None:
+    """Its MAC was over the belief alone."""
+    async with stand(tmp_path) as one:
+        await a_month(one)
+    async with stand(tmp_path) as one:
+        keys, witness = one.keyring.service, tmp_path / "images" / WITNESS
+        fields = witness.read_bytes()[:57]
+        former = fields + keys.mac("believed time", fields[9:])
+        whole = Record.opened(witness.read_bytes(), keys)
+        assert Record.opened(former, keys) == whole
+    witness.write_bytes(former)
+    async with stand(tmp_path) as one:
+        assert (one.upkeep.findings, one.upkeep.doubt()) == ([], None)
+        assert witness.read_bytes() != former
+    damage_bit(witness, 60)
+    async with stand(tmp_path) as one:
+        assert any("images/witness" in finding for finding in one.upkeep.findings)
+
+
+async def listed(state: Path, dataset: Dataset) -> Sequence[Image]:
+    async with stand(state) as one:
+        return await one.store.list(dataset)
 
 
 async def once(one: Stand) -> None:
