@@ -83,13 +83,13 @@ class Times:
         That is noted every few minutes, the forward time twice in one: after a crash the latter tells what
         had ended, unless it is far off, from a clock that was once ahead.
 
-        Then the clock tells. If it was set back nothing does, and the latest moment is taken that a crash can
-        have left: in this run something may end a quarter of an hour too early, but nothing comes back.
+        Then the clock tells. If it was set back, or leapt, nothing does, and the latest moment is taken that
+        a crash can have left: in this run something may end a quarter of an hour too early.
         """
         past, forward = believed, self._forward.now()
         if forward < believed + _NEAR_SECONDS:
             past = max(believed, forward)
-        elif self._set_back or self._clock() < believed:
+        elif self._set_back or not believed <= self._clock() < believed + _UNNOTED_SECONDS:
             past = min(forward, believed + _UNNOTED_SECONDS)
         self._proven = ProvenTime(believed, self._clock, self._monotonic).now
         self._past = ProvenTime(past, self._clock, self._monotonic).now

@@ -74,7 +74,7 @@ class Appliance:
         self.right += OFF_SECONDS
         self.ahead = ahead
         if self.wall() >= self._told_clock:  # nothing tells that it was set back
-            self.ended = min(self.ended, max(self.wall(), self._noted.time))
+            self.ended = min(self.ended, self._noted.time)
         self._start()
 
 

@@ -112,6 +112,12 @@ def test_a_clock_that_was_once_far_ahead_ends_nothing_early_unless_it_was_set_ba
     assert times.proven() == NOW - 60
 
 
+def test_a_clock_that_is_hours_ahead_at_a_start_and_then_set_back_undoes_no_end() -> None:
+    machine = Machine(believed=NOW - 60, latest=NOW, clock=NOW + 7 * HOUR)
+    machine.set_by(-7 * HOUR - 40)
+    assert NOW <= machine.times.ended() <= NOW + 15 * 60
+
+
 def test_a_single_command_goes_by_the_clock() -> None:
     times = Times(NOW + DAY, lambda: NOW, lambda: 100.0)
     assert times.ended() == times.proven() == NOW
