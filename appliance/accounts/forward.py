@@ -55,6 +55,11 @@ def latest_time(connection: Connection, now: float) -> float:
     return float(time) / 1000
 
 
+def is_set_back(connection: Connection, now: float) -> bool:
+    """Whether the clock says less `now` than when the ledger was last told the time, and so was set back."""
+    return bool(connection.execute("SELECT clock > ? FROM latest_time", (int(now * 1000),)).get)
+
+
 def note_correction(connection: Connection, until: float, seconds: float) -> None:
     """The clock was set ahead: what it stamped up to `until` counts as stamped `seconds` later."""
     connection.execute(

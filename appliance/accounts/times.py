@@ -20,6 +20,7 @@ STANDING_SECONDS = 86_400.0
 """So long a leap of the clock has to stand: no shorter than anything waits that goes by the proven time."""
 _STEP_SECONDS = 60.0  # clocks that are slewed, or read one after the other, differ by less: that is no leap
 _NEAR_SECONDS = 3600.0
+_UNNOTED_SECONDS = 900.0  # what is believed is noted more often, on a volume that takes it
 
 
 class ProvenTime:
@@ -58,13 +59,21 @@ class Times:
     """The three times of one run, in unix seconds.
 
     `latest` is the latest time that the ledger knows of, `clock` unix seconds that somebody may set,
-    `monotonic` seconds that only rise. Before `go_by`, as a single command has it, ends and waits go by the
-    clock.
+    `monotonic` seconds that only rise; `set_back` tells that the clock was, since the ledger was told the
+    time. Before `go_by`, as a single command has it, ends and waits go by the clock.
     """
 
-    def __init__(self, latest: float, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        latest: float,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        *,
+        set_back: bool = False,
+    ) -> None:
         self._clock = clock
         self._monotonic = monotonic
+        self._set_back = set_back
         self._forward = ForwardTime(latest, clock, monotonic)
         self._proven = self._past = clock
 
@@ -73,9 +82,15 @@ class Times:
 
         That is noted once a minute, the forward time twice: after a crash the latter tells what
         had ended, unless it is far off, from a clock that was once ahead.
+
+        Then the clock tells. If it was set back, or leapt, nothing does, and the latest moment is taken that
+        a crash can have left: in this run something may end a quarter of an hour too early.
         """
-        forward = self._forward.now()
-        past = max(believed, forward) if forward < believed + _NEAR_SECONDS else believed
+        past, forward = believed, self._forward.now()
+        if forward < believed + _NEAR_SECONDS:
+            past = max(believed, forward)
+        elif self._set_back or not believed <= self._clock() < believed + _UNNOTED_SECONDS:
+            past = min(forward, believed + _UNNOTED_SECONDS)
         self._proven = ProvenTime(believed, self._clock, self._monotonic).now
         self._past = ProvenTime(past, self._clock, self._monotonic).now
 

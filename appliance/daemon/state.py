@@ -13,7 +13,7 @@ from appliance.accounts.audit import AuditLog
 from appliance.accounts.certificates import Certificates
 from appliance.accounts.customers import Customers
 from appliance.accounts.egress import Egress
-from appliance.accounts.forward import latest_time
+from appliance.accounts.forward import is_set_back, latest_time
 from appliance.accounts.grants import Grants
 from appliance.accounts.quotas import Quotas, defaults
 from appliance.accounts.rotations import Rotations
@@ -192,7 +192,10 @@ async def open_state(
         least_bytes=settings.datasets.reserve_bytes,
         ballast_bytes=settings.datasets.ballast_bytes,
     )
-    times = Times(await ledger.read(partial(latest_time, now=clock())), clock, time.monotonic)
+    now = clock()
+    latest = await ledger.read(partial(latest_time, now=now))
+    set_back = await ledger.read(partial(is_set_back, now=now))
+    times = Times(latest, clock, time.monotonic, set_back=set_back)
     customers = await enter(Customers(ledger, times.ended))
     tokens = await enter(Tokens(ledger, keys, customers, times.ended, times.proven))
     quotas = await enter(Quotas(ledger, defaults(settings), clock))

@@ -12,7 +12,7 @@ import pytest
 from appliance.accounts.agreements import Agreements, Kind
 from appliance.accounts.contracts import Contract
 from appliance.accounts.customers import CustomerId, Customers
-from appliance.accounts.forward import latest_time, tell_time
+from appliance.accounts.forward import is_set_back, latest_time, tell_time
 from appliance.accounts.times import Times
 from appliance.accounts.tokens import IssuedToken, Tokens
 from appliance.datasets.leaps import Belief, Leaps
@@ -87,7 +87,8 @@ class Machine:
             enter = stack.enter_async_context
             ledger = await enter(Ledger(self._state, Registry()))
             latest = await ledger.read(partial(latest_time, now=self.wall()))
-            times = Times(latest, self.wall, self.counted)
+            set_back = await ledger.read(partial(is_set_back, now=self.wall()))
+            times = Times(latest, self.wall, self.counted, set_back=set_back)
             customers = await enter(Customers(ledger, times.ended))
             tokens = await enter(Tokens(ledger, self._keys, customers, times.ended, times.proven))
             agreements = await enter(Agreements(ledger, keyring, customers, times.ended))
@@ -153,6 +154,25 @@ async def test_set_back_it_revives_no_token_and_no_agreement(
         machine.pass_by(DAY)
         assert not any(run.takes(token) for token in tokens)
         assert not run.allows()
+
+
+@pytest.mark.parametrize("ahead", [3700.0, 7 * HOUR, 400 * DAY])
+async def test_nor_does_it_after_a_leap_ahead_and_a_crash(machine: Machine, ahead: float) -> None:
+    async with machine.run(crash=True) as run:
+        await machine.tell(run)
+        machine.note(run)
+        rotated = await run.tokens.add(OPERATOR, run.customer)
+        await run.tokens.rotate(OPERATOR, run.customer, rotated.id, 2)
+        machine.pass_by(5)
+        assert not run.takes(rotated)
+        machine.wall.now += ahead
+        await machine.tell(run)  # as a link is refused
+        machine.wall.now -= ahead
+        machine.pass_by(11)
+    machine.wall.now -= 40
+    async with machine.run() as run:
+        assert not run.takes(rotated)
+        assert run.times.proven() < machine.wall.now + 100  # the leap counts for no wait
 
 
 @pytest.mark.parametrize("ahead", [2 * HOUR, 2 * DAY, 400 * DAY])

@@ -88,7 +88,11 @@ def test_a_clock_that_is_always_a_little_fast_is_followed() -> None:
     [
         (NOW - 600, NOW, NOW),  # noted a while before a crash, the forward time just then
         (NOW, NOW - 20, NOW),
-        (NOW - 600, NOW + 365 * DAY, NOW - 600),  # the clock was ahead for a moment, a year ago
+        (
+            NOW - 600,
+            NOW + 365 * DAY,
+            NOW + 300,
+        ),  # it was a year ahead once, and is set back
         (0.0, NOW, NOW - 10 * DAY),  # nobody knows, as after a restore
     ],
 )
@@ -96,6 +100,22 @@ def test_a_start_begins_with_what_was_believed(believed: float, latest: float, p
     machine = Machine(believed=believed, latest=latest, clock=NOW - 10 * DAY)
     assert machine.times.proven() == believed
     assert machine.times.ended() == past
+
+
+@pytest.mark.parametrize(("set_back", "past"), [(False, NOW), (True, NOW - 60 + 900)])
+def test_a_clock_that_was_once_far_ahead_ends_nothing_early_unless_it_was_set_back_since(
+    past: float, *, set_back: bool
+) -> None:
+    times = Times(NOW + 365 * DAY, lambda: NOW, lambda: 100.0, set_back=set_back)
+    times.go_by(NOW - 60)
+    assert times.ended() == past
+    assert times.proven() == NOW - 60
+
+
+def test_a_clock_that_is_hours_ahead_at_a_start_and_then_set_back_undoes_no_end() -> None:
+    machine = Machine(believed=NOW - 60, latest=NOW, clock=NOW + 7 * HOUR)
+    machine.set_by(-7 * HOUR - 40)
+    assert NOW <= machine.times.ended() <= NOW + 15 * 60
 
 
 def test_a_single_command_goes_by_the_clock() -> None:
