@@ -11,6 +11,7 @@ from typing import Any, Literal, NewType, Self
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.contracts import Contract, check_document
 from appliance.accounts.customers import CustomerId, Customers
+from appliance.accounts.endings import AGREEMENT_REVOKED_AT
 from appliance.accounts.seals import Seals
 from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound, SealBroken
 from appliance.ledger import Connection, Ledger
@@ -301,13 +302,19 @@ def _check_erasable(connection: Connection, found: Agreement, now: int) -> None:
 
 
 _COLUMNS = (
-    "id, customer, kind, signed_at, active_at, revoked_at, valid_until, signed_on, text_sha256,"
+    f"id, customer, kind, signed_at, active_at, {AGREEMENT_REVOKED_AT}, valid_until, signed_on, text_sha256,"
     " document IS NOT NULL, parties"
 )
 
 
 def _insert(connection: Connection, signed: Agreement, parties: bytes | None) -> None:
     contract = signed.contract
+    # One that the log alone still says is revoked leaves its place too.
+    connection.execute(
+        f"UPDATE agreements SET revoked_at = {AGREEMENT_REVOKED_AT}"  # noqa: S608
+        " WHERE customer = ? AND kind = ? AND revoked_at IS NULL",
+        (signed.customer, signed.kind.value),
+    )
     connection.execute(
         "INSERT INTO agreements"
         " (id, customer, kind, signed_at, active_at, valid_until, signed_on, text_sha256, parties)"
@@ -328,7 +335,8 @@ def _insert(connection: Connection, signed: Agreement, parties: bytes | None) ->
 
 def _standing(connection: Connection, customer: CustomerId, kind: Kind, now: int) -> Agreement | None:
     row = connection.execute(
-        f"SELECT {_COLUMNS} FROM agreements WHERE customer = ? AND kind = ? AND revoked_at IS NULL",  # noqa: S608
+        f"SELECT {_COLUMNS} FROM agreements"  # noqa: S608
+        f" WHERE customer = ? AND kind = ? AND revoked_at IS NULL AND {AGREEMENT_REVOKED_AT} IS NULL",
         (customer, kind.value),
     ).fetchone()
     return None if row is None else _agreement(row, now)[0]

@@ -5,7 +5,8 @@ Approval, Microsoft's Customer Lockbox); what they call an emergency, and let th
 here. Without a live grant no permit is minted for an operator.
 
 Each row carries a MAC over all that it says, its approvals included: one that something else than this module
-has written or changed is no grant, whatever it says.
+has written or changed is no grant, whatever it says. One that the log tells was denied or revoked is so,
+also when an older row is put back with the MAC that it had.
 """
 
 import hmac
@@ -23,6 +24,7 @@ import msgspec
 from appliance.accounts import holders
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers
+from appliance.accounts.endings import GRANT_CLOSED_BY
 from appliance.accounts.seals import Seals
 from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound, SealBroken
 from appliance.ledger import Connection, Ledger
@@ -30,6 +32,7 @@ from appliance.vault import Keyring, Keys
 
 GrantId = NewType("GrantId", str)
 State = Literal["pending", "live", "denied", "revoked", "expired"]
+Closed = Literal["denied", "revoked"]
 
 MAX_HOURS = 72
 MAX_IMAGES = 100
@@ -323,7 +326,7 @@ class _Row:
     approvals: tuple[str, ...]
     opened_at: int | None
     ends_at: int
-    closed: Literal["denied", "revoked"] | None
+    closed: Closed | None
 
 
 def close_all(connection: Connection, keys: Keys, now: int) -> None:
@@ -368,15 +371,15 @@ def _admitting(  # noqa: PLR0917 - whoever wants to see what
     nothing, there is none.
     """
     live = connection.execute(
-        f"SELECT {_COLUMNS}, mac FROM grants"  # noqa: S608 - a constant
+        f"SELECT {_HELD} FROM grants"  # noqa: S608 - a constant
         " WHERE customer = ?1 AND operator = ?2 AND ?3 = 'operator'"
         " AND opened_at IS NOT NULL AND closed IS NULL AND ends_at > ?4"
         " AND customer IN (SELECT id FROM customers WHERE suspended_at IS NULL)"
-        f" AND NOT EXISTS ({_REVOKED}) ORDER BY ends_at DESC",
+        " ORDER BY ends_at DESC",
         (customer, actor.id, actor.kind, now),
     ).fetchall()
     for row in _genuine(keys, live):
-        if row.access.dataset == dataset or image in row.access.images:
+        if row.closed is None and (row.access.dataset == dataset or image in row.access.images):
             return row.id
     raise Forbidden(_NO_GRANT)
 
@@ -393,16 +396,16 @@ def _record(
     record(connection, now, actor, event, found.customer, found.id, details)
 
 
-# Whoever put back an older row, with the MAC that it had, has not taken this out of the log.
-_REVOKED = (
-    "SELECT 1 FROM audit INDEXED BY audit_of_revoked_grants"  # the partial one
-    " WHERE event = 'grant.revoke' AND subject = grants.id"
-)
 _COLUMNS = (
     "id, customer, operator, hours, dataset, images, reason, asked_by, asked_at, opened_at, ends_at, closed,"
     " seq, (SELECT json_group_array(token) FROM"
     " (SELECT token FROM grant_approvals WHERE grant_id = grants.id ORDER BY approved_at, token))"
 )
+_CLOSED_BY: dict[str | None, Closed] = {
+    Event.GRANT_REVOKE.value: "revoked",
+    Event.GRANT_DENY.value: "denied",
+}
+_HELD = f"{_COLUMNS}, mac, {GRANT_CLOSED_BY}"
 
 
 def _insert(connection: Connection, keys: Keys, row: _Row) -> None:
@@ -427,9 +430,7 @@ def _insert(connection: Connection, keys: Keys, row: _Row) -> None:
     _vouch(connection, keys, row.id)
 
 
-def _close(
-    connection: Connection, keys: Keys, now: int, found: _Row, how: Literal["denied", "revoked"]
-) -> None:
+def _close(connection: Connection, keys: Keys, now: int, found: _Row, how: Closed) -> None:
     connection.execute("UPDATE grants SET closed = ?, closed_at = ? WHERE id = ?", (how, now, found.id))
     _vouch(connection, keys, found.id)
 
@@ -442,7 +443,7 @@ def _vouch(connection: Connection, keys: Keys, grant: GrantId) -> None:
 
 def _owned(connection: Connection, keys: Keys, customer: CustomerId | None, grant: GrantId) -> _Row:
     found = connection.execute(
-        f"SELECT {_COLUMNS}, mac FROM grants WHERE id = ?1 AND (?2 IS NULL OR customer = ?2)",  # noqa: S608
+        f"SELECT {_HELD} FROM grants WHERE id = ?1 AND (?2 IS NULL OR customer = ?2)",  # noqa: S608
         (grant, customer),
     ).fetchall()
     for row in _genuine(keys, found):
@@ -452,17 +453,17 @@ def _owned(connection: Connection, keys: Keys, customer: CustomerId | None, gran
 
 def _rows(connection: Connection, keys: Keys, customer: CustomerId | None) -> list[_Row]:
     found = connection.execute(
-        f"SELECT {_COLUMNS}, mac FROM grants WHERE ?1 IS NULL OR customer = ?1 ORDER BY asked_at, id",  # noqa: S608
+        f"SELECT {_HELD} FROM grants WHERE ?1 IS NULL OR customer = ?1 ORDER BY asked_at, id",  # noqa: S608
         (customer,),
     )
     return list(_genuine(keys, found))
 
 
 def _genuine(keys: Keys, rows: Iterable[tuple[Any, ...]]) -> Iterator[_Row]:
-    """Of rows with their MACs those that are as this module has left them."""
-    for *columns, mac in rows:
+    """Of rows with their MACs those that are as this module has left them, closed where the log says so."""
+    for *columns, mac, closed_by in rows:
         if hmac.compare_digest(_mac(keys, columns), mac):
-            yield _row(columns)
+            yield _row(columns, _CLOSED_BY.get(closed_by))
         else:
             _log.error("the row of grant %s is not as it was written, and allows nothing", columns[0])
 
@@ -471,9 +472,10 @@ def _mac(keys: Keys, columns: Sequence[Any]) -> bytes:
     return keys.mac(_MAC, msgspec.json.encode(columns))
 
 
-def _row(columns: Sequence[Any]) -> _Row:
+def _row(columns: Sequence[Any], told: Closed | None) -> _Row:
     identity, customer, operator, hours, dataset, images, sealed, asked_by, asked_at, *rest = columns
     access = Access(operator, hours, dataset, tuple(json.loads(images)) if images else ())
     opened_at, ends_at, closed, _, approvals = rest
     approved = tuple(json.loads(approvals))
-    return _Row(identity, customer, access, sealed, asked_by, asked_at, approved, opened_at, ends_at, closed)
+    state = closed or told
+    return _Row(identity, customer, access, sealed, asked_by, asked_at, approved, opened_at, ends_at, state)

@@ -10,6 +10,7 @@ from typing import Any, Self
 from appliance.accounts import holders
 from appliance.accounts.audit import SUSPENDED, Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers, is_claimed
+from appliance.accounts.endings import REVOKED_BY_LOG_ALONE, TOKEN_REVOKED_AT
 from appliance.accounts.last_uses import LastUses
 from appliance.accounts.live_tokens import LiveTokens
 from appliance.accounts.rights import (
@@ -461,8 +462,9 @@ _RECOVERY_OF = (
 )
 _RESUMED = "coalesce((SELECT resumed_at FROM customers WHERE customers.id = tokens.customer), 0)"
 _VALID_FROM = f"max({_RECOVERY_OF}, {_RESUMED}) + {RECOVERY_SECONDS * 1000}"
-_TIMES = f"created_at, expires_at, revoked_at, last_used_at, {_VALID_FROM}"
-_COLUMNS = f"id, {_RIGHTS}, {_RECOVERY_OF}, {_TIMES}, holder"
+_ISSUED = f"id, {_RIGHTS}, {_RECOVERY_OF}, created_at, expires_at"
+_SINCE = f"last_used_at, {_VALID_FROM}, holder"
+_COLUMNS = f"{_ISSUED}, {TOKEN_REVOKED_AT}, {_SINCE}"
 _END = 2 + len(_RIGHTS.split())  # where the times begin
 
 
@@ -516,9 +518,12 @@ def _erase_some(connection: Connection, customer: CustomerId) -> Sequence[str]:
 
 
 def _not_revoked(connection: Connection) -> Iterator[tuple[Token, bytes]]:
-    rows = connection.execute(f"SELECT {_COLUMNS}, mac FROM tokens WHERE revoked_at IS NULL")  # noqa: S608
+    ended = {row[0] for row in connection.execute(REVOKED_BY_LOG_ALONE)}
+    rows = connection.execute(f"SELECT {_ISSUED}, NULL, {_SINCE}, mac FROM tokens WHERE revoked_at IS NULL")  # noqa: S608
     rights = cache(_rights)  # most of a million tokens share theirs
-    return ((Token(row[0], rights(row[1:_END]), *row[_END:-1]), row[-1]) for row in rows)
+    return (
+        (Token(row[0], rights(row[1:_END]), *row[_END:-1]), row[-1]) for row in rows if row[0] not in ended
+    )
 
 
 def _token(row: tuple[Any, ...]) -> Token:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from appliance.accounts.audit import Event
+from appliance.accounts.endings import AGREEMENT_REVOKED_AT, TOKEN_REVOKED_AT
 from appliance.datasets import rows
 from appliance.errors import BackupInvalid
 from appliance.ledger import Connection
@@ -60,8 +61,8 @@ _COLLECTIONS_OF_ERASED = (
     " WHERE erased_at IS NOT NULL AND NOT removed"
 )
 _TOLD: tuple[tuple[Kind, str], ...] = (
-    ("token", "SELECT id, revoked_at FROM tokens WHERE revoked_at IS NOT NULL"),
-    ("agreement", "SELECT id, revoked_at FROM agreements WHERE revoked_at IS NOT NULL"),
+    ("token", f"SELECT id, {TOKEN_REVOKED_AT} AS at FROM tokens WHERE at IS NOT NULL"),  # noqa: S608
+    ("agreement", f"SELECT id, {AGREEMENT_REVOKED_AT} AS at FROM agreements WHERE at IS NOT NULL"),  # noqa: S608
     ("links", "SELECT id, epoch, visibility FROM datasets WHERE erased_at IS NULL"),
     ("suspension", "SELECT id, suspended_at FROM customers WHERE suspended_at IS NOT NULL"),
     ("customer", "SELECT id, erased_at FROM customers WHERE erased_at IS NOT NULL"),

@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client.samples import Sample
 
 from appliance.accounts.audit import Event
+from appliance.accounts.endings import AGREEMENT_REVOKED_AT, TOKEN_REVOKED_AT
 from appliance.config import Config
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
@@ -30,16 +31,16 @@ SELECT id, name, created_at, suspended_at,
     (SELECT count(*) FROM feeds JOIN collections ON number = collection WHERE customer = customers.id)
 FROM customers WHERE erased_at IS NULL ORDER BY name
 """
-_AGREEMENTS = """
+_AGREEMENTS = f"""
 SELECT customer, kind,
-    CASE WHEN revoked_at IS NOT NULL THEN 'revoked' WHEN valid_until <= ? THEN 'expired'
+    CASE WHEN {AGREEMENT_REVOKED_AT} IS NOT NULL THEN 'revoked' WHEN valid_until <= ? THEN 'expired'
         WHEN active_at IS NULL THEN 'pending' ELSE 'active' END
 FROM agreements ORDER BY signed_at, id
-"""
-_TOKENS = """
+"""  # noqa: S608 - constants
+_TOKENS = f"""
 SELECT count(*), coalesce(sum(' ' || scopes || ' ' LIKE '% admin %'), 0), coalesce(sum(expires_at IS NULL), 0)
-FROM tokens WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)
-"""
+FROM tokens WHERE {TOKEN_REVOKED_AT} IS NULL AND (expires_at IS NULL OR expires_at > ?)
+"""  # noqa: S608 - constants
 _COUNTERS = (
     "appliance_store_images_total",
     "appliance_store_images_damaged",

@@ -3,35 +3,19 @@
 import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from appliance.accounts import certificates
 from appliance.accounts.audit import Event
 from appliance.accounts.customers import HAS_CLAIMED
 from appliance.accounts.tokens import TOLD_OF_RECOVERY
+from appliance.accounts.transparency.judgement import Judgement, Rule
 from appliance.accounts.transparency.leaves import Recorded
+from appliance.accounts.transparency.rows import Endings, Held, Issued
 from appliance.ledger import Connection
 
 _SET_BACK_MS = 60_000
 """So much earlier than one before it an entry may be: acts look at the clock before they get their turn."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What a rule has found: `findings` are what must not be, `remarks` what a person should know."""
-
-    findings: Iterable[str] = ()
-    remarks: Iterable[str] = ()
-
-
-class Rule(Protocol):
-    """A rule over what the entries say, or over rows of the ledger beside them."""
-
-    def see(self, entry: Recorded) -> str | None:
-        """Called with each entry, in their order; what in this one must not be."""
-
-    def judge(self, connection: Connection) -> Judgement:
-        """Called in the end, with the ledger at the same moment, and used up before that is closed."""
 
 
 class Chronology:
@@ -259,7 +243,17 @@ class Recoveries:
 
 def all_rules(public: str | None) -> list[Rule]:
     """One of each; `public` as `Certified` takes it."""
-    return [Chronology(), OperatorReads(), Erasures(), Certified(public), Claims(), Recoveries()]
+    return [
+        Chronology(),
+        OperatorReads(),
+        Erasures(),
+        Certified(public),
+        Claims(),
+        Recoveries(),
+        Endings(),
+        Issued(),
+        Held(),
+    ]
 
 
 def _pairs(rows: Iterable[tuple[object, ...]]) -> frozenset[tuple[str, str]]:

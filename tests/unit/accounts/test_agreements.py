@@ -283,3 +283,17 @@ async def test_the_paper_and_its_parties_rest_sealed(
     assert listed.contract.parties is None
     with pytest.raises(NotFound):
         await accounts.agreements.document(customer, signed.id)
+
+
+async def test_a_row_that_was_put_back_brings_no_revoked_agreement_back(
+    accounts: Accounts, customer: CustomerId
+) -> None:
+    signed = await accounts.agreements.sign(OPERATOR, customer, TRAINING)
+    await accounts.agreements.revoke(TOKEN, customer, signed.id)
+    await accounts.ledger.write(
+        lambda connection: connection.execute("UPDATE agreements SET revoked_at = NULL")
+    )
+    await refused(accounts, customer)
+    assert (await accounts.agreements.get(customer, signed.id)).state == "revoked"
+    another = await accounts.agreements.sign(OPERATOR, customer, TRAINING)
+    assert (await allowed(accounts, customer)).id == another.id

@@ -397,6 +397,21 @@ async def test_a_row_that_is_put_back_as_it_was_brings_a_revoked_grant_not_back(
     assert not await desk.sees()
 
 
+@pytest.mark.parametrize("end", ["revoked", "denied"])
+async def test_an_ended_grant_is_told_as_ended_and_never_approved_again(desk: Desk, end: str) -> None:
+    grant = await asked(desk) if end == "denied" else await opened(desk)
+    await tampered(desk, "CREATE TEMP TABLE kept AS SELECT * FROM grants")
+    if end == "denied":
+        await desk.grants.deny(ADMIN, desk.customer, grant.id)
+    else:
+        await desk.grants.revoke(ADMIN, desk.customer, grant.id)
+    await tampered(desk, "UPDATE grants SET closed = NULL, closed_at = NULL, mac = (SELECT mac FROM kept)")
+    assert [one.state for one in await desk.grants.list(desk.customer)] == [end]
+    with pytest.raises(Conflict, match=f"the grant is {end}"):
+        await desk.grants.approve(ADMIN, desk.customer, grant.id)
+    assert not await desk.sees()
+
+
 async def test_an_approval_that_a_hand_put_in_does_not_count(desk: Desk) -> None:
     one, two = await two_people(desk.accounts.tokens, desk.customer)
     desk.grants = await desk.restarted(four_eyes=True)

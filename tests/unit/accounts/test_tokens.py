@@ -373,3 +373,25 @@ async def test_a_token_acts_under_its_public_id(accounts: Accounts, customer: Cu
     issued = await accounts.tokens.add(accounts.actor, customer)
     assert accounts.tokens.verify(issued.token).actor() == Actor("token", issued.id, None)
     assert issued.token.startswith(f"xapp_{issued.id}")
+
+
+@pytest.mark.parametrize("how", ["revoked", "rotated"])
+async def test_a_row_that_was_put_back_brings_no_revoked_token_back(
+    accounts: Accounts, customer: CustomerId, how: str
+) -> None:
+    ended, other = [await accounts.tokens.add(accounts.actor, customer, {Scope.INFER}) for _ in range(2)]
+    if how == "revoked":
+        await accounts.tokens.revoke(accounts.actor, customer, ended.id)
+    else:
+        await accounts.tokens.rotate(accounts.actor, customer, ended.id, overlap_seconds=0)
+    await accounts.tokens.rotate(accounts.actor, customer, other.id, overlap_seconds=60)
+    await accounts.ledger.write(lambda connection: connection.execute("UPDATE tokens SET revoked_at = NULL"))
+    tokens = await accounts.reloaded()
+    with pytest.raises(Unauthenticated):
+        tokens.verify(ended.token)
+    assert tokens.verify(other.token).token_id == other.id, "one that was rotated with an overlap goes on"
+    listed = {token.id: token.revoked_at for token in await tokens.list(customer)}
+    assert listed[ended.id] == int(accounts.clock.now * 1000)
+    assert listed[other.id] is None
+    with pytest.raises(Conflict, match="revoked or expired"):
+        await tokens.rotate(accounts.actor, customer, ended.id)
