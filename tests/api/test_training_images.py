@@ -204,7 +204,8 @@ def test_a_machine_that_is_not_what_was_declared_stores_nothing_and_gives_what_i
     content = base64.b64encode(images.plain("more")).decode()
     answer = ask(served, owner, "POST", IMAGES, {"base64": content})
     assert answer.status == answer.code == 503
-    assert "/dev/sdb is plain" in answer.document["detail"]
+    assert "until this is put right: swap: " in answer.document["detail"]
+    assert "/dev/sdb" not in answer.document["detail"], "which device it is, is for operators"
     assert answer.headers["retry-after"]
     assert served.site.call("GET", path_of(kept["img_path"])).status == 200
     assert listed(served, owner, "")["count"] == 1

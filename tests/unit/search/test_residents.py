@@ -25,7 +25,7 @@ from tests.searching import ACTOR, BACKBONE, NOW, Shelf, numbered, shelf, unit
 
 DIM, RECORDS = 64, 40
 VECTORS = unit(np.random.default_rng(1), RECORDS, DIM)
-ONE = 6144 + RECORDS * (DIM * 4 + 9)
+ONE = 7168 + RECORDS * (DIM * 4 + 9)
 """Bytes that one of these collections is counted with."""
 EVERYTHING = filters.compile({"n": {"$gte": 0}})
 
