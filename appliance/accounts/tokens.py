@@ -64,6 +64,11 @@ _CLAIMED = (
     " POST /appliance/v1/tokens. For one that has lost all there is `appliance token add CUSTOMER --recovery`"
 )
 
+_UNBOUND = (
+    "the token that asks is bound to a client certificate, and the one it would rotate is not: its successor"
+    " would be taken without any. Rotate it with one that is not bound, or issue one that is, and revoke it"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:
@@ -178,9 +183,12 @@ class Tokens:
         Without `scopes` the first token of a customer gets all, later ones all but admin. `expires_at` is
         unix milliseconds. `collections` and `tasks` are the ids of those that the token is to know of, all of
         its customer's with None; whether they exist is not looked at. A token with a list gets no scope that
-        would see beyond it: see `_check_narrow`. Raises NotFound for the customer, InvalidInput for no
-        scopes, a time passed or one beyond MAX_LIFETIME_SECONDS, a list, or a subject that is none; Forbidden
-        for an operator once the customer is claimed, CapacityExceeded beyond MAX_TOKENS or MAX_LISTS.
+        would see beyond it: see `_check_narrow`. What a token issues that is bound to a `client_subject` is
+        bound as well, to the same one where none is named.
+
+        Raises NotFound for the customer, InvalidInput for no scopes, a time passed or one beyond
+        MAX_LIFETIME_SECONDS, a list, or a subject that is none; Forbidden for an operator once the customer
+        is claimed, CapacityExceeded beyond MAX_TOKENS or MAX_LISTS.
 
         Then an operator may issue one of `recovery`, by default for admin alone: it is refused for
         RECOVERY_SECONDS, counted anew from the end of a suspension, and the customer may revoke it. Raises
@@ -211,6 +219,8 @@ class Tokens:
             granted = (
                 asked if scopes is not None else replace(asked, scopes=_default_scopes(connection, asked))
             )
+            if granted.client_subject is None:
+                granted = replace(granted, client_subject=_subject_of(connection, actor))
             _check_issuer(connection, actor, customer, recovery=recovery)
             if not recovery:
                 _check_room(connection, customer)
@@ -257,8 +267,8 @@ class Tokens:
         Without one it is revoked: no clock has a say in that.
 
         Raises NotFound as `revoke`, InvalidInput for an overlap outside 0 to 30 days, Conflict when the
-        token is revoked, expired, or has a successor, Forbidden for an operator once the customer is claimed,
-        CapacityExceeded as `add`.
+        token is revoked, expired, or has a successor, Forbidden for an operator once the customer is claimed
+        and for a token that is bound where this one is not, CapacityExceeded as `add`.
         """
         if not 0 <= overlap_seconds <= MAX_OVERLAP_SECONDS:
             raise InvalidInput(f"overlap_seconds: 0 to {MAX_OVERLAP_SECONDS}")
@@ -268,6 +278,8 @@ class Tokens:
         def act(connection: Connection) -> tuple[Token, Token]:
             old = _owned(connection, customer, token_id)
             _check_issuer(connection, actor, old.customer, recovery=False)
+            if old.rights.client_subject is None and _subject_of(connection, actor) is not None:
+                raise Forbidden(_UNBOUND)
             _check_room(connection, old.customer)
             if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
                 raise Conflict("the token is revoked or expired: add a new one")
@@ -416,6 +428,16 @@ def _check_issuer(connection: Connection, actor: Actor, customer: CustomerId, *,
         raise Conflict("the customer is suspended, and could not see this: resume it first")
     if actor.kind == "operator" and claimed and not recovery:
         raise Forbidden(_CLAIMED)
+
+
+def _subject_of(connection: Connection, actor: Actor) -> str | None:
+    """That which the acting token is bound to, None for an operator too."""
+    if actor.kind != "token":
+        return None
+    subject: str | None = connection.execute(
+        "SELECT client_subject FROM tokens WHERE id = ?", (actor.id,)
+    ).get
+    return subject
 
 
 def _check_room(connection: Connection, customer: CustomerId) -> None:

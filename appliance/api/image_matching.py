@@ -32,13 +32,17 @@ class Hashed:
 
 
 class ImageMatching:
-    """The handlers of `image_matching/v2` that need no collection."""
+    """The handlers of `image_matching/v2` that need no collection.
+
+    Their hashes answer no task, so that a token with a list of tasks gets none: Forbidden.
+    """
 
     def __init__(self, descriptors: Descriptors) -> None:
         self._descriptors = descriptors
 
     async def visual_hash(self, call: Call) -> Answer:
         """`_visual_hash` of each image, 16 hexadecimal digits."""
+        _check(call)
         outcomes = await self._hashed(call)
         for record, outcome in outcomes:
             if isinstance(outcome, Hashed):
@@ -47,9 +51,9 @@ class ImageMatching:
 
     async def rank_images(self, call: Call) -> Answer:
         """The records in order of how many bits of their hashes differ from that of the `query_record`."""
+        _check(call)
         query = query_of(call)
         projection = wanted(call.payload, EVERYTHING)
-        _check_type(call)
         bits = (await self._hash(query, call.customer)).bits
         outcomes = await self._hashed(call)
         found = [
@@ -65,6 +69,7 @@ class ImageMatching:
 
     async def remove_duplicates(self, call: Call) -> Answer:
         """The records without those that look like an earlier one, which has them in its `_duplicates`."""
+        _check(call)
         projection = wanted(call.payload, EVERYTHING)
         limit = call.payload.number("max_distance", BITS.near, hashing.BITS)
         kept: list[tuple[hashing.Bits, Metadata, list[Metadata]]] = []
@@ -84,7 +89,6 @@ class ImageMatching:
         return answer(call, found_code(200, answers, left_out), answers, left_out)
 
     async def _hashed(self, call: Call) -> list[tuple[Record, Hashed | ApplianceError]]:
-        _check_type(call)
         records = images(call)
         hashed = partial(self._hash, customer=call.customer)
         return list(zip(records, await each(records, hashed), strict=True))
@@ -94,7 +98,8 @@ class ImageMatching:
         return Hashed(bits, decoded.width, decoded.height)
 
 
-def _check_type(call: Call) -> None:
+def _check(call: Call) -> None:
+    call.check_all_tasks()
     if call.payload.text("hash_type") not in {None, HASH}:
         raise InvalidInput(f"hash_type: {HASH} is what there is")
 

@@ -4,7 +4,7 @@ import http.client
 import json
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
@@ -17,7 +17,7 @@ import trustme
 from appliance.api.connections import subject_of
 from appliance.errors import ConfigInvalid
 from appliance.residency import Residency
-from tests.serving import NOW, Served, Site, Tenant
+from tests.serving import NOW, Reply, Served, Site, Tenant
 from tests.waiting import eventually
 
 SUBJECT = "CN=till 7,OU=shop,O=Acme"
@@ -68,8 +68,8 @@ def client_certificate(
     )
 
 
-def bound(served: Served, tenant: Tenant, subject: str = SUBJECT) -> str:
-    body = json.dumps({"scopes": ["infer"], "client_subject": subject}).encode()
+def bound(served: Served, tenant: Tenant, subject: str = SUBJECT, scopes: Sequence[str] = ("infer",)) -> str:
+    body = json.dumps({"scopes": scopes, "client_subject": subject}).encode()
     issued = served.site.call("POST", "/appliance/v1/tokens", body, tenant.headers())
     assert issued.status == 201, issued.body
     return str(issued.document["token"])
@@ -145,6 +145,41 @@ def test_a_successor_is_bound_as_well(
     with served.another(**files, tls=trusting(authority)) as (site, _):
         assert status(site, rotated) == 200
         assert status(replace(site, tls=trusting(authority, None)), rotated) == 401
+
+
+def test_what_a_bound_token_issues_is_bound_as_well(
+    served: Served, authority: trustme.CA, files: dict[str, Any]
+) -> None:
+    """Else who holds it together with its certificate once would make one that is taken everywhere."""
+    tenant = served.tenant("issues bound ones")
+    admin = bound(served, tenant, scopes=["admin", "infer"])
+
+    def post(site: Site, path: str, document: object) -> Reply:
+        body, signed = json.dumps(document).encode(), {"authorization": f"Token {admin}"}
+        return site.call("POST", f"/appliance/v1/tokens{path}", body, tenant.headers(**signed))
+
+    with served.another(**files, tls=trusting(authority)) as (site, _):
+        issued = {
+            named: post(site, "", {"scopes": ["infer"], **asked})
+            for named, asked in (("till 7", {}), ("till 8", {"client_subject": "CN=till 8,OU=shop,O=Acme"}))
+        }
+        assert [answer.status for answer in issued.values()] == [201, 201]
+        clients = {name: trusting(authority, f"CN={name}") for name in issued} | {
+            "": trusting(authority, None)
+        }
+        for named, answer in issued.items():
+            for shown, client in clients.items():
+                expected = 200 if shown == named else 401
+                found = status(replace(site, tls=client), answer.document["token"])
+                assert found == expected, (named, shown)
+        own, unbound = (f"/{token[5:15]}/rotate" for token in (admin, tenant.token))
+        refused = post(site, unbound, {"overlap_seconds": 0})
+        assert (refused.status, "certificate" in refused.document["detail"]) == (403, True)
+        assert status(site, tenant.token) == 200
+        successor = post(site, own, {})
+        assert successor.status == 201
+        assert status(site, successor.document["token"]) == 200
+        assert status(replace(site, tls=clients[""]), successor.document["token"]) == 401
 
 
 def test_a_subject_that_is_none_is_refused(served: Served, tenant: Tenant) -> None:

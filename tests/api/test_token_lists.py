@@ -63,7 +63,7 @@ def test_a_token_with_tasks_uses_no_other_inference(served: Served) -> None:
     tenant = served.tenant(str(uuid.uuid4()))
     adding = served.parts.tokens.add(ACTOR, tenant.id, {Scope.INFER}, tasks=[str(uuid.uuid4())])
     token = served.run(adding).token
-    asked = {"records": [{"_base64": PHOTO}]}
+    asked: dict[str, Any] = {"records": [{"_base64": PHOTO}]}
     services = ("photo/v2/descriptor", "similarity/training/v2/descriptor", "photo/tags/v2/tags")
     colours = [f"dom_colors/{kind}/v2/dominantcolor" for kind in ("generic", "product")]
     for path in (*services, *colours):
@@ -76,6 +76,16 @@ def test_a_token_with_tasks_uses_no_other_inference(served: Served) -> None:
         answer = post(served, tenant, token, "/authorization/v2/authorize", service=kind)
         assert (answer.status, "user_id" in answer.document) == (403, False)
     assert served.run(served.parts.requests.list(tenant.id, 1)) == ([], 0)
+
+
+def test_a_token_with_tasks_gets_no_hash_of_an_image_that_is_in_no_collection(served: Served) -> None:
+    tenant = served.tenant(str(uuid.uuid4()))
+    token = issue(served, tenant, tasks=[served.bundle.task]).document["token"]
+    asked: dict[str, Any] = {"records": [{"_base64": PHOTO}], "query_record": {"_base64": PHOTO}}
+    for action in ("visual_hash", "rank_images", "remove_duplicates"):
+        path = f"/image_matching/v2/{action}"
+        assert post(served, tenant, tenant.token, path, **asked).status == 200, action
+        assert post(served, tenant, token, path, **asked).status == 403, action
 
 
 def test_a_token_with_tasks_is_told_that_it_searches(served: Served) -> None:
