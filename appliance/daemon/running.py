@@ -206,7 +206,8 @@ class Daemon:
             erasure=self._erasure,
             residency_statement=self._residency_statement,
         )
-        self._server = await enter(Server(parts))
+        self._server = Server(parts)
+        await enter(self._server)  # its socket answers before its listeners are there
         # What is here now stays: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
