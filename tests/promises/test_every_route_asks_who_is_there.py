@@ -39,6 +39,10 @@ EXPORTING = frozenset({Scope.ADMIN, Scope.DATASETS_READ, Scope.SEARCH_READ})  # 
 ABSENT = frozenset({404, 405})
 
 
+BESIDE_TASKS = ("/dominantcolor", "/request", "/visual_hash", "/rank_images", "/remove_duplicates")
+"""Inference that is of no task."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of credential. `answered` is what a token is answered with wherever one is asked for, None for a
@@ -103,12 +107,12 @@ def refused(route: Route, kind: Kind) -> int | None:
             return 403
         case Scope.ADMIN if route.audit is Event.CUSTOMER_EXPORT:
             return None if kind.scopes >= EXPORTING else 403
+        case Scope() if not kind.tasks and route.path.endswith(BESIDE_TASKS):
+            return None if route.method == "GET" else 403
         case Scope.SEARCH_READ | Scope.SEARCH_WRITE if not kind.collections and not only_looks(route):
             return 404
         case Scope.INFER if not kind.tasks and names_a_task(route):
             return 404
-        case Scope.INFER if not kind.tasks and route.path.endswith(("/dominantcolor", "/request")):
-            return None if route.method == "GET" else 403
         case _:
             return None
 
