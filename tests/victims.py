@@ -389,6 +389,10 @@ def names_the_victim(route: Route) -> bool:
     return route.access in {Scope.SEARCH_READ, Scope.SEARCH_WRITE} and not only_looks(route)
 
 
+OF_NO_TASK = ("/dominantcolor", "/visual_hash", "/rank_images", "/remove_duplicates")
+"""How the paths of inference end that a token with a list of tasks has nothing of."""
+
+
 def names_a_task(route: Route) -> bool:
     """Whether it is about a task or model, or a request that may be about any."""
     free = ("/request", "/dominantcolor", "/index")

@@ -17,6 +17,7 @@ from appliance.api.routing import Access, Route
 from tests.serving import ACTOR, Reply, Served, Tenant
 from tests.victims import (
     LISTED,
+    OF_NO_TASK,
     PUBLIC,
     SCOPED,
     SECRET,
@@ -134,7 +135,7 @@ def test_a_token_finds_nothing_beyond_its_lists(
         assert answer.status == 404, answer.body
         nouns = ("task", "model", "request")
         assert answer.document["detail"] in {"service not installed", *(f"no such {noun}" for noun in nouns)}
-    elif route.path.endswith("/dominantcolor"):
+    elif route.path.endswith(OF_NO_TASK):
         assert answer.status == 403, answer.body
     else:
         assert answer.status == 200, answer.body

@@ -20,6 +20,7 @@ from appliance.api.routing import READ, Access, Route, Surface
 from tests.serving import ACTOR, Reply, Served
 from tests.victims import (
     LISTED,
+    OF_NO_TASK,
     OPERATOR,
     PUBLIC,
     SECRET,
@@ -37,10 +38,6 @@ CELLS = [(surface, route) for surface in Surface for route in ROUTES]
 SEARCHING = frozenset({Scope.SEARCH_READ, Scope.SEARCH_WRITE})
 EXPORTING = frozenset({Scope.ADMIN, Scope.DATASETS_READ, Scope.SEARCH_READ})  # it shows all that these do
 ABSENT = frozenset({404, 405})
-
-
-BESIDE_TASKS = ("/dominantcolor", "/request", "/visual_hash", "/rank_images", "/remove_duplicates")
-"""Inference that is of no task."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def refused(route: Route, kind: Kind) -> int | None:
             return 403
         case Scope.ADMIN if route.audit is Event.CUSTOMER_EXPORT:
             return None if kind.scopes >= EXPORTING else 403
-        case Scope() if not kind.tasks and route.path.endswith(BESIDE_TASKS):
+        case Scope() if not kind.tasks and route.path.endswith((*OF_NO_TASK, "/request")):
             return None if route.method == "GET" else 403
         case Scope.SEARCH_READ | Scope.SEARCH_WRITE if not kind.collections and not only_looks(route):
             return 404
