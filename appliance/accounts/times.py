@@ -20,7 +20,7 @@ STANDING_SECONDS = 86_400.0
 """So long a leap of the clock has to stand: no shorter than anything waits that goes by the proven time."""
 _STEP_SECONDS = 60.0  # clocks that are slewed, or read one after the other, differ by less: that is no leap
 _NEAR_SECONDS = 3600.0
-_UNNOTED_SECONDS = 900.0  # what is believed is noted more often, on a volume that takes it
+_UNNOTED_SECONDS = 120.0  # what is believed is noted more often, on a volume that takes it
 
 
 class ProvenTime:
@@ -80,11 +80,11 @@ class Times:
     def go_by(self, believed: float) -> None:
         """Begin with what `datasets.leaps` believes at the start.
 
-        That is noted once a minute, the forward time twice: after a crash the latter tells what
-        had ended, unless it is far off, from a clock that was once ahead.
+        That is noted once a minute, the forward time twice: after a crash the latter tells what had ended,
+        unless it is far off, from a clock that was once ahead.
 
         Then the clock tells. If it was set back, or leapt, nothing does, and the latest moment is taken that
-        a crash can have left: in this run something may end a quarter of an hour too early.
+        a crash can have left: in this run something may end two minutes too early.
         """
         past, forward = believed, self._forward.now()
         if forward < believed + _NEAR_SECONDS:

@@ -15,8 +15,7 @@ from appliance.ledger.database import open_writer
 from appliance.ledger.migrations import migrate, shipped
 
 NOW = 1_800_000_000.0
-NOTED_EVERY_SECONDS = 800.0
-"""Retention notes what it believes when it has rested, for ten minutes at most, and worked a little."""
+NOTED_EVERY_SECONDS = 60.0
 OFF_SECONDS = 2.0
 TICK_SECONDS = 10.0
 
@@ -52,7 +51,7 @@ class Appliance:
         self._told_at, self._told_clock = self.right, self.wall()
 
     def note(self) -> None:
-        """As retention does every few minutes."""
+        """As retention does once a minute."""
         self._noted = self.leaps.belief()
 
     def pass_by(self, seconds: float) -> None:

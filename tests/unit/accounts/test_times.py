@@ -88,11 +88,7 @@ def test_a_clock_that_is_always_a_little_fast_is_followed() -> None:
     [
         (NOW - 600, NOW, NOW),  # noted a while before a crash, the forward time just then
         (NOW, NOW - 20, NOW),
-        (
-            NOW - 600,
-            NOW + 365 * DAY,
-            NOW + 300,
-        ),  # it was a year ahead once, and is set back
+        (NOW - 60, NOW + 365 * DAY, NOW + 60),  # it was a year ahead once, and is set back
         (0.0, NOW, NOW - 10 * DAY),  # nobody knows, as after a restore
     ],
 )
@@ -102,7 +98,7 @@ def test_a_start_begins_with_what_was_believed(believed: float, latest: float, p
     assert machine.times.ended() == past
 
 
-@pytest.mark.parametrize(("set_back", "past"), [(False, NOW), (True, NOW - 60 + 900)])
+@pytest.mark.parametrize(("set_back", "past"), [(False, NOW), (True, NOW + 60)])
 def test_a_clock_that_was_once_far_ahead_ends_nothing_early_unless_it_was_set_back_since(
     past: float, *, set_back: bool
 ) -> None:
