@@ -32,8 +32,7 @@ def of_issued(
 ) -> str | None:
     """Who will hold a token that is being issued; its row is not there yet."""
     if actor.kind == "token":
-        issuer = _holder(connection, actor.id)
-        return token if issuer == FOUNDER else issuer
+        return given(_holder(connection, actor.id), token)
     query = "SELECT 1 FROM tokens WHERE customer = ? AND holder = ? AND revoked_at IS NULL"
     founded = connection.execute(query, (customer, FOUNDER)).get
     return FOUNDER if admin and (recovery or not founded) else None
@@ -43,7 +42,16 @@ def of_successor(connection: Connection, actor: Actor, token: str, holder: str |
     """Who will hold the successor of a token of this holder."""
     if actor.kind != "token" or actor.id == token:
         return holder
-    rotator = _holder(connection, actor.id)
+    return passed(holder, _holder(connection, actor.id))
+
+
+def given(issuer: str | None, token: str) -> str | None:
+    """Who holds a token that somebody's token has issued, by the holder of that one."""
+    return token if issuer == FOUNDER else issuer
+
+
+def passed(holder: str | None, rotator: str | None) -> str | None:
+    """Who holds the successor of a token that another one has rotated, by the holders of both."""
     return holder if rotator == FOUNDER else rotator
 
 

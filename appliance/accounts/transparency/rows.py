@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from appliance.accounts.audit import Event
 from appliance.accounts.endings import TOLD_OF_REVOCATION
-from appliance.accounts.holders import FOUNDER
+from appliance.accounts.holders import FOUNDER, given, passed
 from appliance.accounts.rights import Scope
 from appliance.accounts.transparency.judgement import Judgement
 from appliance.accounts.transparency.leaves import Recorded
@@ -133,8 +133,7 @@ class Held:
 
     def _of_issued(self, entry: Recorded, token: str) -> str | None:
         if entry.actor.kind == "token":
-            issuer = self._holders.get(entry.actor.id)
-            return token if issuer == FOUNDER else issuer
+            return given(self._holders.get(entry.actor.id), token)
         first = entry.details.get("recovery") or not self._founders[entry.customer]
         return FOUNDER if Scope.ADMIN in entry.details.get("scopes", ()) and first else None
 
@@ -142,5 +141,4 @@ class Held:
         holder = self._holders.get(token)
         if entry.actor.kind != "token" or entry.actor.id == token:
             return holder
-        rotator = self._holders.get(entry.actor.id)
-        return holder if rotator == FOUNDER else rotator
+        return passed(holder, self._holders.get(entry.actor.id))
