@@ -2,8 +2,7 @@
 
 Two kinds of rows are proven. A frame is sound when it opens and has a vector of length 1 of every record that
 it has to have; a record, when its id and metadata open and there is a frame at all that may have its vector.
-Known damage is remembered in the table `damaged_frames`: a frame by its key, a record by the negative of its
-key, which are two different things, and no key is 0.
+Known damage is remembered by the keys of both, in a table for each kind.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,6 +41,7 @@ _RECORDS = (
     " JOIN collections ON number = collection WHERE NOT removed AND key BETWEEN ? AND ? ORDER BY key LIMIT ?"
 )
 _LAST = (1 << 63) - 1
+_KNOWN: dict[Kind, str] = {"vectors": "damaged_frames", "records": "damaged_records"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ class Proven:
     sound: bool | None
 
     @property
-    def mark(self) -> int:
-        """What stands for it among what is damaged."""
-        return self.key if self.kind == "vectors" else -self.key
+    def known(self) -> str:
+        """The table of what is damaged of its kind."""
+        return _KNOWN[self.kind]
 
 
 class Known(NamedTuple):
@@ -97,21 +97,19 @@ def note(connection: Connection, looked: Sequence[Proven], now: int) -> list[Pro
 
     Audited once for a collection and a kind, until nothing of that kind is damaged there any more.
     """
-    connection.execute(
-        "DELETE FROM damaged_frames WHERE key > 0 AND key NOT IN (SELECT key FROM frames)"
-        " OR key < 0 AND -key NOT IN (SELECT key FROM records)"
-    )
+    connection.execute("DELETE FROM damaged_frames WHERE key NOT IN (SELECT key FROM frames)")
+    connection.execute("DELETE FROM damaged_records WHERE key NOT IN (SELECT key FROM records)")
     for one in looked:
         if one.sound:
-            connection.execute("DELETE FROM damaged_frames WHERE key = ?", (one.mark,))
-    known = "SELECT 1 FROM damaged_frames WHERE key = ?"
-    news = [one for one in looked if one.sound is False and not connection.execute(known, (one.mark,)).get]
+            connection.execute(f"DELETE FROM {one.known} WHERE key = ?", (one.key,))  # noqa: S608
+    news = [one for one in looked if one.sound is False and not _is_known(connection, one)]
     first: dict[tuple[CustomerId, CollectionId, Kind], int] = {}
     for one in news:
         subject = one.customer, one.collection, one.kind
         if subject in first or not _any_known(connection, one):
             first[subject] = first.get(subject, 0) + one.records
-    connection.executemany("INSERT INTO damaged_frames VALUES (?, ?)", [(one.mark, now) for one in news])
+    for one in news:
+        connection.execute(f"INSERT INTO {one.known} VALUES (?, ?)", (one.key, now))  # noqa: S608
     for (customer, collection, kind), count in first.items():
         details: dict[str, object] = {"damaged": kind, "records": count}
         record(connection, now, _SYSTEM, Event.SEARCH_DAMAGED, customer, collection, details)
@@ -120,22 +118,29 @@ def note(connection: Connection, looked: Sequence[Proven], now: int) -> list[Pro
 
 def damaged(connection: Connection) -> Known:
     """What is known by now."""
+    return Known(
+        _count(connection, "damaged_frames", "frames"), _count(connection, "damaged_records", "records")
+    )
+
+
+def _count(connection: Connection, known: str, rows: str) -> int:
     query = (
-        "SELECT count(*) FROM damaged_frames JOIN {table} ON {table}.key = {sign} damaged_frames.key"
+        f"SELECT count(*) FROM {known} JOIN {rows} USING (key)"  # noqa: S608 - names of tables
         " JOIN collections ON number = collection WHERE NOT removed"
     )
-    return Known(
-        connection.execute(query.format(table="frames", sign="+")).get,
-        connection.execute(query.format(table="records", sign="-")).get,
-    )
+    count: int = connection.execute(query).get
+    return count
+
+
+def _is_known(connection: Connection, one: Proven) -> bool:
+    query = f"SELECT 1 FROM {one.known} WHERE key = ?"  # noqa: S608
+    return connection.execute(query, (one.key,)).get is not None
 
 
 def _any_known(connection: Connection, one: Proven) -> bool:
     """Whether damage of its kind is known of its collection."""
-    first, last = span(number_of(one.key))
-    low, high = (first, last) if one.kind == "vectors" else (-last, -first)
-    query = "SELECT 1 FROM damaged_frames WHERE key BETWEEN ? AND ? LIMIT 1"
-    return connection.execute(query, (low, high)).get is not None
+    query = f"SELECT 1 FROM {one.known} WHERE key BETWEEN ? AND ? LIMIT 1"  # noqa: S608
+    return connection.execute(query, span(number_of(one.key))).get is not None
 
 
 def _frames(connection: Connection, keyring: Keyring, first: int, last: int, most: int) -> list[Proven]:
