@@ -180,6 +180,20 @@ class Site:
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
+def connect(site: Site) -> socket.socket:
+    """A connection whose client has said nothing yet."""
+    return socket.create_connection((site.host, site.port), timeout=20)
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the server ends the connection without a word; closes our side."""
+    with connection:
+        try:
+            return connection.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
         super().__init__("appliance", timeout=SECONDS)

@@ -27,7 +27,7 @@ from appliance.errors import ApplianceError, ConfigInvalid
 from appliance.health import Readiness
 from appliance.residency import Residency
 from tests import images
-from tests.serving import Served, Site, Tenant
+from tests.serving import Served, Site, Tenant, connect, ended
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -35,19 +35,6 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
-
-
-def connect(site: Site) -> socket.socket:
-    return socket.create_connection((site.host, site.port), timeout=20)
-
-
-def ended(connection: socket.socket) -> bool:
-    """Whether the server ends the connection without a word; closes our side."""
-    with connection:
-        try:
-            return connection.recv(1) == b""
-        except ConnectionResetError:
-            return True
 
 
 def test_the_internals_of_aiohttp_that_connections_build_on() -> None:

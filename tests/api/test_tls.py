@@ -17,7 +17,7 @@ import trustme
 from appliance.api.connections import subject_of
 from appliance.errors import ConfigInvalid
 from appliance.residency import Residency
-from tests.serving import NOW, Reply, Served, Site, Tenant
+from tests.serving import NOW, Reply, Served, Site, Tenant, connect, ended
 from tests.waiting import eventually
 
 SUBJECT = "CN=till 7,OU=shop,O=Acme"
@@ -214,25 +214,11 @@ def test_a_connection_that_never_shakes_hands_is_ended(
 ) -> None:
     with served.another(**files, tls=trusting(authority), keep_alive_seconds=0.3) as (site, server):
         for begun in (b"", hello(0x0303)[:20]):
-            with silent(site) as connection:
+            with connect(site) as connection:
                 connection.sendall(begun)
                 assert connection.recv(1) == b""
         eventually(lambda: server.open_connections == 0, "neither counts any more")
         assert site.call("GET", "/healthz").status == 200
-
-
-def silent(site: Site) -> socket.socket:
-    """A connection whose client says nothing."""
-    return socket.create_connection((site.host, site.port), timeout=20)
-
-
-def ended(connection: socket.socket) -> bool:
-    """Whether the server ends the connection without a word; closes our side."""
-    with connection:
-        try:
-            return connection.recv(1) == b""
-        except ConnectionResetError:
-            return True
 
 
 def test_connections_count_before_they_shake_hands(
@@ -240,9 +226,9 @@ def test_connections_count_before_they_shake_hands(
 ) -> None:
     settings: dict[str, Any] = {"max_connections_per_address": 3, "keep_alive_seconds": 600}
     with served.another(**files, **settings, tls=trusting(authority)) as (site, server):
-        held = [silent(site) for _ in range(3)]
+        held = [connect(site) for _ in range(3)]
         eventually(lambda: server.open_connections == 3, "those three count")
-        assert all(ended(silent(site)) for _ in range(17))
+        assert all(ended(connect(site)) for _ in range(17))
         with pytest.raises((ssl.SSLError, ConnectionError)):
             site.call("GET", "/healthz")
         held.pop().close()
@@ -262,7 +248,7 @@ def test_a_handshake_that_fails_counts_no_more(
     settings: dict[str, Any] = {"max_connections_per_address": 1, "keep_alive_seconds": 600}
     with served.another(**files, **settings, tls=trusting(authority)) as (site, server):
         for sent in (b"GET / HTTP/1.1\r\n\r\n", hello(0x0302), hello(0x0303)[:20]):
-            with silent(site) as connection:
+            with connect(site) as connection:
                 connection.sendall(sent)
                 if len(sent) != 20:  # a record that is whole is judged
                     connection.recv(1)
@@ -284,7 +270,7 @@ def test_an_undeclared_address_shakes_no_hands(
         site,
         server,
     ):
-        assert ended(silent(site))
+        assert ended(connect(site))
         with pytest.raises((ssl.SSLError, ConnectionError)):
             site.call("GET", "/healthz")
         assert server.open_connections == 0
@@ -294,7 +280,7 @@ def test_a_handshake_that_a_reload_comes_into_is_finished(
     served: Served, authority: trustme.CA, files: dict[str, Any]
 ) -> None:
     """With the certificate of before: the connection was made under it."""
-    with served.another(**files, tls=trusting(authority)) as (site, server), silent(site) as begun:
+    with served.another(**files, tls=trusting(authority)) as (site, server), connect(site) as begun:
         eventually(lambda: server.open_connections == 1, "it is in")
         install(trustme.CA(), files)
         served.run(server.apply(served.parts.config.api.model_copy(update=files)))

@@ -16,6 +16,7 @@ from appliance.errors import InvalidInput
 from appliance.residency import Destination, Residency
 from tests.hosts import Host
 from tests.linking import TAKING, Linking
+from tests.resolving import resolved
 from tests.serving import Served
 from tests.waiting import eventually
 
@@ -35,17 +36,7 @@ class Rebinding(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=socket.IPPROTO_TCP,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in self.addresses
-        ]
+        return resolved(host, port, self.addresses)
 
     async def close(self) -> None:
         """Nothing is held."""

@@ -20,6 +20,7 @@ from appliance.metrics import Registry
 from appliance.outbound import Outbound, admits
 from appliance.outbound.urls import parsed, redirected
 from appliance.residency import Destination, Residency
+from tests.resolving import resolved
 from tests.ssrf import forms
 
 PORT = 8081  # nobody listens: a connection would be seen where it is made
@@ -73,17 +74,7 @@ def answering(*addresses: str) -> type[AbstractResolver]:
         async def resolve(
             self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
         ) -> list[ResolveResult]:
-            return [
-                ResolveResult(
-                    hostname=host,
-                    host=address,
-                    port=port,
-                    family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                    proto=socket.IPPROTO_TCP,
-                    flags=socket.AI_NUMERICHOST,
-                )
-                for address in addresses
-            ]
+            return resolved(host, port, addresses)
 
         async def close(self) -> None:
             pass

@@ -60,27 +60,26 @@ def test_a_ledger_of_yesterday(state: DemoState) -> None:
     assert len(files(state.folder)) == 1
 
 
-def test_damaged_vectors(state: DemoState) -> None:
+def damage_vectors(state: DemoState, *, scrubbed_at: int) -> None:
+    """Those of a new record; the last scrub began then, in unix milliseconds, and is over."""
     with RunningAppliance(state, state.port) as appliance:
         headers = appliance.headers(content_type="image/jpeg")
         answer = appliance.call("POST", "/similarity/photos/v2/insert", images.jpeg(256), headers=headers)
         assert answer.status == 200, answer.body
     with closing(apsw.Connection(str(state.folder / "ledger.db"))) as ledger:
         ledger.execute("UPDATE frames SET content = zeroblob(length(content))")
-        ledger.execute("UPDATE frame_scrub SET began_at = 0")  # as if its days had passed
+        ledger.execute("UPDATE frame_scrub SET position = NULL, began_at = ?", (scrubbed_at,))
+
+
+def test_damaged_vectors(state: DemoState) -> None:
+    damage_vectors(state, scrubbed_at=0)  # as if its days had passed
     with RunningAppliance(state, state.port):
         eventually(lambda: "search.damaged" in findings(state), "the finding")
         assert "1 blocks of stored vectors are damaged" in findings(state)["search.damaged"]
 
 
 def test_damaged_vectors_that_are_found_in_use(state: DemoState) -> None:
-    with RunningAppliance(state, state.port) as appliance:
-        headers = appliance.headers(content_type="image/jpeg")
-        answer = appliance.call("POST", "/similarity/photos/v2/insert", images.jpeg(256), headers=headers)
-        assert answer.status == 200, answer.body
-    with closing(apsw.Connection(str(state.folder / "ledger.db"))) as ledger:
-        ledger.execute("UPDATE frames SET content = zeroblob(length(content))")
-        ledger.execute("UPDATE frame_scrub SET position = NULL, began_at = ?", (time.time_ns() // 1_000_000,))
+    damage_vectors(state, scrubbed_at=time.time_ns() // 1_000_000)
     with RunningAppliance(state, state.port) as appliance:
         assert "search.damaged" not in findings(state)
         asked = appliance.call("POST", "/similarity/photos/v2/ping", b"{}", headers=appliance.headers())

@@ -114,7 +114,7 @@ class Break:
 
 def breaks(running: RunningAppliance, machine: Path) -> Iterator[Break]:
     for name, key, said in (
-        ("swap", "swap", "/dev/sdz9 is plain"),
+        ("swap", "swap", "put right: swap: /dev/sdz9 is plain"),
         ("plain", "state", "which is plain: production needs a LUKS volume"),
         ("dumps", "core_dumps", "are on: a crash would write memory with images to disk"),
         ("other", "volumes", f"lies on {OTHER}: the residency file declares {LUKS}"),

@@ -205,17 +205,21 @@ async def test_nor_when_it_is_set_right_while_the_appliance_is_off(machine: Mach
         assert run.takes(token)
 
 
+def assert_waits_for_its_day(machine: Machine, run: Run, token: IssuedToken) -> None:
+    assert not run.takes(token)
+    machine.pass_by(DAY - 1)
+    assert not run.takes(token)
+    machine.pass_by(1)
+    assert run.takes(token)
+
+
 @pytest.mark.parametrize("ahead", [HOUR, DAY + 100, 400 * DAY])
 async def test_set_ahead_it_has_no_token_of_recovery_taken_early(machine: Machine, ahead: float) -> None:
     async with machine.run() as run:
         await claimed(run)
         token = await run.tokens.add(OPERATOR, run.customer, recovery=True)
         machine.wall.now += ahead
-        assert not run.takes(token)
-        machine.pass_by(DAY - 1)
-        assert not run.takes(token)
-        machine.pass_by(1)
-        assert run.takes(token)
+        assert_waits_for_its_day(machine, run, token)
         machine.wall.now -= ahead + DAY
         assert run.takes(token)
 
@@ -227,11 +231,7 @@ async def test_one_that_is_issued_while_it_is_behind_waits_for_its_day(machine: 
         machine.wall.now -= back
         token = await run.tokens.add(OPERATOR, run.customer, recovery=True)
         machine.wall.now += back
-        assert not run.takes(token)
-        machine.pass_by(DAY - 1)
-        assert not run.takes(token)
-        machine.pass_by(1)
-        assert run.takes(token)
+        assert_waits_for_its_day(machine, run, token)
 
 
 async def test_the_day_after_a_suspension_cannot_be_set_away_either(machine: Machine) -> None:
