@@ -102,6 +102,12 @@ def _volume(facts: Facts) -> str:
     return f"{volume['mount']} ({volume['filesystem']}): {volume['encryption']}; {free:.1f} GiB free"
 
 
+def _recorded(facts: Facts) -> str:
+    found = [one["message"] for one in facts.status.get("findings", ()) if one["key"] == "audit.log"]
+    told = "; ".join(found) or "they are proven by `appliance audit verify`"
+    return f"{facts.audit[0]} entries, the last one {moment(facts.audit[1])}; {told}"
+
+
 def _findings(facts: Facts) -> str:
     found = facts.status.get("findings", ())
     named = "; ".join(str(one["key"]) for one in found)
@@ -134,7 +140,10 @@ CONTROLS: tuple[Control, ...] = (
         ("GDPR 5(1)(c)", "GDPR 25", "A.8.11"),
         "Images sent for recognition or search are never stored",
         "They are in memory alone: the code that handles pixels cannot reach a file, held by an import rule",
-        lambda facts: f"{facts.counters['appliance_store_images_total']:.0f} images stored since the start",
+        lambda facts: (
+            f"{facts.counters['appliance_store_images_total']:.0f} images stored since the start, all of them"
+            " training images that were sent to be stored"
+        ),
         ("tests/promises/test_images_are_never_stored.py::test_nothing_of_an_image_is_found_in_any_file",),
     ),
     Control(
@@ -258,7 +267,7 @@ CONTROLS: tuple[Control, ...] = (
         ("GDPR 5(2)", "A.8.15", "A.5.28"),
         "Every act is recorded with its actor, and the record does not change",
         "A row in the transaction of the act, a leaf of a signed tree of which customers may keep heads",
-        lambda facts: f"{facts.audit[0]} entries, the last one {moment(facts.audit[1])}",
+        _recorded,
         (
             "tests/unit/accounts/test_audit.py::test_rows_neither_change_nor_go",
             "tests/properties/test_audit_is_tamper_evident.py::test_any_bit_of_a_row",

@@ -111,6 +111,7 @@ class Facts:
     audit: tuple[int, int | None]
     """Entries of the log, and when the last one was written."""
     latest: Mapping[Event, int | None]
+    """When each of these happened last; of grants, when one went live."""
     exchanges: Mapping[tuple[str, str], int]
     """Exchanges with declared destinations since the start, by destination and outcome."""
     counters: Mapping[str, float]
@@ -177,17 +178,17 @@ def _seen(connection: Connection, now: int) -> dict[str, Any]:
         agreements.setdefault(str(customer), []).append((str(kind), str(state)))
     rows: list[Any] = connection.execute(_CUSTOMERS).fetchall()
     tokens: Any = connection.execute(_TOKENS, (now,)).fetchone()
-    by_kind, by_event = (
-        "SELECT kind, count(*) FROM certificates GROUP BY kind",
-        "SELECT event, count(*), max(time) FROM audit GROUP BY event",
-    )
+    by_kind = "SELECT kind, count(*) FROM certificates GROUP BY kind"
+    # A grant that waits for another approval tells no end.
+    given = "iif(instr(details, '\"until\":null'), NULL, time)"
+    by_event = f"SELECT event, count(*), max(time), max({given}) FROM audit GROUP BY event"  # noqa: S608
     erasures: list[Any] = connection.execute(by_kind).fetchall()
     log: list[Any] = connection.execute(by_event).fetchall()
-    last = {event: time for event, _, time in log}
+    last = {event: time for event, _, _, time in log}
     return {
         "customers": tuple(Processing(*(*row, tuple(agreements.get(row[0], ())))) for row in rows),
         "issued": Issued(*tokens),
         "erasures": dict(erasures),
-        "audit": (sum(count for _, count, _ in log), max(last.values(), default=None)),
+        "audit": (sum(row[1] for row in log), max((row[2] for row in log), default=None)),
         "latest": {event: last.get(event.value) for event in _LATEST},
     }

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from appliance.accounts.agreements import Kind
-from appliance.accounts.audit import Event
+from appliance.accounts.audit import Actor, Event
 from appliance.accounts.contracts import Contract
+from appliance.accounts.grants import Access, Grants
+from appliance.accounts.rights import Scope
 from appliance.config import Config
 from appliance.privacy.controls import CONTROLS, Control
 from appliance.privacy.records import Facts, Records
@@ -113,6 +115,24 @@ def test_every_number_is_that_of_the_running_system(served: Served) -> None:
     assert tenant.id not in {one.id for one in erased.customers}
     assert erased.erasures["customer"] == before.erasures.get("customer", 0) + 1
     assert erased.latest[Event.CUSTOMER_ERASE] == int(served.clock * 1000)
+
+
+def test_a_grant_that_waits_for_a_second_approval_is_not_told_as_given(served: Served) -> None:
+    tenant = served.tenant(f"report {uuid.uuid4()}")
+    people = Grants(
+        served.ledger, served.keyring, served.parts.customers, lambda: served.clock + 9, four_eyes=True
+    )
+    tokens = served.parts.tokens
+    (first,) = served.run(tokens.list(tenant.id))
+    one, two = [served.run(tokens.add(Actor("token", first.id), tenant.id, {Scope.ADMIN})) for _ in range(2)]
+    before = served.run(served.parts.records.facts()).latest
+    opening = people.open(Actor("token", one.id), tenant.id, Access("1001", 2, dataset="a dataset"), "why")
+    grant = served.run(opening)
+    waits = served.run(served.parts.records.facts()).latest
+    assert waits[Event.GRANT_OPEN] == before[Event.GRANT_OPEN]
+    served.run(people.approve(Actor("token", two.id), tenant.id, grant.id))
+    live = served.run(served.parts.records.facts()).latest
+    assert live[Event.GRANT_APPROVE] == int((served.clock + 9) * 1000)
 
 
 def test_an_agreement_that_has_ended_is_not_told_as_active(served: Served) -> None:
