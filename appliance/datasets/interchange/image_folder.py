@@ -79,11 +79,8 @@ class ImageFolder(Format):
                     f"{one.name}: imagefolder has one label for an image, without a value, and no boxes: take"
                     " csv or coco"
                 )
-            for label in one.labels:
-                if not _can_be_folder(label):
-                    raise InvalidInput(
-                        f"{one.name}: its label {label!r} cannot be the name of a folder: take csv or coco"
-                    )
+            if not all(map(_can_be_folder, one.labels)):
+                raise InvalidInput(f"{one.name}: its label cannot be the name of a folder: take csv or coco")
             if {_FILE_NAME, _LABEL} & one.meta_data.keys():
                 raise InvalidInput(
                     f"{one.name}: its meta data have a key file_name or label, which imagefolder has itself:"

@@ -106,8 +106,8 @@ def test_what_folders_cannot_say_is_refused(image: Annotated) -> None:
         ImageFolder().check([image])
 
 
-def test_a_label_that_cannot_be_a_folder_is_named() -> None:
-    with pytest.raises(InvalidInput, match=r"^a.jpg: its label 'a/b' cannot be the name of a folder"):
+def test_a_label_that_cannot_be_a_folder_is_told_by_its_image() -> None:
+    with pytest.raises(InvalidInput, match=r"^a.jpg: its label cannot be the name of a folder"):
         ImageFolder().check([Annotated("a.jpg", SIZE, {"a/b": None})])
 
 
