@@ -1,12 +1,36 @@
 """Errors that cross part borders: one class per thing a caller or an operator can act on.
 
-A message says what is wrong, where, and what to do; it never contains image bytes, keys or tokens.
+A message says what is wrong, where, and what to do; it never contains image bytes, keys, tokens or labels.
 HTTP status codes live in `appliance.api`, exit codes in `appliance.cli`.
 """
 
 
 class ApplianceError(Exception):
-    """Anything the appliance refuses or fails at, with a message for the person who reads it."""
+    """Anything the appliance refuses or fails at, with a message for the person who reads it.
+
+    The message is for who runs the machine: it may name files and processes, and goes to the log, the command
+    line and the operators' socket. Customers read `told`: one sentence for all errors of a class, save where
+    `told=` says more. So what gets into a message without a thought goes no further than the log.
+    """
+
+    told = "the appliance cannot do this now: its log says why"
+
+    def __init__(self, message: str = "", *, told: str | None = None) -> None:
+        """Without a message it is what customers are told."""
+        super().__init__(message or told or self.told)
+        if told is not None:
+            self.told = told
+
+
+class Declined(ApplianceError):
+    """What was asked for cannot be had as it was asked: the message is for whoever asked, customers too.
+
+    It speaks of the request and of what its sender has, and names nothing of the machine; `told=` is for one
+    that does.
+    """
+
+    def __init__(self, message: str, *, told: str | None = None) -> None:
+        super().__init__(message, told=message if told is None else told)
 
 
 class ConfigInvalid(ApplianceError):
@@ -52,24 +76,34 @@ class AuditBroken(ApplianceError):
 class StorageFailed(ApplianceError):
     """The ledger or the volume refused a write or a sync; nothing of the request was kept."""
 
+    told = "the storage of the appliance failed: its log says why"
+
 
 class VolumeOffline(StorageFailed):
     """Stored images are out of reach, or their volume cannot be trusted: nothing was acknowledged."""
+
+    told = "stored images are out of reach: the log of the appliance says why"
 
 
 class ResidencyBroken(StorageFailed):
     """The machine is not what was declared: no image is stored until it is put right."""
 
+    told = "no image is stored: the machine is not what was declared, and its log says why"
+
 
 class VolumeFull(ApplianceError):
     """The volume has no more space free than is kept for deleting: nothing more is taken in."""
+
+    told = "the volume of the appliance has no room for more"
 
 
 class SealBroken(ApplianceError):
     """What rests on the volume is not what was sealed, or another key's: nothing of it is given out."""
 
+    told = "what is stored is damaged, or its key was destroyed"
 
-class InvalidInput(ApplianceError):
+
+class InvalidInput(Declined):
     """The request is understood and refused: the message names the field and the limit."""
 
 
@@ -88,24 +122,26 @@ class ImageFailed(InvalidImage):
 class ModelFailed(ApplianceError):
     """A model failed for this image, or gave no answer; it is the model's fault, and others may do better."""
 
+    told = "the model failed for this image"
+
 
 class TooLarge(InvalidInput):
     """A body, an image or a field exceeds a limit named in the message."""
 
 
-class NotFound(ApplianceError):
+class NotFound(Declined):
     """The id does not exist, or belongs to another customer: the answer is the same."""
 
 
-class Unauthenticated(ApplianceError):
+class Unauthenticated(Declined):
     """No token, or one that is malformed, unknown, expired or revoked: the answer is the same."""
 
 
-class Forbidden(ApplianceError):
+class Forbidden(Declined):
     """The token is valid and may not do this: the message names the scope or agreement that is missing."""
 
 
-class Conflict(ApplianceError):
+class Conflict(Declined):
     """What is to be created exists already."""
 
 
@@ -117,15 +153,15 @@ class AlreadyStored(Conflict):
         self.image = image
 
 
-class CapacityExceeded(ApplianceError):
+class CapacityExceeded(Declined):
     """A hard limit of a collection or a customer is reached."""
 
 
-class NotInstalled(ApplianceError):
+class NotInstalled(Declined):
     """No bundle serves this route or this service."""
 
 
-class Overloaded(ApplianceError):
+class Overloaded(Declined):
     """A queue is full; try again after `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: int = 1) -> None:
@@ -133,7 +169,7 @@ class Overloaded(ApplianceError):
         self.retry_after = retry_after
 
 
-class QuotaReached(ApplianceError):
+class QuotaReached(Declined):
     """A customer has as much as it may: what it removes makes room, or its operator allows more."""
 
     retry_after = 60
@@ -147,6 +183,8 @@ class QuotaReached(ApplianceError):
 
 class WorkerLost(ApplianceError):
     """A child process died or hung while it held this request; it has been restarted."""
+
+    told = "a process of the appliance ended over this, or had no time for it: try again"
 
 
 class WorkerRefused(ApplianceError):

@@ -130,7 +130,8 @@ class EntryDamaged(StorageFailed):
     """A row of the log is nothing that was ever written: something else than the appliance has changed it."""
 
     def __init__(self, seq: int, reason: str) -> None:
-        super().__init__(f"entry {seq} of the audit log is damaged: {reason}; see `appliance audit verify`")
+        damaged = f"entry {seq} of the audit log is damaged"
+        super().__init__(f"{damaged}: {reason}; see `appliance audit verify`", told=damaged)
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,7 +195,8 @@ def verified(certificate: bytes, public_key: str) -> Statement:
         payload = unwrapped(certificate.removesuffix(b"\n"), PAYLOAD_TYPE, public_key)
         return msgspec.json.decode(payload, type=Statement)
     except SealBroken as broken:
-        raise InvalidInput(f"this is no certificate of erasure by the key given: {broken}") from None
+        wrong = "this is no certificate of erasure by the key given"
+        raise InvalidInput(f"{wrong}: {broken}", told=wrong) from None
     except msgspec.MsgspecError:
         raise InvalidInput("the certificate states what this version does not read") from None
 

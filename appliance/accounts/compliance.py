@@ -62,7 +62,8 @@ class Compliance:
         """Raises ResidencyBroken, with every finding, unless images may be stored."""
         if broken := self._broken():
             reasons = "; ".join(f"{key}: {reason}" for key, reason in broken.items())
-            raise ResidencyBroken(f"no image is stored until this is put right: {reasons}")
+            refused = "no image is stored until this is put right"
+            raise ResidencyBroken(f"{refused}: {reasons}", told=f"{refused}: {', '.join(broken)}")
 
     async def record(self) -> None:
         """Write what has begun or ended since the last row. A ledger that takes no write says so itself; the

@@ -8,7 +8,6 @@ The cloud has two error shapes, `{"detail": text}` (account, CRUD) and `{"status
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from appliance.errors import (
     ApplianceError,
     CapacityExceeded,
     Conflict,
+    Declined,
     Forbidden,
     ImageFailed,
     InvalidInput,
@@ -53,15 +53,13 @@ _CODES: tuple[tuple[type[ApplianceError], int], ...] = (
     (VolumeFull, 507),
 )
 
-_PATH = re.compile(r"(?<!\S)/[^\s:,;]+")
-
 # Records whose encoding is not worth a pause: about 1 ms of the loop's time.
 _ENCODED_AT_ONCE = 500
 
 log = logging.getLogger("appliance.api")
 
 
-class Refused(ApplianceError):
+class Refused(Declined):
     """A refusal that only HTTP knows (405, 408, 415, 417), with the headers that belong to it."""
 
     def __init__(self, code: int, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -102,14 +100,10 @@ def code_of(error: ApplianceError) -> int:
 
 
 def text_of(error: ApplianceError, request_id: str) -> str:
-    """What a customer may read: no path of this machine. The log has what is told without its path."""
-    if isinstance(error, NotInstalled):
-        return f"service not installed: {error}"
-    text = str(error)
-    if code_of(error) >= 500 and (told := _PATH.sub("a file of the appliance", text)) != text:
-        log.error("request %s: %s", request_id, text)
-        return told
-    return text
+    """What a customer may read. The log has the message, where it says more."""
+    if error.told != str(error):
+        log.error("request %s: %s", request_id, error)
+    return _of_service(error, error.told)
 
 
 def status(code: int, text: str, request_id: str) -> dict[str, object]:
@@ -133,7 +127,7 @@ def refusal(error: ApplianceError, request_id: str, *, problem: bool, to_operato
     An operator is told all of it, a customer what `text_of` says.
     """
     code = code_of(error)
-    text = str(error) if to_operator and code >= 500 else text_of(error, request_id)
+    text = _of_service(error, str(error)) if to_operator else text_of(error, request_id)
     detail = "service not installed" if isinstance(error, NotInstalled) and not problem else text
     headers: dict[str, str] = {}
     if isinstance(error, Refused):
@@ -156,6 +150,10 @@ def refusal(error: ApplianceError, request_id: str, *, problem: bool, to_operato
         return Answer(document, code, headers, PROBLEM)
     document = {"detail": detail, "error": text, "status": status(code, text, request_id)}
     return Answer(document, code, headers)
+
+
+def _of_service(error: ApplianceError, text: str) -> str:
+    return f"service not installed: {text}" if isinstance(error, NotInstalled) else text
 
 
 def moment(milliseconds: int | None) -> str | None:

@@ -280,7 +280,8 @@ def _roll_back(connection: Connection) -> bool:
 
 def _fail(batch: list[_Entry], error: ApplianceError) -> None:
     for entry in batch:
-        entry.error = type(error)(str(error))  # one for each: it is raised with a traceback of its own
+        # One for each: it is raised with a traceback of its own.
+        entry.error = type(error)(str(error), told=error.told)
 
 
 def _resolve(batch: list[_Entry]) -> None:

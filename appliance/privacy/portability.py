@@ -17,6 +17,7 @@ Times are unix milliseconds. Nothing is compressed: images and vectors do not sh
 A piece is held at a time.
 """
 
+import logging
 import zipfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -38,13 +39,15 @@ from appliance.datasets.interchange.exporting import Export
 from appliance.datasets.interchange.formats import FORMATS
 from appliance.datasets.permits import of_token
 from appliance.datasets.records import Dataset
-from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound, SealBroken
+from appliance.errors import ApplianceError, Conflict, Forbidden, InvalidInput, NotFound, SealBroken
 from appliance.ledger import Ledger
 from appliance.privacy.written import written
 from appliance.search.collections import Collection, CollectionId, Collections
 from appliance.search.interchange import exporting
 from appliance.search.interchange.exporting import Pages, Sink
 from appliance.search.sync.feeds import Feeds
+
+_log = logging.getLogger(__name__)
 
 COPIED: Mapping[str, str] = {
     "customers": "customer.json",
@@ -196,7 +199,7 @@ class Copy:
                 try:
                     yield name, _piece(await self._parts.agreements.document(self._customer.id, agreement.id))
                 except (NotFound, SealBroken) as reason:
-                    self._leave_out(name, str(reason))
+                    self._leave_out(name, reason)
 
     async def _dataset(self, dataset: Dataset) -> Members:
         folder, images = f"datasets/{dataset.id}", self._parts.images
@@ -212,7 +215,7 @@ class Copy:
                     self._actor, dataset, FORMATS[name], permit, skip_damaged=True
                 )
             except (Conflict, Forbidden, InvalidInput, NotFound) as reason:
-                self._leave_out(f"{folder}/{name}.tar", str(reason))
+                self._leave_out(f"{folder}/{name}.tar", reason)
                 continue
             yield f"{folder}/{name}.tar", self._open.pieces()
             self.close()
@@ -225,14 +228,14 @@ class Copy:
         except NotFound:  # it follows none
             pass
         except SealBroken as reason:
-            self._leave_out(f"{folder}/source.json", str(reason))
+            self._leave_out(f"{folder}/source.json", reason)
         async for member in self._snapshots(collection, folder):
             yield member
         try:
             opened = await self._parts.collections.open(self._customer.id, collection.id)
             pages = await exporting.begin(self._actor, opened, skip_damaged=True)
         except (Conflict, NotFound) as reason:
-            self._leave_out(f"{folder}/vectors.zip", str(reason))
+            self._leave_out(f"{folder}/vectors.zip", reason)
             return
         if damaged := opened.damaged:
             self._leave_out(f"{folder}/vectors.zip", f"{damaged} records that are damaged")
@@ -249,7 +252,7 @@ class Copy:
         try:
             found = await snapshots.list(self._customer.id, collection.id)
         except NotFound as reason:
-            self._leave_out(f"{folder}/snapshots.json", str(reason))
+            self._leave_out(f"{folder}/snapshots.json", reason)
             return
         yield f"{folder}/snapshots.json", _whole(found)
         for one in found:
@@ -262,10 +265,14 @@ class Copy:
             async for page in pages:
                 yield page
         except (NotFound, SealBroken) as reason:
-            self._leave_out(name, f"records from here on: {reason}")
+            self._leave_out(name, reason, "records from here on: ")
 
-    def _leave_out(self, name: str, reason: str) -> None:
-        self._left_out.append({"name": name, "reason": reason})
+    def _leave_out(self, name: str, reason: ApplianceError | str, which: str = "") -> None:
+        if isinstance(reason, ApplianceError):
+            if reason.told != str(reason):
+                _log.error("%s is left out of the copy for customer %s: %s", name, self._customer.id, reason)
+            reason = reason.told
+        self._left_out.append({"name": name, "reason": which + reason})
 
     async def _audit(self) -> Pieces:
         after = 0

@@ -207,10 +207,11 @@ class Snapshots:
                 await asyncio.to_thread(file.publish)
             except SealBroken as error:
                 await self._ledger.read(partial(entries.same_collection, entry=entry))  # else its key is gone
-                raise Conflict(
-                    f"{error}: a snapshot has every record or is none; delete or replace what the log names"
-                    " as damaged, or restore a backup"
-                ) from None
+                fix = (
+                    "a snapshot has every record or is none; delete or replace what the log names as damaged,"
+                    " or restore a backup"
+                )
+                raise Conflict(f"{error}: {fix}", told=f"{error.told}: {fix}") from None
             finally:
                 self._begun = None
                 await asyncio.to_thread(file.close)
@@ -292,7 +293,8 @@ class Snapshots:
             finally:
                 await asyncio.to_thread(file.close)
         except SealBroken as error:
-            raise Conflict(f"the snapshot cannot be restored, nothing was changed: {error}") from None
+            kept = "the snapshot cannot be restored, nothing was changed"
+            raise Conflict(f"{kept}: {error}", told=f"{kept}: {error.told}") from None
 
     async def _batches(self, file: SnapshotReading, seals: Seals, erased: Erased) -> AsyncGenerator[Stored]:
         """All records of a snapshot but the erased ones. Raises SealBroken."""
@@ -313,7 +315,7 @@ class Snapshots:
 
     def _go_on(self) -> None:
         if self._ending.is_set():
-            raise StorageFailed("the appliance stops; nothing was changed")
+            raise StorageFailed(told="the appliance stops; nothing was changed")
 
     async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.get_running_loop().create_task(work)

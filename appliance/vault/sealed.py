@@ -131,7 +131,8 @@ class SealedFile:
         try:
             key = key_of(self.generation)
         except SealBroken as error:
-            raise SealBroken(f"object {name.object}: {error}") from error
+            which = f"object {name.object}"
+            raise SealBroken(f"{which}: {error}", told=f"{which}: {error.told}") from error
         derived = expand.derive(key)
         if not hmac.compare_digest(derived[_KEY + _NONCE :], commitment):
             self._broken(
@@ -219,7 +220,8 @@ class SealedFile:
         return int(generation)
 
     def _broken(self, reason: str) -> NoReturn:
-        raise SealBroken(f"object {self._name.object}: {reason}")
+        which = f"object {self._name.object}"
+        raise SealBroken(f"{which}: {reason}", told=f"{which}: {SealBroken.told}")
 
 
 def name_in(header: bytes) -> Name | None:

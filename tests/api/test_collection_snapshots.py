@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import shutil
 import socket
 import uuid
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from PIL import Image
 
 from appliance.accounts.audit import Event
 from appliance.accounts.rights import Scope
+from appliance.errors import SealBroken, StorageFailed
 from tests import images
 from tests.serving import Reply, Served, Tenant
 
@@ -62,7 +62,7 @@ def test_there_and_back_again(served: Served) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "link", "pipe", "socket"])
 def test_what_is_no_file_is_listed_as_damaged_and_can_be_removed(
-    served: Served, kind: str, tmp_path: Path
+    served: Served, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tenant = served.tenant(f"has a {kind}")
     base, headers = f"/appliance/v1/collections/{tenant.collection}/snapshots", tenant.headers()
@@ -86,28 +86,29 @@ def test_what_is_no_file_is_listed_as_damaged_and_can_be_removed(
     (damaged,) = [one for one in listed if one != sound]
     assert (damaged["id"], damaged["created_at"], damaged["records"]) == (str(odd), None, None)
     refused = served.site.call("POST", f"{base}/{odd}/restore", headers=headers)
-    assert (refused.status, "it is no plain file" in refused.document["detail"]) == (409, True)
+    assert (refused.status, SealBroken.told in refused.document["detail"]) == (409, True)
+    assert "it is no plain file" in caplog.text
     assert served.site.call("DELETE", f"{base}/{odd}", headers=headers).status == 204
     assert served.site.call("GET", base, headers=headers).document == {"snapshots": [sound]}
     assert kind != "link" or (tmp_path / "target").read_bytes() == b"another's"
 
 
 def test_a_fault_of_the_disk_names_no_path_to_a_customer(
-    served: Served, caplog: pytest.LogCaptureFixture
+    served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Nor a piece of one: the folder has a name with spaces."""
     tenant = served.tenant("has no folder")
     base, headers = f"/appliance/v1/collections/{tenant.collection}/snapshots", tenant.headers()
-    assert served.site.call("POST", base, headers=headers).status == 201
-    folder = served.parts.collections.snapshots._folder / tenant.collection.replace("-", "")
-    shutil.rmtree(folder)
+    (tmp_path / "on the left").mkdir()
+    folder = tmp_path / "on the left" / tenant.collection.replace("-", "")
     folder.write_bytes(b"")  # no folder: what a disk's fault looks like from here
-    try:
-        answer = served.site.call("GET", base, headers=headers)
-        assert answer.status == 503
-        assert answer.document["detail"] == "a file of the appliance: Not a directory"
-        assert f"request {answer.document['request_id']}: {folder}: Not a directory" in caplog.text
-    finally:
-        folder.unlink()
+    monkeypatch.setattr(served.parts.collections.snapshots, "_folder", folder.parent)
+    answer = served.site.call("GET", base, headers=headers)
+    assert answer.status == 503
+    assert answer.document["detail"] == StorageFailed.told
+    assert f"request {answer.document['request_id']}: {folder}: Not a directory" in caplog.text
+    path = f"/appliance/v1/collections/{tenant.collection}/snapshots"
+    assert f"{folder}: Not a directory" in served.site.operate("GET", path).document["detail"]
 
 
 def test_refusals_say_what_to_do(served: Served) -> None:

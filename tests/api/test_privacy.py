@@ -21,6 +21,7 @@ from appliance.accounts.contracts import Contract
 from appliance.accounts.rights import Scope
 from appliance.asynchronous.requests import State
 from appliance.datasets.records import Box
+from appliance.errors import SealBroken
 from appliance.ledger import Connection
 from appliance.privacy.portability import COPIED, LEFT_OUT
 from appliance.search.records import CollectionId
@@ -245,7 +246,7 @@ def test_every_word_of_a_customer_is_in_its_copy(served: Served, shop: Shop) -> 
     assert (source["headers"], len(source["runs"])) == (["X-Key"], 1)
 
 
-def test_what_is_damaged_ends_no_copy(served: Served, shop: Shop) -> None:
+def test_what_is_damaged_ends_no_copy(served: Served, shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     shop.insert(*(f"r{number}" for number in range(5)))
     base = f"/appliance/v1/collections/{shop.tenant.collection}/snapshots"
     snapshot = shop.call("POST", base, None, 201)["id"]
@@ -262,6 +263,8 @@ def test_what_is_damaged_ends_no_copy(served: Served, shop: Shop) -> None:
     left_out = {one["name"]: one["reason"] for one in json.loads(archive.read("left_out.json"))}
     name = f"collections/{shop.tenant.collection}/snapshots/{snapshot}.zip"
     assert set(left_out) == {*LEFT_OUT, name}
+    assert left_out[name] == f"records from here on: object {snapshot}: {SealBroken.told}"
+    assert f"{name} is left out of the copy for customer {shop.tenant.id}: object {snapshot}: " in caplog.text
     assert name in archive.namelist()
 
 

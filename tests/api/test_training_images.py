@@ -11,8 +11,10 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from appliance.accounts.agreements import Kind
+from appliance.accounts.compliance import Compliance
 from appliance.accounts.rights import Scope
-from appliance.errors import ResidencyBroken
+from appliance.residency import Facts, Finding
+from appliance.volume import facts as volume_facts
 from tests import images
 from tests.api.test_bodies import BOUNDARY, multipart
 from tests.hosts import Host
@@ -186,26 +188,25 @@ def test_a_full_volume_takes_nothing_more_and_gives_what_it_has(
     ):
         answer = served.site.call("POST", IMAGES, body, owner.headers(content_type=kind))
         assert answer.status == 507
-        assert "are free on the volume" in answer.document["status"]["text"]
+        assert "has no room for more" in answer.document["status"]["text"]
     assert served.site.call("GET", path_of(kept["img_path"])).status == 200
     assert listed(served, owner, "")["count"] == 1
     assert ask(served, owner, "DELETE", f"{IMAGES}/{kept['id']}").status == 204
 
 
 def test_a_machine_that_is_not_what_was_declared_stores_nothing_and_gives_what_it_has(
-    served: Served, owner: Tenant, monkeypatch: pytest.MonkeyPatch
+    served: Served, owner: Tenant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = upload(served, owner)
-
-    def refuse() -> None:
-        raise ResidencyBroken("no image is stored until this is put right: swap: /dev/sdb is plain")
-
-    monkeypatch.setattr(served.images.store, "_may_store", refuse)
+    found = Finding("refuse", "swap", "/var/my swap is plain")
+    machine = Compliance(lambda _: [found], served.ledger, lambda: served.clock)
+    machine.judge(Facts(volume_facts(served.parts.config.state), (), 0))
+    monkeypatch.setattr(served.images.store, "_may_store", machine.require)
     content = base64.b64encode(images.plain("more")).decode()
     answer = ask(served, owner, "POST", IMAGES, {"base64": content})
     assert answer.status == answer.code == 503
-    assert "until this is put right: swap: " in answer.document["detail"]
-    assert "/dev/sdb" not in answer.document["detail"], "which device it is, is for operators"
+    assert answer.document["detail"] == "no image is stored until this is put right: swap"
+    assert "until this is put right: swap: /var/my swap is plain" in caplog.text, "the rest is for operators"
     assert answer.headers["retry-after"]
     assert served.site.call("GET", path_of(kept["img_path"])).status == 200
     assert listed(served, owner, "")["count"] == 1

@@ -176,7 +176,9 @@ class AuditTree:
     def _sound_head(self) -> Checkpoint:
         head = self.checkpoint()
         if self._broken is not None:
-            raise StorageFailed("the audit log is not signed any further: an operator sees why in `status`")
+            raise StorageFailed(
+                told="the audit log is not signed any further: an operator sees why in `status`"
+            )
         return head
 
     async def _follow(self) -> None:

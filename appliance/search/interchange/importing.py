@@ -152,8 +152,8 @@ async def _store(
 
 def _after(fault: F, report: Report) -> F:
     """The same fault, which says what was stored before it."""
-    stored = report.inserted + report.replaced
-    return type(fault)(f"{fault}; {stored} records before that are stored, and stay")
+    stay = f"{report.inserted + report.replaced} records before that are stored, and stay"
+    return type(fault)(f"{fault}; {stay}", told=f"{fault.told}; {stay}")
 
 
 def _accepted(collection: OpenCollection, record: NewRecord, report: Report, place: int) -> bool:

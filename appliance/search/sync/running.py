@@ -5,6 +5,7 @@ the next one does what is left and nothing twice. Images are in memory alone, fr
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
@@ -41,7 +42,7 @@ from appliance.search.sync.feeds import Begun, Feeds
 from appliance.search.sync.items import Need
 from appliance.search.sync.parsing import Item, parsing
 from appliance.search.sync.plan import Plan
-from appliance.search.sync.report import Report, State
+from appliance.search.sync.report import NAMED, Report, State
 
 T = TypeVar("T")
 
@@ -52,6 +53,8 @@ IMAGES_AT_ONCE = 4
 AGAIN_SECONDS = (1.0, 5.0)
 """Before a second and a third try, of what may go well in a while."""
 _GONE_AT_ONCE = 256
+
+_log = logging.getLogger(__name__)
 
 _ACTOR = Actor("system", "feeds")
 _LATER = (HostFailed, Overloaded, WorkerLost)
@@ -186,7 +189,7 @@ class FeedRun:
         try:
             encode_id(item.id, self._parts.settings.max_id_bytes)
         except InvalidInput as error:
-            self.report.fail(item.id, item.fault or str(error))
+            self.report.fail(item.id, item.fault or error.told)
             return False
         return True
 
@@ -310,8 +313,10 @@ class FeedRun:
         self._parts.feeds.save(connection, self._begun, after)
 
     def _fail(self, item: Item, error: ApplianceError) -> None:
+        if error.told != str(error) and self.report.failed < NAMED:
+            _log.warning("collection %s: an item of its feed: %s", self._begun.collection, error)
         self.report.left -= 1
-        self.report.fail(item.id, str(error))
+        self.report.fail(item.id, error.told)
 
     async def _opened(self) -> OpenCollection:
         return await self._parts.collections.open(self._begun.customer, self._begun.collection)

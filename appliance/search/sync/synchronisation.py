@@ -203,7 +203,9 @@ class Synchronisation:
         except (Suspended, NotFound, StorageFailed, VolumeFull):
             raise
         except ApplianceError as error:
-            state, run.known, run.report.reason = State.FAILED, None, str(error)
+            if error.told != str(error):
+                _log.error("collection %s: the run of its feed failed: %s", begun.collection, error)
+            state, run.known, run.report.reason = State.FAILED, None, error.told
         except Exception as error:  # noqa: BLE001 - what is wrong with one feed must not end all others
             _log.error("collection %s: %s\n%s", begun.collection, type(error).__name__, _places(error))
             state, run.known, run.report.reason = State.FAILED, None, _UNFORESEEN

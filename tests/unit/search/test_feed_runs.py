@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from appliance import config
-from appliance.errors import Conflict, InvalidInput, NotFound
-from appliance.search.records import NewRecord
+from appliance.errors import ApplianceError, Conflict, InvalidInput, ModelFailed, NotFound, WorkerLost
+from appliance.search.records import NewRecord, Vector
 from appliance.search.sync.report import State
 from appliance.search.sync.source import Source
-from tests.feeding import DIM, Followed, Shop, direction, followed, serving
+from tests.feeding import DIM, Colours, Followed, Shop, direction, followed, serving
 from tests.searching import ACTOR, BACKBONE
 
 
@@ -112,6 +112,32 @@ async def test_an_image_that_fails_is_reported_and_tried_again(one: Followed) ->
     assert sorted(one.pauses) == [1.0, 1.0, 5.0, 5.0]
     run = await one.run()
     assert (sorted(run.report.added_ids), run.report.unchanged) == (["a", "c"], 1)
+
+
+@pytest.mark.parametrize("kind", [ModelFailed, WorkerLost])
+async def test_a_report_says_what_customers_are_told_and_the_log_the_rest(
+    one: Followed,
+    kind: type[ApplianceError],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lost = kind("worker 3 lost /var/my models/a.onnx")
+
+    async def fails(*_: object) -> Vector:
+        raise lost
+
+    monkeypatch.setattr(Colours, "vector", fails)
+    one.shop.offer(one.shop.items("a"))
+    assert (await one.run()).report.failures == [("a", kind.told)]
+    assert f"collection {one.id}: an item of its feed: {lost}" in caplog.text
+
+    def unable(*_: object) -> None:
+        raise lost
+
+    monkeypatch.setattr(Colours, "check", unable)
+    run = await one.run()
+    assert (run.state, run.report.reason) == (State.FAILED, kind.told)
+    assert f"collection {one.id}: the run of its feed failed: {lost}" in caplog.text
 
 
 async def test_items_that_no_record_can_be_made_of_cost_the_others_nothing(one: Followed) -> None:

@@ -68,8 +68,9 @@ async def test_an_import_that_finds_the_volume_full_says_what_is_stored(things: 
         connection.execute(f"PRAGMA max_page_count = {before + 110}")  # of 4 KiB: for one batch, not for two
 
     await things.ledger.write(act)
-    with pytest.raises(VolumeFull, match="; 256 records before that are stored, and stay"):
+    with pytest.raises(VolumeFull, match="; 256 records before that are stored, and stay") as full:
         await take(opened, importing.of_lines(pieces(written(records)), DIM, MOST))
+    assert full.value.told == f"{VolumeFull.told}; 256 records before that are stored, and stay"
     assert opened.count == 256
 
 
