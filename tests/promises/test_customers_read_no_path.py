@@ -31,8 +31,15 @@ INTERPOLATED = {
 }
 """What differs in a `told=` from one error to the next, and what it is. No path, and no other message."""
 
-OF_OPERATORS = ("backup/", "cli/", "daemon/", "health.py", "residency/", "recognition/devices.py")
-"""Where texts of errors are for operators alone: commands, `status` and its findings."""
+OF_OPERATORS = (
+    *("backup/", "cli/", "daemon/", "health.py", "residency/"),
+    *("recognition/devices.py", "accounts/transparency/tree.py"),
+    "channel.py",
+    "api/answers.py",
+)
+"""Where texts of errors are for operators alone: commands, `status` and its findings. Between processes they
+become errors again, and `answers` is where the two are told apart.
+"""
 
 
 def test_every_kind_of_error_is_either_told_whole_or_answered_as_a_failure() -> None:
@@ -94,16 +101,15 @@ def test_where_more_is_told_it_is_of_what_customers_know() -> None:
 
 
 def test_the_message_of_a_failure_is_made_no_part_of_what_customers_read() -> None:
-    """Wherever one is caught, its text goes to a log or into another failure; else what it tells is taken."""
+    """Whoever catches one, or is given one, has its text go to a log or into another failure alone."""
     wrong = []
     for path in sources():
         if str(path.relative_to(ROOT)).startswith(OF_OPERATORS):
             continue
         module = loaded(path)
-        for handler in ast.walk(parsed(path)):
-            if isinstance(handler, ast.ExceptHandler) and handler.name and failing(handler.type, module):
-                lines = (line for step in handler.body for line in quoted(step, handler.name, module))
-                wrong += [f"{path.relative_to(ROOT)}:{line}" for line in lines]
+        for name, steps in (had for node in ast.walk(parsed(path)) for had in failures_of(node, module)):
+            lines = (line for step in steps for line in quoted(step, name, module))
+            wrong += [f"{path.relative_to(ROOT)}:{line}" for line in lines]
     assert not wrong, "\n".join(wrong)
 
 
@@ -174,10 +180,26 @@ def classes(expression: ast.expr | None, module: ModuleType) -> Iterator[type]:
         case ast.Tuple():
             for one in expression.elts:
                 yield from classes(one, module)
+        case ast.BinOp(op=ast.BitOr()):
+            yield from classes(expression.left, module)
+            yield from classes(expression.right, module)
         case ast.Name():
             found = getattr(module, expression.id, getattr(builtins, expression.id, None))
             several = found if isinstance(found, tuple) else (found,)
             yield from (one for one in several if isinstance(one, type))
+        case _:
+            pass
+
+
+def failures_of(node: ast.AST, module: ModuleType) -> Iterator[tuple[str, list[ast.stmt]]]:
+    """The names of failures that a handler or a function has, and what it does."""
+    match node:
+        case ast.ExceptHandler(type=caught, name=str(name)) if failing(caught, module):
+            yield name, node.body
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
+            for one in (*node.args.args, *node.args.kwonlyargs):
+                if failing(one.annotation, module):
+                    yield one.arg, node.body
         case _:
             pass
 
