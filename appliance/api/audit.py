@@ -11,7 +11,7 @@ from appliance.accounts.audit import AuditLog, Entry, Event, Selection
 from appliance.accounts.customers import Customers
 from appliance.accounts.grants import Grants
 from appliance.accounts.transparency.tree import AuditTree, Proof
-from appliance.api.answers import Answer, Stream, moment
+from appliance.api.answers import Answer, Stream, moment, unix_milliseconds
 from appliance.api.call import Call
 from appliance.api.payload import integer
 from appliance.errors import InvalidInput, NotFound
@@ -111,15 +111,11 @@ def _event(name: str) -> Event:
 def _milliseconds(call: Call, name: str) -> int | None:
     """A time in the query as the ledger has it, None where there is none."""
     given = call.query.get(name)
-    if given is None:
-        return None
     try:
-        when = datetime.fromisoformat(given)
+        when = None if given is None else datetime.fromisoformat(given)
     except ValueError:
-        when = None
-    if when is None or when.tzinfo is None:
-        raise InvalidInput(f"{name}: a time in UTC is expected (2027-01-31T12:00:00Z)")
-    return int(when.timestamp() * 1000)
+        raise InvalidInput(f"{name}: a time with its zone is expected (2027-01-31T12:00:00Z)") from None
+    return unix_milliseconds(when, name)
 
 
 def _proof(proof: Proof) -> dict[str, object]:

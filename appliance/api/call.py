@@ -92,6 +92,11 @@ class Call:
         return self.principal.customer
 
     @property
+    def media(self) -> str:
+        """The media type of the body, in lower case and without parameters; empty where none was named."""
+        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+    @property
     def collection(self) -> CollectionId:
         """The collection in the path. Raises NotFound where the token does not know of it."""
         self.check_collection(self.parameters["id"])

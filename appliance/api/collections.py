@@ -73,12 +73,12 @@ class Collections:
         return _listing(page, page[-1].id if len(found) > len(page) else None)
 
     async def get(self, call: Call) -> Answer:
-        return Answer(described(await self._collections.get(call.principal.customer, _asked(call))))
+        return Answer(described(await self._collections.get(call.principal.customer, call.collection)))
 
     async def change(self, call: Call) -> Answer:
         """Its name, its recall, or both."""
         asked = call.document(Changed)
-        owner, identifier = call.principal.customer, _asked(call)
+        owner, identifier = call.principal.customer, call.collection
         if asked.name is None and asked.recall is None:
             raise InvalidInput("name or recall: one of them is expected")
         if asked.recall is not None:
@@ -92,16 +92,16 @@ class Collections:
     async def empty(self, call: Call) -> Answer:
         """All records go; id, name and backbone stay."""
         return Answer(
-            described(await self._collections.empty(call.actor, call.principal.customer, _asked(call)))
+            described(await self._collections.empty(call.actor, call.principal.customer, call.collection))
         )
 
     async def remove(self, call: Call) -> Answer:
-        await self._collections.remove(call.actor, call.principal.customer, _asked(call))
+        await self._collections.remove(call.actor, call.principal.customer, call.collection)
         return Answer(status=204)
 
     async def stats(self, call: Call) -> Answer:
         """What is in a collection and how it is searched; loads it if it is not in memory."""
-        opened = await self._collections.open(call.principal.customer, _asked(call))
+        opened = await self._collections.open(call.principal.customer, call.collection)
         searchable, graphed, sealing = opened.count - opened.damaged, opened.graphed, opened.sealing
         return Answer(
             {
@@ -137,10 +137,6 @@ class Collections:
             return hashing.PIN, hashing.BITS
         backbone = self._bundles.backbone(wanted)
         return backbone.pin, backbone.outputs["embedding"][-1]
-
-
-def _asked(call: Call) -> CollectionId:
-    return CollectionId(call.parameters["id"])
 
 
 def _listing(page: Sequence[Collection], following: CollectionId | None = None) -> Answer:

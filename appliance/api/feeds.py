@@ -51,12 +51,11 @@ class Feeds:
 
     async def diff(self, call: Call) -> Answer:
         """Which ids are to be inserted, updated and deleted, for the collection to hold those in the body."""
-        media = call.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         difference = await self._sync.diff(
             call.customer,
             call.collection,
             call.payload.pieces,
-            lines=media != JSON,
+            lines=call.media != JSON,
             hash_field=call.query.get("hash_field", "hash"),
         )
         pieces = difference.document()

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from appliance.accounts.audit import Event
 from appliance.accounts.rights import Scope
+from appliance.api.agreements import Agreements
 from appliance.api.aliases import Aliases
 from appliance.api.answers import Answer
 from appliance.api.audit import Audit
@@ -21,7 +22,6 @@ from appliance.api.interchange import Interchange
 from appliance.api.keys import KeyManagement
 from appliance.api.limits import Limits
 from appliance.api.management import Management
-from appliance.api.oversight import Oversight
 from appliance.api.payload import Form
 from appliance.api.privacy import Privacy
 from appliance.api.routing import LOCAL, MANAGED, MANAGEMENT, PUBLIC, READ, Access, Route, Surface
@@ -70,12 +70,14 @@ def _accounts() -> tuple[Route, ...]:
 def _oversight() -> tuple[Route, ...]:
     agreement, sign, document = "/agreements/{id}", Event.AGREEMENT_SIGN, Event.AGREEMENT_DOCUMENT
     return (
-        _managed("POST", "/agreements", Oversight.sign_agreement, _OPERATOR, sign, Form.FIELDS),
-        _managed("GET", "/agreements", Oversight.list_agreements, _ADMIN),
-        _managed("POST", f"{agreement}/accept", Oversight.accept_agreement, _ADMIN, Event.AGREEMENT_ACCEPT),
-        _local("PUT", f"{agreement}/document", Oversight.attach_document, _OPERATOR, document, Form.DOCUMENT),
-        _managed("GET", f"{agreement}/document", Oversight.get_document, _ADMIN),
-        _managed("DELETE", agreement, Oversight.revoke_agreement, _ADMIN, Event.AGREEMENT_REVOKE),
+        _managed("POST", "/agreements", Agreements.sign_agreement, _OPERATOR, sign, Form.FIELDS),
+        _managed("GET", "/agreements", Agreements.list_agreements, _ADMIN),
+        _managed("POST", f"{agreement}/accept", Agreements.accept_agreement, _ADMIN, Event.AGREEMENT_ACCEPT),
+        _local(
+            "PUT", f"{agreement}/document", Agreements.attach_document, _OPERATOR, document, Form.DOCUMENT
+        ),
+        _managed("GET", f"{agreement}/document", Agreements.get_document, _ADMIN),
+        _managed("DELETE", agreement, Agreements.revoke_agreement, _ADMIN, Event.AGREEMENT_REVOKE),
         _managed("GET", "/erasures", Privacy.list_erasures, _ADMIN),
         _managed("GET", "/erasures/{id}", Privacy.get_erasure, _ADMIN),
         _managed("GET", "/export", Privacy.export, _ADMIN, Event.CUSTOMER_EXPORT),

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 from aiohttp import http_parser
 
 from appliance.api.account import Account
+from appliance.api.agreements import Agreements
 from appliance.api.aliases import Aliases
 from appliance.api.annotate import Annotate
 from appliance.api.asynchronous import Asynchronous
@@ -43,7 +44,6 @@ from appliance.api.limits import Limits
 from appliance.api.management import Management
 from appliance.api.objects import Objects
 from appliance.api.open_inference import OpenInference
-from appliance.api.oversight import Oversight
 from appliance.api.parts import Parts
 from appliance.api.privacy import Privacy
 from appliance.api.probes import Probes
@@ -155,7 +155,7 @@ class Server:
             Snapshots(parts.collections),
             Transfers(parts.collections, parts.config.search),
             Feeds(parts.synchronisation),
-            Oversight(parts.customers, parts.agreements, parts.erasure),
+            Agreements(parts.customers, parts.agreements, parts.erasure),
             Grants(parts.grants, parts.customers, parts.images),
             Audit(parts.customers, parts.audit, parts.audit_tree, parts.grants),
             Privacy(parts.certificates, parts.records, parts.erasure, parts.portability),

@@ -44,10 +44,9 @@ class Transfers:
         conflict = call.query.get("on_conflict", "keep")
         if conflict not in {"keep", "replace"}:
             raise InvalidInput("on_conflict: keep or replace is expected")
-        media = call.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        candidates = self._candidates(call, media, collection.collection.dim)
+        candidates = self._candidates(call, collection.collection.dim)
         report = await importing.run(call.actor, collection, candidates, replace=conflict == "replace")
-        return Answer(_document(report, media))
+        return Answer(_document(report, call.media))
 
     async def give(self, call: Call) -> Answer:
         """The whole collection; see `interchange.exporting`."""
@@ -75,9 +74,9 @@ class Transfers:
         }
         return Answer(headers=headers, content_type=media, stream=Stream(None, pieces, lambda: None))
 
-    def _candidates(self, call: Call, media: str, dim: int) -> Candidates:
+    def _candidates(self, call: Call, dim: int) -> Candidates:
         most = self._limits.max_metadata_bytes + _NUMBER * dim + _BESIDE
-        match media:
+        match call.media:
             case "application/x-ndjson":
                 return importing.of_lines(call.payload.pieces, dim, most)
             case "application/x-npy":

@@ -21,7 +21,7 @@ def add(words: Words) -> None:
     sign.add_argument("--parties", metavar="TEXT", help="as the paper names them")
     sign.add_argument("--document", type=Path, metavar="FILE", help="the paper; it is kept sealed")
     sign.add_argument("--signed-on", metavar="DATE", help="when both had signed, 2027-01-31")
-    sign.add_argument("--valid-until", metavar="TIME", help="ISO 8601 with a UTC offset; default: revoked")
+    sign.add_argument("--valid-until", metavar="TIME", help="ISO 8601 with a UTC offset; default: no end")
     sign.add_argument(
         "--await-acceptance", action="store_true", help="pending until an admin token of the customer accepts"
     )

@@ -5,7 +5,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from appliance.cli.client import Operator, client
 from appliance.cli.output import Document, Output, Refused, table
@@ -114,7 +113,7 @@ def _key(arguments: argparse.Namespace) -> Output:
     return Output({"key": str(key), "name": key.name, "public": key.public}, str(key))
 
 
-def _state(arguments: argparse.Namespace) -> Any:
+def _state(arguments: argparse.Namespace) -> Path:
     """The state folder, which is its owner's: what root opened there would not be the daemon's."""
     from appliance import config, process
 

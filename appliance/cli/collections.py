@@ -72,5 +72,5 @@ async def _empty(operator: Operator, arguments: argparse.Namespace) -> Output:
 
 
 async def _remove(operator: Operator, arguments: argparse.Namespace) -> Output:
-    await operator.call("DELETE", f"/collections/{arguments.id}")
+    await operator.call("DELETE", f"/collections/{segment(arguments.id, 'collection')}")
     return Output({"id": arguments.id, "removed": True}, f"collection {arguments.id} is removed")

@@ -142,7 +142,8 @@ async def _list_tokens(operator: Operator, arguments: argparse.Namespace) -> Out
 
 async def _rotate_token(operator: Operator, arguments: argparse.Namespace) -> Output:
     body = {} if arguments.overlap_seconds is None else {"overlap_seconds": arguments.overlap_seconds}
-    return _issued(await operator.call("POST", f"/tokens/{arguments.id}/rotate", body=body))
+    token = segment(arguments.id, "token")
+    return _issued(await operator.call("POST", f"/tokens/{token}/rotate", body=body))
 
 
 def _issued(made: Document) -> Output:
@@ -167,5 +168,5 @@ def _given(arguments: argparse.Namespace, names: Iterable[str]) -> Document:
 
 
 async def _revoke_token(operator: Operator, arguments: argparse.Namespace) -> Output:
-    await operator.call("DELETE", f"/tokens/{arguments.id}")
+    await operator.call("DELETE", f"/tokens/{segment(arguments.id, 'token')}")
     return Output({"id": arguments.id, "revoked": True}, f"token {arguments.id} is revoked")

@@ -27,9 +27,7 @@ from appliance.backup.restoration import check_whole
 from appliance.backup.source import Backups, ImagesAtHand
 from appliance.config import Config
 from appliance.datasets.images import Images
-from appliance.errors import (
-    StorageFailed,
-)
+from appliance.errors import StorageFailed
 from appliance.health import Readiness
 from appliance.ledger import Ledger, StateLock
 from appliance.outbound import Outbound
@@ -169,6 +167,11 @@ async def open_state(
     declared: Residency | None,
     registry: metrics.Registry,
 ) -> State:
+    """The parts on a state folder, opened in their order and closed with `stack`; root goes on as its owner.
+
+    Raises ConfigInvalid without a root key (nothing is made then), StateInUse when another process holds the
+    folder, KeyringInvalid, and StorageFailed, also for a restore that was interrupted.
+    """
     process.become_owner(settings.state)
     root = vault.read_root(settings.vault)  # first: where there is none nothing is made
     lock = StateLock(settings.state)

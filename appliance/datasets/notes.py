@@ -19,7 +19,7 @@ from appliance.ledger import Connection, Ledger
 MAX_VERIFICATIONS = 100  # of an image: each number of them is one more range for a list to walk
 MAX_POINTS = 100  # of an image
 MAX_LOOSE_POINTS = 10_000  # of a dataset as a whole
-MAX_USER = 200
+MAX_USER = 200  # bytes of JSON, the quotes of a text included
 
 _POINT = (
     f"SELECT points.key, points.id, images.id, points.words, points.created_at, {rows.PLACE} FROM points"  # noqa: S608
@@ -49,7 +49,7 @@ class Notes:
         """
         named = msgspec.json.encode(user)
         if not 3 <= len(named) <= MAX_USER and not isinstance(user, int):
-            raise InvalidInput(f"user: 1 to {MAX_USER - 2} characters, or a number")
+            raise InvalidInput(f"user: a number, or a text of 1 to {MAX_USER - 2} bytes (UTF-8), is expected")
         identity, now = str(uuid.uuid4()), self._now()
 
         def act(connection: Connection) -> Verification:

@@ -34,8 +34,9 @@ class StateLock:
         except BlockingIOError:
             pid = _recorded(fd)
             os.close(fd)
-            holder_name = f"the daemon with pid {pid}" if pid else "a daemon that is just starting"
-            raise StateInUse(f"state folder {self._folder} is held by {holder_name}") from None
+            holder_name = f"the process with pid {pid}" if pid else "a process that is just starting"
+            fix = "wait for its end, or stop it (a daemon: systemctl stop appliance)"
+            raise StateInUse(f"state folder {self._folder} is held by {holder_name}: {fix}") from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         self._fd = fd

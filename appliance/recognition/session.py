@@ -42,9 +42,9 @@ CPU_BATCH = 4
 # On CPUs convolutions do not differ at all, and attention by 4e-7 of the largest. A GPU multiplies with less
 # precision, and has no kernels for what is quantised as it runs.
 APART = {CPU: (1e-5, 2e-6), CUDA: (1e-3, 1e-2)}
-# The smallest model there is, one Identity node: what shows whether a provider really runs.
 # What onnxruntime says when CUDA or one of its libraries failed.
 CUDA_NAMES = ("cuda", "cudnn", "cublas", "cufft", "curand")
+# The smallest model there is, one Identity node: what shows whether a provider really runs.
 PROBE = bytes.fromhex(
     "08083a370a100a016912016f22084964656e746974791201705a0f0a0169120a0a08080112040a020801620f0a016f120a0a0808"
     "0112040a02080142040a00100d"

@@ -127,10 +127,8 @@ class Keyring:
         self._path = path
         self._folder = HeldFolder(path.parent)
         self._root = root
-        self._now = (
-            content,
-            own,
-        )  # changed together, so that a reader never sees one of before and one of after
+        # Changed together, so that a reader never sees one of before and one of after.
+        self._now = content, own
         self._changing = threading.Lock()
         self._ended: set[bytes] = set()
         """Customers whose keys were destroyed: what was under way for them makes none anew."""

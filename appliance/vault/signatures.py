@@ -1,4 +1,4 @@
-"""Ed25519 (RFC 8032): who made a thing, told by keys that an operator trusts."""
+"""Ed25519 (RFC 8032): who made a thing, told by the public half of a key."""
 
 import base64
 import binascii
@@ -9,7 +9,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from appliance.errors import InvalidInput, SelfTestFailed
 
 KEY_BYTES = 32
-SIGNATURE_BYTES = 64
 
 # RFC 8032, section 7.1, test 2.
 _PRIVATE = bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")

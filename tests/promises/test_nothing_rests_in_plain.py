@@ -225,12 +225,7 @@ def write_all(stored: Stored) -> None:
     pictures = [picture(stored, number) for number in range(COUNT)]
     for content in pictures:
         stored.plaintext.add(content)
-        for known in (
-            "md5",
-            "sha1",
-            "sha256",
-            "blake2b",
-        ):
+        for known in ("md5", "sha1", "sha256", "blake2b"):
             stored.plaintext.add(hashlib.new(known, content).digest())
 
     def write(number: int) -> str:

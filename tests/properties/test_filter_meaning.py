@@ -85,7 +85,7 @@ joints = st.sampled_from(["$and", "$or", "$nor"])
 documents = st.recursive(
     conditions,
     lambda inner: st.dictionaries(
-        st.sampled_from(["$and", "$or", "$nor"]),
+        joints,
         st.lists(inner, min_size=1, max_size=3),
         min_size=1,
         max_size=2,

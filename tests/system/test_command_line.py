@@ -110,6 +110,12 @@ def test_customers_tokens_and_collections(state: DemoState) -> None:
     assert (hashes["backbone"], hashes["dim"], hashes["recall"]) == ("phash@1", 64, 0.95)
     assert state.ask("collection", "recall", hashes["id"], "0.99")["recall"] == 0.99
     assert refusal(state, "collection", "recall", hashes["id"], "1") == (1, "bad_request")
+    for verb, elsewhere in (
+        ("token revoke", f"../collections/{collection['id']}"),
+        ("token rotate", f"../keys/customers/{customer['id']}"),
+        ("collection remove", f"../tokens/{second['id']}"),
+    ):  # an id is no way to something else
+        assert refusal(state, *verb.split(), elsewhere) == (1, "not_found")
     for made in (collection, hashes):
         state.ask("collection", "remove", made["id"])
     assert state.ask("collection", "list", customer["id"])["collections"] == []

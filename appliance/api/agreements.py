@@ -4,7 +4,8 @@ from datetime import date, datetime
 
 import msgspec
 
-from appliance.accounts.agreements import Agreement, AgreementId, Agreements, parse_kind
+from appliance.accounts.agreements import Agreement, AgreementId, parse_kind
+from appliance.accounts.agreements import Agreements as Register
 from appliance.accounts.contracts import Contract
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.api.answers import Answer, moment, unix_milliseconds
@@ -25,18 +26,18 @@ class NewAgreement(msgspec.Struct, forbid_unknown_fields=True):
     valid_until: datetime | None = None
 
 
-class Oversight:
-    """The handlers of agreements. Without `erasure` nothing is erased here."""
+class Agreements:
+    """The handlers. Without `erasure` nothing is erased here."""
 
-    def __init__(self, customers: Customers, agreements: Agreements, erasure: Erasure | None) -> None:
+    def __init__(self, customers: Customers, agreements: Register, erasure: Erasure | None) -> None:
         self._customers = customers
-        self._agreements = agreements
+        self._register = agreements
         self._erasure = erasure
 
     async def sign_agreement(self, call: Call) -> Answer:
         asked = call.document(NewAgreement)
         valid_until = unix_milliseconds(asked.valid_until, "valid_until")
-        signed = await self._agreements.sign(
+        signed = await self._register.sign(
             call.actor,
             CustomerId(asked.customer),
             parse_kind(asked.kind),
@@ -46,7 +47,7 @@ class Oversight:
         return Answer(_agreement(signed), 201)
 
     async def list_agreements(self, call: Call) -> Answer:
-        agreements = await self._agreements.list(await call.listed(self._customers))
+        agreements = await self._register.list(await call.listed(self._customers))
         return Answer({"agreements": [_agreement(agreement) for agreement in agreements]})
 
     async def accept_agreement(self, call: Call) -> Answer:
@@ -54,19 +55,17 @@ class Oversight:
         customer = call.principal.customer
         if customer is None:
             raise Forbidden("the customer itself accepts, with a token of its own that has the scope admin")
-        accepted = await self._agreements.accept(call.actor, customer, AgreementId(call.parameters["id"]))
+        accepted = await self._register.accept(call.actor, customer, AgreementId(call.parameters["id"]))
         return Answer(_agreement(accepted))
 
     async def attach_document(self, call: Call) -> Answer:
-        await self._agreements.attach(
-            call.actor, AgreementId(call.parameters["id"]), bytes(call.payload.body)
-        )
+        await self._register.attach(call.actor, AgreementId(call.parameters["id"]), bytes(call.payload.body))
         return Answer(status=204)
 
     async def get_document(self, call: Call) -> Answer:
         """The bytes of the paper that was signed."""
         owner = call.owner(call.query.get("customer"))
-        document = await self._agreements.document(owner, AgreementId(call.parameters["id"]))
+        document = await self._register.document(owner, AgreementId(call.parameters["id"]))
         return Answer(content_type="application/octet-stream", text=document)
 
     async def revoke_agreement(self, call: Call) -> Answer:
@@ -74,7 +73,7 @@ class Oversight:
         owner = call.owner(call.query.get("customer"))
         identity = AgreementId(call.parameters["id"])
         if not truth(call, "erase"):
-            await self._agreements.revoke(call.actor, owner, identity)
+            await self._register.revoke(call.actor, owner, identity)
             return Answer(status=204)
         if owner is None or call.principal.customer is None:
             raise Forbidden("erase: the customer itself asks for it, with a token of its own")
