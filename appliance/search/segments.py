@@ -100,6 +100,8 @@ class Segments:
         self._vectors = Vectors(dim)
         self._segments: tuple[Segment, ...] = ()
         self._tail = 0
+        self._apart = 0.0
+        """What searches have cost more than with one graph over everything, see `tiers.apart`."""
         self._tuned: Tuned | None = None
         self._untuned = False
         self._moment = _Moment()
@@ -155,6 +157,7 @@ class Segments:
         first = self._vectors.slots
         self._vectors.append(labels, rows)
         self._tail += len(labels)
+        self._apart = max(0.0, self._apart - tiers.AGAIN * tiers.building(len(labels)))
         return first
 
     def kill(self, label: int, *, replaced: bool = False) -> bool:
@@ -191,6 +194,7 @@ class Segments:
             if not exactly:
                 found = await self._through_graphs(some, k, self._ef)
             left = [n for n, one in enumerate(found) if one is None]
+            self._apart += (len(some) - len(left)) * tiers.apart(len(self._segments), self._tail)
             self._scans.by_graph.inc(len(some) - len(left))
             if left:
                 self._scans.exact.inc(len(left))
@@ -317,6 +321,7 @@ class Segments:
         found: list[Found | None] = [None] * len(queries)
         proposed = await self._graphs.query(asks, queries) if asks else None
         if proposed is not None:
+            self._apart += len(queries) * tiers.apart(len(segments), self._tail)
             measured = await self._measured(segments, proposed, queries, k, view, wanted)
             found = proposals.complete(measured, proposed, k)
         elif asks:
@@ -374,6 +379,10 @@ class Segments:
         floor, most = (max(self._merges.values()), tiers.BESIDE) if self._merges else (-1, tiers.MOST)
         segments = [one for one in self._segments if one.above >= floor]
         portion = max(1, self._settings.tail_bytes // (self._dim * 4))
+        if not self._merges and self._apart > tiers.building(self.count):
+            if not tiers.is_long(self.count, portion):
+                return _Work(-1, self._youngest)
+            return _Work(self._end, self._youngest) if self._tail else _Work(-1, self._end, long=True)
         step = tiers.due([one.sealed.size for one in segments], self._tail, portion, most)
         if step is not None:
             above = segments[step.kept - 1].through if step.kept else floor
@@ -482,6 +491,8 @@ class Segments:
     def _use(self, sealed: Sealed | None, above: int, through: int) -> None:
         """Have a graph, None where no record lives, in the place of those that know some of these labels."""
         self._pause = 0.0
+        if above < 0:
+            self._apart = 0.0
         before, now, built = self._segments, self.view(), list[Segment]()
         if sealed is not None:
             living = int(np.count_nonzero(now.alive[now.after(above) : now.after(through)]))

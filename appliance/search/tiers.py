@@ -10,6 +10,10 @@ A merge that takes long is made of graphs alone: the portion gets a graph of its
 is scanned stays small. What comes while the merge goes on is held in the same way, in fewer graphs, and joins
 the others after it. So a record may be built a time or two more, and while there are long merges, and only
 then, more graphs than four are searched.
+
+A collection that is searched and hardly changes gets one graph over everything, once its parts have cost the
+searches as much as that graph costs: at most twice of what the better choice, known beforehand, would have
+(Karlin, Manasse, Rudolph, Sleator, "Competitive snoopy caching", Algorithmica 3, 1988).
 """
 
 from collections.abc import Sequence
@@ -23,6 +27,12 @@ BESIDE = 2
 """Graphs over what came since a long merge began."""
 _LONG = 4
 """Portions of 4 MB whose merge is waited for: some eight seconds of CPU at 256 dimensions."""
+_SCANNED, _ASKED, _BUILT = 0.14, 100.0, 500.0
+"""Microseconds of CPU at 256 dimensions: of a search for each record of the tail and for each graph but one,
+and of a new graph for each of its records (measured; only the ratios count)."""
+AGAIN = 8
+"""So many times what building new records costs is taken off what parts have cost: what changes as it is
+searched would soon be in parts again."""
 
 
 class Step(NamedTuple):
@@ -52,6 +62,16 @@ def due(sizes: Sequence[int], tail: int, portion: int, most: int = MOST) -> Step
     if staying == len(sizes) - 1:
         return None
     return Step(staying, tail=False, long=is_long(sum(sizes[staying:]), portion))
+
+
+def apart(graphs: int, tail: int) -> float:
+    """What a search costs more than with one graph over everything; in the unit of `building`."""
+    return tail * _SCANNED + max(0, graphs - 1) * _ASKED
+
+
+def building(records: int) -> float:
+    """What a graph over so many records costs."""
+    return records * _BUILT
 
 
 def is_long(records: int, portion: int) -> bool:

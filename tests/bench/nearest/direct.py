@@ -24,7 +24,7 @@ index.load_index(sys.argv[1])
 index.knn_query(numpy.ones(index.dim, numpy.float32), 10, num_threads=1)
 print(int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096)
 """
-_EFS = (10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
+EFS = (10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def build(data: Embeddings, folder: Path) -> Direct:
 
 def _tuned(index: hnswlib.Index, data: Embeddings) -> tuple[dict[float, int], dict[float, float]]:
     efs, recalls = dict[float, int](), dict[float, float]()
-    for ef in _EFS:
+    for ef in EFS:
         index.set_ef(ef)
         labels: Sequence[Sequence[int]] = index.knn_query(data.queries, K, num_threads=1)[0].tolist()
         reached = data.recall(labels)

@@ -66,6 +66,10 @@ class Filled:
         segments._settings = segments._settings.model_copy(update={"ef": 1})
         segments._tuned = Tuned(candidates, 0.0)
 
+    def forget_searches(self) -> None:
+        """So that searches to measure with are no reason to build one graph, see `appliance.search.tiers`."""
+        self.opened._segments._apart = 0.0
+
     def answered(self, path: str) -> float:
         """Searches so far that were answered in this way."""
         return self.things.count("appliance_search_queries_total", path=path)

@@ -55,6 +55,12 @@ def test_a_long_merge_leaves_the_tail_to_a_graph_of_its_own_that_comes_first() -
     assert tiers.due([15 * PORTION], PORTION - 1, PORTION) is None
 
 
+def test_what_parts_cost_of_which_no_merge_is_due_makes_up_for_one_graph_in_thousands_of_searches() -> None:
+    assert tiers.apart(1, 0) == 0
+    assert 12_000 < tiers.building(20_000) / tiers.apart(4, 3616) < 13_000
+    assert tiers.building(1_000_000) / tiers.apart(4, 0) > 1_000_000
+
+
 def test_what_a_long_merge_leaves_behind_joins_the_others() -> None:
     """Two graphs that were built beside one of forty portions."""
     assert tiers.due([40 * PORTION, 10 * PORTION, 3 * PORTION], 0, PORTION) is None
