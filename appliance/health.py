@@ -374,6 +374,13 @@ class Health:
             )
             yield GaugeMetricFamily("appliance_volume_free_inodes", "Free inodes", facts.free_inodes)
             yield GaugeMetricFamily("appliance_volume_read_only", "1 when mounted read-only", facts.read_only)
+        findings = GaugeMetricFamily(
+            "appliance_findings", "Findings of `status` by their severity", labels=["severity"]
+        )
+        found = [finding.severity for finding in self.findings()]
+        for severity in GRAVEST_FIRST:
+            findings.add_metric([severity], found.count(severity))
+        yield findings
         yield GaugeMetricFamily("appliance_ready", "1 while /readyz answers 200", self.readiness().serving)
 
     async def _observe_forever(self) -> None:

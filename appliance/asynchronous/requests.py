@@ -6,6 +6,7 @@ waited or ran when the daemon ended is lost with its images: it has failed at th
 
 import uuid
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NewType, Self
@@ -18,7 +19,7 @@ from appliance.accounts.forward import corrected
 from appliance.accounts.seals import Seals
 from appliance.asynchronous.clear import seal_clear_requests
 from appliance.asynchronous.seals import RequestSeals
-from appliance.errors import Conflict, NotFound, SealBroken
+from appliance.errors import Conflict, NotFound, SealBroken, VolumeFull
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Keyring
 
@@ -116,24 +117,22 @@ class Requests:
         self._believed: Callable[[], float] = float
         self._keep = int(keep_seconds * 1000)
         self._most = most
+        self._left = 0  # the number of the last request of earlier runs
 
     def go_by(self, believed: Callable[[], float]) -> None:
         """What tells the time that is believed, in unix seconds; call it before entering."""
         self._believed = believed
 
     async def __aenter__(self) -> Self:
-        """Ends what an earlier run left. Raises StorageFailed, VolumeFull."""
+        """Ends what an earlier run left, on a full volume with the first request that it takes again.
+
+        Raises StorageFailed, and VolumeFull where rows of an older version have to be sealed.
+        """
         await seal_clear_requests(self._ledger, self._keyring)
-        now, ended = self._now(), self._end()
-
-        def act(connection: Connection) -> None:
-            self._forget(connection)
-            connection.execute(
-                f"{_END} WHERE status IN (?, ?, ?)",
-                (State.FAILED, None, ended, now, *_OPEN),
-            )
-
-        await self._ledger.write(act)
+        self._left = await self._ledger.read(_newest)
+        with suppress(VolumeFull):
+            await self._ledger.write(self._end_left)
+            self._left = 0
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -164,7 +163,7 @@ class Requests:
         token = actor.id if actor.kind == "token" else None
 
         def act(connection: Connection) -> tuple[Request, bool]:
-            self._forget(connection)
+            self._end_left(connection)
             if handle is not None:
                 known = connection.execute(
                     f"SELECT digest, {_COLUMNS} FROM requests WHERE customer = ? AND handle = ?",  # noqa: S608
@@ -184,7 +183,9 @@ class Requests:
             record(connection, now, actor, Event.REQUEST_ADD, customer, new, {"type": kind})
             return Request(new, customer, kind, State.CREATED, now, None, None), True
 
-        return await self._ledger.write(act)
+        added = await self._ledger.write(act)
+        self._left = 0
+        return added
 
     async def get(self, customer: CustomerId, request: str, only: str | None = None) -> Request:
         """The request, where `only` is given if that token made it. Raises NotFound."""
@@ -364,6 +365,15 @@ class Requests:
     def _of(self, customer: str) -> RequestSeals:
         return RequestSeals(self._seals, CustomerId(customer))
 
+    def _end_left(self, connection: Connection) -> None:
+        """End what an earlier run left, and forget what has ended long ago."""
+        self._forget(connection)
+        if self._left:
+            connection.execute(
+                f"{_END} WHERE status IN (?, ?, ?) AND number <= ?",
+                (State.FAILED, None, self._end(), self._now(), *_OPEN, self._left),
+            )
+
     def _forget(self, connection: Connection) -> None:
         # No correction makes a time earlier: the first condition is there for its index.
         connection.execute(
@@ -389,6 +399,11 @@ class Requests:
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
+
+
+def _newest(connection: Connection) -> int:
+    found: int = connection.execute("SELECT coalesce(max(number), 0) FROM requests").get
+    return found
 
 
 def _others(

@@ -23,7 +23,7 @@ from appliance.datasets.witness import WITNESS, Record
 from appliance.errors import BackupInvalid, Conflict, NotFound, StorageFailed
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
-from appliance.vault import Keyring, SealedFile
+from appliance.vault import Keyring, SealedFile, ballast_of
 from appliance.volume import (
     create,
     failing_as_storage,
@@ -222,7 +222,8 @@ def _destroy(keys: Keyring, connection: Connection, query: str, identity: str) -
 
 
 def _publish(staged: Path, state: Path) -> None:
-    for name in (f"{_DATABASE}-wal", f"{_DATABASE}-shm"):  # the log was emptied
+    # The log was emptied; the room that it and the keyring keep is made anew.
+    for name in (f"{_DATABASE}-wal", f"{_DATABASE}-shm", ballast_of(KEYRING)):
         (staged / name).unlink(missing_ok=True)
     _hand_over(state)
     sync_filesystem(staged)

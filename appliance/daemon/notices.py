@@ -56,6 +56,8 @@ def _of_images(images: Images) -> Iterator[Finding]:
         if condition.state == "offline":
             message += "; mount its volume there again, or restart"
         yield Finding("degraded", "datasets.volume", message)
+    if (shortage := images.upkeep.shortage()) is not None:
+        yield Finding("degraded", "volume.ballast", shortage)
     if damaged := images.upkeep.damaged:
         message = f"{damaged} stored images are damaged: the log and the audit log name them"
         yield Finding("degraded", "datasets.damaged", message)

@@ -27,6 +27,8 @@ from appliance.errors import (
     ConfigInvalid,
     InvalidInput,
     Overloaded,
+    StorageFailed,
+    VolumeFull,
     WorkerLost,
 )
 from appliance.health import Health, Status
@@ -44,6 +46,7 @@ _log = logging.getLogger(__name__)
 EXTENSION_SECONDS = 15.0
 STOP_SECONDS = 300.0  # for the parts to stop, when the last request is answered
 COUNT_SECONDS = 1.0
+RECORD_SECONDS = 20.0  # until an entry that found no room on the volume is tried again
 
 
 class _Heartbeat:
@@ -137,7 +140,7 @@ class Daemon:
         registry = metrics.create()
         _tell("opening the state folder")
         self._state = state = await open_state(stack, settings, self._declared, registry)
-        await self._record(audit.Event.DAEMON_START, {"version": VERSION, "profile": settings.profile})
+        await self._record_start(stack)
         await enter(state.audit_tree)
         self._compliance = await enter(Compliance(self._verify, state.ledger, clock))
         _tell("starting the decoders")
@@ -307,6 +310,28 @@ class Daemon:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._hurried.wait(), seconds)
         _tell("draining")
+
+    async def _record_start(self, stack: contextlib.AsyncExitStack) -> None:
+        """Before anything is served; on a full volume, whose only way out is a start, when it has room."""
+        details: dict[str, object] = {"version": VERSION, "profile": self._settings.profile}
+        try:
+            await self._record(audit.Event.DAEMON_START, details)
+        except VolumeFull:
+            _log.error("this start is not in the audit log yet: it is recorded when there is room")
+            recording = asyncio.get_running_loop().create_task(self._record_late(details))
+
+            async def end() -> None:
+                recording.cancel()
+                await asyncio.gather(recording, return_exceptions=True)
+
+            stack.push_async_callback(end)
+
+    async def _record_late(self, details: dict[str, object]) -> None:
+        while True:
+            await asyncio.sleep(RECORD_SECONDS)
+            with contextlib.suppress(VolumeFull, StorageFailed):
+                await self._record(audit.Event.DAEMON_START, details)
+                return
 
     async def _record(self, event: audit.Event, details: dict[str, object]) -> None:
         actor = audit.Actor("system", "daemon")

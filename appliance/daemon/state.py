@@ -1,5 +1,6 @@
 """The parts that stand on the state folder alone: what the daemon and a single command have in common."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
@@ -183,10 +184,6 @@ async def open_state(
     stack.callback(lock.release)
     check_whole(settings.state)
     enter = stack.enter_async_context
-    ledger = await enter(Ledger(settings.state, registry))
-    keyring = await vault.open_keyring(settings.state, ledger, root)
-    stack.callback(keyring.wipe)
-    keys = keyring.service
     held = HeldFolder(settings.state)
     stack.callback(held.close)
     space = Space(
@@ -195,6 +192,11 @@ async def open_state(
         least_bytes=settings.datasets.reserve_bytes,
         ballast_bytes=settings.datasets.ballast_bytes,
     )
+    await asyncio.to_thread(space.before_deletion)  # a start writes too, and it is the way to delete anything
+    ledger = await enter(Ledger(settings.state, registry))
+    keyring = await vault.open_keyring(settings.state, ledger, root)
+    stack.callback(keyring.wipe)
+    keys = keyring.service
     now = clock()
     latest = await ledger.read(partial(latest_time, now=now))
     set_back = await ledger.read(partial(is_set_back, now=now))

@@ -30,6 +30,7 @@ _AT_ONCE = 500
 _NAMED_AT_ONCE = 1000
 _READ_AT_ONCE = 1 << 20
 _IDLE_SECONDS = 600.0
+_SHORT_SECONDS = 60.0  # while the ballast is missing: what somebody removes on the volume brings it back
 _NOTED_EVERY = 60.0  # seconds
 _LOOK_SECONDS = 2.0  # a clock that is set while nobody asks is seen by then, before a kill or a power cut
 # A twentieth of the time: a terabyte in 30 days needs 8 MB/s of it.
@@ -67,6 +68,7 @@ class Upkeep:
         self._scrub_ms = int(scrub_days * 86_400_000)
         self._clock = clock
         self._monotonic = monotonic
+        self._interrupted: int | None = None  # when the last deletion began that a run before has not ended
         self._refused: set[int] = set()  # keys of images that the disk has refused at this scrub
         self._refused_before: set[int] = set()
         self.findings: list[str] = []
@@ -84,6 +86,7 @@ class Upkeep:
         )
 
     async def __aenter__(self) -> Self:
+        self._interrupted = await self._ledger.read(rows.newest_deletion)
         record = await self._recall()
         loop = asyncio.get_running_loop()
 
@@ -95,8 +98,8 @@ class Upkeep:
         self._files.note(acknowledged=record.acknowledged, doubted=record.doubted)
         await self._note_time()
         await asyncio.to_thread(self._space.before_deletion)
-        while images := await self._ledger.read(partial(rows.being_deleted, most=_AT_ONCE)):
-            await finish_deleting(self._ledger, self._files, self._datasets.certificates, images, self._now())
+        with suppress(VolumeFull):  # files went all the same, and leave room to go on with the rest
+            await self._finish_deletions()
         await self._sweep(record)
         await self._count_damaged()
         for dataset in await self._datasets.nameless():
@@ -128,6 +131,10 @@ class Upkeep:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def shortage(self) -> str | None:
+        """What a person has to know while the volume is full and its ballast is spent."""
+        return self._space.shortage()
+
     def doubt(self) -> str | None:
         """What a person has to know while the clock is not believed."""
         return self.leaps.warning()
@@ -141,6 +148,9 @@ class Upkeep:
         looked_again = False
         while True:
             try:
+                with suppress(VolumeFull):  # the room went to somebody else meanwhile
+                    await asyncio.to_thread(self._space.restore_ballast)
+                await self._finish_deletions()
                 if not looked_again:
                     await self.look_again()
                     looked_again = True
@@ -148,13 +158,23 @@ class Upkeep:
                     pass
                 pause = await self.scrub(_SCRUB_SECONDS)
                 await self._count_damaged()
-                await asyncio.to_thread(self._space.restore_ballast)
             except (StorageFailed, VolumeFull):  # of the ledger or the volume, which say so themselves
                 pause = _IDLE_SECONDS
             except Exception:  # noqa: BLE001 - else nothing would be deleted or proven any more, unseen
                 _log.exception("the upkeep of stored images failed, and goes on later")
                 pause = _IDLE_SECONDS
+            if self._space.shortage() is not None:
+                pause = min(pause, _SHORT_SECONDS)
             await asyncio.sleep(max(pause, _REST_SECONDS))
+
+    async def _finish_deletions(self) -> None:
+        """End what an earlier run began to delete, the next call what is left. Raises VolumeFull too."""
+        if self._interrupted is None:
+            return
+        began = partial(rows.being_deleted, until=self._interrupted, most=_AT_ONCE)
+        while images := await self._ledger.read(began):
+            await finish_deleting(self._ledger, self._files, self._datasets.certificates, images, self._now())
+        self._interrupted = None
 
     async def _watch_clock(self) -> None:
         """Apart from the rest, which may take its time: until a doubt is durable, a crash forgets it."""

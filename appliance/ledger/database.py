@@ -1,11 +1,13 @@
 """Connections to the ledger file: opened with every safety setting set, read back and compared."""
 
+import ctypes
 import os
 from pathlib import Path
 
 import apsw
 
 from appliance.errors import StorageFailed
+from appliance.volume import FULL
 
 Connection = apsw.Connection
 
@@ -14,6 +16,10 @@ Connection = apsw.Connection
 _OLDEST_SQLITE = (3, 51, 3)
 
 BUSY_MILLISECONDS = 5000
+
+LOG_BYTES = 4 << 20
+"""What the log has of the volume at least: about as much as it grows to between two checkpoints."""
+_CHUNK_BYTES = 1 << 20  # the database grows by so much at once, so that a few new pages have room already
 
 # Setting -> value that must be read back: SQLite answers a refused setting with the old value, not an error.
 _PRAGMAS: dict[str, int | str] = {
@@ -55,7 +61,32 @@ def open_writer(path: Path) -> Connection:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     except OSError as error:
         raise StorageFailed(f"{path}: {error.strerror}") from error
-    return _open(path, apsw.SQLITE_OPEN_READWRITE, _PRAGMAS)
+    connection = _open(path, apsw.SQLITE_OPEN_READWRITE, _PRAGMAS)
+    chunk = ctypes.c_int(_CHUNK_BYTES)
+    connection.file_control("main", apsw.SQLITE_FCNTL_CHUNK_SIZE, ctypes.addressof(chunk))
+    return connection
+
+
+def keep_log_room(path: Path) -> None:
+    """Have the log of the database at `path` keep LOG_BYTES of the volume, unless that is too full.
+
+    After a checkpoint SQLite writes the log from its start, over what is there, and it reads it up to the
+    first frame that is not of this round (https://sqlite.org/fileformat2.html#walformat); zeros are none. So
+    commits find room where nobody else does. Closing a descriptor ends no lock of SQLite's: they are on other
+    files. Raises OSError.
+    """
+    fd = os.open(path.with_name(path.name + "-wal"), os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if os.fstat(fd).st_size < LOG_BYTES:
+            try:
+                os.posix_fallocate(fd, 0, LOG_BYTES)
+            except OSError as error:
+                if error.errno in FULL:
+                    return
+                raise
+            os.fdatasync(fd)
+    finally:
+        os.close(fd)
 
 
 def open_reader(path: Path) -> Connection:

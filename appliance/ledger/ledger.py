@@ -1,17 +1,25 @@
 """Durable writes and consistent reads for the event loop: one writer thread, a few reader threads."""
 
 import asyncio
+import math
+import os
 import queue
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self, TypeVar
 
 import apsw
 
-from appliance.errors import StorageFailed
-from appliance.ledger.database import STORAGE_ERRORS, Connection, open_reader, open_writer
+from appliance.errors import StorageFailed, VolumeFull
+from appliance.ledger.database import (
+    STORAGE_ERRORS,
+    Connection,
+    keep_log_room,
+    open_reader,
+    open_writer,
+)
 from appliance.ledger.migrations import migrate, shipped
 from appliance.ledger.pages import Pages, copy
 from appliance.ledger.writer import Writer
@@ -21,6 +29,8 @@ from appliance.volume import sync_folder
 T = TypeVar("T")
 
 _READERS = 2
+_OPENING_BYTES = 8 << 20
+"""Of a volume that takes a start: an index of the log, its room, a migration of a few rows."""
 
 
 @contextmanager
@@ -46,6 +56,7 @@ class Ledger:
     After the first storage error the ledger refuses every further write: the kernel may have dropped dirty
     pages, so only a restart, which reads the disk again, can tell what is there. A full volume is none: it
     refuses what finds no room, as VolumeFull, and writes go on when there is room again. Reads always go on.
+    The log keeps some room of its own, from run to run, which a deletion finds when nothing else does.
     """
 
     def __init__(self, folder: Path, registry: Registry) -> None:
@@ -56,9 +67,9 @@ class Ledger:
         self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
 
     async def __aenter__(self) -> Self:
-        """Open, migrate and sync the folder. Raises StorageFailed, which leaves nothing open."""
+        """Open, migrate and sync the folder. Raises StorageFailed, VolumeFull, which leave nothing open."""
         try:
-            await asyncio.to_thread(self._open)
+            await asyncio.to_thread(self._open_with_room)
         except BaseException:
             self._readers.shutdown()
             raise
@@ -142,10 +153,13 @@ class Ledger:
         """Why writes are refused since a storage error, None while the ledger is sound."""
         return self._writer.failure
 
-    def _open(self) -> None:
+    def _open(self) -> Connection:
         connection = open_writer(self._path)
         try:
             migrate(connection, shipped())
+            with suppress(apsw.FullError):  # what a crash left in the log goes first: it is written over
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            keep_log_room(self._path)
             # SQLite ignores a failed sync of the folder; a commit in a file without a durable name is none.
             sync_folder(self._folder)
             for _ in range(_READERS):
@@ -157,6 +171,19 @@ class Ledger:
             if isinstance(error, (OSError, *STORAGE_ERRORS)):
                 raise StorageFailed(f"{self._path}: {error}") from error
             raise
+        return connection
+
+    def _open_with_room(self) -> None:
+        """Whoever reads that a start found no room has to know what may go."""
+        try:
+            connection = self._open()
+        except StorageFailed as error:
+            if _free(self._folder) >= _OPENING_BYTES:
+                raise
+            raise VolumeFull(
+                f"{error}: its volume is full. Free {_OPENING_BYTES >> 20} MiB there and start again: of what"
+                f" is not the appliance's, or of {self._folder / 'graphs'}, which is made anew"
+            ) from error
         self._writer.adopt(connection)
 
     def _query(self, query: Callable[[Connection], T]) -> T:
@@ -189,3 +216,12 @@ class Ledger:
         while not self._idle.empty():
             self._idle.get_nowait().close()
         self._writer.join()
+
+
+def _free(folder: Path) -> float:
+    """Bytes on its volume; without end where it does not say."""
+    try:
+        volume = os.statvfs(folder)
+    except OSError:
+        return math.inf
+    return volume.f_bavail * volume.f_frsize

@@ -12,6 +12,7 @@ import struct
 from pathlib import Path
 
 from appliance.errors import StateInUse
+from appliance.volume import FULL
 
 _FLOCK = struct.Struct("hhqqi0q")  # struct flock: type, whence, start, len (0: to the end), pid (0 for OFD)
 
@@ -37,15 +38,19 @@ class StateLock:
             holder_name = f"the process with pid {pid}" if pid else "a process that is just starting"
             fix = "wait for its end, or stop it (a daemon: systemctl stop appliance)"
             raise StateInUse(f"state folder {self._folder} is held by {holder_name}: {fix}") from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        try:
+            _note(fd, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            if error.errno not in FULL:  # the lock is taken: who holds it cannot be said, and that is all
+                os.close(fd)
+                raise
         self._fd = fd
 
     def release(self) -> None:
-        """Empty the file and give the folder free."""
+        """Take the pid out of the file and give the folder free."""
         if self._fd is not None:
             with contextlib.suppress(OSError):  # the disk may be gone; the lock goes with the descriptor
-                os.ftruncate(self._fd, 0)
+                _note(self._fd, b"\n")
             os.close(self._fd)
             self._fd = None
 
@@ -62,6 +67,12 @@ def holder(folder: Path) -> int | None:
         return None if found == fcntl.F_UNLCK else _recorded(fd)
     finally:
         os.close(fd)
+
+
+def _note(fd: int, text: bytes) -> None:
+    """In place: cut to nothing, the file would have to find a block again, and a full volume has none."""
+    os.pwrite(fd, text, 0)
+    os.ftruncate(fd, len(text))
 
 
 def _recorded(fd: int) -> int:

@@ -14,7 +14,7 @@ import apsw
 from prometheus_client import Counter, Gauge, Histogram
 
 from appliance.errors import ApplianceError, StorageFailed, VolumeFull
-from appliance.ledger.database import BUSY_MILLISECONDS, STORAGE_ERRORS, Connection
+from appliance.ledger.database import BUSY_MILLISECONDS, STORAGE_ERRORS, Connection, keep_log_room
 from appliance.metrics import Registry
 
 T = TypeVar("T")
@@ -193,12 +193,13 @@ class Writer:
         self._connection.set_busy_timeout(_READER_MILLISECONDS)
         try:
             self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            keep_log_room(self._path)
         except apsw.BusyError:
             emptied = False
         except apsw.FullError:
             self._refuse_full(batch)
             return
-        except apsw.Error as error:
+        except (apsw.Error, OSError) as error:
             self._poison(error)
             _fail(batch, StorageFailed(f"{self._path}: {error}"))
             return
@@ -214,9 +215,14 @@ class Writer:
         assert self._connection is not None
         if self.failure is None and not self._checkpoint(apsw.SQLITE_CHECKPOINT_TRUNCATE):
             self._close_error = StorageFailed(f"{self._path}: the last checkpoint failed; the log was kept")
-        if self.failure is not None or self._close_error is not None:
-            # Closing would checkpoint again and remove the WAL: after an error that waits for the next start.
-            self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        if self.failure is None and self._close_error is None:
+            try:
+                keep_log_room(self._path)
+            except OSError as error:
+                self._close_error = StorageFailed(f"{self._path}: {error}; all is in the database")
+        # Closing would remove the log and its index, and a start on a full volume has no room for others;
+        # after an error it would checkpoint again, which waits for the next start.
+        self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         with contextlib.suppress(apsw.Error):
             self._connection.close(True)
 

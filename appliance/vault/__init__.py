@@ -1,7 +1,7 @@
 """Keys and sealed data: the only door to cryptography."""
 
 from appliance.vault.envelope import enveloped, opened, signed, unwrapped, wrapped
-from appliance.vault.keyring import Container, Generations, Keyring, Kind, identity_of
+from appliance.vault.keyring import Container, Generations, Keyring, Kind, ballast_of, identity_of
 from appliance.vault.keys import KEY_BYTES, Keys, at_hand, create_root, read_key, read_root
 from appliance.vault.known_answers import self_test
 from appliance.vault.opening import open_keyring
@@ -19,6 +19,7 @@ __all__ = [
     "SealedFile",
     "Sealer",
     "at_hand",
+    "ballast_of",
     "create_root",
     "create_signing_key",
     "enveloped",

@@ -13,7 +13,7 @@ import hmac
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,14 +21,15 @@ from uuid import UUID
 
 import msgspec
 
-from appliance.errors import Conflict, KeyringInvalid, NotFound, SealBroken
+from appliance.errors import Conflict, KeyringInvalid, NotFound, SealBroken, StorageFailed, VolumeFull
 from appliance.vault.keys import KEY_BYTES, Keys
-from appliance.volume import HeldFolder, write_atomically
+from appliance.volume import BALLAST, FULL, Ballast, HeldFolder, write_atomically
 
 Kind = Literal["dataset", "collection", "model", "document"]
 
 _MAGIC = b"appliance keyring 1\n"
 _MAC_BYTES = 32
+_LEAST_BALLAST_BYTES = 64 << 10
 _ROOT, _OWN, _SERVICE, _CUSTOMER, _CONTAINER = "root", "keyring", "service", "customer", "container"
 
 
@@ -120,7 +121,10 @@ class Keyring:
     """The opened keyring: `Keyring.create` once, `Keyring.open` ever after.
 
     Changes are durable when they return. They block on the disk, may come from any thread, and run one after
-    the other; reading never waits for them. All raise StorageFailed, which changes nothing.
+    the other; reading never waits for them. All raise StorageFailed and VolumeFull, which change nothing.
+
+    What destroys keys finds room on a full volume: a ballast beside the file, made by its first change, gives
+    way for the new copy, and comes back where the old one was.
     """
 
     def __init__(self, path: Path, root: Keys, content: _Content, own: Keys) -> None:
@@ -276,7 +280,7 @@ class Keyring:
 
         held = self._now[0].customers.get(customer.bytes)
         if held is not None and container.bytes in held.containers:
-            self._change(act)
+            self._change(act, destroying=True)
         self._forget(customer, container)
 
     def destroy_customer(self, customer: UUID) -> None:
@@ -287,7 +291,7 @@ class Keyring:
         with self._changing:
             self._ended.add(customer.bytes)
         if customer.bytes in self._now[0].customers:
-            self._change(lambda _, customers: customers.pop(customer.bytes, None))
+            self._change(lambda _, customers: customers.pop(customer.bytes, None), destroying=True)
         for owner, container in list(self._opened):
             if owner == customer:
                 self._forget(owner, container)
@@ -397,23 +401,51 @@ class Keyring:
         self._write(_encoded(changed, new))
         self._now = changed, new
 
-    def _change(self, act: Callable[[Keys, dict[bytes, _Customer]], object]) -> None:
+    def _change(
+        self, act: Callable[[Keys, dict[bytes, _Customer]], object], *, destroying: bool = False
+    ) -> None:
         with self._changing:
             content, own = self._now
             customers = dict(content.customers)
             act(own, customers)
             changed = _Content(content.id, content.number + 1, content.slots, content.service, customers)
-            self._write(_encoded(changed, own))
+            self._write(_encoded(changed, own), destroying=destroying)
             self._now = changed, own
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, *, destroying: bool = False) -> None:
+        ballast = Ballast(self._folder, ballast_of(self._path.name), _ballast_bytes(len(data)))
+        try:
+            self._replace(data)
+        except VolumeFull:
+            if not (destroying and ballast.release()):
+                raise
+            self._replace(data)
+        with suppress(StorageFailed, VolumeFull):  # the key is what counts
+            ballast.restore()
+
+    def _replace(self, data: bytes) -> None:
         # By the descriptor: what is mounted on the path by now may be gone tomorrow, and this key with it.
-        write_atomically(self._path, data, dir_fd=self._folder.fd)
+        try:
+            write_atomically(self._path, data, dir_fd=self._folder.fd)
+        except StorageFailed as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL:
+                raise VolumeFull(str(error)) from error
+            raise
 
     def _forget(self, customer: UUID, container: UUID) -> None:
         opened = self._opened.pop((customer, container), None)
         if opened is not None:
             opened.wipe()
+
+
+def ballast_of(keyring: str) -> str:
+    """What the file beside a keyring is called that holds room for its next copy."""
+    return f".{keyring}{BALLAST}"
+
+
+def _ballast_bytes(keyring: int) -> int:
+    """Room for a copy of a keyring of so many bytes, whole powers of two, so that it is seldom made anew."""
+    return max(_LEAST_BALLAST_BYTES, 1 << (2 * keyring).bit_length())
 
 
 def identity_of(data: bytes) -> bytes | None:

@@ -1,6 +1,7 @@
 """The volume that data lies on: its facts, durable changes to it, and the guarded way to stored images."""
 
 from appliance.volume.at_hand import NotAtHand, open_at_hand, read_at_hand
+from appliance.volume.ballast import FULL, Ballast
 from appliance.volume.condition import Condition
 from appliance.volume.durable import (
     AtomicFile,
@@ -17,11 +18,14 @@ from appliance.volume.durable import (
 from appliance.volume.facts import Encryption, SwapFacts, VolumeFacts, facts, swaps
 from appliance.volume.guard import DataFolder, is_lack
 from appliance.volume.held import HeldFolder
-from appliance.volume.space import Space
+from appliance.volume.space import BALLAST, Space
 from appliance.volume.watch import Watch
 
 __all__ = [
+    "BALLAST",
+    "FULL",
     "AtomicFile",
+    "Ballast",
     "Condition",
     "DataFolder",
     "Encryption",

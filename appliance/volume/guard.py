@@ -21,6 +21,7 @@ from appliance.volume.anchor import (
     sentinel_at_hand,
 )
 from appliance.volume.at_hand import NotAtHand
+from appliance.volume.ballast import FULL
 from appliance.volume.condition import Condition, Verdict
 from appliance.volume.durable import sync_filesystem, sync_folder
 from appliance.volume.facts import VolumeFacts
@@ -32,7 +33,6 @@ _SILENT_SECONDS = 30.0  # a sync behind a few GiB of other writes is slow and no
 _BROKEN = frozenset(
     {errno.EIO, errno.ENXIO, errno.ENODEV, errno.EUCLEAN, errno.EBADMSG, errno.EREMOTEIO, errno.ESHUTDOWN}
 )
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # This process lacks something; that says nothing about the volume.
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
@@ -172,7 +172,7 @@ class DataFolder:
         try:
             yield self._fd
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise VolumeFull(f"{self._path}: {error.strerror}") from error
             if error.errno in _BROKEN:
                 raise self.poison(f"a write failed: {error.strerror}") from error

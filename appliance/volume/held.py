@@ -1,6 +1,5 @@
 """A folder that is held open: another filesystem on its path is not mistaken for it."""
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +7,7 @@ from pathlib import Path
 
 from appliance.errors import StorageFailed, VolumeFull, VolumeOffline
 from appliance.volume.anchor import identity_of
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+from appliance.volume.ballast import FULL
 
 
 class HeldFolder:
@@ -51,7 +49,7 @@ class HeldFolder:
         try:
             yield self.fd
         except OSError as error:
-            kind = VolumeFull if error.errno in _FULL else StorageFailed
+            kind = VolumeFull if error.errno in FULL else StorageFailed
             raise kind(f"{self._path}: {error.strerror}") from error
 
     def sync(self, fd: int) -> None:

@@ -1,24 +1,14 @@
 """Free space on a volume: what must stay free when data comes in, and a ballast so that deleting works."""
 
-import errno
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Protocol
+from contextlib import contextmanager
 
 from appliance.errors import VolumeFull
+from appliance.volume.ballast import Ballast, Folder
 
 BALLAST = ".ballast"
-_DRAFT = ".ballast.draft"
-
-
-class Folder(Protocol):
-    """Where the ballast lies: a `DataFolder`, or a `HeldFolder`."""
-
-    def reading(self) -> AbstractContextManager[int]: ...
-    def writing(self) -> AbstractContextManager[int]: ...
-    def sync(self, fd: int) -> None: ...
 
 
 class Space:
@@ -43,7 +33,9 @@ class Space:
         self._ledger = ledger
         self._fraction = fraction
         self._least_bytes = least_bytes
-        self._ballast_bytes = ballast_bytes
+        self._ballast = Ballast(folder, BALLAST, ballast_bytes)
+        self._spent = False
+        self._free = 0  # as measured last
         self._promised = 0
         self._counting = threading.Lock()
 
@@ -56,7 +48,7 @@ class Space:
             folder,
             fraction=self._fraction,
             least_bytes=self._least_bytes,
-            ballast_bytes=self._ballast_bytes,
+            ballast_bytes=self._ballast.size,
             ledger=self,
         )
         with self._folder.reading() as mine, folder.reading() as theirs:
@@ -90,20 +82,26 @@ class Space:
         Raises VolumeOffline, StorageFailed.
         """
         freed = self._ledger is not None and self._ledger.before_deletion()
-        return (self._measure()[0] < self._ballast_bytes and self.release_ballast()) or freed
+        return (self._measure()[0] < self._ballast.size and self.release_ballast()) or freed
 
     def release_ballast(self) -> bool:
         """Frees the ballast, durably; False when it was gone.
 
         Raises VolumeOffline.
         """
-        with self._folder.writing() as folder:
-            try:
-                os.unlink(BALLAST, dir_fd=folder)
-            except FileNotFoundError:
-                return False
-            self._folder.sync(folder)  # the blocks are free for others only once this is on the disk
-        return True
+        self._spent = True
+        return self._ballast.release()
+
+    def shortage(self) -> str | None:
+        """What a person has to know while the ballast is spent; from memory."""
+        if self._spent:
+            return (
+                f"{self._free >> 20} MiB are free on the volume, and the ballast that is kept for deletions"
+                f" is spent: it comes back when {2 * self._ballast.size >> 20} MiB are. What would be stored"
+                " is refused (507), and deletions have little room: delete now, remove what is not the"
+                " appliance's, or make the volume larger"
+            )
+        return None if self._ledger is None else self._ledger.shortage()
 
     def restore_ballast(self) -> bool:
         """Makes the ballast where it is missing; False while there is not twice the room that it needs.
@@ -112,42 +110,17 @@ class Space:
         """
         if self._ledger is not None:
             self._ledger.restore_ballast()
-        with self._folder.writing() as folder:
-            if _size(folder, BALLAST) == self._ballast_bytes:
-                return True
-            with suppress(FileNotFoundError):  # of another size, or left by a crash
-                os.unlink(_DRAFT, dir_fd=folder)
-            free, _ = self._measure()
-            if free + _size(folder, BALLAST) < 2 * self._ballast_bytes:
-                return False
-            self._allocate(folder)
-        return True
+        self._measure()
+        try:
+            restored = self._ballast.restore(leaving=self._ballast.size)
+        except VolumeFull:
+            self._spent = True
+            raise
+        self._spent = not restored
+        return restored
 
     def _measure(self) -> tuple[int, int]:
         with self._folder.reading() as folder:
             space = os.fstatvfs(folder)
-        return space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
-
-    def _allocate(self, folder: int) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with suppress(FileNotFoundError):
-            os.unlink(BALLAST, dir_fd=folder)
-        fd = os.open(_DRAFT, flags, 0o600, dir_fd=folder)
-        try:
-            os.posix_fallocate(fd, 0, self._ballast_bytes)
-            self._folder.sync(fd)
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                os.unlink(_DRAFT, dir_fd=folder)
-            raise
-        finally:
-            os.close(fd)
-        os.rename(_DRAFT, BALLAST, src_dir_fd=folder, dst_dir_fd=folder)
-        self._folder.sync(folder)
-
-
-def _size(folder: int, name: str) -> int:
-    try:
-        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
-    except FileNotFoundError:
-        return 0
+        self._free = space.f_bavail * space.f_frsize
+        return self._free, space.f_blocks * space.f_frsize

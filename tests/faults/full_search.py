@@ -21,7 +21,7 @@ from appliance.volume.space import BALLAST
 from tests.searching import ACTOR, Shelf, shelf, unit
 
 MIB = 1 << 20
-RESERVE, BALLAST_BYTES = 4 * MIB, 2 * MIB
+RESERVE, BALLAST_BYTES = 8 * MIB, 2 * MIB
 WORDS: dict[str, object] = {"text": "x" * 4000}
 
 

@@ -246,7 +246,7 @@ def check_files(one: Stand, datasets: list[Dataset], present: dict[str, str]) ->
         uuid.UUID(dataset.id).hex for dataset in datasets
     }
     assert {path.name for path in one.state.iterdir()} <= {
-        *("images", "keyring", "ledger.db", "ledger.db-wal", "ledger.db-shm")
+        *("images", "keyring", ".keyring.ballast", "ledger.db", "ledger.db-wal", "ledger.db-shm")
     }
     others = {path.name for path in images.iterdir() if not path.is_dir()}
     assert {SENTINEL, PROBE} <= others <= {SENTINEL, PROBE, "witness"}

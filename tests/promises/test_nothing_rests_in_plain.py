@@ -28,6 +28,7 @@ from PIL.PngImagePlugin import PngInfo
 from appliance.errors import NotFound, SealBroken
 from appliance.vault import Keyring
 from tests import images, sealed_reader
+from tests.ledgers import log_is_empty
 from tests.plaintext import Plaintext, is_random
 from tests.running import RunningAppliance
 from tests.sealed_rows import blobs, blobs_of, collection_blobs, collection_contents, of_images
@@ -148,7 +149,7 @@ def after_deletions(stored: Stored) -> None:
     sealed = stored.folder / "images"
     eventually(lambda: not (sealed / UUID(stored.doomed).hex).exists(), "the erased dataset has no files")
     eventually(lambda: len(of_images(stored.folder)) == staying, "its rows are gone")
-    eventually(lambda: (stored.folder / "ledger.db-wal").stat().st_size == 0, "the log is emptied")
+    eventually(lambda: log_is_empty(stored.folder), "the log is emptied")
     assert sorted(path.name for path in sealed.glob("*/*")) == sorted(UUID(image).hex for image in kept)
     ledger = stored.folder / "ledger.db"
     assert len(rows.places(ledger.read_bytes())) < len(rows) / 200
@@ -328,7 +329,7 @@ def after_deleted_records(stored: Stored) -> None:
     answer = stored.appliance.post(f"{PHOTOS}/delete", {"records": [{"_id": one} for one in going]})
     assert answer.document["status"]["code"] == 220, answer.body[:300]
     stored.delete(f"{COLLECTIONS}/{stored.collection}")
-    eventually(lambda: (stored.folder / "ledger.db-wal").stat().st_size == 0, "the log is emptied")
+    eventually(lambda: log_is_empty(stored.folder), "the log is emptied")
     assert len(handles.places(database.read_bytes())) < len(handles) / 20
     assert plain_in(everything(stored), stored.plaintext) == []
 

@@ -13,7 +13,7 @@ from appliance.accounts.audit import Actor
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.forward import note_correction
 from appliance.asynchronous.requests import LONGEST_PAUSE_SECONDS, LOST, Requests, State, Webhook
-from appliance.errors import Conflict, NotFound
+from appliance.errors import Conflict, NotFound, VolumeFull
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
 
@@ -72,6 +72,28 @@ async def test_what_had_not_ended_at_a_restart_has_failed_and_is_told(machine: M
     assert (await requests.get(customer, done.id)).response == b'{"records":[]}'
     (due,) = await requests.due(9)
     assert (due.request.id, due.webhook, due.attempts) == (waiting.id, HOOK, 1)
+
+
+async def test_on_a_full_volume_lost_requests_end_with_the_next_one(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = await machine.start()
+    customer = await machine.customer()
+    lost, _ = await requests.add(ACTOR, customer, "x")
+
+    async def refused(*_: object, **__: object) -> None:
+        raise VolumeFull("its volume is full")
+
+    with monkeypatch.context() as full:
+        full.setattr(Ledger, "write", refused)
+        requests = await machine.start()
+        assert (await requests.get(customer, lost.id)).state is State.CREATED
+        with pytest.raises(VolumeFull):
+            await requests.add(ACTOR, customer, "x")
+    for _ in range(2):
+        one, _ = await requests.add(ACTOR, customer, "x")
+        assert (await requests.get(customer, lost.id)).state is State.FAILED
+        assert (await requests.get(customer, one.id)).state is State.CREATED
 
 
 async def test_an_ended_request_ends_no_second_time(machine: Machine) -> None:

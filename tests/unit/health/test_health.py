@@ -229,6 +229,8 @@ async def test_metrics_name_their_dcgm_counterparts_and_leave_out_what_is_unsupp
     assert 'appliance_gpu_ecc_uncorrected_errors{gpu="1"}' not in text
     assert 'appliance_gpu_lost{gpu="1"} 1.0' in text
     assert "appliance_volume_free_bytes 5.36870912e+10" in text
+    assert 'appliance_findings{severity="degraded"} 1.0' in text
+    assert 'appliance_findings{severity="failed"} 0.0' in text
     for name in ("GPU_TEMP", "FB_USED", "FB_TOTAL", "ECC_DBE_VOL_TOTAL"):
         assert f"(DCGM_FI_DEV_{name})" in text
 

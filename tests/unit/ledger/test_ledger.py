@@ -14,6 +14,7 @@ from appliance.errors import Conflict, StorageFailed
 from appliance.ledger import Connection, Ledger, database
 from appliance.ledger.migrations import APPLICATION_ID
 from appliance.metrics import Registry
+from tests.ledgers import log_is_empty
 
 
 def insert(connection: Connection, name: str) -> str:
@@ -172,14 +173,37 @@ async def test_what_is_queued_at_the_end_is_still_written(tmp_path: Path) -> Non
         assert len(await again.read(names)) == 20
 
 
-async def test_closing_leaves_one_file_without_a_log(tmp_path: Path) -> None:
+async def test_closing_leaves_an_empty_log_and_all_in_one_file(tmp_path: Path) -> None:
+    files = {"ledger.db": 0o600, "ledger.db-wal": 0o600, "ledger.db-shm": 0o600}
     async with opened(tmp_path) as ledger:
         await ledger.write(inserting("a"))
-        assert modes(tmp_path) == {"ledger.db": 0o600, "ledger.db-wal": 0o600, "ledger.db-shm": 0o600}
+        assert modes(tmp_path) == files
         assert ledger.size_bytes() == sum(
             (tmp_path / name).stat().st_size for name in ("ledger.db", "ledger.db-wal")
         )
-    assert modes(tmp_path) == {"ledger.db": 0o600}
+    assert modes(tmp_path) == files
+    assert log_is_empty(tmp_path)
+    for name in ("ledger.db-wal", "ledger.db-shm"):
+        (tmp_path / name).unlink()
+    async with opened(tmp_path) as ledger:
+        assert await ledger.read(names) == ["a"]
+
+
+async def test_the_log_keeps_its_room_on_the_volume(tmp_path: Path) -> None:
+    """Also once it is emptied, and from run to run: on a full volume others would have it."""
+
+    def room() -> int:
+        return (tmp_path / "ledger.db-wal").stat().st_blocks * 512
+
+    for name in ("a", "b"):
+        async with opened(tmp_path) as ledger:
+            assert room() >= database.LOG_BYTES
+            await ledger.write(inserting(name))
+            assert await ledger.empty_log()
+            assert room() >= database.LOG_BYTES
+        assert room() >= database.LOG_BYTES
+    async with opened(tmp_path) as ledger:
+        assert await ledger.read(names) == ["a", "b"]
 
 
 async def test_a_read_sees_one_snapshot_and_cannot_write(tmp_path: Path) -> None:

@@ -33,6 +33,19 @@ def test_the_file_contains_the_pid(tmp_path: Path) -> None:
     assert holder(tmp_path) is None
 
 
+def test_the_file_keeps_its_block(tmp_path: Path) -> None:
+    """On a full volume there is none for the pid of the next start."""
+    blocks = []
+    for _ in range(2):
+        lock = StateLock(tmp_path)
+        lock.acquire()
+        os.fsync(lock._fd or -1)
+        lock.release()
+        blocks.append((tmp_path / "lock").stat().st_blocks)
+    assert blocks[0] > 0
+    assert blocks[0] == blocks[1]
+
+
 def test_a_second_holder_is_refused_even_in_the_same_process(tmp_path: Path) -> None:
     first, second = StateLock(tmp_path), StateLock(tmp_path)
     first.acquire()

@@ -18,6 +18,7 @@ from appliance.search.loading import load_page
 from appliance.search.numbering import key_of
 from appliance.search.seals import ContainerId, Seals
 from appliance.vault import Keyring
+from tests.ledgers import log_is_empty
 from tests.plaintext import Plaintext, is_random
 from tests.searching import ACTOR, BACKBONE, ROOT, Shelf, Vectors, numbered, shelf, unit
 
@@ -65,7 +66,7 @@ def secrets(vectors: Vectors, count: int) -> Plaintext:
 async def emptied(things: Shelf, folder: Path) -> None:
     """Until the log is cut: what was deleted is in no file then."""
     async with asyncio.timeout(10):
-        while (folder / "ledger.db-wal").stat().st_size:  # noqa: ASYNC110 -- it gives no event
+        while not log_is_empty(folder):  # noqa: ASYNC110 -- it gives no event
             await asyncio.sleep(0.01)
 
 

@@ -155,6 +155,26 @@ def test_a_deletion_gets_the_ballast_only_where_space_is_scarce(folder: DataFold
     assert not space.before_deletion()
 
 
+def test_a_ballast_that_is_spent_is_told_until_it_is_back(folder: DataFolder, disk: Disk) -> None:
+    space = Space(folder, ballast_bytes=2 * MIB)
+    assert space.restore_ballast()
+    assert space.shortage() is None
+    disk.free = MIB
+    assert space.before_deletion()
+    assert "1 MiB are free" in (space.shortage() or "")
+    disk.free = 3 * MIB
+    assert not space.restore_ballast()
+    assert "it comes back when 4 MiB are" in (space.shortage() or "")
+    disk.free = 4 * MIB
+    disk.full = True
+    with pytest.raises(VolumeFull):
+        space.restore_ballast()
+    assert space.shortage() is not None
+    disk.full = False
+    assert space.restore_ballast()
+    assert space.shortage() is None
+
+
 def test_the_ballast_does_not_fill_the_volume_again(folder: DataFolder, tmp_path: Path, disk: Disk) -> None:
     space = Space(folder, ballast_bytes=2 * MIB)
     disk.free = 4 * MIB - 4096
