@@ -12,6 +12,7 @@ import fcntl
 import logging
 import mmap
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -454,6 +455,19 @@ class Worker:
         child is lost when it answers nothing for `seconds`. Raises WorkerLost during a restart.
         """
         self._reached().submit(request, seconds, hear, in_turn=True)
+
+    def limit_address_space(self, size: int) -> None:
+        """The child maps no more than so many bytes from now on; `Limits` must not say how many.
+
+        One that replaces it is not limited. Raises WorkerLost.
+        """
+        if (pid := self.pid) is None:
+            raise WorkerLost(f"{self.name} is being restarted")
+        try:
+            _, most = resource.prlimit(pid, resource.RLIMIT_AS)
+            resource.prlimit(pid, resource.RLIMIT_AS, (size, most))
+        except ProcessLookupError:
+            raise WorkerLost(f"{self.name} has ended") from None
 
     def _reached(self) -> _Child:
         if self._child is None or not self._let_through():

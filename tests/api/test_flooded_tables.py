@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
+import psutil
 import pytest
 
 from appliance.accounts.customers import CustomerId
@@ -16,6 +18,7 @@ from appliance.accounts.live_tokens import LiveTokens
 from appliance.accounts.rates import MINUTE
 from appliance.accounts.rights import ALL_SCOPES, Rights
 from appliance.accounts.tokens import Principal
+from appliance.api.answers import encode
 from appliance.api.call import Measures
 from appliance.api.connections import Door
 from appliance.api.guessing import Guessing
@@ -26,7 +29,7 @@ from appliance.ledger import Connection
 from appliance.metrics import Registry, expose
 from appliance.outbound import Outbound
 from appliance.search.records import CollectionId
-from appliance.search.replies import KEEP_SECONDS, Asked, Repeated, Replies, Reply
+from appliance.search.replies import KEEP_SECONDS, MAX_REPLIES, Asked, Repeated, Replies, Reply
 from tests.serving import Served, Tenant
 
 MANY = 100_000
@@ -169,6 +172,38 @@ def test_idempotency_keys_last_a_day(served: Served, tenant: Tenant, many: int) 
     left = served.run(served.ledger.read(lambda connection: connection.execute(query).get))
     assert left <= many // 10 + at_once
     assert vars(replies) == before
+
+
+@pytest.mark.parametrize("many", [MAX_REPLIES + 2000, pytest.param(MANY, marks=pytest.mark.full)])
+def test_one_key_more_costs_no_more_where_ten_thousand_are_remembered(served: Served, many: int) -> None:
+    """Of a hundred thousand keys of one customer in one hour: processor time of each, disk and memory."""
+    tenant, replies = served.tenant(str(uuid.uuid4())), served.parts.replies
+    collection, spent = CollectionId(tenant.collection), list[float]()
+    body = encode({"answer_records": [{"_id": str(uuid.uuid4())}], "skipped_records": []})
+
+    def used(connection: Connection) -> int:
+        pages, free, size = (
+            connection.execute(f"PRAGMA {name}").get for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    disk, memory = served.run(served.ledger.read(used)), psutil.Process().memory_info().rss
+    for start in range(0, many, 1000):
+
+        def act(connection: Connection, start: int = start) -> None:
+            began = time.thread_time()
+            for number in range(start, start + 1000):
+                asked = Asked(tenant.id, collection, "a token", f"key {number}", bytes(32))
+                replies.keep(connection, asked, Reply(200, body))
+            spent.append(time.thread_time() - began)
+
+        served.run(served.ledger.write(act))
+    query = "SELECT count(*) FROM search_replies WHERE customer = ?"
+    left = served.run(served.ledger.read(lambda connection: connection.execute(query, (tenant.id,)).get))
+    assert MAX_REPLIES <= left <= MAX_REPLIES + 2000
+    assert min(spent[-2:]) < 4 * min(spent[:2])
+    assert served.run(served.ledger.read(used)) - disk < 600 * left
+    assert psutil.Process().memory_info().rss - memory < 32 << 20
 
 
 def test_of_a_customer_that_changes_on_and_on_the_last_answers_are_remembered(served: Served) -> None:

@@ -63,24 +63,64 @@ class Declared(NamedTuple):
     regions: tuple[str, ...] = ()
 
 
+class Incoming(Protocol):
+    """A file that comes in pieces, as a format keeps it; `size` is how many bytes it keeps."""
+
+    @property
+    def size(self) -> int: ...
+
+    def add(self, piece: bytes) -> None:
+        """Take the next bytes, any number of them."""
+
+    def end(self) -> Any:
+        """The file as `Format.read` takes it, when all of it came."""
+
+
+class Whole(Incoming):
+    """A file that is kept as it is: `end` gives its bytes."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def add(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._size += len(piece)
+
+    def end(self) -> bytes:
+        whole = b"".join(self._pieces)
+        self._pieces.clear()
+        return whole
+
+
 class Format(Protocol):
     """A way to lay out a dataset in a tree of files. Paths are relative, with forward slashes.
 
     Reading takes time in proportion to what is read, and holds it in memory; nothing here waits for anything.
+    Files are given as bytes, or as `begin` has kept them.
     """
 
     def describes(self, path: str) -> bool:
         """Whether a file says something about images, and is none itself."""
 
-    def declared(self, files: Mapping[str, bytes]) -> Declared:  # noqa: ARG002 - most formats declare none
+    def begin(self, path: str) -> Incoming:  # noqa: ARG002 - most formats keep all files alike
+        """What keeps the file of this path, which `describes` images, while it comes."""
+        return Whole()
+
+    def declared(self, files: Mapping[str, Any]) -> Declared:  # noqa: ARG002 - most formats declare none
         """The labels to make first, so that they are written in the same order again. Raises InvalidInput."""
         return Declared()
 
     def read(
-        self, files: Mapping[str, bytes], sizes: Mapping[str, Size], left_out: Counter[str] | None = None
-    ) -> Iterator[Annotated]:
+        self, files: Mapping[str, Any], sizes: Mapping[str, Size], left_out: Counter[str] | None = None
+    ) -> Iterable[Annotated]:
         """What `files` say about the images of `sizes`, in their order, each at most once; images they are
-        silent about are left out. Raises InvalidInput naming file, place in it and image.
+        silent about are left out. It can be gone through again. Raises InvalidInput naming file, place in it
+        and image.
 
         What is said of other images, and what a dataset cannot keep, is counted in `left_out` by its kind.
         """

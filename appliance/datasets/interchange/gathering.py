@@ -1,8 +1,11 @@
 """What several files, or several rows of one, say about the same images, put together and held to limits."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
 
 from appliance.datasets import gallery
 from appliance.datasets.interchange.annotated import Annotated, Region, Size
@@ -18,16 +21,38 @@ _LONG_SIDE = 1_000_000  # px, of no image that is stored: a number of JSON may h
 _ROUNDING = 1.0  # px that a box may stick out of its image
 
 
+_NEXT = b"\n"
+
+
+class _Region(msgspec.Struct, array_like=True, gc=False):
+    """A region as it is kept, a line of JSON."""
+
+    label: int
+    xmin: int | float
+    ymin: int | float
+    xmax: int | float
+    ymax: int | float
+    labels: dict[str, float | None] = {}
+    meta_data: dict[str, Any] = {}
+
+
+_LINES = msgspec.json.Decoder(_Region)
+
+
 @dataclass(slots=True)
 class _Said:
     labels: dict[str, float | None] = field(default_factory=dict)
-    regions: list[Region] = field(default_factory=list)
+    regions: bytearray = field(default_factory=bytearray)
+    boxes: int = 0
+    before: int = 0
+    """Where in `regions` those end that other files have said."""
     test: bool | None = None
     meta_data: Mapping[str, object] | None = None
 
 
-class Gathering:
-    """What is said about the images of `sizes`.
+class Gathering(Iterable[Annotated]):
+    """What is said about the images of `sizes`: an iteration gives those that something was said about, in
+    their order. A box takes some thirty bytes of memory.
 
     Every method takes `where`, file and place in it, and raises InvalidInput with it for what is over a limit
     of a dataset or contradicts what was said before.
@@ -36,12 +61,12 @@ class Gathering:
     def __init__(self, sizes: Mapping[str, Size]) -> None:
         self.sizes = sizes
         self._said: dict[str, _Said] = {}
-        self._labels: set[str] = set()
-        self._regions: set[str] = set()
+        self._labels: dict[str, int] = {}
+        self._regions: dict[str, int] = {}
 
     def label(self, where: str, image: str, name: str, value: float | None = None) -> None:
         """The image has this recognition label."""
-        _named(where, name, self._labels)
+        _numbered(where, name, self._labels)
         labels = self._of(image).labels
         if value is not None and not math.isfinite(value):
             raise InvalidInput(f"{where}: the value of a label is no number")
@@ -50,28 +75,29 @@ class Gathering:
         if len(labels) > gallery.MAX_LABELS:
             raise InvalidInput(f"{where}: an image has at most {gallery.MAX_LABELS} labels")
 
-    def region(
-        self, where: str, image: str, region: Region, but: Collection[tuple[str, Box]] = frozenset()
-    ) -> None:
-        """This is on the image, unless its name and box are among `but`; a box that sticks out by one pixel
-        at most is cut.
-        """
-        _named(where, region.label, self._regions)
+    def begin_file(self) -> None:
+        """From now on `region` passes over what is said already, by its name and box."""
+        for said in self._said.values():
+            said.before = len(said.regions)
+
+    def region(self, where: str, image: str, region: Region) -> None:
+        """This is on the image; a box that sticks out by one pixel at most is cut."""
+        number = _numbered(where, region.label, self._regions)
         for label in region.labels:
-            _named(where, label, self._labels)
+            _numbered(where, label, self._labels)
         _check_meta_data(where, region.meta_data)
         box = _within(where, region.box, self.sizes[image])
-        if (region.label, box) in but:
+        said = self._of(image)
+        row: tuple[object, ...] = (number, box.xmin, box.ymin, box.xmax, box.ymax)
+        key = _NEXT + msgspec.json.encode(row)[:-1]
+        if any(said.regions.find(key + end, 0, said.before) >= 0 for end in (b"]", b",") if said.before):
             return
-        regions = self._of(image).regions
-        regions.append(Region(region.label, box, region.labels, region.meta_data))
-        if len(regions) > MAX_OBJECTS:
+        if region.labels or region.meta_data:
+            row = (*row, dict(region.labels), dict(region.meta_data))
+        said.regions += _NEXT + msgspec.json.encode(row)
+        said.boxes += 1
+        if said.boxes > MAX_OBJECTS:
             raise InvalidInput(f"{where}: an image has at most {MAX_OBJECTS} boxes")
-
-    def boxes(self, image: str) -> Collection[tuple[str, Box]]:
-        """The names and boxes that are said to be on the image so far."""
-        said = self._said.get(image)
-        return frozenset((one.label, one.box) for one in said.regions) if said else frozenset()
 
     def test(self, where: str, image: str, *, test: bool) -> None:
         """The image is kept from training, or is not."""
@@ -88,19 +114,25 @@ class Gathering:
             raise InvalidInput(f"{where}: the image has other meta data too: keep one of them")
         said.meta_data = meta_data
 
-    def annotated(self) -> Iterator[Annotated]:
-        """All images that something was said about, in the order of `sizes`."""
+    def __iter__(self) -> Iterator[Annotated]:
+        names = list(self._regions)
         for name, size in self.sizes.items():
             if (said := self._said.get(name)) is not None:
-                yield Annotated(
-                    name, size, said.labels, tuple(said.regions), said.test or False, said.meta_data or {}
-                )
+                regions = tuple(_region(names, row) for row in _LINES.decode_lines(said.regions))
+                yield Annotated(name, size, said.labels, regions, said.test or False, said.meta_data or {})
 
     def _of(self, image: str) -> _Said:
         said = self._said.get(image)
         if said is None:
             said = self._said[image] = _Said()
         return said
+
+
+def _region(names: Sequence[str], row: _Region) -> Region:
+    label, box = names[row.label], Box(row.xmin, row.ymin, row.xmax, row.ymax)
+    if row.labels or row.meta_data:
+        return Region(label, box, row.labels, row.meta_data)
+    return Region(label, box)
 
 
 def on_grid(box: Box) -> Box:
@@ -132,15 +164,18 @@ def check_size(where: str, written: Size, size: Size) -> None:
     raise InvalidInput(f"{says}: its boxes are of another image, or of a scaled one")
 
 
-def _named(where: str, name: str, known: set[str]) -> None:
-    if name in known:
-        return
+def _numbered(where: str, name: str, known: dict[str, int]) -> int:
+    """How many names were known before this one."""
+    if (number := known.get(name)) is not None:
+        return number
     try:
-        known.add(checked_name(name))
+        checked = checked_name(name)
     except InvalidInput as refusal:
         raise InvalidInput(f"{where}: a label's {refusal}") from None
+    number = known[checked] = len(known)
     if len(known) > MAX_LABELS:
         raise InvalidInput(f"{where}: a dataset has at most {MAX_LABELS} labels")
+    return number
 
 
 def _check_meta_data(where: str, meta_data: Mapping[str, object]) -> None:

@@ -46,7 +46,7 @@ class ImageFolder(Format):
 
     def read(
         self, files: Mapping[str, bytes], sizes: Mapping[str, Size], left_out: Counter[str] | None = None
-    ) -> Iterator[Annotated]:
+    ) -> Iterable[Annotated]:
         """As `Format.read`; an image in a folder that is no split has that one's name as its label."""
         counts = Counter[str]() if left_out is None else left_out
         gathering, names = Gathering(sizes), Names(sizes)
@@ -67,7 +67,7 @@ class ImageFolder(Format):
                 gathering.test(image, image, test=True)
             if layout.label is not None and image not in described:
                 gathering.label(image, image, layout.label)
-        return gathering.annotated()
+        return gathering
 
     def check(self, annotated: Iterable[Annotated]) -> None:
         """Raises InvalidInput for boxes, values, a second label, one that cannot be a folder, and meta data

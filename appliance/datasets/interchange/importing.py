@@ -18,7 +18,7 @@ from appliance.datasets.interchange.annotating import Annotating
 from appliance.datasets.interchange.archive import Archive, Member, shown
 from appliance.datasets.interchange.at_once import AtOnce
 from appliance.datasets.interchange.formats import FORMATS, kind_of
-from appliance.datasets.interchange.parsing import Held, parsing
+from appliance.datasets.interchange.parsing import Held, Parsing
 from appliance.datasets.records import Dataset, Image, ImageId
 from appliance.datasets.sources import Source, Sources
 from appliance.datasets.store import Store
@@ -26,7 +26,7 @@ from appliance.errors import AlreadyStored, Conflict, InvalidInput, NotFound, Ov
 from appliance.ledger import Connection, Ledger
 
 MOST_IMAGE = 64 << 20
-MOST_ANNOTATIONS = 256 << 20  # bytes of all files that describe images, names too: held until the end
+MOST_ANNOTATIONS = 1 << 30  # bytes of all files that describe images, names too: `parsing` keeps less of them
 MOST_NAMED = 1000  # refused images that the report names
 
 _MOST_FOR_AN_IMAGE = 1 << 30  # what is larger is no image, and its bytes are not waited for
@@ -91,24 +91,27 @@ class Importing:
         are stored; what is said of them is applied when all is read, some hundred images in one transaction.
         Raises Forbidden without an agreement, Overloaded, InvalidInput for an archive or an annotation file
         that cannot be read (put it right and run the import again), TooLarge for annotation files of more
-        than 256 MiB together, what `Store.put` raises beyond one image's own fault, and what `pieces` raises.
+        than 1 GiB together or of which more than 256 MiB are kept, what `Store.put` raises beyond one image's
+        own fault, and what `pieces` raises.
         """
-        chosen = None if format_name == "auto" else FORMATS[format_name]
+        chosen = None if format_name == "auto" else format_name
         self._store.check_agreed(dataset)
         with self._only_one(dataset.customer):
-            arrived = _Arrived(self._store, self._sources, actor, dataset)
-            await arrived.receive(pieces, FORMATS.values() if chosen is None else [chosen])
-            report = arrived.report
-            if arrived.files and not arrived.seen:
-                async for some in self._sources.all(dataset):
-                    arrived.images |= {source.name: _held(image) for image, source in some}
-            if arrived.images:
-                images = dict(sorted(arrived.images.items()))
-                async with parsing(None if chosen is None else format_name, arrived.files, images) as parsed:
+            async with Parsing(chosen) as parsing:
+                arrived = _Arrived(self._store, self._sources, actor, dataset, parsing)
+                await arrived.receive(pieces, FORMATS.values() if chosen is None else [FORMATS[chosen]])
+                report = arrived.report
+                if arrived.described and not arrived.seen:
+                    async for some in self._sources.all(dataset):
+                        arrived.images |= {source.name: _held(image) for image, source in some}
+                if arrived.images:
+                    images = dict(sorted(arrived.images.items()))
+                    arrived.images.clear()
+                    parsed = await parsing.read(images)
                     put = await self._annotating.apply(actor, dataset, parsed, images, task)
-                report.format, report.left_out = parsed.format, parsed.left_out
-                report.ignored += parsed.ignored
-                report.labels, report.objects = put.labels, put.objects
+                    report.format, report.left_out = parsed.format, parsed.left_out
+                    report.ignored += parsed.ignored
+                    report.labels, report.objects = put.labels, put.objects
             await self._ledger.write(lambda connection: self._record(connection, actor, dataset, report))
             return report
 
@@ -137,16 +140,20 @@ class Importing:
 
 
 class _Arrived:
-    """What came of one archive: images, which are stored by now, by their names, and the files about them."""
+    """What came of one archive: images, which are stored by now, by their names; files go on."""
 
-    def __init__(self, store: Store, sources: Sources, actor: Actor, dataset: Dataset) -> None:
+    def __init__(
+        self, store: Store, sources: Sources, actor: Actor, dataset: Dataset, parsing: Parsing
+    ) -> None:
         self._store = store
         self._sources = sources
         self._actor = actor
         self._dataset = dataset
+        self._parsing = parsing
         self._size = 0
         self.images: dict[str, Held] = {}
-        self.files: dict[str, bytes] = {}
+        self.described = False
+        """Whether a file says something about images."""
         self.seen = 0
         """How many images the archive has, refused ones as well."""
         self.report = Report()
@@ -171,7 +178,8 @@ class _Arrived:
                 f"{shown(member.name)}: the files that describe images, their names included, have more than"
                 f" {MOST_ANNOTATIONS >> 20} MiB together: import in several parts"
             )
-        self.files[member.name] = bytes(await member.read())
+        self.described = True
+        await self._parsing.add(member.name, member.pieces())
 
     async def _take_image(self, member: Member, puts: AtOnce) -> None:
         if member.size > _MOST_FOR_AN_IMAGE:

@@ -64,7 +64,7 @@ class Csv(Format):
 
     def read(
         self, files: Mapping[str, bytes], sizes: Mapping[str, Size], left_out: Counter[str] | None = None
-    ) -> Iterator[Annotated]:
+    ) -> Iterable[Annotated]:
         """As `Format.read`; where no column says so, an image is a test image by the name of the CSV file or
         of a folder above that, else of one of its own.
         """
@@ -89,7 +89,7 @@ class Csv(Format):
             raise InvalidInput("no CSV file is here whose first line names a column image, filename or path")
         if rows and not found:
             raise InvalidInput("no image of a CSV file is here: compare its paths with those of the images")
-        return gathering.annotated()
+        return gathering
 
     def check(self, annotated: Iterable[Annotated]) -> None:
         """Raises InvalidInput for labels and meta data of boxes."""

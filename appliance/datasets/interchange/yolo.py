@@ -49,7 +49,7 @@ class Yolo(Format):
 
     def read(
         self, files: Mapping[str, bytes], sizes: Mapping[str, Size], left_out: Counter[str] | None = None
-    ) -> Iterator[Annotated]:
+    ) -> Iterable[Annotated]:
         """As `Format.read`; an image is a test image by the name of a folder that it is in."""
         counts = Counter[str]() if left_out is None else left_out
         classes, gathering = _classes(files), Gathering(sizes)
@@ -72,7 +72,7 @@ class Yolo(Format):
             )
         if absent := len(texts) - len(read):
             counts["label files of images that are not there"] += absent
-        return gathering.annotated()
+        return gathering
 
     def check(self, annotated: Iterable[Annotated]) -> None:
         """Raises InvalidInput for recognition labels and meta data, and for a box of less than a millionth of

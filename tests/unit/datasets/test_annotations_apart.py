@@ -1,17 +1,19 @@
 """Annotations are read in a process of their own, as they would be here, whatever they are."""
 
 from collections import Counter
+from collections.abc import AsyncIterator
 
 import msgspec
+import psutil
 import pytest
 
 from appliance.api.payload import Form, parse
 from appliance.datasets.interchange.annotated import Annotated, Region, Size
 from appliance.datasets.interchange.formats import FORMATS
-from appliance.datasets.interchange.parsing import Held, Parsed, parsing
+from appliance.datasets.interchange.parsing import MOST_KEPT, Held, Parsed, Parsing
 from appliance.datasets.records import Box
 from appliance.datasets.words import checked_meta_data
-from appliance.errors import InvalidInput
+from appliance.errors import InvalidInput, TooLarge
 
 SIZES = {f"images/train/{name}.jpg": Size(640, 480) for name in ("one", "two", "žluť")}
 BOXES = [
@@ -28,8 +30,16 @@ HELD: dict[str, Held] = {name: (number, *size) for number, (name, size) in enume
 
 
 async def read(format_name: str | None, files: dict[str, bytes]) -> tuple[Parsed, list[Annotated]]:
-    async with parsing(format_name, files, HELD) as parsed:
+    async with Parsing(format_name) as parsing:
+        for path, content in files.items():
+            await parsing.add(path, pieces(content))
+        parsed = await parsing.read(HELD)
         return parsed, [one async for batch in parsed.batches() for one in batch]
+
+
+async def pieces(content: bytes) -> AsyncIterator[memoryview]:
+    for start in range(0, len(content), 700_000):
+        yield memoryview(content)[start : start + 700_000]
 
 
 def written(format_name: str, said: list[Annotated]) -> dict[str, bytes]:
@@ -66,7 +76,34 @@ async def test_the_format_is_found_and_the_rest_ignored() -> None:
     files = written("coco", BOXES) | {"labels.csv": b"image,label\n"}
     parsed, found = await read(None, files)
     assert (parsed.format, parsed.ignored, len(found)) == ("coco", 1, 3)
-    assert files == {}
+
+
+async def test_files_of_any_number_and_size_are_put_together_again() -> None:
+    texts = {f"labels/train/{name}.txt": b"0 0.5 0.5 0.1 0.1\n" for name in map(str, range(2500))}
+    texts |= {"labels/train/one.txt": b"0 0.5 0.5 0.1 0.1\n" * 900 + b"\n" * 2_500_000}
+    parsed, found = await read(None, {"data.yaml": b"names: [worm]", **texts})
+    assert [(one.name, len(one.regions)) for one in found] == [("images/train/one.jpg", 900)]
+    assert parsed.left_out == {"label files of images that are not there": 2500}
+
+
+async def test_more_than_is_kept_is_refused_while_it_comes() -> None:
+    async def endless() -> AsyncIterator[memoryview]:
+        for _ in range(2 * MOST_KEPT >> 20):
+            yield memoryview(bytes(1 << 20))
+        raise AssertionError("it is read on")
+
+    async with Parsing("csv") as parsing:
+        with pytest.raises(TooLarge, match="256 MiB"):
+            await parsing.add("labels.csv", endless())
+
+
+async def test_a_parser_that_is_lost_is_not_taken_for_one_that_read_nothing() -> None:
+    async with Parsing("csv") as parsing:
+        await parsing.add("labels.csv", pieces(b"image,label\none.jpg,red\n" + b"\n" * (1 << 20)))
+        (child,) = psutil.Process().children()
+        child.kill()
+        with pytest.raises(TooLarge, match="could not be read"):
+            await parsing.read(HELD)
 
 
 async def test_what_cannot_be_kept_is_counted() -> None:

@@ -160,6 +160,21 @@ def test_several_files_say_the_same_of_an_image_once() -> None:
     assert left_out == {"annotations without a category": 1, "files of another kind": 2}
 
 
+def test_meta_data_that_look_like_a_box_hide_none_of_another_file() -> None:
+    like = {"meta_data": {"x": [0, 10, 20, 40, 60]}}
+    files = {
+        "a.json": document(annotations=[annotation(bbox=[1, 1, 2, 2], appliance=like)]),
+        "b.json": document(annotations=[annotation(appliance={"labels": {"red": 1}}), annotation(id=4)]),
+        "c.json": document(
+            annotations=[annotation(bbox=[10, 20, 30, 400]), annotation(bbox=[10, 20, 30, 40], id=4)]
+        ),
+    }
+    [one] = Coco().read(files, {"a.jpg": SIZE})
+    first, again, longer = Box(1, 1, 3, 3), Box(10, 20, 40, 60), Box(10, 20, 40, 420)
+    assert [region.box for region in one.regions] == [first, again, again, longer]
+    assert [dict(region.labels) for region in one.regions] == [{}, {"red": 1}, {}, {}]
+
+
 def test_what_is_left_out_is_counted() -> None:
     content = document(
         images=[{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "gone.jpg"}],

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,18 @@ async def test_a_child_is_confined_before_its_target_is_imported() -> None:
     assert (info["dumpable"], info["no_new_privileges"]) == (0, 1)
     assert info["session"]
     assert info["folder"] == "/"
+
+
+async def test_a_child_is_limited_when_it_is_known_what_it_needs() -> None:
+    async with worker("report") as child:
+        assert child.pid is not None
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        for size in (2 << 30, 1 << 30, 3 << 30):
+            child.limit_address_space(size)
+            assert resource.prlimit(child.pid, resource.RLIMIT_AS) == (size, most)
+        psutil.Process(child.pid).kill()
+        await until(lambda: child.restarts == 1 and child.serving)
+        assert resource.prlimit(child.pid, resource.RLIMIT_AS) == resource.getrlimit(resource.RLIMIT_AS)
 
 
 async def test_a_child_that_reads_memory_all_over_gets_huge_pages() -> None:
