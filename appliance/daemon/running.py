@@ -30,6 +30,7 @@ from appliance.errors import (
     WorkerLost,
 )
 from appliance.health import Health, Status
+from appliance.ledger import newest
 from appliance.recognition import selftest
 from appliance.recognition.bundles import Bundles
 from appliance.recognition.decoders import Decoders
@@ -137,7 +138,8 @@ class Daemon:
         registry = metrics.create()
         _tell("opening the state folder")
         self._state = state = await open_state(stack, settings, self._declared, registry)
-        await self._record(audit.Event.DAEMON_START, {"version": VERSION, "profile": settings.profile})
+        started: dict[str, object] = {"version": VERSION, "profile": settings.profile, "schema": newest()}
+        await self._record(audit.Event.DAEMON_START, started)
         await enter(state.audit_tree)
         self._compliance = await enter(Compliance(self._verify, state.ledger, clock))
         _tell("starting the decoders")

@@ -89,6 +89,28 @@ class Issued:
                 yield f"entry {seq}: token {token} was issued for else than its row says: that was changed"
 
 
+class Written:
+    """That the row of each token is as the appliance wrote it, as far as the daemon has seen, which has the
+    key: it goes on until the token is revoked.
+    """
+
+    def __init__(self) -> None:
+        self._changed: dict[str, int] = {}
+
+    def see(self, entry: Recorded) -> None:
+        if entry.event == Event.TOKEN_DAMAGED:
+            self._changed[str(entry.subject)] = entry.seq
+        elif entry.event == Event.TOKEN_REVOKE:
+            self._changed.pop(str(entry.subject), None)
+
+    def judge(self, connection: Connection) -> Judgement:
+        return Judgement(
+            f"entry {seq}: the row of token {token} was not as the appliance had written it: that was changed"
+            for token, seq in self._changed.items()
+            if connection.execute("SELECT 1 FROM tokens WHERE id = ?", (token,)).get
+        )
+
+
 class Held:
     """That a token is held by whom `holders` left it to, going by the log alone, and since that entry.
 
