@@ -11,6 +11,9 @@ from appliance.ledger import Connection, Ledger
 
 ActorKind = Literal["token", "operator", "system"]
 
+AUDITED = "(SELECT coalesce(max(seq), 0) FROM audit)"
+"""SQL: how far the audit log goes. It tells what was there before what, whatever the clock was set to."""
+
 SUSPENDED = "the customer is suspended: the operator of the appliance can resume it"
 
 
@@ -28,6 +31,7 @@ class Event(StrEnum):
     TOKEN_REVOKE = "token.revoke"  # noqa: S105
     TOKEN_ROTATE = "token.rotate"  # noqa: S105
     TOKEN_LIMIT = "token.limit"  # noqa: S105
+    TOKEN_DAMAGED = "token.damaged"  # noqa: S105
     AGREEMENT_SIGN = "agreement.sign"
     AGREEMENT_ACCEPT = "agreement.accept"
     AGREEMENT_DOCUMENT = "agreement.document"

@@ -22,7 +22,7 @@ from typing import Any, Literal, NewType
 import msgspec
 
 from appliance.accounts import holders
-from appliance.accounts.audit import Actor, Event, record
+from appliance.accounts.audit import AUDITED, Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.endings import GRANT_CLOSED_BY
 from appliance.accounts.seals import Seals
@@ -262,7 +262,7 @@ class Grants:
     def _approve(self, connection: Connection, now: int, actor: Actor, found: "_Row") -> int | None:
         """Until when the grant is live by this approval, None while others are missing."""
         if self._needed > 1:
-            holders.check_speaks(connection, actor.id, found.id)
+            holders.check_speaks(connection, self._keys, actor, found.id)
         connection.execute(
             "INSERT INTO grant_approvals (grant_id, token, approved_at) VALUES (?, ?, ?)",
             (found.id, actor.id, now),
@@ -413,7 +413,7 @@ def _insert(connection: Connection, keys: Keys, row: _Row) -> None:
     connection.execute(
         "INSERT INTO grants"  # noqa: S608
         " (id, customer, operator, dataset, images, hours, reason, asked_by, asked_at, ends_at, seq)"
-        f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {holders.AUDITED})",
+        f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {AUDITED})",
         (
             row.id,
             row.customer,

@@ -5,15 +5,15 @@ token is held by who holds that one, save for what the customer's first token gi
 operator issued beside the first, and what comes of that, is nobody's.
 """
 
+from appliance.accounts import token_rows
 from appliance.accounts.audit import Actor
-from appliance.errors import Forbidden
+from appliance.accounts.token_rows import RowChanged, Token
+from appliance.errors import Forbidden, NotFound
 from appliance.ledger import Connection
+from appliance.vault import Keys
 
 FOUNDER = "founder"
 """The holder of the first token with admin that a customer was given, and of one of recovery."""
-
-AUDITED = "(SELECT coalesce(max(seq), 0) FROM audit)"
-"""SQL: how far the audit log goes. It tells what was there before what, whatever the clock was set to."""
 
 _NOBODY = (
     "two people have to approve here, and this token is of none of them: it is the first one, one of"
@@ -21,6 +21,10 @@ _NOBODY = (
     " have them approve the next request"
 )
 _LATER = "two people have to approve here, with tokens that were issued before the request: make it again"
+_CHANGED = (
+    "something else than the appliance has changed the row of a token that has approved this, and nobody"
+    " knows any more who that was: make the request again"
+)
 _SAME = (
     "whoever holds this token has approved already: one of the two was issued or rotated by the other, or"
     " both by a third one of the same person. A second person has to approve"
@@ -28,21 +32,28 @@ _SAME = (
 
 
 def of_issued(
-    connection: Connection, actor: Actor, customer: str, token: str, *, admin: bool, recovery: bool
+    connection: Connection,
+    actor: Actor,
+    issuer: Token | None,
+    customer: str,
+    token: str,
+    *,
+    admin: bool,
+    recovery: bool,
 ) -> str | None:
-    """Who will hold a token that is being issued; its row is not there yet."""
+    """Who will hold a token that is being issued; its row is not there yet. `issuer` is the actor's own."""
     if actor.kind == "token":
-        return given(_holder(connection, actor.id), token)
+        return given(None if issuer is None else issuer.holder, token)
     query = "SELECT 1 FROM tokens WHERE customer = ? AND holder = ? AND revoked_at IS NULL"
     founded = connection.execute(query, (customer, FOUNDER)).get
     return FOUNDER if admin and (recovery or not founded) else None
 
 
-def of_successor(connection: Connection, actor: Actor, token: str, holder: str | None) -> str | None:
-    """Who will hold the successor of a token of this holder."""
-    if actor.kind != "token" or actor.id == token:
-        return holder
-    return passed(holder, _holder(connection, actor.id))
+def of_successor(actor: Actor, rotator: Token | None, old: Token) -> str | None:
+    """Who will hold the successor of a token. `rotator` is the actor's own."""
+    if actor.kind != "token" or actor.id == old.id:
+        return old.holder
+    return passed(old.holder, None if rotator is None else rotator.holder)
 
 
 def given(issuer: str | None, token: str) -> str | None:
@@ -55,19 +66,20 @@ def passed(holder: str | None, rotator: str | None) -> str | None:
     return holder if rotator == FOUNDER else rotator
 
 
-def check_speaks(connection: Connection, token: str, grant: str) -> None:
+def check_speaks(connection: Connection, keys: Keys, actor: Actor, grant: str) -> None:
     """That an approval by this token is that of one person more. Raises Forbidden, which says why not."""
-    query = "SELECT holder, seq FROM tokens WHERE id = ?"
-    holder, issued = connection.execute(query, (token,)).fetchone() or (None, 0)
-    if holder in {None, FOUNDER}:
+    acting = token_rows.acting(connection, keys, actor)
+    if acting is None or acting.holder in {None, FOUNDER}:
         raise Forbidden(_NOBODY)
-    if issued >= connection.execute("SELECT seq FROM grants WHERE id = ?", (grant,)).get:
+    if acting.seq >= connection.execute("SELECT seq FROM grants WHERE id = ?", (grant,)).get:
         raise Forbidden(_LATER)
-    query = "SELECT 1 FROM grant_approvals JOIN tokens ON tokens.id = token WHERE grant_id = ? AND holder = ?"
-    if connection.execute(query, (grant, holder)).get:
-        raise Forbidden(_SAME)
-
-
-def _holder(connection: Connection, token: str) -> str | None:
-    found: str | None = connection.execute("SELECT holder FROM tokens WHERE id = ?", (token,)).get
-    return found
+    approvals = connection.execute("SELECT token FROM grant_approvals WHERE grant_id = ?", (grant,))
+    for (token,) in approvals.fetchall():
+        try:
+            approved = token_rows.find(connection, keys, str(token))
+        except NotFound:
+            continue
+        except RowChanged:
+            raise Forbidden(_CHANGED) from None
+        if approved.holder == acting.holder:
+            raise Forbidden(_SAME)

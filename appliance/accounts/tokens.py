@@ -1,16 +1,15 @@
 """Tokens: 256 random bits that stand for a customer and a set of scopes; only a MAC of each is kept."""
 
+import logging
 import secrets
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any, Self
 
-from appliance.accounts import holders
+from appliance.accounts import holders, token_rows
 from appliance.accounts.audit import SUSPENDED, Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers, is_claimed
-from appliance.accounts.endings import REVOKED_BY_LOG_ALONE, TOKEN_REVOKED_AT
 from appliance.accounts.last_uses import LastUses
 from appliance.accounts.live_tokens import LiveTokens
 from appliance.accounts.rights import (
@@ -23,6 +22,7 @@ from appliance.accounts.rights import (
     listed,
     told,
 )
+from appliance.accounts.token_rows import RECOVERY_SECONDS, RowChanged, Token
 from appliance.errors import (
     CapacityExceeded,
     Conflict,
@@ -46,14 +46,12 @@ _REFUSED = "the token is missing or not valid"
 MAX_OVERLAP_SECONDS = 30 * 86400
 MAX_LIFETIME_SECONDS = 10 * 366 * 86400
 _ERASED_AT_ONCE = 256
+_NAMED = 100  # damaged ones, in the journal: the audit log has them all
+_LOADING = Actor("system", "tokens")
 MAX_TOKENS, MAX_LISTS = 10_000, 16 << 20
 """Of one customer: those that are not revoked, and the characters of their lists; all of it is in memory."""
 RATES = ("requests_per_minute", "bytes_per_minute")
 MAX_RATE = 1 << 50
-TOLD_OF_RECOVERY = """event = 'token.add' AND instr(details, '"recovery":true')"""
-"""Of a row of the audit log, as an expression of SQL: whether it tells of a token of recovery."""
-RECOVERY_SECONDS = 86400
-"""For so long a customer sees in its audit log that an operator has issued a token, before that is taken."""
 
 _KEPT = (
     "the customer has used a token of its own, and revokes them itself: without any it would see no token of"
@@ -68,6 +66,9 @@ _UNBOUND = (
     "the token that asks is bound to a client certificate, and the one it would rotate is not: its successor"
     " would be taken without any. Rotate it with one that is not bound, or issue one that is, and revoke it"
 )
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,31 +102,6 @@ def operator_principal(uid: int) -> Principal:
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """What is known of a token; times are unix milliseconds, None for never.
-
-    `valid_from` is set for a `recovery` token alone: it is refused before. `holder` is as `holders` has it.
-    """
-
-    id: str
-    rights: Rights
-    created_at: int
-    expires_at: int | None = None
-    revoked_at: int | None = None
-    last_used_at: int | None = None
-    valid_from: int | None = None
-    holder: str | None = None
-
-    @property
-    def customer(self) -> CustomerId:
-        return self.rights.customer
-
-    @property
-    def scopes(self) -> frozenset[Scope]:
-        return self.rights.scopes
-
-
-@dataclass(frozen=True, slots=True)
 class IssuedToken:
     """A token at the one moment its text is known; the text is kept out of repr and so out of logs."""
 
@@ -152,13 +128,21 @@ class Tokens:
         self._proven = proven or clock
         self._live = LiveTokens[Rights]()
         self.last_uses = LastUses(ledger)
+        self.damaged: list[str] = []
+        """Ids of tokens that are not taken: something else than the appliance has changed their rows."""
 
     async def __aenter__(self) -> Self:
-        def load(connection: Connection) -> None:
-            for token, mac in _not_revoked(connection):
-                self._remember(token, mac)
+        """Load them; the rows of a ledger from before they had MACs get theirs, once."""
 
+        def load(connection: Connection) -> None:
+            for token in token_rows.live(connection, self._keys, self.damaged.append):
+                self._live.put(*token)
+
+        if await self._ledger.read(token_rows.waiting):
+            await self._ledger.write(lambda connection: token_rows.adopt(connection, self._keys))
         await self._ledger.read(load)
+        if self.damaged:
+            await self._tell_of_damage()
         await self.last_uses.__aenter__()
         return self
 
@@ -219,15 +203,18 @@ class Tokens:
             granted = (
                 asked if scopes is not None else replace(asked, scopes=_default_scopes(connection, asked))
             )
-            if granted.client_subject is None:
-                granted = replace(granted, client_subject=_subject_of(connection, actor))
+            issuer = token_rows.acting(connection, self._keys, actor)
+            if granted.client_subject is None and issuer is not None:
+                granted = replace(granted, client_subject=issuer.rights.client_subject)
             _check_issuer(connection, actor, customer, recovery=recovery)
             if not recovery:
                 _check_room(connection, customer)
             admin = Scope.ADMIN in granted.scopes
-            holder = holders.of_issued(connection, actor, customer, issued.id, admin=admin, recovery=recovery)
+            holder = holders.of_issued(
+                connection, actor, issuer, customer, issued.id, admin=admin, recovery=recovery
+            )
             token = Token(issued.id, granted, now, expires_at, holder=holder)
-            _insert(connection, token, mac, None)
+            token_rows.insert(connection, self._keys, token, mac, None)
             record(connection, now, actor, Event.TOKEN_ADD, customer, issued.id, told(granted))
             return token
 
@@ -235,8 +222,12 @@ class Tokens:
         return issued
 
     async def list(self, customer: CustomerId | None = None) -> list[Token]:
-        """The tokens of one customer, or of all with None, oldest first, revoked ones included."""
-        found = await self._ledger.read(lambda connection: _tokens(connection, customer))
+        """The tokens of one customer, or of all with None, oldest first, revoked ones included, `damaged`
+        ones not.
+        """
+        found = await self._ledger.read(
+            lambda connection: token_rows.listed(connection, self._keys, customer)
+        )
         return [
             replace(token, last_used_at=self.last_uses.latest(token.id, token.last_used_at))
             for token in found
@@ -246,18 +237,22 @@ class Tokens:
         """End a token now; a second time changes nothing.
 
         Raises NotFound when it does not exist or, with `customer`, belongs to another one; Forbidden for an
-        operator once the customer is claimed, unless it is a token of recovery.
+        operator once the customer is claimed, unless it is a token of recovery, or a damaged one.
         """
         now = self._now()
 
         def act(connection: Connection) -> None:
-            token = _owned(connection, customer, token_id)
-            _check_revoker(connection, actor, token)
-            if token.revoked_at is None:
-                connection.execute("UPDATE tokens SET revoked_at = ? WHERE id = ?", (now, token_id))
-                record(connection, now, actor, Event.TOKEN_REVOKE, token.customer, token_id)
+            try:
+                token = self._owned(connection, customer, token_id)
+                _check_revoker(connection, actor, token)
+                owner: str = token.customer
+            except RowChanged as changed:  # it is not taken: whoever ends it takes nothing away
+                owner = changed.customer
+                _check_owner(customer, owner)
+            if token_rows.end(connection, self._keys, token_id, now):
+                record(connection, now, actor, Event.TOKEN_REVOKE, owner, token_id)
 
-        await self._ledger.write(act, then=lambda _: self._live.drop(token_id))
+        await self._ledger.write(act, then=lambda _: self._forget(token_id))
 
     async def rotate(
         self, actor: Actor, customer: CustomerId | None, token_id: str, overlap_seconds: int = 86400
@@ -267,8 +262,8 @@ class Tokens:
         Without one it is revoked: no clock has a say in that.
 
         Raises NotFound as `revoke`, InvalidInput for an overlap outside 0 to 30 days, Conflict when the
-        token is revoked, expired, or has a successor, Forbidden for an operator once the customer is claimed
-        and for a token that is bound where this one is not, CapacityExceeded as `add`.
+        token is revoked, expired, damaged, or has a successor, Forbidden for an operator once the customer is
+        claimed and for a token that is bound where this one is not, CapacityExceeded as `add`.
         """
         if not 0 <= overlap_seconds <= MAX_OVERLAP_SECONDS:
             raise InvalidInput(f"overlap_seconds: 0 to {MAX_OVERLAP_SECONDS}")
@@ -276,9 +271,11 @@ class Tokens:
         issued, mac = self._mint()
 
         def act(connection: Connection) -> tuple[Token, Token]:
-            old = _owned(connection, customer, token_id)
+            old = self._owned(connection, customer, token_id)
             _check_issuer(connection, actor, old.customer, recovery=False)
-            if old.rights.client_subject is None and _subject_of(connection, actor) is not None:
+            rotator = token_rows.acting(connection, self._keys, actor)
+            bound = rotator is not None and rotator.rights.client_subject is not None
+            if bound and old.rights.client_subject is None:
                 raise Forbidden(_UNBOUND)
             _check_room(connection, old.customer)
             if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
@@ -288,14 +285,12 @@ class Tokens:
             lifetime = None if old.expires_at is None else old.expires_at - old.created_at
             expires_at = None if lifetime is None else now + lifetime
             rights = replace(old.rights, recovery_of=None)
-            holder = holders.of_successor(connection, actor, old.id, old.holder)
+            holder = holders.of_successor(actor, rotator, old)
             new = Token(issued.id, rights, now, expires_at, holder=holder)
-            _insert(connection, new, mac, old.id)
+            token_rows.insert(connection, self._keys, new, mac, old.id)
             ended = _ended(old, now, overlap_seconds)
-            connection.execute(
-                "UPDATE tokens SET expires_at = ?, revoked_at = ? WHERE id = ?",
-                (ended.expires_at, ended.revoked_at, old.id),
-            )
+            ends = {"expires_at": ended.expires_at, "revoked_at": ended.revoked_at}
+            token_rows.change(connection, self._keys, old, **ends)
             details: dict[str, object] = {"successor": new.id, "overlap_seconds": overlap_seconds}
             record(connection, now, actor, Event.TOKEN_ROTATE, old.customer, old.id, details)
             return ended, new
@@ -314,17 +309,21 @@ class Tokens:
     async def erase(self, customer: CustomerId) -> None:
         """Forget every token of a customer that is being erased, some at a time; not audited one by one."""
 
+        def act(connection: Connection) -> Sequence[str]:
+            return token_rows.erase_some(connection, self._keys, customer, _ERASED_AT_ONCE)
+
         def forget(ids: Sequence[str]) -> None:
             for token_id in ids:
-                self._live.drop(token_id)
+                self._forget(token_id)
 
-        while await self._ledger.write(lambda connection: _erase_some(connection, customer), then=forget):
+        while await self._ledger.write(act, then=forget):
             pass
 
     async def limit(self, actor: Actor, token_id: str, most: Mapping[str, int | None]) -> Token:
         """Set rates of a token (RATES), durably and audited; None is what the configuration says, 0 no rate.
 
-        Raises NotFound, InvalidInput for another rate or a number outside 0 to MAX_RATE.
+        Raises NotFound, Conflict for a damaged one, InvalidInput for another rate or a number outside 0 to
+        MAX_RATE.
         """
         for name, number in most.items():
             if name not in RATES or not (number is None or 0 <= number <= MAX_RATE):
@@ -332,11 +331,11 @@ class Tokens:
         now = self._now()
 
         def act(connection: Connection) -> Token:
-            token = _owned(connection, None, token_id)
-            for name, number in most.items():
-                connection.execute(f"UPDATE tokens SET {name} = ? WHERE id = ?", (number, token_id))  # noqa: S608
+            token = token_rows.find(connection, self._keys, token_id)
+            if most:
+                token_rows.change(connection, self._keys, token, **most)
             record(connection, now, actor, Event.TOKEN_LIMIT, token.customer, token_id, dict(most))
-            return _owned(connection, None, token_id)
+            return token_rows.find(connection, self._keys, token_id)
 
         return await self._ledger.write(act, then=lambda token: self._live.change(token.id, token.rights))
 
@@ -393,8 +392,31 @@ class Tokens:
         text = body + _base62(zlib.crc32(body.encode("ascii")), _CHECKSUM)
         return IssuedToken(public, text), self._keys.mac(_MAC_LABEL, text.encode("ascii"))
 
+    def _owned(self, connection: Connection, customer: CustomerId | None, token_id: str) -> Token:
+        token = token_rows.find(connection, self._keys, token_id)
+        _check_owner(customer, token.customer)
+        return token
+
     def _remember(self, token: Token, mac: bytes) -> None:
         self._live.put(token.id, mac, token.rights, token.expires_at)
+
+    def _forget(self, token_id: str) -> None:
+        self._live.drop(token_id)
+        if token_id in self.damaged:
+            self.damaged.remove(token_id)
+
+    async def _tell_of_damage(self) -> None:
+        """In the audit log, once: who verifies that has no key to see it with."""
+        now = self._now()
+
+        def act(connection: Connection) -> None:
+            for token_id in self.damaged:
+                if not token_rows.told_of_damage(connection, token_id):
+                    record(connection, now, _LOADING, Event.TOKEN_DAMAGED, None, token_id)
+
+        for token_id in self.damaged[:_NAMED]:
+            _log.error("the row of token %s is not as it was written: it is not taken", token_id)
+        await self._ledger.write(act)
 
 
 def _well_formed(text: str) -> bool:
@@ -430,16 +452,6 @@ def _check_issuer(connection: Connection, actor: Actor, customer: CustomerId, *,
         raise Forbidden(_CLAIMED)
 
 
-def _subject_of(connection: Connection, actor: Actor) -> str | None:
-    """That which the acting token is bound to, None for an operator too."""
-    if actor.kind != "token":
-        return None
-    subject: str | None = connection.execute(
-        "SELECT client_subject FROM tokens WHERE id = ?", (actor.id,)
-    ).get
-    return subject
-
-
 def _check_room(connection: Connection, customer: CustomerId) -> None:
     held: Any = connection.execute(
         "SELECT count(*), total(length(collections)) + total(length(tasks)) FROM tokens"
@@ -452,6 +464,11 @@ def _check_room(connection: Connection, customer: CustomerId) -> None:
             f"a customer has at most {MAX_TOKENS} tokens that are not revoked, and {MAX_LISTS >> 20} MiB of"
             " their lists: revoke those that have ended"
         )
+
+
+def _check_owner(customer: CustomerId | None, owner: str) -> None:
+    if customer is not None and customer != owner:
+        raise NotFound("no such token")
 
 
 def _check_revoker(connection: Connection, actor: Actor, token: Token) -> None:
@@ -474,93 +491,3 @@ def _default_scopes(connection: Connection, asked: Rights) -> frozenset[Scope]:
     if asked.collections is not None or connection.execute(query, (asked.customer,)).get:
         return ALL_SCOPES - {Scope.ADMIN}
     return ALL_SCOPES
-
-
-_RIGHTS = "customer, scopes, collections, tasks, requests_per_minute, bytes_per_minute, client_subject"
-# As the log told the customer of it, whatever the row says of that by now.
-_RECOVERY_OF = (
-    f"coalesce((SELECT time FROM audit INDEXED BY audit_of_recoveries"  # noqa: S608
-    f" WHERE {TOLD_OF_RECOVERY} AND subject = tokens.id), iif(recovery, created_at, NULL))"
-)
-_RESUMED = "coalesce((SELECT resumed_at FROM customers WHERE customers.id = tokens.customer), 0)"
-_VALID_FROM = f"max({_RECOVERY_OF}, {_RESUMED}) + {RECOVERY_SECONDS * 1000}"
-_ISSUED = f"id, {_RIGHTS}, {_RECOVERY_OF}, created_at, expires_at"
-_SINCE = f"last_used_at, {_VALID_FROM}, holder"
-_COLUMNS = f"{_ISSUED}, {TOKEN_REVOKED_AT}, {_SINCE}"
-_END = 2 + len(_RIGHTS.split())  # where the times begin
-
-
-def _insert(connection: Connection, token: Token, mac: bytes, rotated_from: str | None) -> None:
-    rights = token.rights
-    connection.execute(
-        f"INSERT INTO tokens (id, {_RIGHTS}, created_at, expires_at, recovery, holder, mac, rotated_from,"  # noqa: S608
-        f" seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {holders.AUDITED})",
-        (
-            token.id,
-            rights.customer,
-            _words(rights.scopes),
-            _words(rights.collections),
-            _words(rights.tasks),
-            rights.requests_per_minute,
-            rights.bytes_per_minute,
-            rights.client_subject,
-            token.created_at,
-            token.expires_at,
-            rights.recovery_of is not None,
-            token.holder,
-            mac,
-            rotated_from,
-        ),
-    )
-
-
-def _owned(connection: Connection, customer: CustomerId | None, token_id: str) -> Token:
-    row = connection.execute(f"SELECT {_COLUMNS} FROM tokens WHERE id = ?", (token_id,)).fetchone()  # noqa: S608
-    if row is None or (customer is not None and row[1] != customer):
-        raise NotFound("no such token")
-    return _token(row)
-
-
-def _tokens(connection: Connection, customer: CustomerId | None) -> list[Token]:
-    rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM tokens WHERE ?1 IS NULL OR customer = ?1 ORDER BY created_at, id",  # noqa: S608
-        (customer,),
-    )
-    return [_token(row) for row in rows]
-
-
-def _erase_some(connection: Connection, customer: CustomerId) -> Sequence[str]:
-    """The ids of some tokens of a customer, whose rows go with this; none are left when it is empty."""
-    query = "SELECT id FROM tokens WHERE customer = ? LIMIT ?"
-    ids = [str(row[0]) for row in connection.execute(query, (customer, _ERASED_AT_ONCE))]
-    marks = ", ".join("?" * len(ids))
-    connection.execute(f"UPDATE tokens SET rotated_from = NULL WHERE rotated_from IN ({marks})", ids)  # noqa: S608
-    connection.execute(f"DELETE FROM tokens WHERE id IN ({marks})", ids)  # noqa: S608
-    return ids
-
-
-def _not_revoked(connection: Connection) -> Iterator[tuple[Token, bytes]]:
-    ended = {row[0] for row in connection.execute(REVOKED_BY_LOG_ALONE)}
-    rows = connection.execute(f"SELECT {_ISSUED}, NULL, {_SINCE}, mac FROM tokens WHERE revoked_at IS NULL")  # noqa: S608
-    rights = cache(_rights)  # most of a million tokens share theirs
-    return (
-        (Token(row[0], rights(row[1:_END]), *row[_END:-1]), row[-1]) for row in rows if row[0] not in ended
-    )
-
-
-def _token(row: tuple[Any, ...]) -> Token:
-    return Token(row[0], _rights(row[1:_END]), *row[_END:])
-
-
-def _rights(columns: tuple[Any, ...]) -> Rights:
-    customer, scopes, collections, tasks, *others = columns
-    granted = frozenset(Scope(name) for name in scopes.split())
-    return Rights(customer, granted, _ids(collections), _ids(tasks), *others)
-
-
-def _words(ids: Collection[str] | None) -> str | None:
-    return None if ids is None else " ".join(sorted(ids))
-
-
-def _ids(words: str | None) -> frozenset[str] | None:
-    return None if words is None else frozenset(words.split())

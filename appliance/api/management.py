@@ -11,7 +11,8 @@ import msgspec
 
 from appliance.accounts.customers import Customer, CustomerId, Customers
 from appliance.accounts.rights import parse_scopes
-from appliance.accounts.tokens import IssuedToken, Token, Tokens
+from appliance.accounts.token_rows import Token
+from appliance.accounts.tokens import IssuedToken, Tokens
 from appliance.api.answers import Answer, moment, unix_milliseconds
 from appliance.api.call import Call
 from appliance.api.payload import Payload

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from appliance.accounts import token_rows
 from appliance.accounts.audit import Event
 from appliance.accounts.endings import AGREEMENT_REVOKED_AT, TOKEN_REVOKED_AT
 from appliance.datasets import rows
 from appliance.errors import BackupInvalid
 from appliance.ledger import Connection
-from appliance.vault import SealedFile
+from appliance.vault import Keys, SealedFile
 
 Kind = Literal[
     "image", "dataset", "collection", "token", "agreement", "links", "suspension", "customer", "claim"
@@ -44,7 +45,6 @@ _ERASE = (
 _REPLAYED: tuple[tuple[Kind, str], ...] = (
     ("dataset", "UPDATE datasets SET erased_at = :value WHERE id = :id AND erased_at IS NULL"),
     ("collection", "UPDATE collections SET removed = 1 WHERE id = :id"),
-    ("token", "UPDATE tokens SET revoked_at = :value WHERE id = :id AND revoked_at IS NULL"),
     ("agreement", "UPDATE agreements SET revoked_at = :value WHERE id = :id AND revoked_at IS NULL"),
     ("links", "UPDATE datasets SET visibility = :text, epoch = max(epoch, :value) WHERE id = :id"),
     ("suspension", "UPDATE customers SET suspended_at = :value WHERE id = :id AND suspended_at IS NULL"),
@@ -152,8 +152,9 @@ def read(file: SealedFile) -> tuple[Origin, Iterator[Ending]]:
     return origin, _decoded(lines)
 
 
-def replay(connection: Connection, ended: Ended, now: int) -> None:
-    """End it all again in a ledger that still has it, within an act of `Ledger.write`.
+def replay(connection: Connection, keys: Keys, ended: Ended, now: int) -> None:
+    """End it all again in a ledger that still has it, within an act of `Ledger.write`. `keys` are the
+    appliance's own.
 
     Images lose their rows and keep a tombstone. Customers, datasets and collections are out of sight at once;
     the next start erases what is theirs, as it does after an erasure that a stop interrupted.
@@ -162,6 +163,9 @@ def replay(connection: Connection, ended: Ended, now: int) -> None:
         for ending in ended.of[kind].values():
             value = ending.value if kind == "links" else ending.value or now
             connection.execute(statement, {"id": ending.id, "value": value, "text": ending.text})
+    token_rows.adopt(connection, keys)
+    for ending in ended.of["token"].values():
+        token_rows.end(connection, keys, ending.id, ending.value or now)
     for ending in ended.images.values():
         image = rows.image(connection, None, ending.id)
         if image is not None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from appliance import config
 from appliance.accounts.rotations import Rotations
+from appliance.accounts.tokens import Tokens
 from appliance.accounts.transparency.tree import AuditTree
 from appliance.daemon.state import State
 from appliance.datasets.images import Images
@@ -14,6 +15,9 @@ from appliance.search.collections import Collections
 from appliance.search.erasing import AGAIN_SECONDS
 from appliance.search.scrub import Scrub
 from appliance.search.sync.synchronisation import Synchronisation
+
+_NAMED = 10
+"""Of many of a kind."""
 
 
 def found(  # noqa: PLR0917 - the parts
@@ -32,6 +36,7 @@ def found(  # noqa: PLR0917 - the parts
         *_of_removed(state.collections),
         *_of_feeds(synchronisation),
         *_of_audit(state.audit_tree),
+        *_of_tokens(state.tokens),
         *_of_erasures(erasure),
         *_of_keys(state.rotations),
     ]
@@ -99,6 +104,17 @@ def _of_feeds(synchronisation: Synchronisation) -> Iterator[Finding]:
 def _of_audit(tree: AuditTree) -> Iterator[Finding]:
     if tree.finding is not None:
         yield Finding("degraded", "audit.log", f"the audit log is not signed any further: {tree.finding}")
+
+
+def _of_tokens(tokens: Tokens) -> Iterator[Finding]:
+    if damaged := tokens.damaged:
+        named = ", ".join(damaged[:_NAMED]) + (" and others" if len(damaged) > _NAMED else "")
+        message = (
+            f"{len(damaged)} tokens are not taken: something else than the appliance has changed their rows."
+            f" They are {named}; `appliance audit verify` names them all, and what else was changed."
+            " `appliance token revoke` ends one, and its customer issues another"
+        )
+        yield Finding("degraded", "tokens.damaged", message)
 
 
 def _of_erasures(erasure: Erasure) -> Iterator[Finding]:

@@ -32,6 +32,7 @@ from appliance.errors import (
     WorkerLost,
 )
 from appliance.health import Health, Status
+from appliance.ledger import newest
 from appliance.recognition import selftest
 from appliance.recognition.bundles import Bundles
 from appliance.recognition.decoders import Decoders
@@ -313,7 +314,11 @@ class Daemon:
 
     async def _record_start(self, stack: contextlib.AsyncExitStack) -> None:
         """Before anything is served; on a full volume, whose only way out is a start, when it has room."""
-        details: dict[str, object] = {"version": VERSION, "profile": self._settings.profile}
+        details: dict[str, object] = {
+            "version": VERSION,
+            "profile": self._settings.profile,
+            "schema": newest(),
+        }
         try:
             await self._record(audit.Event.DAEMON_START, details)
         except VolumeFull:

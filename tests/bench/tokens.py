@@ -14,7 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.accounts.audit import Actor
+from appliance.accounts import token_rows
+from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.rights import Scope
 from appliance.accounts.times import Times
@@ -27,6 +28,8 @@ from tests.bench.report import Report
 from tests.bench.spent import give_back, resident_mib
 
 FEW, MANY = 10_000, 1_000_000
+ISSUED, REVOKED = 200_000, 20_000
+"""Of an appliance that has been there for long; the audit log tells of each that was revoked."""
 CUSTOMERS, GENUINE, ROUNDS = 100, 1000, 11
 ROOT, ACTOR = bytes(range(32)), Actor("system", "bench")
 
@@ -53,23 +56,25 @@ def run(report: Report) -> None:
     )
     report.figure("memory of one of a million", seen[MANY].bytes_each, "bytes", at_most=256)
     report.figure("load a million", seen[MANY].load_seconds, "CPU s")
+    report.figure(f"load {ISSUED:,}, {REVOKED:,} revoked", measured(ISSUED, REVOKED).load_seconds, "CPU s")
 
 
-def measured(count: int) -> Seen:
+def measured(count: int, revoked: int = 0) -> Seen:
     with tempfile.TemporaryDirectory() as folder:
-        genuine = asyncio.run(issue(Path(folder), count))
+        genuine = asyncio.run(issue(Path(folder), count, revoked))
         asked = [sys.executable, "-m", "tests.bench.tokens", folder]
         root, sent = Path(__file__).parents[2], "\n".join(genuine)
         told = subprocess.run(asked, check=True, capture_output=True, text=True, cwd=root, input=sent)
         return Seen(**json.loads(told.stdout))
 
 
-async def issue(folder: Path, count: int) -> list[str]:
+async def issue(folder: Path, count: int, revoked: int) -> list[str]:
     """`count` tokens in a ledger; the texts of GENUINE of them, the others are nobody's."""
+    keys = Keys(ROOT)
     async with (
         Ledger(folder, Registry()) as ledger,
         Customers(ledger, time.monotonic) as customers,
-        Tokens(ledger, Keys(ROOT), customers, time.monotonic) as tokens,
+        Tokens(ledger, keys, customers, time.monotonic) as tokens,
     ):
         owners = [(await customers.add(ACTOR, f"{number}")).id for number in range(CUSTOMERS)]
         scopes = [{Scope.INFER}, {Scope.INFER, Scope.SEARCH_READ}, set(Scope)]
@@ -78,6 +83,8 @@ async def issue(folder: Path, count: int) -> list[str]:
         )
         genuine = [issued.token for issued in await asyncio.gather(*issuing)]
         await ledger.write(lambda connection: _fill(connection, owners, count - GENUINE))
+        await ledger.write(lambda connection: _revoke(connection, revoked))
+        await ledger.write(lambda connection: token_rows.adopt(connection, keys))
         return genuine
 
 
@@ -89,6 +96,14 @@ def _fill(connection: Connection, owners: list[CustomerId], count: int) -> None:
             for number in range(count)
         ),
     )
+
+
+def _revoke(connection: Connection, count: int) -> None:
+    """So many of those that are nobody's."""
+    ids = connection.execute("SELECT id FROM tokens WHERE created_at = 0 LIMIT ?", (count,)).fetchall()
+    for (token,) in ids:
+        connection.execute("UPDATE tokens SET revoked_at = 1 WHERE id = ?", (token,))
+        record(connection, 1, ACTOR, Event.TOKEN_REVOKE, None, str(token))
 
 
 async def _measure(folder: Path, genuine: list[str]) -> Seen:

@@ -33,7 +33,10 @@ class Prepared:
         return caught.value.findings
 
     def write(self, path: str, data: bytes) -> None:
-        (self.state / "audit" / path).write_bytes(data)
+        """As the appliance does."""
+        file = self.state / "audit" / path
+        file.write_bytes(data)
+        file.chmod(0o600)
 
 
 @pytest.fixture(scope="module")
@@ -190,11 +193,77 @@ def test_what_a_crash_leaves_of_the_logs_files_is_no_finding(mine: Prepared) -> 
     assert not list((mine.state / "audit").rglob(".*"))
 
 
-def test_a_link_in_the_place_of_a_file(mine: Prepared, tmp_path: Path) -> None:
-    file = mine.state / "audit" / "tile/0/000"
+@pytest.mark.parametrize("path", ["checkpoint", "key", "tile/0/000", "tile/0/002.p/88", "tile/entries", ""])
+def test_a_link_in_the_place_of_a_file_or_folder(mine: Prepared, tmp_path: Path, path: str) -> None:
+    file = mine.state / "audit" / path
     file.rename(tmp_path / "elsewhere")
     file.symlink_to(tmp_path / "elsewhere")
-    assert any("tile/0/000" in finding for finding in mine.findings())
+    assert any(f"{file}: " in finding and "link" in finding for finding in mine.findings())
+
+
+@pytest.mark.parametrize("path", ["checkpoint", "key", "tile/0/000", "tile/entries/002.p/88"])
+@pytest.mark.parametrize("mode", [0o644, 0o400, 0o4600])
+def test_a_file_with_other_permissions(mine: Prepared, path: str, mode: int) -> None:
+    (mine.state / "audit" / path).chmod(mode)
+    (finding,) = mine.findings()
+    assert finding.endswith(f"audit/{path}: it has mode {mode:04o}, and was made with 0600")
+
+
+@pytest.mark.parametrize("path", ["", "tile", "tile/0/002.p"])
+def test_a_folder_with_other_permissions(mine: Prepared, path: str) -> None:
+    folder = mine.state / "audit" / path
+    folder.chmod(0o755)
+    assert mine.findings() == [f"{folder}: it has mode 0755, and was made with 0700"]
+
+
+@pytest.mark.parametrize(
+    "path", ["mine", "tile/0/x000", "tile/0/003.p", "tile/0/000.p", "tile/2", "tile/entries/000", "tile/x"]
+)
+def test_an_empty_folder(mine: Prepared, path: str) -> None:
+    folder = mine.state / "audit" / path
+    if folder.exists():
+        folder.unlink()
+    folder.mkdir(mode=0o700)
+    assert f"{folder}: no folder that the log has anything in" in mine.findings()
+
+
+def test_a_folder_with_something_in_it(mine: Prepared) -> None:
+    folder = mine.state / "audit" / "mine"
+    folder.mkdir(mode=0o700)
+    mine.write("mine/000", mine.files["tile/0/000"])
+    assert mine.findings() == [
+        f"{folder}/000: nothing that the log has",
+        f"{folder}: no folder that the log has anything in",
+    ]
+
+
+def test_a_folder_that_a_crash_left_empty_is_no_finding(mine: Prepared) -> None:
+    """Of what is to be published next; it is gone, or has something in it, after the next start."""
+    edit(
+        mine.state,
+        "INSERT INTO audit (time, actor_kind, actor_id, event, customer, subject, details)"
+        " SELECT time, actor_kind, actor_id, event, customer, subject, details FROM audit WHERE seq <= 200",
+    )
+    for path in ("tile/0/003.p", "tile/entries/003.p", "tile/1/000.p"):
+        (mine.state / "audit" / path).mkdir(mode=0o700, exist_ok=True)
+    assert verification.verify(mine.state).entries == SIZE + 200
+    asyncio.run(started(mine.state))
+    assert verification.verify(mine.state).signed == SIZE + 200
+
+
+@pytest.mark.parametrize("name", ["checkpoint", ".checkpoint.0123456789ab.draft"])
+def test_a_checkpoint_that_somebody_else_has_signed_too(mine: Prepared, name: str) -> None:
+    """What a witness adds belongs to copies elsewhere, which are taken with it."""
+    note = mine.files["checkpoint"]
+    origin, *_, ours = note.decode().splitlines()
+    for line in (f"— witness.example/w {ours.rpartition(' ')[2]}", ours):
+        both = note + f"{line}\n".encode()
+        mine.write(name, both)
+        assert len(mine.findings()) == 1
+        assert f"audit/{name}: " in mine.findings()[0]
+        mine.write("checkpoint", note)
+        (mine.state / "audit" / name).unlink() if name != "checkpoint" else None
+        assert verification.verify(mine.state, kept=both).origin == origin
 
 
 @pytest.mark.parametrize("seq", [1, 255, 256, 257, 599])

@@ -108,6 +108,14 @@ def parse(note: bytes, public: str) -> Checkpoint:
     return Checkpoint(found[1], int(found[2]), root, whole)
 
 
+def parse_own(note: bytes, public: str) -> Checkpoint:
+    """One as `sign` makes it, under that signature alone. Raises InvalidInput."""
+    found = parse(note, public)
+    if found.note.rpartition("\n\n")[2].count("\n") > 1:
+        raise InvalidInput("it has signatures that the appliance did not put there")
+    return found
+
+
 def _signature(line: str) -> tuple[str, bytes] | None:
     """Who a line says has signed, and the signature behind the four bytes of its key."""
     found = _SIGNATURE.fullmatch(line)

@@ -7,7 +7,7 @@ there by somebody.
 import re
 from pathlib import Path
 
-from appliance.accounts.transparency.checkpoints import MAX_BYTES, LogKey, parse
+from appliance.accounts.transparency.checkpoints import MAX_BYTES, LogKey, parse_own
 from appliance.errors import InvalidInput
 
 _NAME = re.compile(r"\.([^/]+)\.[0-9a-f]{12}\.draft")
@@ -35,7 +35,7 @@ class Drafts:
             note = _start(draft, MAX_BYTES)
             try:
                 if note:
-                    parse(note, key.public)
+                    parse_own(note, key.public)
             except InvalidInput:
                 continue
             self._strange.discard(draft)

@@ -1,14 +1,18 @@
 """What rows of tokens, agreements and grants say, held against what the audit log has told of them."""
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
-from appliance.accounts.audit import Event
+import msgspec
+
+from appliance.accounts.audit import EntryDamaged, Event, Selection, rows
 from appliance.accounts.endings import TOLD_OF_REVOCATION
 from appliance.accounts.holders import FOUNDER, given, passed
 from appliance.accounts.rights import Scope
 from appliance.accounts.transparency.judgement import Judgement
-from appliance.accounts.transparency.leaves import Recorded
+from appliance.accounts.transparency.leaves import Recorded, leaf, recorded
 from appliance.ledger import Connection
 
 # A damaged row of the log need not be JSON: that it is damaged is found elsewhere.
@@ -85,10 +89,34 @@ class Issued:
                 yield f"entry {seq}: token {token} was issued for else than its row says: that was changed"
 
 
+class Written:
+    """That the row of each token is as the appliance wrote it, as far as the daemon has seen, which has the
+    key: it goes on until the token is revoked.
+    """
+
+    def __init__(self) -> None:
+        self._changed: dict[str, int] = {}
+
+    def see(self, entry: Recorded) -> None:
+        if entry.event == Event.TOKEN_DAMAGED:
+            self._changed[str(entry.subject)] = entry.seq
+        elif entry.event == Event.TOKEN_REVOKE:
+            self._changed.pop(str(entry.subject), None)
+
+    def judge(self, connection: Connection) -> Judgement:
+        return Judgement(
+            f"entry {seq}: the row of token {token} was not as the appliance had written it: that was changed"
+            for token, seq in self._changed.items()
+            if connection.execute("SELECT 1 FROM tokens WHERE id = ?", (token,)).get
+        )
+
+
 class Held:
     """That a token is held by whom `holders` left it to, going by the log alone, and since that entry.
 
-    Nobody approves anything with what nobody holds: so rows of before there were holders may say that.
+    Nobody approves anything with what nobody holds: so rows of before there were holders may say that. Those
+    that say else got it from migration 028: to it a founder is the first token with admin that a customer
+    had, by time and id, whether it was revoked or not, and each of recovery.
     """
 
     _ROWS = "SELECT id, holder FROM tokens WHERE holder IS NOT NULL"
@@ -98,47 +126,99 @@ class Held:
         " WHERE event IN ('token.add', 'token.rotate') AND tokens.seq <> audit.seq - 1"
         " AND (tokens.seq > 0 OR audit.seq > (SELECT min(seq) + 1 FROM tokens WHERE seq > 0))"
     )
-
-    def __init__(self) -> None:
-        self._holders: dict[str, str] = {}
-        self._founders: dict[str | None, set[str]] = defaultdict(set)  # those that are not revoked
+    _BEFORE = "SELECT min(seq) FROM tokens WHERE seq > 0"
+    """How far the log went when the first token was issued that has its holder from then."""
+    _EVENTS = Selection(
+        events=(Event.TOKEN_ADD, Event.TOKEN_ROTATE, Event.TOKEN_REVOKE, Event.BACKUP_RESTORE)
+    )
 
     def see(self, entry: Recorded) -> None:
-        if entry.event == Event.TOKEN_ADD and entry.subject is not None:
-            self._hold(entry, entry.subject, self._of_issued(entry, entry.subject))
-        elif entry.event == Event.TOKEN_ROTATE and entry.subject is not None:
-            self._hold(entry, str(entry.details.get("successor")), self._of_successor(entry, entry.subject))
-            if entry.details.get("overlap_seconds") == 0:
-                self._founders[entry.customer].discard(entry.subject)
-        elif entry.event == Event.TOKEN_REVOKE:
-            self._founders[entry.customer].discard(str(entry.subject))
-        elif entry.event == Event.BACKUP_RESTORE:  # which revokes tokens that it does not name
-            self._founders.clear()
+        """The ledger has both sides."""
 
     def judge(self, connection: Connection) -> Judgement:
         return Judgement(self._findings(connection))
 
     def _findings(self, connection: Connection) -> Iterator[str]:
+        told: int | None = connection.execute(self._BEFORE).get
+        before = math.inf if told is None else told
+        replayed = _Replayed(before, _first_founders(self._entries(connection), before))
+        for entry in self._entries(connection):
+            replayed.follow(entry)
         for token, holder in connection.execute(self._ROWS):
-            if self._holders.get(token) != holder:
+            if replayed.holders.get(token) != holder:
                 yield f"token {token} is another one's than its row says, by the log: that was changed"
         for seq, token in connection.execute(self._SINCE):
             yield f"entry {seq}: token {token} is of then, and its row says otherwise: that was changed"
 
-    def _hold(self, entry: Recorded, token: str, holder: str | None) -> None:
-        if holder is not None:
-            self._holders[token] = holder
-        if holder == FOUNDER:
-            self._founders[entry.customer].add(token)
+    def _entries(self, connection: Connection) -> Iterator[Recorded]:
+        """Those that are told of tokens; damaged ones are found elsewhere."""
+        for row in rows(connection, self._EVENTS, after=0, limit=-1):
+            with suppress(EntryDamaged, msgspec.DecodeError):
+                yield recorded(leaf(row))
 
-    def _of_issued(self, entry: Recorded, token: str) -> str | None:
-        if entry.actor.kind == "token":
-            return given(self._holders.get(entry.actor.id), token)
+
+def _first_founders(entries: Iterable[Recorded], before: float) -> frozenset[str]:
+    """The founders of before, as migration 028 chose them."""
+    admins, recovered = set[str](), set[str]()
+    first: dict[str | None, tuple[int, str]] = {}
+    for entry in entries:
+        if entry.seq > before:
+            break
+        token = _made(entry)
+        if token is None:
+            continue
+        if entry.subject in admins or Scope.ADMIN in entry.details.get("scopes", ()):
+            admins.add(token)
+            made = entry.time, token
+            first[entry.customer] = min(first.get(entry.customer, made), made)
+        if token in admins and entry.details.get("recovery"):
+            recovered.add(token)
+    return frozenset(recovered | {token for _, token in first.values()})
+
+
+def _made(entry: Recorded) -> str | None:
+    """The token that an entry tells was made."""
+    if entry.event == Event.TOKEN_ADD:
+        return entry.subject
+    return str(entry.details.get("successor")) if entry.event == Event.TOKEN_ROTATE else None
+
+
+class _Replayed:
+    """Who holds which token, entry by entry; up to `before` as migration 028 has it with these `founders`."""
+
+    def __init__(self, before: float, founders: frozenset[str]) -> None:
+        self._before = before
+        self._chosen = founders
+        self._founders: dict[str | None, set[str]] = defaultdict(set)  # those that are not revoked
+        self.holders: dict[str, str] = {}
+
+    def follow(self, entry: Recorded) -> None:
+        subject = str(entry.subject)
+        if (token := _made(entry)) is not None:
+            holder = self._of_before(entry, token) if entry.seq <= self._before else self._of(entry, token)
+            if holder is not None:
+                self.holders[token] = holder
+            if holder == FOUNDER:
+                self._founders[entry.customer].add(token)
+        if entry.event == Event.TOKEN_REVOKE or entry.details.get("overlap_seconds") == 0:
+            self._founders[entry.customer].discard(subject)
+        elif entry.event == Event.BACKUP_RESTORE:  # which revokes tokens that it does not name
+            self._founders.clear()
+
+    def _of_before(self, entry: Recorded, token: str) -> str | None:
+        by_token, subject = entry.actor.kind == "token", str(entry.subject)
+        if token in self._chosen:
+            return FOUNDER
+        if entry.event == Event.TOKEN_ADD:
+            return given(self.holders.get(entry.actor.id), token) if by_token else None
+        return None if by_token and entry.actor.id != subject else self.holders.get(subject)
+
+    def _of(self, entry: Recorded, token: str) -> str | None:
+        by_token, actor = entry.actor.kind == "token", entry.actor.id
+        if entry.event == Event.TOKEN_ROTATE:
+            holder = self.holders.get(str(entry.subject))
+            return passed(holder, self.holders.get(actor)) if by_token and actor != entry.subject else holder
+        if by_token:
+            return given(self.holders.get(actor), token)
         first = entry.details.get("recovery") or not self._founders[entry.customer]
         return FOUNDER if Scope.ADMIN in entry.details.get("scopes", ()) and first else None
-
-    def _of_successor(self, entry: Recorded, token: str) -> str | None:
-        holder = self._holders.get(token)
-        if entry.actor.kind != "token" or entry.actor.id == token:
-            return holder
-        return passed(holder, self._holders.get(entry.actor.id))

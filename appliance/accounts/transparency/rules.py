@@ -8,10 +8,10 @@ from typing import ClassVar
 from appliance.accounts import certificates
 from appliance.accounts.audit import Event
 from appliance.accounts.customers import HAS_CLAIMED
-from appliance.accounts.tokens import TOLD_OF_RECOVERY
+from appliance.accounts.token_rows import TOLD_OF_RECOVERY
 from appliance.accounts.transparency.judgement import Judgement, Rule
 from appliance.accounts.transparency.leaves import Recorded
-from appliance.accounts.transparency.rows import Endings, Held, Issued
+from appliance.accounts.transparency.rows import Endings, Held, Issued, Written
 from appliance.ledger import Connection
 
 _SET_BACK_MS = 60_000
@@ -253,6 +253,7 @@ def all_rules(public: str | None) -> list[Rule]:
         Endings(),
         Issued(),
         Held(),
+        Written(),
     ]
 
 

@@ -114,6 +114,20 @@ def widths(size: int) -> Iterator[tuple[int, int, int]]:
         level += 1
 
 
+def under_way(signed: int, size: int) -> Iterator[str]:
+    """The folders, and those above them, in which something is written or removed while a tree grows from
+    `signed` entries to `size`: a crash may leave each of them without a file.
+    """
+    level = 0
+    while size > signed and size // WIDTH**level:
+        span = WIDTH ** (level + 1)
+        for index in range(signed // span, (size - 1) // span + 1):
+            for full in (tile_path(level, index), *([] if level else [bundle_path(index)])):
+                *parts, _ = partial_path(full, 1).split("/")
+                yield from ("/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+        level += 1
+
+
 def _number(index: int) -> str:
     digits = f"{index % 1000:03}"
     while index := index // 1000:

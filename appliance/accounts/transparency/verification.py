@@ -6,13 +6,21 @@ cut at its end, a checkpoint tells that somebody has kept.
 
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from appliance.accounts.audit import EntryDamaged
-from appliance.accounts.transparency.checkpoints import MAX_BYTES, Checkpoint, LogKey, parse, parse_key
+from appliance.accounts.transparency.checkpoints import (
+    MAX_BYTES,
+    Checkpoint,
+    LogKey,
+    parse,
+    parse_key,
+    parse_own,
+)
 from appliance.accounts.transparency.drafts import Drafts, file_of
 from appliance.accounts.transparency.leaves import all_leaves, last_seq, origin, recorded
 from appliance.accounts.transparency.merkle import HASH_BYTES, WIDTH
@@ -23,6 +31,7 @@ from appliance.accounts.transparency.tiles import (
     first_entries,
     partial_path,
     tile_path,
+    under_way,
     widths,
 )
 from appliance.accounts.transparency.tree import CHECKPOINT, FOLDER, KEY
@@ -62,8 +71,8 @@ def verify(state: Path, *, kept: bytes | None = None, key: str | None = None) ->
     beside = _key(folder / KEY, trusted, found)
     known = trusted or beside
     file = folder / CHECKPOINT  # read before the rows: those that it covers are there
-    head = _checkpoint(_read(file, MAX_BYTES, found), file, known, found)
-    claim = _checkpoint(kept, "the checkpoint that was kept", known, found)
+    head = _checkpoint(_read(file, MAX_BYTES, found), parse_own, file, known, found)
+    claim = _checkpoint(kept, parse, "the checkpoint that was kept", known, found)
     with looking_into(state) as connection:
         comparison = _Comparison(folder, known, head, claim, found)
         comparison.run(connection)
@@ -113,11 +122,17 @@ def _key(file: Path, trusted: LogKey | None, found: _Findings) -> LogKey | None:
     return key
 
 
-def _checkpoint(note: bytes | None, named: object, key: LogKey | None, found: _Findings) -> Checkpoint | None:
+def _checkpoint(
+    note: bytes | None,
+    read: Callable[[bytes, str], Checkpoint],
+    named: object,
+    key: LogKey | None,
+    found: _Findings,
+) -> Checkpoint | None:
     if note is None or key is None:
         return None
     try:
-        return parse(note, key.public)
+        return read(note, key.public)
     except InvalidInput as error:
         found.add(f"{named}: {error}")
         return None
@@ -221,27 +236,52 @@ class _Comparison:
                 self._found.add(finding)
 
     def look_for_others(self, state: Path) -> None:
-        """Files that are none of the log's. What came meanwhile a daemon may have published meanwhile."""
-        others: list[tuple[Path, float]] = []
+        """Files and folders that are none of the log's, or not as it makes them. What came meanwhile a daemon
+        may have published meanwhile.
+        """
+        files, folders = dict[Path, float](), list[Path]()
+        self._require_mode(self._folder, 0o700)
         for path in sorted(self._folder.rglob("*")):
-            name = str(path.relative_to(self._folder))
             try:
-                mode = path.lstat().st_mode
+                status = path.lstat()
             except FileNotFoundError:
                 continue  # a partial tile that became a full one
-            if stat.S_ISDIR(mode):
-                continue
-            file = file_of(name) or name
-            end: float = 0 if name in self._seen or file in {CHECKPOINT, KEY} else _end(file)
-            if not stat.S_ISREG(mode) or self._drafts.strange(path):
-                end = float("inf")
-            if end:
-                others.append((path, end))
+            if stat.S_ISDIR(status.st_mode):
+                folders.append(path)
+                self._require_mode(path, 0o700)
+            elif not stat.S_ISREG(status.st_mode):
+                self._found.add(f"{path}: a file is expected, and this is a link or something else")
+            else:
+                files[path] = self._end_of(path)
+                self._require_mode(path, 0o600)
         with looking_into(state) as connection:
             entries = last_seq(connection)
-        for path, end in others:
+        for path, end in files.items():
             if end > entries:
                 self._found.add(f"{path}: nothing that the log has")
+        known = {parent for path, end in files.items() if end <= entries for parent in path.parents}
+        known |= {self._folder / name for name in under_way(self._signed, entries)}
+        for path in folders:
+            if path not in known and path.exists():
+                self._found.add(f"{path}: no folder that the log has anything in")
+
+    def _end_of(self, path: Path) -> float:
+        """How many entries there must be for a file to be one of the log's."""
+        name = str(path.relative_to(self._folder))
+        if self._drafts.strange(path):
+            return float("inf")
+        file = file_of(name) or name
+        return 0 if name in self._seen or file in {CHECKPOINT, KEY} else _end(file)
+
+    def _require_mode(self, path: Path, mode: int) -> None:
+        try:
+            found = path.lstat().st_mode
+        except OSError:
+            return  # it has just gone, or its absence is found elsewhere
+        if stat.S_ISLNK(found):
+            self._found.add(f"{path}: a folder is expected, and this is a link")
+        elif stat.S_IMODE(found) != mode:
+            self._found.add(f"{path}: it has mode {stat.S_IMODE(found):04o}, and was made with {mode:04o}")
 
     def _fill(self, seq: int) -> None:
         """Have each entry in its place in the tree, also where others before it are gone."""

@@ -49,8 +49,9 @@ class Accounts:
 
 @pytest.fixture
 async def accounts(tmp_path: Path) -> AsyncIterator[Accounts]:
-    clock, keys = Clock(), Keys(ROOT)
+    clock = Clock()
     keyring = Keyring.create(tmp_path / "keyring of accounts", bytearray(ROOT))
+    keys = keyring.service
     async with (
         Ledger(tmp_path, Registry()) as ledger,
         Customers(ledger, clock) as customers,

@@ -195,6 +195,5 @@ async def test_a_row_that_was_changed_has_no_token_of_recovery_taken_earlier(
     issued = await recovered(accounts, customer)
     await tampered(accounts, f"UPDATE tokens SET {change} WHERE recovery")
     assert not await taken(accounts, issued)
-    (listed,) = [token for token in await accounts.tokens.list(customer) if token.id == issued.id]
-    assert listed.valid_from == int((accounts.clock.now + DAY) * 1000)
+    assert (await accounts.reloaded()).damaged == [issued.id], "it is not taken a day later either"
     await accounts.tokens.revoke(OPERATOR, None, issued.id)

@@ -1,18 +1,21 @@
 """Rows of tokens, agreements and grants that a hand has changed are found by what the log tells of them."""
 
 import asyncio
+from collections import defaultdict
 from pathlib import Path
 
+import apsw
 import pytest
 
 from appliance.accounts.agreements import Agreements, Kind
 from appliance.accounts.audit import Actor
-from appliance.accounts.customers import Customers
+from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.grants import Access, Grants
 from appliance.accounts.rights import Scope
 from appliance.accounts.tokens import Tokens
 from appliance.accounts.transparency import verification
 from appliance.errors import AuditBroken
+from appliance.ledger.migrations import migrate, shipped
 from tests.auditing import copy, edit, opened
 from tests.unit.accounts.conftest import OPERATOR, Clock
 
@@ -112,3 +115,74 @@ def test_a_row_that_says_else_than_the_log_is_found(
     changed = copy(state, "changed")
     edit(changed, f"UPDATE {change.format(**made)}")
     assert any(finding.format(**made) in one for one in found(changed)), found(changed)
+
+
+def of_before_holders(state: Path) -> None:
+    """A ledger of schema 27: Zoo's first admin token was revoked before its customer had used one, and of two
+    that Atelier was given in one millisecond the log has the one first that comes later by its id.
+    """
+    state.mkdir()
+    database = apsw.Connection(str(state / "ledger.db"))
+    migrate(database, [step for step in shipped() if step.number < 28])
+    clock = iter(range(1, 100))
+
+    def tell(event: str, customer: str, subject: str, details: str = "{}", time: int | None = None) -> int:
+        now = next(clock) if time is None else time
+        database.execute(
+            "INSERT INTO audit (time, actor_kind, actor_id, event, customer, subject, details)"
+            " VALUES (?, 'operator', '0', ?, ?, ?, ?)",
+            (now, event, customer, subject, details),
+        )
+        return now
+
+    def add(customer: str, token: str, time: int | None = None) -> None:
+        now = tell("token.add", customer, token, '{"scopes":["admin"]}', time)
+        database.execute(
+            "INSERT INTO tokens (id, customer, mac, scopes, created_at) VALUES (?, ?, ?, 'admin', ?)",
+            (token, customer, token.encode().ljust(32), now),
+        )
+
+    for customer in ("zoo", "atelier"):
+        database.execute("INSERT INTO customers (id, name, created_at) VALUES (?1, ?1, 0)", (customer,))
+        tell("customer.add", customer, customer)
+    add("zoo", "revoked")
+    now = tell("token.revoke", "zoo", "revoked")
+    database.execute("UPDATE tokens SET revoked_at = ? WHERE id = 'revoked'", (now,))
+    add("zoo", "second")
+    add("atelier", "b", 50)
+    add("atelier", "a", 50)
+    database.close()
+
+
+async def goes_on(state: Path) -> dict[str | None, list[str | None]]:
+    """What the next version makes of it: who holds what, by who issued it."""
+    clock, held = Clock(), defaultdict[str | None, list[str | None]](list)
+    async with (
+        opened(state) as log,
+        Customers(log.ledger, clock) as customers,
+        Tokens(log.ledger, log.keyring.service, customers, clock) as tokens,
+    ):
+        made: dict[str, str] = {}
+        third = (await tokens.add(OPERATOR, CustomerId("zoo"), {Scope.ADMIN})).id
+        for issuer, customer in (("second", "zoo"), (third, "zoo"), ("a", "atelier"), ("b", "atelier")):
+            actor = Actor("token", issuer)
+            await customers.claim(actor, CustomerId(customer))
+            issued = await tokens.add(actor, CustomerId(customer), {Scope.ADMIN})
+            await tokens.rotate(actor, CustomerId(customer), issued.id, 60)
+            made[issuer] = issued.id
+        holders = {token.id: token.holder for token in await tokens.list()}
+        for issuer, token in made.items():
+            held[holders[issuer]].append("its own" if holders[token] == token else holders[token])
+        await log.tree.publish()
+    return held
+
+
+def test_tokens_of_before_there_were_holders_are_asked_as_the_upgrade_did_it(tmp_path: Path) -> None:
+    of_before_holders(tmp_path / "state")
+    held = asyncio.run(goes_on(tmp_path / "state"))
+    assert held == {"founder": ["its own", "its own"], None: [None, None]}
+    assert found(tmp_path / "state") == []
+    edit(tmp_path / "state", "UPDATE tokens SET holder = 'founder' WHERE id = 'second'")
+    assert found(tmp_path / "state") == [
+        "token second is another one's than its row says, by the log: that was changed"
+    ]

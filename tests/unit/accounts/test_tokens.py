@@ -379,14 +379,22 @@ async def test_a_token_acts_under_its_public_id(accounts: Accounts, customer: Cu
 async def test_a_row_that_was_put_back_brings_no_revoked_token_back(
     accounts: Accounts, customer: CustomerId, how: str
 ) -> None:
+    """As a whole, and so with the MAC that it had."""
     ended, other = [await accounts.tokens.add(accounts.actor, customer, {Scope.INFER}) for _ in range(2)]
+    query = "SELECT revoked_at, row_mac, id FROM tokens"
+    older = await accounts.ledger.read(lambda connection: connection.execute(query).fetchall())
     if how == "revoked":
         await accounts.tokens.revoke(accounts.actor, customer, ended.id)
     else:
         await accounts.tokens.rotate(accounts.actor, customer, ended.id, overlap_seconds=0)
     await accounts.tokens.rotate(accounts.actor, customer, other.id, overlap_seconds=60)
-    await accounts.ledger.write(lambda connection: connection.execute("UPDATE tokens SET revoked_at = NULL"))
+    await accounts.ledger.write(
+        lambda connection: connection.executemany(
+            "UPDATE tokens SET revoked_at = ?, row_mac = ? WHERE id = ? AND revoked_at IS NOT NULL", older
+        )
+    )
     tokens = await accounts.reloaded()
+    assert tokens.damaged == []
     with pytest.raises(Unauthenticated):
         tokens.verify(ended.token)
     assert tokens.verify(other.token).token_id == other.id, "one that was rotated with an overlap goes on"
