@@ -53,7 +53,7 @@ def test_what_a_class_says_names_no_path() -> None:
     assert [kind for kind in kinds() if not kind.told or {"/", "\\"} & set(kind.told)] == []
 
 
-@settings(derandomize=True, max_examples=20)
+@settings(max_examples=20, derandomize=True, deadline=None, database=None)
 @given(message=MESSAGES, other=MESSAGES)
 def test_a_message_that_nobody_thought_about_is_told_to_operators_alone(message: str, other: str) -> None:
     """The answer, the `_status` of a record, and with them every result and report are the same for any."""
