@@ -22,7 +22,7 @@ import numpy as np
 from appliance import config
 from appliance.errors import NotFound, StorageFailed, WorkerLost, WorkerRefused
 from appliance.search import keeping, proposals, tiers, tuning
-from appliance.search.columns import Matching
+from appliance.search.columns import Matching, Wanted
 from appliance.search.exact import Found, Positions
 from appliance.search.graph_files import GraphFolder
 from appliance.search.proposals import Segment
@@ -262,15 +262,15 @@ class Segments:
             moment = self._moment
             hurried = races >= _RACES
             mask = await self._scans.run(0 if hurried else decided.effort, decided.mask)
-            wanted = mask & view.alive
+            wanted = decided.among(mask, view, moment)
             some = queries[pending]
             found: list[Found | None] = [None] * len(some)
             if not races and not exactly:
                 found = await self._matching_through_graphs(some, k, view, wanted)
             left = [n for n, one in enumerate(found) if one is None]
             if left:
-                size = 0 if hurried else _reads(len(left)) * view.effort(int(np.count_nonzero(wanted)))
-                scanned = await self._scans.run(size, _scan, view, some[left], k, wanted)
+                size = 0 if hurried else _reads(len(left)) * view.effort(wanted.within(0, len(view.labels)))
+                scanned = await self._scans.run(size, _scan, view, some[left], k, wanted.mask)
                 for n, answer in zip(left, scanned, strict=True):
                     found[n] = answer
             for n, one in zip(pending, self._undisturbed(found, moment), strict=True):
@@ -309,7 +309,7 @@ class Segments:
         return list(self._undisturbed(proposals.complete(found, proposed, k), moment))
 
     async def _matching_through_graphs(
-        self, queries: Vector, k: int, view: View, wanted: Mask
+        self, queries: Vector, k: int, view: View, wanted: Wanted
     ) -> list[Found | None]:
         """Of the view's records that are wanted; None for a query that is left to a scan."""
         segments = self._segments
@@ -317,7 +317,7 @@ class Segments:
         found: list[Found | None] = [None] * len(queries)
         proposed = await self._graphs.query(asks, queries) if asks else None
         if proposed is not None:
-            measured = await self._measured(segments, proposed, queries, k, view, wanted)
+            measured = await self._measured(segments, proposed, queries, k, view, wanted.mask)
             found = proposals.complete(measured, proposed, k)
         elif asks:
             self._lose(segments)

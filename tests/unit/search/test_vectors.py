@@ -144,3 +144,13 @@ def test_nothing_is_found_in_nothing() -> None:
     view = Vectors(DIM).view()
     assert len(view.scan(np.ones((1, DIM), np.float32), 5)[0][0]) == 0
     assert len(view.slots(np.array([0, 1]))) == 0
+
+
+@pytest.mark.parametrize("labels", [[7, 8, 9, 10], [7, 8, 10, 12], [7]], ids=["dense", "gaps", "one"])
+def test_labels_are_found_whether_some_are_left_out_or_none(labels: list[int]) -> None:
+    vectors = Vectors(1)
+    vectors.append(labels, np.ones((len(labels), 1), np.float32))
+    assert vectors.kill(labels[0])
+    asked = np.array([-(2**63), -1, 6, *labels, 11, 13, 2**63 - 1])
+    found = vectors.view().slots(asked)
+    assert vectors.view().labels[found].tolist() == [one for one in asked.tolist() if one in labels[1:]]
