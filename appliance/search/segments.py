@@ -21,6 +21,7 @@ import numpy as np
 
 from appliance import config
 from appliance.errors import NotFound, StorageFailed, WorkerLost, WorkerRefused
+from appliance.process import trim_memory
 from appliance.search import keeping, proposals, tiers, tuning
 from appliance.search.columns import Matching, Wanted
 from appliance.search.exact import Found, Positions
@@ -402,6 +403,7 @@ class Segments:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("upkeep of a collection failed", exc_info=error)
             self._delay()
+        trim_memory()  # vectors and links went through here on their way
         self.tend()  # what changed meanwhile may need more of it
 
     async def _tend(self) -> None:

@@ -118,6 +118,21 @@ def test_a_view_does_not_see_later_rows() -> None:
     assert 9999 not in view.scan(by_label[0][None], 100)[0][0]
 
 
+def test_expected_rows_take_what_was_said_and_more_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 64 * DIM * 4)
+    rng = np.random.default_rng(7)
+    rows = unit(rng, 350, DIM)
+    vectors = Vectors(DIM, 300)
+    for low in range(0, 300, 50):
+        vectors.append(list(range(low, low + 50)), rows[low : low + 50])
+    assert vectors.bytes == vectors.expected_bytes(300)
+    vectors.append(list(range(300, 350)), rows[300:])
+    for label in (63, 299, 300):
+        assert vectors.kill(label)
+    living = {n: row for n, row in enumerate(rows) if n not in {63, 299, 300}}
+    assert_scan_is_exact(vectors.view(), living, unit(rng, 1, DIM)[0], 40)
+
+
 def test_compaction_keeps_the_living_and_what_happened_meanwhile() -> None:
     rng = np.random.default_rng(11)
     vectors, by_label = filled(rng, 400)

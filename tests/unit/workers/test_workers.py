@@ -119,6 +119,17 @@ def test_wiping_a_large_region_gives_its_pages_back() -> None:
         memory.close()
 
 
+def test_released_memory_is_zero_and_takes_no_pages() -> None:
+    memory = Memory(RELEASE_BYTES // 4)
+    try:
+        memory.view[:] = b"\xaa" * memory.size
+        memory.release()
+        assert os.fstat(memory.fd).st_blocks == 0
+        assert not any(memory.view)
+    finally:
+        memory.close()
+
+
 def test_a_forgotten_view_keeps_nothing_and_does_not_fail_the_end(caplog: pytest.LogCaptureFixture) -> None:
     memory = Memory(2 * RELEASE_BYTES)
     memory.view[:] = b"\xaa" * memory.size
