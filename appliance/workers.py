@@ -110,6 +110,10 @@ class Memory:
         self.view[last:end] = ZEROS[: end - last]
         self._map.madvise(mmap.MADV_REMOVE, first, last - first)
 
+    def release(self) -> None:
+        """Zero all of it and give its pages back to the system: for what is not used again at once."""
+        self._map.madvise(mmap.MADV_REMOVE)
+
     def close(self) -> None:
         """Unmap and release it. Views taken from it should be released before: one that is left keeps the
         address space, of what lay there nothing.

@@ -6,7 +6,7 @@ numpy; what decides by several fields is combined record by record.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -23,13 +23,27 @@ ID_FIELD = "_id"
 MAX_COLUMNS = 2 * MAX_FIELDS
 """Of one collection; the least recently used one goes, and is built again when it is asked for."""
 MAX_DECIDED = 8
-"""Filters of one collection whose masks are kept while nothing changes: one byte a record each."""
+"""Filters of one collection that stay decided while nothing changes: two bytes a record each."""
 _SPREAD_EFFORT, _VALUE_EFFORT, _STRING_EFFORT = 25, 15, 300
 """Bytes that are read in the time for one slot of a field, one value of a condition, one string compared."""
 _VALUE_BYTES = 250
 """What a distinct value takes in memory, about: itself, its numbers, its place in the order."""
 _STALE_FACTOR = 4
 """A column with this many times more numbered values than records is dropped: updates left them behind."""
+
+
+class Wanted:
+    """The records that match a filter and lived at one moment: `mask` has one bool a slot, and stays."""
+
+    def __init__(self, mask: Mask) -> None:
+        self.mask = mask
+        self._counts: dict[tuple[int, int], int] = {}
+
+    def within(self, first: int, last: int) -> int:
+        """How many there are from one slot to before another, counted once."""
+        if (first, last) not in self._counts:
+            self._counts[first, last] = int(np.count_nonzero(self.mask[first:last]))
+        return self._counts[first, last]
 
 
 @dataclass(slots=True)
@@ -42,6 +56,7 @@ class Matching:
     """By field: the number of each slot's value, and how many numbers there were."""
     slots: int
     _mask: Mask | None = None
+    _wanted: tuple[Hashable, Wanted] | None = None
 
     @property
     def effort(self) -> int:
@@ -59,6 +74,12 @@ class Matching:
         if self._mask is None:
             self._mask = self._spread(*self._decide(self.where))
         return self._mask
+
+    def among(self, mask: Mask, view: View, moment: Hashable) -> Wanted:
+        """Those of the `mask` that live in the view. Kept for one `moment`: every death begins another."""
+        if self._wanted is None or self._wanted[0] != moment:
+            self._wanted = moment, Wanted(mask & view.alive)
+        return self._wanted[1]
 
     def _decide(self, part: Expression) -> tuple[str | None, Mask]:
         """By value of the one field that decides, or by slot (None): values are fewer."""
@@ -166,7 +187,7 @@ class Columns:
         """What they take in memory, about."""
         if not self._columns:
             return 0
-        masks = sum(decided.slots for decided in self._decided.values())
+        masks = sum(2 * decided.slots for decided in self._decided.values())
         return masks + sum(column.bytes for column in self._columns.values())
 
     async def matching(self, wanted: Filter) -> tuple[Matching, View]:
@@ -242,7 +263,7 @@ def _located(view: View, labels: Positions) -> tuple[Positions, Mask]:
     """The slots of those labels that have one, and which these are."""
     if not len(view.labels):
         return np.empty(0, np.int64), np.zeros(len(labels), np.bool_)
-    slots = np.minimum(np.searchsorted(view.labels, labels), len(view.labels) - 1)
+    slots = view.places(labels)
     here = view.labels[slots] == labels
     return slots[here], here
 

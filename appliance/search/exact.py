@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.errors import InvalidInput
+from appliance.search import arrays
 from appliance.search.records import AnyVector, Vector
 
 Scores = npt.NDArray[np.float32]
 Distances = npt.NDArray[np.float64]
-Positions = npt.NDArray[np.int64]
+Positions = arrays.Positions
 Found = tuple[Positions, Distances]
 """Labels and, parallel to them, distances."""
 

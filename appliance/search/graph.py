@@ -10,7 +10,6 @@ product is the cosine and nothing is normalised.
 """
 
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any, Protocol
 
 import hnswlib
@@ -19,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.errors import InvalidInput, WorkerRefused
-from appliance.search.exact import Positions
+from appliance.search.arrays import Positions, Vector
 from appliance.search.links import Links, Rows
-from appliance.search.records import Vector
 
 _COUNT = 0xFFFF  # of neighbours: hnswlib has a flag beside it in the same word
 _COUNTED = 4  # its bytes
@@ -86,9 +84,6 @@ class Restoring(Protocol):
 class Engine(Protocol):
     """A library, in one process."""
 
-    name: str
-    """With its version."""
-
     def begin(self, shape: Shape) -> Growing: ...
 
     def restore(self, shape: Shape, labels: Positions, links: Links) -> Restoring:
@@ -100,7 +95,6 @@ class Hnswlib:
 
     def __init__(self, threads: int) -> None:
         """So many threads build; a query takes the one it comes in."""
-        self.name = f"hnswlib {version('hnswlib')}"
         self._threads = threads
 
     def begin(self, shape: Shape) -> Growing:
@@ -228,7 +222,6 @@ class Faiss:
             import faiss  # noqa: PLC0415 -- an extra
         except ImportError as error:
             raise WorkerRefused(f'search.engine = "faiss" needs faiss-cpu: {error}') from None
-        self.name = f"faiss {version('faiss-cpu')}"
         self._faiss = faiss
         self._threads = threads
 

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from appliance.channel import Channel
 from appliance.errors import InvalidInput, NotFound
-from appliance.search.exact import Positions
+from appliance.process import trim_memory
+from appliance.search.arrays import Positions, Vector
 from appliance.search.graph import ENGINES, Engine, Graph, Growing, Restoring, Shape
 from appliance.search.links import Links
-from appliance.search.records import Vector
 
 Horizons = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -172,11 +172,14 @@ class Graphs:
                 return len(dump).to_bytes(8, "little")
             case Read():
                 dump = _taken(self._dumps, message.graph)
-                piece = dump[: len(self._filing)]
-                self._filing[: len(piece)] = piece
-                if len(piece) < len(dump):
-                    self._dumps[message.graph] = dump[len(piece) :]
-                return len(piece).to_bytes(8, "little")
+                length = min(len(dump), len(self._filing))
+                self._filing[:length] = dump[:length]
+                if length < len(dump):
+                    self._dumps[message.graph] = dump[length:]
+                else:
+                    del dump
+                    trim_memory()
+                return length.to_bytes(8, "little")
             case Restore():
                 self._restoring[message.graph] = _Restoration(self._engine, _shape(message), message.length)
             case Write():
@@ -201,6 +204,7 @@ class Graphs:
 
     def _finish(self, number: int, graph: Graph) -> bytes:
         self._finished[number] = graph
+        trim_memory()
         return graph.memory.to_bytes(8, "little")
 
 
@@ -334,7 +338,7 @@ def serve(channel: Channel, settings: dict[str, int | str]) -> None:
 
     for name, work in (("build", build), ("file", file)):
         threading.Thread(target=work, name=name, daemon=True).start()
-    channel.ready({"engine": engine.name})
+    channel.ready({})
     while requests := channel.receive_all():
         asked, dropped = _passed_on(requests, builds, filings)
         _give_together(channel, graphs, asked)

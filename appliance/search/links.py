@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.errors import InvalidInput
-from appliance.search.exact import Positions
+from appliance.search.arrays import Positions
 
 Nodes = npt.NDArray[np.int32]
 Levels = npt.NDArray[np.uint8]

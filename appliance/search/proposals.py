@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from appliance.search import planner
+from appliance.search.columns import Wanted
 from appliance.search.exact import Found, Positions
 from appliance.search.sealed import Ask, Proposed, Sealed
 from appliance.search.tuning import K
@@ -56,14 +57,14 @@ def asks(segments: Sequence[Segment], k: int, ef: int) -> list[Ask]:
     ]
 
 
-def asks_matching(segments: Sequence[Segment], k: int, ef: int, view: View, wanted: Mask) -> list[Ask]:
-    """What to ask for the k nearest of those that are wanted; nothing where a scan is the better way."""
+def asks_matching(segments: Sequence[Segment], k: int, ef: int, view: View, wanted: Wanted) -> list[Ask]:
+    """As `asks`, of those that are wanted."""
     bounds = [0, *(view.after(segment.through) for segment in segments)]
-    matching = [int(np.count_nonzero(wanted[low:high])) for low, high in pairwise(bounds)]
+    matching = [wanted.within(low, high) for low, high in pairwise(bounds)]
     sizes = [segment.sealed.size for segment in segments]
-    scanned = view.effort(int(np.count_nonzero(wanted)))
+    scanned = view.effort(wanted.within(0, len(view.labels)))
     graphs = list(zip(sizes, matching, strict=True))
-    reaches = planner.reach(k, graphs, ef=ef, dim=view.dim, scanned=scanned) or []
+    reaches = planner.reach(k, graphs, ef=max(k, ef + k - K), dim=view.dim, scanned=scanned) or []
     return [
         Ask(segment.sealed, reach, reach) for segment, reach in zip(segments, reaches, strict=False) if reach
     ]
@@ -78,7 +79,7 @@ def nominated(proposed: Proposed, view: View, tail: int, wanted: Mask | None) ->
         return [np.empty(0, np.int64)] * len(proposed.labels)
     labels = proposed.labels.copy()
     labels.sort(axis=1)
-    slots = np.minimum(view.labels[:tail].searchsorted(labels), tail - 1)
+    slots = np.minimum(view.places(labels), tail - 1)
     here = view.labels[slots] == labels
     here &= view.alive[slots]
     here[:, 1:] &= labels[:, 1:] != labels[:, :-1]

@@ -4,21 +4,19 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, NewType
+from typing import Literal, NewType
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from appliance.accounts.customers import CustomerId
 from appliance.encodable import INTEGERS
 from appliance.errors import InvalidInput, TooLarge
+from appliance.search import arrays
 
 CollectionId = NewType("CollectionId", str)
 Metadata = dict[str, object]
-Vector = npt.NDArray[np.float32]
-AnyVector = npt.NDArray[np.floating[Any]]
-"""What callers hand in: any float type and any length but zero; it is normalised to a `Vector`."""
+Vector = arrays.Vector
+AnyVector = arrays.AnyVector
 Inserted = Literal["inserted", "duplicate", "full"]
 Upserted = Literal["inserted", "replaced", "full"]
 

@@ -237,7 +237,7 @@ class SealedGraphs:
             add = process.Add(number, view.labels[batch].tobytes())
             await worker.call(_ENCODER.encode(add), _BUILD_SECONDS)
         finally:
-            memory.wipe(0, rows.nbytes)
+            memory.release()
 
     @contextlib.contextmanager
     def _dropping(self, number: int) -> Iterator[None]:
@@ -276,7 +276,7 @@ class SealedGraphs:
                 labels += piece[: 8 * sealed.size - len(labels)]
                 yield piece
         finally:
-            memory.wipe(0, memory.size)
+            memory.release()
         for batch in self._batches(np.frombuffer(labels, np.int64), view.dim):
             yield fitting.prints(fitting.living_rows(view, batch)).tobytes()
 
@@ -303,7 +303,7 @@ class SealedGraphs:
                 through = await asyncio.to_thread(fitting.youngest_known, known, manifest, view)
                 await self._fill(call, number, view, known, np.frombuffer(prints, np.uint32))
             finally:
-                memory.wipe(0, memory.size)
+                memory.release()
             try:
                 held = _number(await self._call_long(worker, process.Restored(number)))
                 sealed = Sealed(number, manifest.size, manifest.after, through, view.dim, held)

@@ -21,8 +21,9 @@ import numpy as np
 
 from appliance import config
 from appliance.errors import NotFound, StorageFailed, WorkerLost, WorkerRefused
+from appliance.process import trim_memory
 from appliance.search import keeping, proposals, tiers, tuning
-from appliance.search.columns import Matching
+from appliance.search.columns import Matching, Wanted
 from appliance.search.exact import Found, Positions
 from appliance.search.graph_files import GraphFolder
 from appliance.search.proposals import Segment
@@ -266,15 +267,15 @@ class Segments:
             moment = self._moment
             hurried = races >= _RACES
             mask = await self._scans.run(0 if hurried else decided.effort, decided.mask)
-            wanted = mask & view.alive
+            wanted = decided.among(mask, view, moment)
             some = queries[pending]
             found: list[Found | None] = [None] * len(some)
             if not races and not exactly:
                 found = await self._matching_through_graphs(some, k, view, wanted)
             left = [n for n, one in enumerate(found) if one is None]
             if left:
-                size = 0 if hurried else _reads(len(left)) * view.effort(int(np.count_nonzero(wanted)))
-                scanned = await self._scans.run(size, _scan, view, some[left], k, wanted)
+                size = 0 if hurried else _reads(len(left)) * view.effort(wanted.within(0, len(view.labels)))
+                scanned = await self._scans.run(size, _scan, view, some[left], k, wanted.mask)
                 for n, answer in zip(left, scanned, strict=True):
                     found[n] = answer
             for n, one in zip(pending, self._undisturbed(found, moment), strict=True):
@@ -313,7 +314,7 @@ class Segments:
         return list(self._undisturbed(proposals.complete(found, proposed, k), moment))
 
     async def _matching_through_graphs(
-        self, queries: Vector, k: int, view: View, wanted: Mask
+        self, queries: Vector, k: int, view: View, wanted: Wanted
     ) -> list[Found | None]:
         """Of the view's records that are wanted; None for a query that is left to a scan."""
         segments = self._segments
@@ -322,7 +323,7 @@ class Segments:
         proposed = await self._graphs.query(asks, queries) if asks else None
         if proposed is not None:
             self._apart += len(queries) * tiers.apart(len(segments), self._tail)
-            measured = await self._measured(segments, proposed, queries, k, view, wanted)
+            measured = await self._measured(segments, proposed, queries, k, view, wanted.mask)
             found = proposals.complete(measured, proposed, k)
         elif asks:
             self._lose(segments)
@@ -411,6 +412,7 @@ class Segments:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("upkeep of a collection failed", exc_info=error)
             self._delay()
+        trim_memory()  # vectors and links went through here on their way
         self.tend()  # what changed meanwhile may need more of it
 
     async def _tend(self) -> None:

@@ -1,12 +1,12 @@
 """What processes spend and hold: CPU time in nanoseconds, and resident memory."""
 
-import ctypes
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from appliance import process
+
 _SCHEDULED = 2  # CPUCLOCK_SCHED of the kernel: what the scheduler gave, not ticks
-_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
 def cpu_milliseconds(processes: Iterable[int]) -> float:
@@ -24,13 +24,9 @@ def resident_mib(processes: Iterable[int]) -> float:
 
 
 def give_back() -> None:
-    """Let go of what this process has freed, now and from now on, so that what it holds can be told.
-
-    The C library keeps freed blocks, and larger ones each time that a large one is freed.
-    """
-    library = ctypes.CDLL(None)
-    library.mallopt(_MMAP_THRESHOLD, 4 << 20)
-    library.malloc_trim(0)
+    """Let go of what this process has freed: now, and from now on as the daemon does."""
+    process.give_memory_back()
+    process.trim_memory()
 
 
 def _field(file: Path, name: str) -> int:

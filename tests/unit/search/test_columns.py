@@ -200,3 +200,15 @@ async def test_a_filter_that_is_asked_again_is_decided_again_only_after_a_change
     assert await store.matching({"n": {"$in": [3, 100]}}) == [3, 5, 10, 17]
     store.insert(20, {"n": 100})
     assert await store.matching({"n": {"$in": [3, 100]}}) == [3, 5, 10, 17, 20]
+
+
+async def test_what_lives_of_a_filter_is_kept_until_something_dies() -> None:
+    store = filled(30)
+    matching, view = await store.columns.matching(filters.compile({"_id": {"$in": ["id3", "id5", "id21"]}}))
+    wanted = matching.among(matching.mask(), view, 0)
+    assert matching.among(matching.mask(), view, 0) is wanted
+    assert (wanted.within(0, 30), wanted.within(4, 21), wanted.within(4, 22)) == (3, 1, 2)
+    store.vectors.kill(5)
+    left = matching.among(matching.mask(), view, 1)
+    assert view.labels[left.mask].tolist() == [3, 21]
+    assert left.within(0, 30) == 2

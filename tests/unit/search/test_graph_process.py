@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 
 import msgspec
 import numpy as np
@@ -31,6 +33,10 @@ from appliance.workers import Memory, Worker
 from tests.searching import Vectors, brute_force, unit
 
 DIM = 32
+OF_THE_APPLIANCE = {
+    *("", ".channel", ".errors", ".process", ".sandbox", ".search", ".search.arrays", ".search.graph"),
+    *(".search.graph_process", ".search.links"),
+}
 PIECE = 4096
 
 
@@ -230,3 +236,11 @@ async def test_what_comes_at_once_is_answered_each_for_itself() -> None:
     assert answers.pop(8) == b""
     found = [int.from_bytes(answer[:8], "little") for answer in answers if isinstance(answer, bytes)]
     assert found == [n for n in range(20) if n not in {5, 9}]
+
+
+def test_it_starts_without_what_it_does_not_need() -> None:
+    script = f"import sys, {TARGET.partition(':')[0]}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout
+    ours = {name for name in loaded.split() if name.partition(".")[0] == "appliance"}
+    assert ours == {f"appliance{name}" for name in OF_THE_APPLIANCE}
+    assert not {"apsw", "asyncio", "cryptography", "pydantic", "prometheus_client"} & set(loaded.split())

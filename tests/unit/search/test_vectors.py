@@ -118,6 +118,21 @@ def test_a_view_does_not_see_later_rows() -> None:
     assert 9999 not in view.scan(by_label[0][None], 100)[0][0]
 
 
+def test_expected_rows_take_what_was_said_and_more_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 64 * DIM * 4)
+    rng = np.random.default_rng(7)
+    rows = unit(rng, 350, DIM)
+    vectors = Vectors(DIM, 300)
+    for low in range(0, 300, 50):
+        vectors.append(list(range(low, low + 50)), rows[low : low + 50])
+    assert vectors.bytes == vectors.expected_bytes(300)
+    vectors.append(list(range(300, 350)), rows[300:])
+    for label in (63, 299, 300):
+        assert vectors.kill(label)
+    living = {n: row for n, row in enumerate(rows) if n not in {63, 299, 300}}
+    assert_scan_is_exact(vectors.view(), living, unit(rng, 1, DIM)[0], 40)
+
+
 def test_compaction_keeps_the_living_and_what_happened_meanwhile() -> None:
     rng = np.random.default_rng(11)
     vectors, by_label = filled(rng, 400)
@@ -144,3 +159,13 @@ def test_nothing_is_found_in_nothing() -> None:
     view = Vectors(DIM).view()
     assert len(view.scan(np.ones((1, DIM), np.float32), 5)[0][0]) == 0
     assert len(view.slots(np.array([0, 1]))) == 0
+
+
+@pytest.mark.parametrize("labels", [[7, 8, 9, 10], [7, 8, 10, 12], [7]], ids=["dense", "gaps", "one"])
+def test_labels_are_found_whether_some_are_left_out_or_none(labels: list[int]) -> None:
+    vectors = Vectors(1)
+    vectors.append(labels, np.ones((len(labels), 1), np.float32))
+    assert vectors.kill(labels[0])
+    asked = np.array([-(2**63), -1, 6, *labels, 11, 13, 2**63 - 1])
+    found = vectors.view().slots(asked)
+    assert vectors.view().labels[found].tolist() == [one for one in asked.tolist() if one in labels[1:]]
