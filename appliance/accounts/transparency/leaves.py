@@ -95,6 +95,11 @@ def last_seq(connection: Connection) -> int:
     return int(connection.execute("SELECT coalesce(max(seq), 0) FROM audit").get)
 
 
+def rows_after(connection: Connection, seq: int) -> int:
+    """How many entries there really are behind this number: numbers of an edited ledger have gaps."""
+    return int(connection.execute("SELECT count(*) FROM audit WHERE seq > ?", (seq,)).get)
+
+
 def origin(connection: Connection) -> str:
     """What the log of this ledger is called: by its keyring, and by the last restore from a backup, if any.
 

@@ -22,7 +22,7 @@ from appliance.accounts.transparency.checkpoints import (
     parse_own,
 )
 from appliance.accounts.transparency.drafts import Drafts, file_of
-from appliance.accounts.transparency.leaves import all_leaves, last_seq, origin, recorded
+from appliance.accounts.transparency.leaves import all_leaves, last_seq, origin, recorded, rows_after
 from appliance.accounts.transparency.merkle import HASH_BYTES, WIDTH
 from appliance.accounts.transparency.rules import all_rules
 from appliance.accounts.transparency.tiles import (
@@ -256,11 +256,12 @@ class _Comparison:
                 self._require_mode(path, 0o600)
         with looking_into(state) as connection:
             entries = last_seq(connection)
+            growing = min(entries, self._signed + rows_after(connection, self._signed))
         for path, end in files.items():
             if end > entries:
                 self._found.add(f"{path}: nothing that the log has")
         known = {parent for path, end in files.items() if end <= entries for parent in path.parents}
-        known |= {self._folder / name for name in under_way(self._signed, entries)}
+        known |= {self._folder / name for name in under_way(self._signed, growing)}
         for path in folders:
             if path not in known and path.exists():
                 self._found.add(f"{path}: no folder that the log has anything in")
