@@ -75,7 +75,9 @@ class Upkeep:
         self.damaged = 0
         """How many stored images are known not to be what was sealed."""
         self._proven = Counter("appliance_store_scrubbed_bytes", "Bytes proven by scrubs", registry=registry)
-        self._backlog = Gauge("appliance_store_scrub_due", "Images whose scrub is due", registry=registry)
+        self._backlog = Gauge(
+            "appliance_store_images_scrub_due", "Images whose scrub is due", registry=registry
+        )
         self._damaged = Gauge(
             "appliance_store_images_damaged", "Images known to be damaged", registry=registry
         )
