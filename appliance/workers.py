@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,6 +36,7 @@ from appliance.errors import (
     WorkerLost,
     WorkerRefused,
 )
+from appliance.unforeseen import frames_of
 
 log = logging.getLogger(__name__)
 
@@ -356,7 +356,7 @@ def fail(answer: asyncio.Future[Any], error: Exception) -> None:
 def without_frames(error: Exception) -> Exception:
     """The same error, with nothing that its frames held; of a bug the places stay, as a note."""
     if not isinstance(error, ApplianceError):
-        error.add_note("".join(traceback.format_tb(error.__traceback__)))
+        error.add_note(frames_of(error))
     linked: list[BaseException | None] = [error]
     seen: set[int] = set()
     while linked:

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import time
-import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Self
@@ -41,6 +40,7 @@ from appliance.errors import (
 )
 from appliance.recognition.bundles import Bundles
 from appliance.recognition.turns import Shares, Turns
+from appliance.unforeseen import frames_of
 
 PATH = "/account/v2/request"
 WORKERS = 2
@@ -224,8 +224,7 @@ class Asynchronous:
             except StorageFailed:
                 pass  # the next start says that it has failed
             except Exception as error:  # noqa: BLE001 - the next request must find this task at work
-                # Frames only: an exception's message may quote what the caller sent.
-                frames = "".join(traceback.format_tb(error.__traceback__))
+                frames = frames_of(error)
                 log.error("request %s failed: %s\n%s", pending.call.id, type(error).__name__, frames)  # noqa: TRY400
                 await self._fail(pending)
             finally:

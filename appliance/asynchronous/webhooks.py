@@ -11,7 +11,6 @@ import contextlib
 import hmac
 import logging
 import re
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from typing import Self
@@ -29,6 +28,7 @@ from appliance.asynchronous.requests import (
 )
 from appliance.errors import InvalidInput, StorageFailed, VolumeFull
 from appliance.outbound import Outbound
+from appliance.unforeseen import frames_of
 from appliance.vault import Keys
 
 # Seconds before the next attempt, after the first, the second, ...: those that the standard recommends.
@@ -178,8 +178,7 @@ class Webhooks:
 
 
 def _log_unforeseen(what: str, error: Exception) -> None:
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    log.error("%s: %s\n%s", what, type(error).__name__, frames)
+    log.error("%s: %s\n%s", what, type(error).__name__, frames_of(error))
 
 
 def body_of(request: Request) -> bytes:

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import time
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -39,6 +38,7 @@ from appliance.recognition.embedding import Embedding
 from appliance.recognition.engine import Engine
 from appliance.residency import Residency
 from appliance.search.sync.synchronisation import Synchronisation
+from appliance.unforeseen import frames_of
 
 _log = logging.getLogger(__name__)
 
@@ -402,7 +402,7 @@ def _tell(progress: str) -> None:
 
 
 def _log_fault(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What no part caught: where it happened, and never the message, which may quote what a caller sent."""
+    """What no part caught."""
     error = context.get("exception")
-    frames = "".join(traceback.format_tb(error.__traceback__)) if error is not None else ""
+    frames = frames_of(error) if error is not None else ""
     _log.error("uncaught in the event loop: %s %s", type(error).__name__, frames)

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Self
 
@@ -24,6 +23,7 @@ from appliance.search.sync.feeds import Begun, Feeds, Following
 from appliance.search.sync.report import Run, State
 from appliance.search.sync.running import Embed, FeedRun, Running, Suspended
 from appliance.search.sync.source import Source, check_source
+from appliance.unforeseen import frames_of
 from appliance.vault import Keyring
 
 AT_ONCE = 4
@@ -158,7 +158,7 @@ class Synchronisation:
             except (StorageFailed, VolumeFull):  # a finding of its own
                 seconds = _FAULT_SECONDS
             except Exception as error:  # noqa: BLE001 - what is wrong with one must not end all others
-                _log.error("feeds: %s\n%s", type(error).__name__, _places(error))
+                _log.error("feeds: %s\n%s", type(error).__name__, frames_of(error))
                 seconds = _IDLE_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
@@ -207,7 +207,7 @@ class Synchronisation:
                 _log.error("collection %s: the run of its feed failed: %s", begun.collection, error)
             state, run.known, run.report.reason = State.FAILED, None, error.told
         except Exception as error:  # noqa: BLE001 - what is wrong with one feed must not end all others
-            _log.error("collection %s: %s\n%s", begun.collection, type(error).__name__, _places(error))
+            _log.error("collection %s: %s\n%s", begun.collection, type(error).__name__, frames_of(error))
             state, run.known, run.report.reason = State.FAILED, None, _UNFORESEEN
         known = run.known if state in {State.DONE, State.UNCHANGED} else None
         await self._feeds.end(begun, state, run.report, known)
@@ -239,8 +239,3 @@ class Synchronisation:
         finally:
             self._changing.discard(collection)
             self.wake()
-
-
-def _places(error: Exception) -> str:
-    """Where it happened; its message may quote what a feed says."""
-    return "".join(traceback.format_tb(error.__traceback__))
