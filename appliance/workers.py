@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Self
 
 import msgspec
 
+from appliance.background import end_tasks
 from appliance.channel import START_ID, Answer, Limits, Refusal, Request, Start, frame, take
 from appliance.errors import (
     ApplianceError,
@@ -425,11 +426,11 @@ class Worker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._supervisor.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._supervisor
-        if self._child:
-            await self._child.end()
+        try:
+            await end_tasks(self._supervisor)
+        finally:
+            if self._child:
+                await self._child.end()
 
     async def call(self, request: bytes, seconds: float) -> bytes:
         """The child's answer. Concurrent calls are sent in order; waits for a restart that is under way.

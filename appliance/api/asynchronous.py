@@ -27,6 +27,7 @@ from appliance.api.recognition import Recognition
 from appliance.api.vision import images
 from appliance.asynchronous.requests import PAGE, Request, RequestId, Requests, State
 from appliance.asynchronous.webhooks import Webhooks
+from appliance.background import end_tasks
 from appliance.config import Requests as Limits
 from appliance.errors import (
     ApplianceError,
@@ -102,9 +103,7 @@ class Asynchronous:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        await end_tasks(*self._workers)
         self._pending.clear()
 
     async def submit(self, call: Call) -> Answer:

@@ -26,6 +26,7 @@ from appliance.asynchronous.requests import (
     Requests,
     Webhook,
 )
+from appliance.background import end_tasks
 from appliance.errors import InvalidInput, StorageFailed, VolumeFull
 from appliance.outbound import Outbound
 from appliance.unforeseen import frames_of
@@ -68,10 +69,7 @@ class Webhooks:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = [self._task, *(task for _, task in self._calls.values())]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(self._task, *(task for _, task in self._calls.values()))
 
     def wake(self) -> None:
         """Something may be due."""

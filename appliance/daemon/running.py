@@ -16,6 +16,7 @@ from appliance import config, health, metrics, residency, systemd
 from appliance.accounts import audit
 from appliance.accounts.compliance import Compliance
 from appliance.api.server import Server
+from appliance.background import end_tasks
 from appliance.config import Config
 from appliance.daemon import notices
 from appliance.daemon.state import VERSION, clock, open_state
@@ -319,12 +320,7 @@ class Daemon:
         except VolumeFull:
             _log.error("this start is not in the audit log yet: it is recorded when there is room")
             recording = asyncio.get_running_loop().create_task(self._record_late(details))
-
-            async def end() -> None:
-                recording.cancel()
-                await asyncio.gather(recording, return_exceptions=True)
-
-            stack.push_async_callback(end)
+            stack.push_async_callback(end_tasks, recording)
 
     async def _record_late(self, details: dict[str, object]) -> None:
         while True:

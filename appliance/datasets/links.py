@@ -15,6 +15,7 @@ from functools import partial
 from typing import Self
 
 from appliance.accounts.forward import TOLD_EVERY_SECONDS, ForwardTime, latest_time, tell_time
+from appliance.background import end_tasks
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.records import Dataset, Image, ReadPermit, Variant
@@ -65,8 +66,7 @@ class Links:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._keeping.cancel()
-        await asyncio.gather(self._keeping, return_exceptions=True)
+        await end_tasks(self._keeping)
         await self.keep()
 
     def now(self) -> float:

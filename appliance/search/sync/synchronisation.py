@@ -12,6 +12,7 @@ from prometheus_client import Counter, Gauge
 from appliance import config
 from appliance.accounts.audit import Actor
 from appliance.accounts.customers import CustomerId, Customers
+from appliance.background import end_tasks
 from appliance.errors import ApplianceError, NotFound, SealBroken, StorageFailed, VolumeFull
 from appliance.ledger import Ledger
 from appliance.metrics import Registry
@@ -76,10 +77,7 @@ class Synchronisation:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = [self._task, *(task for _, task in self._tasks.values())]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(self._task, *(task for _, task in self._tasks.values()))
 
     def wake(self) -> None:
         """Look at once for what is due."""
@@ -232,8 +230,7 @@ class Synchronisation:
         try:
             _, task = self._tasks.get(collection, (None, None))
             if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                await end_tasks(task)
                 self._tasks.pop(collection, None)  # one that had not begun leaves nothing behind
             yield
         finally:
