@@ -335,7 +335,7 @@ class Served:
                 agreements=agreements,
                 codec=decoders,
                 encrypted=False,
-                clocks=Clocks(lambda: self.clock, lambda: self.clock),
+                clocks=Clocks(lambda: self.clock, lambda: self.clock, forward.now),
                 registry=registry,
                 quotas=quotas,
             )

@@ -160,7 +160,7 @@ class Daemon:
                 agreements=state.agreements,
                 codec=decoders,
                 encrypted=settings.profile == "production",
-                clocks=Clocks(clock, time.monotonic),
+                clocks=Clocks(clock, time.monotonic, state.times.forward),
                 registry=registry,
                 quotas=state.quotas,
                 may_store=self._compliance.require,
