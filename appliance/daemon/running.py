@@ -175,13 +175,13 @@ class Daemon:
             Synchronisation(
                 state.ledger,
                 state.keyring,
-                state.collections,
-                state.customers,
-                state.outbound,
-                Embedding(state.bundles, decoders, self._engine),
-                settings.search,
-                clock,
-                registry,
+                collections=state.collections,
+                customers=state.customers,
+                outbound=state.outbound,
+                embed=Embedding(state.bundles, decoders, self._engine),
+                settings=settings.search,
+                clock=clock,
+                registry=registry,
             )
         )
         self._erasure = await enter(state.erasure(self._images))

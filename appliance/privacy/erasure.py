@@ -58,10 +58,11 @@ _log = logging.getLogger(__name__)
 class Erasure:
     """Erases customers. Entering goes on with what a stop interrupted; leaving interrupts."""
 
-    def __init__(  # noqa: PLR0917 - its neighbours
+    def __init__(
         self,
         ledger: Ledger,
         keyring: Keyring,
+        *,
         customers: Customers,
         tokens: Tokens,
         agreements: Agreements,

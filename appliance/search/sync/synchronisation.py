@@ -42,10 +42,11 @@ class Synchronisation:
     What is not a customer's raises NotFound, and so does a collection that follows nothing.
     """
 
-    def __init__(  # noqa: PLR0917 - its neighbours
+    def __init__(
         self,
         ledger: Ledger,
         keyring: Keyring,
+        *,
         collections: Collections,
         customers: Customers,
         outbound: Outbound,
@@ -57,7 +58,16 @@ class Synchronisation:
     ) -> None:
         self._outbound = outbound
         self._feeds = Feeds(ledger, keyring, clock)
-        self._parts = Running(ledger, self._feeds, collections, customers, outbound, embed, settings, pause)
+        self._parts = Running(
+            ledger,
+            self._feeds,
+            collections=collections,
+            customers=customers,
+            outbound=outbound,
+            embed=embed,
+            settings=settings,
+            pause=pause,
+        )
         self._differences = Differences(ledger, self._feeds.seals, settings)
         self._woken = asyncio.Event()
         self._tasks: dict[CollectionId, tuple[CustomerId, asyncio.Task[None]]] = {}
