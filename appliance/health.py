@@ -19,6 +19,7 @@ import msgspec
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from appliance import config, residency
+from appliance.background import end_tasks
 from appliance.errors import ApplianceError
 from appliance.metrics import Registry
 from appliance.recognition.engine import DeviceStatus
@@ -278,12 +279,12 @@ class Health:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        if self._observer is not None:
-            self._observer.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._observer
-        self._gpu_probe.close()
-        self._volume_probe.close()
+        try:
+            if self._observer is not None:
+                await end_tasks(self._observer)
+        finally:
+            self._gpu_probe.close()
+            self._volume_probe.close()
 
     def serving(self) -> None:
         """From now on the verdict follows the findings; before, it is "starting"."""

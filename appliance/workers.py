@@ -17,7 +17,6 @@ import signal
 import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple, Self
 
 import msgspec
 
+from appliance.background import end_tasks
 from appliance.channel import START_ID, Answer, Limits, Refusal, Request, Start, frame, take
 from appliance.errors import (
     ApplianceError,
@@ -38,6 +38,7 @@ from appliance.errors import (
     WorkerLost,
     WorkerRefused,
 )
+from appliance.unforeseen import frames_of
 
 log = logging.getLogger(__name__)
 
@@ -361,7 +362,7 @@ def fail(answer: asyncio.Future[Any], error: Exception) -> None:
 def without_frames(error: Exception) -> Exception:
     """The same error, with nothing that its frames held; of a bug the places stay, as a note."""
     if not isinstance(error, ApplianceError):
-        error.add_note("".join(traceback.format_tb(error.__traceback__)))
+        error.add_note(frames_of(error))
     linked: list[BaseException | None] = [error]
     seen: set[int] = set()
     while linked:
@@ -430,11 +431,11 @@ class Worker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._supervisor.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._supervisor
-        if self._child:
-            await self._child.end()
+        try:
+            await end_tasks(self._supervisor)
+        finally:
+            if self._child:
+                await self._child.end()
 
     async def call(self, request: bytes, seconds: float) -> bytes:
         """The child's answer. Concurrent calls are sent in order; waits for a restart that is under way.

@@ -107,12 +107,12 @@ async def everything(state: Path) -> AsyncIterator[Everything]:
             Erasure(
                 one.ledger,
                 one.keyring,
-                one.customers,
-                tokens,
-                one.agreements,
-                collections,
-                one.datasets,
-                one.clock,
+                customers=one.customers,
+                tokens=tokens,
+                agreements=one.agreements,
+                collections=collections,
+                datasets=one.datasets,
+                clock=one.clock,
             )
         )
         yield Everything(one, tokens, collections, requests, Certificates(one.ledger, keys), erasure)

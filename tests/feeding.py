@@ -230,14 +230,14 @@ async def followed(
             Synchronisation(
                 ledger,
                 keyring,
-                collections,
-                customers,
-                outbound,
-                model,
-                given,
-                lambda: now[0],
-                registry,
-                pause,
+                collections=collections,
+                customers=customers,
+                outbound=outbound,
+                embed=model,
+                settings=given,
+                clock=lambda: now[0],
+                registry=registry,
+                pause=pause,
             )
         )
         yield Followed(

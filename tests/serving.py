@@ -335,7 +335,7 @@ class Served:
                 agreements=agreements,
                 codec=decoders,
                 encrypted=False,
-                clocks=Clocks(lambda: self.clock, lambda: self.clock),
+                clocks=Clocks(lambda: self.clock, lambda: self.clock, forward.now),
                 registry=registry,
                 quotas=quotas,
             )
@@ -370,13 +370,13 @@ class Served:
                 Synchronisation(
                     ledger,
                     keyring,
-                    collections,
-                    customers,
-                    outbound,
-                    Embedding(installed, decoders, engine),
-                    settings.search,
-                    lambda: self.clock,
-                    registry,
+                    collections=collections,
+                    customers=customers,
+                    outbound=outbound,
+                    embed=Embedding(installed, decoders, engine),
+                    settings=settings.search,
+                    clock=lambda: self.clock,
+                    registry=registry,
                 )
             ),
             images=self.images,
@@ -402,12 +402,12 @@ class Served:
                 Erasure(
                     ledger,
                     keyring,
-                    customers,
-                    tokens,
-                    agreements,
-                    collections,
-                    self.images.datasets,
-                    lambda: self.clock,
+                    customers=customers,
+                    tokens=tokens,
+                    agreements=agreements,
+                    collections=collections,
+                    datasets=self.images.datasets,
+                    clock=lambda: self.clock,
                 )
             ),
             portability=Portability(

@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from appliance import metrics
 from appliance.accounts.agreements import Agreements, Kind
 from appliance.accounts.audit import Actor
 from appliance.accounts.customers import CustomerId, Customers
+from appliance.accounts.forward import ForwardTime, latest_time
 from appliance.datasets.annotations import Annotations
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import SealedFiles
@@ -108,6 +110,8 @@ async def stand(
         ledger = await enter(Ledger(state, registry))
         keyring = await open_keyring(state, ledger, bytearray(root))
         stack.callback(keyring.wipe)
+        latest = await ledger.read(partial(latest_time, now=clock()))
+        forward = ForwardTime(latest, clock, monotonic)
         customers = await enter(Customers(ledger, clock))
         agreements = await enter(Agreements(ledger, keyring, customers, clock))
         folder = await enter(data_folder(state / "images", ledger, encrypted=False))
@@ -154,7 +158,7 @@ async def stand(
             clock,
             agreements,
             await enter(Annotations(ledger, datasets, store, clock=clock)),
-            await enter(Links(ledger, datasets, keyring.service, clock=clock, monotonic=monotonic)),
+            await enter(Links(ledger, datasets, keyring.service, clock=clock, forward=forward.now)),
             registry,
         )
 

@@ -17,7 +17,7 @@ from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
 from appliance.errors import InvalidInput, NotFound, SealBroken
 from appliance.ledger import Connection, Ledger
-from appliance.vault import Keys, signed, unwrapped, wrapped
+from appliance.vault import NODE, Keys, signed, unwrapped, wrapped
 
 CertificateId = NewType("CertificateId", str)
 Kind = Literal["customer", "dataset", "image", "collection", "record"]
@@ -27,7 +27,6 @@ MAX_IDS = 1000
 """Ids of images or records in one certificate; of more there are several."""
 
 _ACTOR = Actor("system", "certificates")
-_SIGNER = "node"
 _DIGEST = "certificates/record"
 _DIGEST_BYTES = 16
 _COLUMNS = "number, id, kind, customer, subject, erased_at, statement, signature"
@@ -101,7 +100,7 @@ class Certificates:
     @property
     def public_key(self) -> str:
         """What proves a certificate, in base64: see `verified`."""
-        return self._keys.public(_SIGNER)
+        return self._keys.public(NODE)
 
     def add(self, connection: Connection, now: int, erased: Erased) -> None:
         """Certify an erasure, within the act that completes it; `now` is unix milliseconds.
@@ -122,7 +121,7 @@ class Certificates:
                 snapshots=None if erased.snapshots is None else tuple(erased.snapshots),
             )
             payload = msgspec.json.encode(statement)
-            signature = signed(self._keys, _SIGNER, payload, PAYLOAD_TYPE)
+            signature = signed(self._keys, NODE, payload, PAYLOAD_TYPE)
             connection.execute(
                 "INSERT INTO certificates (id, kind, customer, subject, erased_at, statement, signature)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Self
 
 from appliance.accounts.audit import Actor, Event, record
+from appliance.background import end_tasks
 from appliance.errors import ResidencyBroken, StorageFailed, VolumeFull
 from appliance.ledger import Connection, Ledger
 from appliance.residency import Facts, Finding
@@ -36,9 +37,7 @@ class Compliance:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await end_tasks(self._task)
 
     @property
     def facts(self) -> Facts | None:

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import islice
 from typing import Self
 
+from appliance.background import end_tasks
 from appliance.errors import StorageFailed, VolumeFull
 from appliance.ledger import Connection, Ledger
 
@@ -30,8 +31,7 @@ class LastUses:
 
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_tasks(self._task)
         await self.write()
 
     def note(self, token_id: str, now: int) -> None:

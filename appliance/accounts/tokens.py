@@ -167,8 +167,8 @@ class Tokens:
         Without `scopes` the first token of a customer gets all, later ones all but admin. `expires_at` is
         unix milliseconds. `collections` and `tasks` are the ids of those that the token is to know of, all of
         its customer's with None; whether they exist is not looked at. A token with a list gets no scope that
-        would see beyond it: see `_check_narrow`. What a token issues that is bound to a `client_subject` is
-        bound as well, to the same one where none is named.
+        would see beyond it: see `rights.check_narrow`. What a token issues that is bound to a
+        `client_subject` is bound as well, to the same one where none is named.
 
         Raises NotFound for the customer, InvalidInput for no scopes, a time passed or one beyond
         MAX_LIFETIME_SECONDS, a list, or a subject that is none; Forbidden for an operator once the customer

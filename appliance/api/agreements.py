@@ -11,7 +11,7 @@ from appliance.accounts.customers import CustomerId, Customers
 from appliance.api.answers import Answer, moment, unix_milliseconds
 from appliance.api.call import Call
 from appliance.api.datasets import AWAY
-from appliance.api.paging import truth
+from appliance.api.fields import truth
 from appliance.errors import Forbidden, NotInstalled
 from appliance.privacy.erasure import Erasure
 

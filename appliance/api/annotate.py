@@ -2,7 +2,8 @@
 
 from appliance.api.answers import Answer, moment
 from appliance.api.call import Call
-from appliance.api.paging import MAX_PAGE, listing, wanted, whole, word, workspace
+from appliance.api.fields import word
+from appliance.api.paging import MAX_PAGE, listing, wanted, whole, workspace
 from appliance.datasets.annotations import Annotations
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.records import Point, Verification

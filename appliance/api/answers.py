@@ -72,7 +72,8 @@ class Refused(Declined):
 class Stream:
     """A body of `length` bytes that is made while it is sent; `close` is called once, whatever happens.
 
-    Without a length it is for operators: making a piece may take its time, and so may their disks.
+    Without a length, as of exports, making a piece may take its time; its reader has a limited one for each,
+    longer where that is an operator's disk.
     """
 
     length: int | None

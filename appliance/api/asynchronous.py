@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import time
-import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Self
@@ -28,6 +27,7 @@ from appliance.api.recognition import Recognition
 from appliance.api.vision import images
 from appliance.asynchronous.requests import PAGE, Request, RequestId, Requests, State
 from appliance.asynchronous.webhooks import Webhooks
+from appliance.background import end_tasks
 from appliance.config import Requests as Limits
 from appliance.errors import (
     ApplianceError,
@@ -41,6 +41,7 @@ from appliance.errors import (
 )
 from appliance.recognition.bundles import Bundles
 from appliance.recognition.turns import Shares, Turns
+from appliance.unforeseen import frames_of
 
 PATH = "/account/v2/request"
 WORKERS = 2
@@ -102,9 +103,7 @@ class Asynchronous:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        await end_tasks(*self._workers)
         self._pending.clear()
 
     async def submit(self, call: Call) -> Answer:
@@ -224,8 +223,7 @@ class Asynchronous:
             except StorageFailed:
                 pass  # the next start says that it has failed
             except Exception as error:  # noqa: BLE001 - the next request must find this task at work
-                # Frames only: an exception's message may quote what the caller sent.
-                frames = "".join(traceback.format_tb(error.__traceback__))
+                frames = frames_of(error)
                 log.error("request %s failed: %s\n%s", pending.call.id, type(error).__name__, frames)  # noqa: TRY400
                 await self._fail(pending)
             finally:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +31,7 @@ from appliance.api.routing import MANAGEMENT, Access, Match, Route, Surface, Tab
 from appliance.api.throttle import Throttle
 from appliance.errors import ApplianceError, Forbidden, InvalidInput, Overloaded, Unauthenticated
 from appliance.recognition.turns import Shares
+from appliance.unforeseen import frames_of
 
 _SCHEMES = {"token", "jwt", "bearer"}
 _NOBODY = Principal(None, None, frozenset(), operator=False)
@@ -109,9 +109,7 @@ class Gate:
             self._respond(request, trace, Answer(status=_CLIENT_GONE), None)
             raise
         except Exception as error:  # noqa: BLE001 - the last line of defence: nothing may leave but this answer
-            # Frames only: an exception's message may quote what the caller sent.
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            log.error("request %s failed: %s\n%s", trace.id, type(error).__name__, frames)  # noqa: TRY400
+            log.error("request %s failed: %s\n%s", trace.id, type(error).__name__, frames_of(error))  # noqa: TRY400
             answer = refusal(Refused(500, INTERNAL), trace.id, problem=trace.problem)
             body = encode(answer.document)
         with self._answering:
@@ -251,7 +249,7 @@ class Gate:
             if isinstance(error, ApplianceError):
                 log.error("request %s broke off: %s", trace.id, error)  # noqa: TRY400 - its message says all
             elif not isinstance(error, (TimeoutError, ConnectionError)):
-                frames = "".join(traceback.format_tb(error.__traceback__))
+                frames = frames_of(error)
                 log.error("request %s broke off: %s\n%s", trace.id, type(error).__name__, frames)  # noqa: TRY400
             if request.transport is not None:
                 request.transport.abort()  # the only way to say that what came is not all

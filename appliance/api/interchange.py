@@ -11,7 +11,7 @@ from appliance.accounts.grants import Grants
 from appliance.api.answers import Answer, Stream
 from appliance.api.call import Call
 from appliance.api.datasets import AWAY
-from appliance.api.paging import truth, word
+from appliance.api.fields import truth, word
 from appliance.datasets import permits
 from appliance.datasets.images import Images
 from appliance.datasets.interchange.exporting import Granted, Permit

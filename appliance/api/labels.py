@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from appliance.api import installed_tasks
 from appliance.api.answers import Answer, moment
 from appliance.api.call import Call
+from appliance.api.fields import identity, word
 from appliance.api.installed_tasks import InstalledTasks
-from appliance.api.paging import identity, listing, wanted, word, workspace
+from appliance.api.paging import listing, wanted, workspace
 from appliance.api.tasks import called, side
 from appliance.datasets.annotations import Annotations
 from appliance.datasets.catalogue import Datasets

@@ -15,7 +15,7 @@ from appliance.accounts.token_rows import Token
 from appliance.accounts.tokens import IssuedToken, Tokens
 from appliance.api.answers import Answer, moment, unix_milliseconds
 from appliance.api.call import Call
-from appliance.api.payload import Payload
+from appliance.api.fields import truth
 from appliance.asynchronous.webhooks import Webhooks
 from appliance.errors import Conflict, InvalidInput, NotFound
 from appliance.recognition import selftest
@@ -137,7 +137,7 @@ class Management:
         return Answer(status=204)
 
     async def install_bundle(self, call: Call) -> Answer:
-        activate = Payload({"activate": call.query.get("activate", "true")}).flag("activate")
+        activate = truth(call, "activate") is not False
         customers = [CustomerId(one) for one in call.query.getall("customer", [])]
         for customer in customers:
             await self._customers.get(customer)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from appliance.api.answers import Answer, moment
 from appliance.api.call import Call
+from appliance.api.fields import identity, meta_data, value, word, words
 from appliance.api.labels import given_document
-from appliance.api.paging import identity, listing, meta_data, value, wanted, word, words, workspace
+from appliance.api.paging import listing, wanted, workspace
 from appliance.api.showing import Showing
 from appliance.datasets.filters import MAX_CONDITIONS
 from appliance.datasets.images import Images

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from aiohttp import http_parser
+from prometheus_client import Gauge
 
 from appliance.api.account import Account
 from appliance.api.agreements import Agreements
@@ -188,6 +189,14 @@ class Server:
         allows = None if parts.residency is None else parts.residency.allows_client
         self._public_door = Door(parts.config.api.max_connections_per_address, allows)
         self._private_door = Door(None)
+        Gauge(
+            "appliance_api_connections_open", "Connections on the public listeners", registry=parts.registry
+        ).set_function(lambda: self.open_connections)
+        Gauge(
+            "appliance_api_bodies_held_bytes",
+            "What has arrived of bodies whose calls have not ended",
+            registry=parts.registry,
+        ).set_function(lambda: self.held_bytes)
         self._sites: dict[Surface, list[_Site]] = {surface: [] for surface in Surface}
         self._servers: list[HttpServer] = []
         self._socket: Path | None = None

@@ -2,8 +2,9 @@
 
 from appliance.api.answers import Answer, Refused, moment
 from appliance.api.call import Call
+from appliance.api.fields import identity, word
 from appliance.api.installed_tasks import InstalledTasks, behind, task_document
-from appliance.api.paging import identity, listing, wanted, word, workspace
+from appliance.api.paging import listing, wanted, workspace
 from appliance.datasets.annotations import Annotations
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.records import Side, Task, TaskKind

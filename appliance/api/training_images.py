@@ -6,18 +6,9 @@ from contextlib import AsyncExitStack
 
 from appliance.api.answers import Answer
 from appliance.api.call import Call
+from appliance.api.fields import identity, meta_data, truth, value, word, words
 from appliance.api.labels import given_document
-from appliance.api.paging import (
-    identity,
-    listing,
-    meta_data,
-    truth,
-    value,
-    wanted,
-    word,
-    words,
-    workspace,
-)
+from appliance.api.paging import listing, wanted, workspace
 from appliance.api.payload import Record, integer
 from appliance.api.showing import Showing
 from appliance.datasets.filters import Filter, Range

@@ -6,6 +6,7 @@ to their customer's token alone.
 
 from appliance.api.answers import Answer, Refused, Stream
 from appliance.api.call import Call
+from appliance.api.fields import truth
 from appliance.config import Search
 from appliance.errors import Conflict, Forbidden, InvalidInput
 from appliance.search.collections import Collections, OpenCollection
@@ -59,10 +60,8 @@ class Transfers:
         chosen = call.query.get("format")
         if chosen not in {"npy", "ndjson"}:
             raise InvalidInput("format: npy or ndjson is expected")
-        skipping = call.query.get("skip_damaged", "false").lower()
-        if skipping not in {"true", "false"}:
-            raise InvalidInput("skip_damaged: true or false is expected")
-        pages = await exporting.begin(call.actor, collection, skip_damaged=skipping == "true")
+        skipping = truth(call, "skip_damaged") or False
+        pages = await exporting.begin(call.actor, collection, skip_damaged=skipping)
         if chosen == "npy":
             pieces, media, suffix = exporting.as_zip(pages, collection.collection.dim), ZIP, "zip"
         else:

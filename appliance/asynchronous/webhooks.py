@@ -11,7 +11,6 @@ import contextlib
 import hmac
 import logging
 import re
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from typing import Self
@@ -27,8 +26,10 @@ from appliance.asynchronous.requests import (
     Requests,
     Webhook,
 )
+from appliance.background import end_tasks
 from appliance.errors import InvalidInput, StorageFailed, VolumeFull
 from appliance.outbound import Outbound
+from appliance.unforeseen import frames_of
 from appliance.vault import Keys
 
 # Seconds before the next attempt, after the first, the second, ...: those that the standard recommends.
@@ -68,10 +69,7 @@ class Webhooks:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = [self._task, *(task for _, task in self._calls.values())]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(self._task, *(task for _, task in self._calls.values()))
 
     def wake(self) -> None:
         """Something may be due."""
@@ -178,8 +176,7 @@ class Webhooks:
 
 
 def _log_unforeseen(what: str, error: Exception) -> None:
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    log.error("%s: %s\n%s", what, type(error).__name__, frames)
+    log.error("%s: %s\n%s", what, type(error).__name__, frames_of(error))
 
 
 def body_of(request: Request) -> bytes:

@@ -55,7 +55,7 @@ def _status_text(status: Document) -> str:
             f"volume    {volume['mount']} {volume['filesystem']} {volume['encryption']}, "
             f"{volume['free_bytes'] / 2**30:.1f} of {volume['total_bytes'] / 2**30:.1f} GiB free"
         )
-    lines.append(f"holds     {status['customers']} customers, {status['collections']} collections")
+    lines.append(f"holds     customers {status['customers']}, collections {status['collections']}")
     for name in ("bundles", "devices"):
         lines += [f"\n{name}", table(status[name], *status[name][0])] if status[name] else []
     gpus = status["gpus"]["devices"]

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import time
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from appliance import config, health, metrics, residency, systemd
 from appliance.accounts import audit
 from appliance.accounts.compliance import Compliance
 from appliance.api.server import Server
+from appliance.background import end_tasks
 from appliance.config import Config
 from appliance.daemon import notices
 from appliance.daemon.state import VERSION, clock, open_state
@@ -40,6 +40,7 @@ from appliance.recognition.embedding import Embedding
 from appliance.recognition.engine import Engine
 from appliance.residency import Residency
 from appliance.search.sync.synchronisation import Synchronisation
+from appliance.unforeseen import frames_of
 
 _log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ class Daemon:
                 agreements=state.agreements,
                 codec=decoders,
                 encrypted=settings.profile == "production",
-                clocks=Clocks(clock, time.monotonic),
+                clocks=Clocks(clock, time.monotonic, state.times.forward),
                 registry=registry,
                 quotas=state.quotas,
                 may_store=self._compliance.require,
@@ -175,13 +176,13 @@ class Daemon:
             Synchronisation(
                 state.ledger,
                 state.keyring,
-                state.collections,
-                state.customers,
-                state.outbound,
-                Embedding(state.bundles, decoders, self._engine),
-                settings.search,
-                clock,
-                registry,
+                collections=state.collections,
+                customers=state.customers,
+                outbound=state.outbound,
+                embed=Embedding(state.bundles, decoders, self._engine),
+                settings=settings.search,
+                clock=clock,
+                registry=registry,
             )
         )
         self._erasure = await enter(state.erasure(self._images))
@@ -324,12 +325,7 @@ class Daemon:
         except VolumeFull:
             _log.error("this start is not in the audit log yet: it is recorded when there is room")
             recording = asyncio.get_running_loop().create_task(self._record_late(details))
-
-            async def end() -> None:
-                recording.cancel()
-                await asyncio.gather(recording, return_exceptions=True)
-
-            stack.push_async_callback(end)
+            stack.push_async_callback(end_tasks, recording)
 
     async def _record_late(self, details: dict[str, object]) -> None:
         while True:
@@ -407,7 +403,7 @@ def _tell(progress: str) -> None:
 
 
 def _log_fault(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What no part caught: where it happened, and never the message, which may quote what a caller sent."""
+    """What no part caught."""
     error = context.get("exception")
-    frames = "".join(traceback.format_tb(error.__traceback__)) if error is not None else ""
+    frames = frames_of(error) if error is not None else ""
     _log.error("uncaught in the event loop: %s %s", type(error).__name__, frames)

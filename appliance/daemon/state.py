@@ -128,12 +128,12 @@ class State:
         return Erasure(
             self.ledger,
             self.keyring,
-            self.customers,
-            self.tokens,
-            self.agreements,
-            self.collections,
-            images.datasets,
-            clock,
+            customers=self.customers,
+            tokens=self.tokens,
+            agreements=self.agreements,
+            collections=self.collections,
+            datasets=images.datasets,
+            clock=clock,
         )
 
     def portability(self, images: Images) -> Portability:

@@ -14,7 +14,6 @@ from appliance.outbound import Outbound
 from appliance.residency import Finding, Residency
 
 PREDICATE_TYPE = "urn:appliance:residency:v1"
-LABEL = "node"
 
 
 def residency_statement(
@@ -41,7 +40,7 @@ def residency_statement(
         "appliance": {
             "version": version,
             "profile": settings.profile,
-            "public_key": keys.public(LABEL),
+            "public_key": keys.public(vault.NODE),
         },
         "verdict": _verdict(settings, findings),
         "findings": [dataclasses.asdict(finding) for finding in findings],
@@ -53,7 +52,7 @@ def residency_statement(
         },
     }
     return vault.enveloped(
-        keys, LABEL, PREDICATE_TYPE, predicate, subject={"residency.toml": declared.sha256}
+        keys, vault.NODE, PREDICATE_TYPE, predicate, subject={"residency.toml": declared.sha256}
     )
 
 

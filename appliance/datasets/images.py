@@ -49,10 +49,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Clocks:
-    """Unix seconds, which somebody may set, and seconds that only rise."""
+    """Unix seconds, which somebody may set; seconds that only rise; unix seconds that never go back."""
 
     wall: Callable[[], float]
     monotonic: Callable[[], float]
+    forward: Callable[[], float]
 
 
 @asynccontextmanager
@@ -115,7 +116,7 @@ async def open_images(
             )
         )
         links = await enter(
-            Links(ledger, datasets, keyring.service, clock=clocks.wall, monotonic=clocks.monotonic)
+            Links(ledger, datasets, keyring.service, clock=clocks.wall, forward=clocks.forward)
         )
         annotations = await enter(Annotations(ledger, datasets, store, clock=clocks.wall))
         await enter(upkeep.at_leisure(store))

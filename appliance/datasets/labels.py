@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
+from appliance.background import end_tasks
 from appliance.datasets import ids, rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.ids import only
@@ -56,9 +57,7 @@ class Labels:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._under_way:  # what is left goes after the next start
-            task.cancel()
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await end_tasks(*self._under_way)  # what is left goes after the next start
 
     async def add(
         self,

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Self
 
-from appliance.accounts.forward import TOLD_EVERY_SECONDS, ForwardTime, latest_time, tell_time
+from appliance.accounts.forward import TOLD_EVERY_SECONDS, tell_time
+from appliance.background import end_tasks
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.records import Dataset, Image, ReadPermit, Variant
@@ -36,8 +37,8 @@ class Links:
     """Makes links and turns genuine ones into permits.
 
     Time only goes forward: a clock that is set back, also across a restart or a crash, revives no link that
-    had ended. The ledger knows that time, told now and then; after a crash it goes on from the clock, or from
-    what the ledger knew where that is later, and so no crash makes it later than it is.
+    had ended. `forward` is that time, in unix seconds, the one that access grants end by; this has the ledger
+    know it, told now and then with what `clock` says, so that the next run begins from there.
     """
 
     def __init__(
@@ -47,31 +48,27 @@ class Links:
         keys: Keys,
         *,
         clock: Callable[[], float],
-        monotonic: Callable[[], float],
+        forward: Callable[[], float],
     ) -> None:
         self._ledger = ledger
         self._datasets = datasets
         self._keys = keys
         self._clock = clock
-        self._monotonic = monotonic
-        self._time = ForwardTime(0.0, clock, monotonic)
+        self._forward = forward
         self._known = 0.0  # the time that this has last told the ledger
 
     async def __aenter__(self) -> Self:
-        latest = await self._ledger.read(partial(latest_time, now=self._clock()))
-        self._time = ForwardTime(latest, self._clock, self._monotonic)
         await self.keep()
         self._keeping = asyncio.get_running_loop().create_task(self._keep_on(), name="links")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._keeping.cancel()
-        await asyncio.gather(self._keeping, return_exceptions=True)
+        await end_tasks(self._keeping)
         await self.keep()
 
     def now(self) -> float:
         """Unix seconds, never less than before."""
-        return self._time.now()
+        return self._forward()
 
     def address(
         self, dataset: Dataset, image: Image, variant: Variant = "image", seconds: int = LONGEST_SECONDS

@@ -145,7 +145,7 @@ class Store:
         self._looked_at = 0  # the key up to which retention has looked through all images
         self._acknowledged = 0  # the audit entry of the last image that is durable in file and row
         self._under_way: set[asyncio.Task[Any]] = set()
-        self._stored = Counter("appliance_store_images", "Images stored", registry=registry)
+        self._stored = Counter("appliance_store_images_stored", "Images stored", registry=registry)
         self._deleted = Counter("appliance_store_images_deleted", "Images deleted", registry=registry)
 
     async def __aenter__(self) -> Self:

@@ -13,6 +13,7 @@ from prometheus_client import Counter, Gauge
 
 from appliance.accounts.customers import CustomerId
 from appliance.accounts.forward import note_correction
+from appliance.background import end_tasks
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.files import SealedFiles
@@ -75,7 +76,9 @@ class Upkeep:
         self.damaged = 0
         """How many stored images are known not to be what was sealed."""
         self._proven = Counter("appliance_store_scrubbed_bytes", "Bytes proven by scrubs", registry=registry)
-        self._backlog = Gauge("appliance_store_scrub_due", "Images whose scrub is due", registry=registry)
+        self._backlog = Gauge(
+            "appliance_store_images_scrub_due", "Images whose scrub is due", registry=registry
+        )
         self._damaged = Gauge(
             "appliance_store_images_damaged", "Images known to be damaged", registry=registry
         )
@@ -127,9 +130,7 @@ class Upkeep:
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(*tasks)
 
     def shortage(self) -> str | None:
         """What a person has to know while the volume is full and its ballast is spent."""

@@ -141,8 +141,8 @@ CONTROLS: tuple[Control, ...] = (
         "Images sent for recognition or search are never stored",
         "They are in memory alone: the code that handles pixels cannot reach a file, held by an import rule",
         lambda facts: (
-            f"{facts.counters['appliance_store_images_total']:.0f} images stored since the start, all of them"
-            " training images that were sent to be stored"
+            f"{facts.counters['appliance_store_images_stored_total']:.0f} images stored since the start, all"
+            " of them training images that were sent to be stored"
         ),
         ("tests/promises/test_images_are_never_stored.py::test_nothing_of_an_image_is_found_in_any_file",),
     ),

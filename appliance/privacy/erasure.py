@@ -22,6 +22,7 @@ from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.certificates import Certificate, Certificates, Erased
 from appliance.accounts.customers import CustomerId, Customers, check_living
 from appliance.accounts.tokens import Tokens
+from appliance.background import end_tasks
 from appliance.datasets.catalogue import Datasets
 from appliance.errors import ApplianceError, InvalidInput
 from appliance.ledger import Connection, Ledger
@@ -57,10 +58,11 @@ _log = logging.getLogger(__name__)
 class Erasure:
     """Erases customers. Entering goes on with what a stop interrupted; leaving interrupts."""
 
-    def __init__(  # noqa: PLR0917 - its neighbours
+    def __init__(
         self,
         ledger: Ledger,
         keyring: Keyring,
+        *,
         customers: Customers,
         tokens: Tokens,
         agreements: Agreements,
@@ -89,10 +91,7 @@ class Erasure:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*self._tasks.values())
 
     async def erase(self, actor: Actor, customer: CustomerId, name: str) -> Certificate:
         """Erase a customer for good; when this returns all of it is gone, and this is the proof.

@@ -42,7 +42,7 @@ SELECT count(*), coalesce(sum(' ' || scopes || ' ' LIKE '% admin %'), 0), coales
 FROM tokens WHERE {TOKEN_REVOKED_AT} IS NULL AND (expires_at IS NULL OR expires_at > ?)
 """  # noqa: S608 - constants
 _COUNTERS = (
-    "appliance_store_images_total",
+    "appliance_store_images_stored_total",
     "appliance_store_images_damaged",
     "appliance_store_scrubbed_bytes_total",
     "appliance_store_clock_doubted_seconds",

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 from prometheus_client import Counter, Gauge
 
+from appliance.background import end_tasks
 from appliance.channel import Limits
 from appliance.config import Recognition
 from appliance.errors import ApplianceError, ImageFailed, TooLarge, WorkerLost
@@ -173,9 +174,7 @@ class Decoders:
         await self._stack.aclose()
         for line in (self._waiting, self._kept):
             line.fail(WorkerLost("the decoders have stopped"))
-        for task in self._reviving:
-            task.cancel()
-        await asyncio.gather(*self._reviving, return_exceptions=True)
+        await end_tasks(*self._reviving)
 
     def check_room(self, customer: str | None = None) -> None:
         """Raises Overloaded when no more images of this customer may wait to be seen."""

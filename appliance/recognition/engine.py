@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client import Counter, Gauge
 
+from appliance.background import end_tasks
 from appliance.config import Recognition
 from appliance.errors import ApplianceError, InvalidInput, NotInstalled, Overloaded, WorkerLost, WorkerRefused
 from appliance.metrics import Registry
@@ -92,9 +93,7 @@ class Engine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(*self._tasks)
         await self._stack.aclose()
 
     async def _start(self, number: int, stack: contextlib.AsyncExitStack) -> Device:

@@ -141,7 +141,7 @@ class Collections:
         self.snapshots = Snapshots(ledger, keyring, settings, clock, refilling, folder=snapshots, space=space)
         """Collections as they were, to go back to."""
         self._damaged = Counter(
-            "appliance_search_damaged_records",
+            "appliance_search_damage_found",
             "Records found without a sound vector, id or metadata",
             registry=registry,
         )

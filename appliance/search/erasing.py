@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 from appliance.accounts.certificates import Certificates, Erased
+from appliance.background import end_tasks
 from appliance.errors import StorageFailed, VolumeFull
 from appliance.ledger import Connection, Ledger
 from appliance.search import entries
@@ -106,10 +107,7 @@ class Erasing:
     async def close(self) -> None:
         """Interrupt all."""
         background = (self._again, self._emptying)
-        unfinished = [*self._erasures, *(task for task in background if task is not None)]
-        for task in unfinished:
-            task.cancel()
-        await asyncio.gather(*unfinished, return_exceptions=True)
+        await end_tasks(*self._erasures, *(task for task in background if task is not None))
 
     async def _erase(self, entry: Entry) -> None:
         try:

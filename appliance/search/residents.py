@@ -140,7 +140,7 @@ class Residents:
         self._tended: set[Place] = set()
         """Idle ones that were at work by themselves: what they take may have changed since."""
         self._bytes = 0
-        opened = Gauge("appliance_search_open", "Collections in memory", registry=registry)
+        opened = Gauge("appliance_search_collections_open", "Collections in memory", registry=registry)
         opened.set_function(lambda: len(self._members))
         taken = Gauge(
             "appliance_search_memory_bytes",
@@ -148,9 +148,13 @@ class Residents:
             registry=registry,
         )
         taken.set_function(lambda: self._bytes)
-        self._loads = Counter("appliance_search_loads", "Collections read into memory", registry=registry)
+        self._loads = Counter(
+            "appliance_search_collections_loaded", "Collections read into memory", registry=registry
+        )
         self._evicted = Counter(
-            "appliance_search_evicted", "Collections dropped from memory for others", registry=registry
+            "appliance_search_collections_evicted",
+            "Collections dropped from memory for others",
+            registry=registry,
         )
 
     async def __aenter__(self) -> Self:

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from prometheus_client import Counter, Gauge
 
+from appliance.background import end_tasks
 from appliance.errors import StorageFailed, VolumeFull
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
@@ -84,9 +85,7 @@ class Scrub:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._work:
-            task.cancel()
-        await asyncio.gather(*self._work, return_exceptions=True)
+        await end_tasks(*self._work)
 
     def doubt(self, number: int, label: int) -> None:
         """A record was found damaged in use; on the event loop only. It is proven soon: see `look`."""

@@ -2,7 +2,7 @@
 
 from appliance.vault.envelope import enveloped, opened, signed, unwrapped, wrapped
 from appliance.vault.keyring import Container, Generations, Keyring, Kind, ballast_of, identity_of
-from appliance.vault.keys import KEY_BYTES, Keys, at_hand, create_root, read_key, read_root
+from appliance.vault.keys import KEY_BYTES, NODE, Keys, at_hand, create_root, read_key, read_root
 from appliance.vault.known_answers import self_test
 from appliance.vault.opening import open_keyring
 from appliance.vault.sealed import Name, SealedFile, Sealer, name_in, sealed_size
@@ -10,6 +10,7 @@ from appliance.vault.signatures import create_signing_key, public_key, sign, sig
 
 __all__ = [
     "KEY_BYTES",
+    "NODE",
     "Container",
     "Generations",
     "Keyring",

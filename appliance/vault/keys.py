@@ -21,6 +21,10 @@ T = TypeVar("T")
 
 KEY_BYTES = 32
 CREDENTIAL = "root.key"
+
+NODE = "node"
+"""The label of the appliance's own signing key: what leaves it is signed with that one."""
+
 _CONTEXT = b"appliance/v1/"
 _WIPED = "the keys are wiped"
 _NONCE_BYTES = 12  # NIST SP 800-38D, 8.2.2: random nonces are good for 2^32 messages under one key

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from appliance.accounts.transparency.checkpoints import LABEL, parse
+from appliance.accounts.transparency.checkpoints import parse
+from appliance.vault import NODE
 from tests import rfc6962
 from tests.api.test_management import V1, admin, operate, unique
 from tests.serving import Served, Tenant
@@ -94,7 +95,7 @@ def test_an_entry_is_proven_to_be_in_the_log(served: Served, tenant: Tenant) -> 
     publish(served)
     note = admin(served, tenant, "GET", "/audit/checkpoint")
     assert note.headers["content-type"] == "text/plain; charset=utf-8"
-    head = parse(note.body, served.keyring.service.public(LABEL))
+    head = parse(note.body, served.keyring.service.public(NODE))
     for line in lines(served, tenant):
         seq = json.loads(line)["seq"]
         proof = admin(served, tenant, "GET", f"/audit/proof?seq={seq}").document
@@ -106,7 +107,7 @@ def test_an_entry_is_proven_to_be_in_the_log(served: Served, tenant: Tenant) -> 
 
 def test_the_log_is_proven_to_go_on_from_a_checkpoint(served: Served, tenant: Tenant) -> None:
     publish(served)
-    public = served.keyring.service.public(LABEL)
+    public = served.keyring.service.public(NODE)
     old = parse(admin(served, tenant, "GET", "/audit/checkpoint").body, public)
     some(served, tenant)
     publish(served)

@@ -37,6 +37,13 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def told(site: Site, gauge: str) -> float:
+    """What /metrics says of a gauge."""
+    text = site.call("GET", "/metrics", operator=True).body.decode()
+    (value,) = [line.split(" ")[1] for line in text.splitlines() if line.startswith(f"{gauge} ")]
+    return float(value)
+
+
 def test_the_internals_of_aiohttp_that_connections_build_on() -> None:
     """Public or not, these are what `connections` overrides and calls: a change must be looked at."""
     for name in ("connection_made", "connection_lost", "handle_error", "log_exception", "force_close"):
@@ -314,6 +321,21 @@ def test_metrics_name_routes_and_stages_and_nobody(served: Served, tenant: Tenan
     assert {"body", "total"} <= stages <= {"body", "fetch", "decode", "infer", "search", "total"}
     assert tenant.id not in text
     assert served.site.call("GET", "/metrics").status == 404
+
+
+def test_metrics_tell_how_many_are_connected_and_what_their_bodies_take(
+    served: Served, tenant: Tenant
+) -> None:
+    started = insertion(tenant, str(uuid.uuid4()))[:-10]
+    with served.another() as (site, server):
+        with connect(site) as sending, connect(site):
+            sending.sendall(started)
+            body = len(started.partition(b"\r\n\r\n")[2])
+            until(lambda: server.open_connections == 2 and server.held_bytes == body)
+            assert told(site, "appliance_api_connections_open") == 2
+            assert told(site, "appliance_api_bodies_held_bytes") == body
+        until(lambda: told(site, "appliance_api_connections_open") == 0)
+        until(lambda: told(site, "appliance_api_bodies_held_bytes") == 0)
 
 
 def test_a_fault_is_a_500_without_details_and_a_traceback_without_data(

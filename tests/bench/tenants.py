@@ -103,17 +103,17 @@ async def _visit(folder: Path, budget: int) -> Visited:
             await ask(one)
         spent = 0.0
         for number, one in enumerate(cold):
-            before, began = things.count("appliance_search_loads_total"), time.process_time()
+            before, began = things.count("appliance_search_collections_loaded_total"), time.process_time()
             await ask(one)
             spent += time.process_time() - began
-            loaded += int(things.count("appliance_search_loads_total") - before)
+            loaded += int(things.count("appliance_search_collections_loaded_total") - before)
             await ask(hot[number % len(hot)])
         return Visited(
             started_mib=started,
             resident_mib=resident_mib([os.getpid()]),
             counted_mib=things.count("appliance_search_memory_bytes") / (1 << 20),
-            open=int(things.count("appliance_search_open")),
-            hot_loads=int(things.count("appliance_search_loads_total")) - loaded,
+            open=int(things.count("appliance_search_collections_open")),
+            hot_loads=int(things.count("appliance_search_collections_loaded_total")) - loaded,
             cold_milliseconds=1000 * spent / len(cold),
         )
 

@@ -67,7 +67,7 @@ async def assert_named(
     for label in labels:
         assert f"collection {identifier}: the {what} of record {label} is damaged" in caplog.text
     assert len(caplog.records) == len(labels)
-    assert things.count("appliance_search_damaged_records_total") == len(labels)
+    assert things.count("appliance_search_damage_found_total") == len(labels)
     other = next(found for found in await things.collections.list() if found.name == "other")
     opened = await things.collections.open(None, other.id)
     assert len(await opened.search(np.ones(DIM), 100)) == COUNT

@@ -10,7 +10,7 @@ from appliance.accounts.transparency import checkpoints, merkle
 from appliance.accounts.transparency.leaves import leaf, recorded
 from appliance.accounts.transparency.tiles import Edge, bundle_path, partial_path, tile_path, widths
 from appliance.errors import InvalidInput
-from appliance.vault import Keys
+from appliance.vault import NODE, Keys
 from tests import rfc6962
 
 # The inputs and roots that implementations of RFC 6962 test themselves with (certificate-transparency).
@@ -156,7 +156,7 @@ def test_a_leaf_is_the_row_as_canonical_json(  # noqa: PLR0917 - the columns
 
 
 KEYS = Keys(bytes(range(32)))
-PUBLIC = KEYS.public(checkpoints.LABEL)
+PUBLIC = KEYS.public(NODE)
 SIGNED = checkpoints.sign(KEYS, "appliance/ab12", 4711, bytes(range(32)))
 NOTE = SIGNED.note.encode()
 
@@ -189,7 +189,7 @@ def test_what_is_no_checkpoint_is_refused(data: bytes) -> None:
 
 def test_a_checkpoint_of_another_key_is_refused() -> None:
     with pytest.raises(InvalidInput, match="not signed by the key of this log"):
-        checkpoints.parse(NOTE, Keys(bytes(32)).public(checkpoints.LABEL))
+        checkpoints.parse(NOTE, Keys(bytes(32)).public(NODE))
 
 
 def test_keys_are_written_as_other_tools_take_them() -> None:

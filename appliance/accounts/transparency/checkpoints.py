@@ -17,10 +17,7 @@ from dataclasses import dataclass
 
 from appliance.accounts.transparency.merkle import HASH_BYTES
 from appliance.errors import InvalidInput
-from appliance.vault import Keys, signed_by
-
-LABEL = "node"
-"""Which of the appliance's own keys signs: what leaves it is signed with that one."""
+from appliance.vault import NODE, Keys, signed_by
 
 MAX_BYTES = 16 << 10
 """Of a note with the signatures of witnesses below ours."""
@@ -71,8 +68,8 @@ def parse_key(text: str) -> LogKey:
 def sign(keys: Keys, origin: str, size: int, root: bytes) -> Checkpoint:
     """A checkpoint by the appliance's own key."""
     text = f"{origin}\n{size}\n{base64.b64encode(root).decode()}\n"
-    named = key_hash(origin, base64.b64decode(keys.public(LABEL)))
-    signature = base64.b64encode(named + keys.sign(LABEL, text.encode())).decode()
+    named = key_hash(origin, base64.b64decode(keys.public(NODE)))
+    signature = base64.b64encode(named + keys.sign(NODE, text.encode())).decode()
     return Checkpoint(origin, size, root, f"{text}\n— {origin} {signature}\n")
 
 

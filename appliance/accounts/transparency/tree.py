@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from appliance.accounts.audit import Selection
-from appliance.accounts.transparency.checkpoints import LABEL, Checkpoint, LogKey, parse, sign
+from appliance.accounts.transparency.checkpoints import Checkpoint, LogKey, parse, sign
 from appliance.accounts.transparency.leaves import last_seq, leaves, origin
 from appliance.accounts.transparency.merkle import (
     HASH_BYTES,
@@ -47,7 +47,7 @@ from appliance.errors import (
     VolumeFull,
 )
 from appliance.ledger import Connection, Ledger
-from appliance.vault import Keys
+from appliance.vault import NODE, Keys
 from appliance.volume import HeldFolder, failing_as_storage, sync_folder, write_atomically
 
 T = TypeVar("T")
@@ -244,7 +244,7 @@ class AuditTree:
                     ) from None
                 return None
         try:
-            return parse(note, self._keys.public(LABEL))
+            return parse(note, self._keys.public(NODE))
         except InvalidInput as error:
             raise AuditBroken([f"{self._folder / CHECKPOINT}: {error}: {_MOVE}"]) from None
 
@@ -255,7 +255,7 @@ class AuditTree:
 
     def _check_key(self) -> None:
         """The public key lies beside what it proves."""
-        file, key = self._folder / KEY, f"{LogKey(self._origin, self._keys.public(LABEL))}\n".encode()
+        file, key = self._folder / KEY, f"{LogKey(self._origin, self._keys.public(NODE))}\n".encode()
         with failing_as_storage(file), suppress(FileNotFoundError):
             if file.read_bytes() == key:
                 return

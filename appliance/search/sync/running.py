@@ -78,10 +78,11 @@ class Suspended(Exception):
 class Running:
     """What runs need of their neighbours. `pause` waits for so many seconds."""
 
-    def __init__(  # noqa: PLR0917 - its neighbours
+    def __init__(
         self,
         ledger: Ledger,
         feeds: Feeds,
+        *,
         collections: Collections,
         customers: Customers,
         outbound: Outbound,

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Self
 
@@ -13,6 +12,7 @@ from prometheus_client import Counter, Gauge
 from appliance import config
 from appliance.accounts.audit import Actor
 from appliance.accounts.customers import CustomerId, Customers
+from appliance.background import end_tasks
 from appliance.errors import ApplianceError, NotFound, SealBroken, StorageFailed, VolumeFull
 from appliance.ledger import Ledger
 from appliance.metrics import Registry
@@ -24,6 +24,7 @@ from appliance.search.sync.feeds import Begun, Feeds, Following
 from appliance.search.sync.report import Run, State
 from appliance.search.sync.running import Embed, FeedRun, Running, Suspended
 from appliance.search.sync.source import Source, check_source
+from appliance.unforeseen import frames_of
 from appliance.vault import Keyring
 
 AT_ONCE = 4
@@ -41,10 +42,11 @@ class Synchronisation:
     What is not a customer's raises NotFound, and so does a collection that follows nothing.
     """
 
-    def __init__(  # noqa: PLR0917 - its neighbours
+    def __init__(
         self,
         ledger: Ledger,
         keyring: Keyring,
+        *,
         collections: Collections,
         customers: Customers,
         outbound: Outbound,
@@ -56,7 +58,16 @@ class Synchronisation:
     ) -> None:
         self._outbound = outbound
         self._feeds = Feeds(ledger, keyring, clock)
-        self._parts = Running(ledger, self._feeds, collections, customers, outbound, embed, settings, pause)
+        self._parts = Running(
+            ledger,
+            self._feeds,
+            collections=collections,
+            customers=customers,
+            outbound=outbound,
+            embed=embed,
+            settings=settings,
+            pause=pause,
+        )
         self._differences = Differences(ledger, self._feeds.seals, settings)
         self._woken = asyncio.Event()
         self._tasks: dict[CollectionId, tuple[CustomerId, asyncio.Task[None]]] = {}
@@ -76,10 +87,7 @@ class Synchronisation:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = [self._task, *(task for _, task in self._tasks.values())]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(self._task, *(task for _, task in self._tasks.values()))
 
     def wake(self) -> None:
         """Look at once for what is due."""
@@ -158,7 +166,7 @@ class Synchronisation:
             except (StorageFailed, VolumeFull):  # a finding of its own
                 seconds = _FAULT_SECONDS
             except Exception as error:  # noqa: BLE001 - what is wrong with one must not end all others
-                _log.error("feeds: %s\n%s", type(error).__name__, _places(error))
+                _log.error("feeds: %s\n%s", type(error).__name__, frames_of(error))
                 seconds = _IDLE_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
@@ -207,7 +215,7 @@ class Synchronisation:
                 _log.error("collection %s: the run of its feed failed: %s", begun.collection, error)
             state, run.known, run.report.reason = State.FAILED, None, error.told
         except Exception as error:  # noqa: BLE001 - what is wrong with one feed must not end all others
-            _log.error("collection %s: %s\n%s", begun.collection, type(error).__name__, _places(error))
+            _log.error("collection %s: %s\n%s", begun.collection, type(error).__name__, frames_of(error))
             state, run.known, run.report.reason = State.FAILED, None, _UNFORESEEN
         known = run.known if state in {State.DONE, State.UNCHANGED} else None
         await self._feeds.end(begun, state, run.report, known)
@@ -232,15 +240,9 @@ class Synchronisation:
         try:
             _, task = self._tasks.get(collection, (None, None))
             if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                await end_tasks(task)
                 self._tasks.pop(collection, None)  # one that had not begun leaves nothing behind
             yield
         finally:
             self._changing.discard(collection)
             self.wake()
-
-
-def _places(error: Exception) -> str:
-    """Where it happened; its message may quote what a feed says."""
-    return "".join(traceback.format_tb(error.__traceback__))

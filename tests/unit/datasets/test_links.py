@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.accounts.forward import ForwardTime
 from appliance.datasets.links import Links
 from appliance.datasets.records import Dataset, Image
 from appliance.errors import Forbidden, InvalidInput, NotFound
@@ -75,7 +74,7 @@ async def test_a_genuine_link_of_the_far_future_is_refused(tmp_path: Path) -> No
         one.clock.now += 7200
         ahead = one.links.address(one.dataset, one.image)
     async with linked(tmp_path, Clock()) as again:  # the keys are the same, its time has not come
-        again.links._time = ForwardTime(0.0, again.clock, again.clock)
+        again.links._forward = again.clock
         assert not await again.opens(ahead)
 
 

@@ -52,7 +52,7 @@ async def nearest(collections: Collections, collection: CollectionId, number: in
 
 
 def loads(things: Shelf) -> float:
-    return things.count("appliance_search_loads_total")
+    return things.count("appliance_search_collections_loaded_total")
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +81,9 @@ async def test_memory_stays_within_its_budget_and_every_answer_is_there(
             for number, collection in enumerate(made):
                 assert await nearest(things.collections, collection, number) == f"r{number}"
                 assert things.count("appliance_search_memory_bytes") <= 4 * ONE
-                assert things.count("appliance_search_open") == min(4, 12 * turn + number + 1)
+                assert things.count("appliance_search_collections_open") == min(4, 12 * turn + number + 1)
         assert loads(things) == 36
-        assert things.count("appliance_search_evicted_total") == 32
+        assert things.count("appliance_search_collections_evicted_total") == 32
 
 
 async def test_what_fits_is_loaded_once(state: tuple[Path, list[CollectionId]]) -> None:
@@ -91,8 +91,8 @@ async def test_what_fits_is_loaded_once(state: tuple[Path, list[CollectionId]]) 
     async with shelf(folder, config.Search(memory_bytes=12 * ONE + 4096)) as things:
         for _ in range(3):
             await asyncio.gather(*(nearest(things.collections, collection) for collection in made))
-        assert loads(things) == things.count("appliance_search_open") == 12
-        assert things.count("appliance_search_evicted_total") == 0
+        assert loads(things) == things.count("appliance_search_collections_open") == 12
+        assert things.count("appliance_search_collections_evicted_total") == 0
 
 
 async def test_a_burst_of_first_queries_loads_once(state: tuple[Path, list[CollectionId]]) -> None:
@@ -108,9 +108,9 @@ async def test_one_that_is_larger_than_the_budget_is_served(state: tuple[Path, l
     async with shelf(folder, config.Search(memory_bytes=0)) as things:
         opened = await things.collections.open(None, first)
         assert opened.count == opened.collection.count == RECORDS
-        assert things.count("appliance_search_open") == 1
+        assert things.count("appliance_search_collections_open") == 1
         assert await nearest(things.collections, second) == "r0"
-        assert things.count("appliance_search_open") == 1
+        assert things.count("appliance_search_collections_open") == 1
         assert await opened.delete(ACTOR, ["r0"]) == [True]
         assert await nearest(things.collections, second) == "r0"
         assert opened.count == opened.collection.count == RECORDS - 1
@@ -262,7 +262,7 @@ async def test_who_goes_through_many_takes_nothing_from_another_s_share(tmp_path
             await nearest(things.collections, collection)
             await nearest(things.collections, hot[turn % 5], turn % RECORDS)
         assert loads(things) == 5 + 40
-        assert things.count("appliance_search_open") == 11
+        assert things.count("appliance_search_collections_open") == 11
 
 
 async def test_a_search_waits_for_few_loads_of_another(tmp_path: Path) -> None:
@@ -383,7 +383,7 @@ async def test_what_cannot_be_loaded_takes_nothing() -> None:
             with pytest.raises(NotFound):
                 await broken.use()
         assert registry.get_sample_value("appliance_search_memory_bytes") == 0
-        assert registry.get_sample_value("appliance_search_open") == 0
+        assert registry.get_sample_value("appliance_search_collections_open") == 0
 
 
 def test_everything_that_a_collection_answers_holds_it() -> None:

@@ -266,7 +266,7 @@ async def test_a_collection_that_is_removed_while_it_is_opened_is_gone_and_not_d
         monkeypatch.setattr(readable, "load_page", removed_meanwhile)
         with pytest.raises(NotFound):
             await things.collections.open(None, identity)
-        assert things.count("appliance_search_damaged_records_total") == 0
+        assert things.count("appliance_search_damage_found_total") == 0
     assert "damaged" not in caplog.text
 
 
@@ -376,7 +376,7 @@ async def test_a_collection_that_is_emptied_while_it_is_opened_is_opened_empty(
 
         monkeypatch.setattr(readable, "load_page", emptied_meanwhile)
         assert (await things.collections.open(None, identity)).count == 0
-        assert things.count("appliance_search_damaged_records_total") == 0
+        assert things.count("appliance_search_damage_found_total") == 0
     assert "damaged" not in caplog.text
 
 
