@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections import deque
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,8 @@ class Device:
         for name in floats:
             if not np.isfinite(values[names.index(name)]).all():
                 raise InvalidInput(f"output {name} is no finite number for a black image (NaN or infinite)")
-        model = _Model(session, request.shape, ("cuda", self._number) if self._provider == CUDA else None)
+        place = ("cuda", self._number) if self._provider == CUDA else None
+        model = _Model(session, request.shape, floats, place)
         model.singly = model.singly or not self._batches(model, list(floats))
         if self._provider == CUDA and not model.singly:
             self._warm(model, list(floats))
@@ -237,36 +239,43 @@ class Device:
         """Infer the slots of a batch of one model and write each slot's outputs behind its pixels.
 
         Returns the slots for whose image the model fails, and how; of several images only that one fails.
-        Where memory does not suffice, batches of the device are half as large from then on. Raises what a
-        process of its own has to follow.
+        Nothing is written but outputs of the shapes that `load` told: a model whose shapes depend on the
+        image would write into the slots of others. Where memory does not suffice, batches of the device are
+        half as large from then on. Raises what a process of its own has to follow.
         """
         model, outputs = self._models[batch[0].model], batch[0].outputs
-        pixels = prod(model.shape)
         starts = [request.slot * SLOT_BYTES for request in batch]
         images = [
-            np.frombuffer(self._slots, np.uint8, pixels, start).reshape(model.shape) for start in starts
+            np.frombuffer(self._slots, np.uint8, prod(model.shape), start).reshape(model.shape)
+            for start in starts
         ]
+        pixels = self._stack(images)
         try:
-            values = model.run(list(outputs), self._stack(images))
+            values = model.run(list(outputs), pixels)
         except Exception as error:
             if not _out_of_memory(error):
                 if self._poisons(error):
                     raise  # the worker ends, and the next one begins with a context of its own
-                if len(batch) == 1:
-                    return {
-                        batch[0].slot: ModelFailed(f"the model fails for this image: {_first_line(error)}")
-                    }
-                return {slot: failure for one in batch for slot, failure in self.run([one]).items()}
+                return self._one_by_one(batch, f"the model fails for this image: {_first_line(error)}")
             if len(batch) == 1:
                 raise  # what it has taken goes back with the worker
             half = len(batch) // 2
             self._max_batch = max(1, min(self._max_batch, half))
             return self.run(batch[:half]) | self.run(batch[half:])
-        layout = places(pixels, [value.shape[1:] for value in values])
+        shapes = [model.shapes[name] for name in outputs]
+        if not are(values, len(pixels), shapes):
+            return self._one_by_one(batch, "the model gives another shape for this image than it promised")
+        layout = places(prod(model.shape), shapes)
         for index, start in enumerate(starts):
             for value, (offset, count) in zip(values, layout, strict=True):
                 np.frombuffer(self._slots, np.float32, count, start + offset)[:] = value[index].reshape(-1)
         return {}
+
+    def _one_by_one(self, batch: list[Run], failure: str) -> dict[int, ModelFailed]:
+        """Of several images nothing is used that one of them has spoilt: each is asked about alone."""
+        if len(batch) == 1:
+            return {batch[0].slot: ModelFailed(failure)}
+        return {slot: failed for one in batch for slot, failed in self.run([one]).items()}
 
     def _poisons(self, error: Exception) -> bool:
         """Whether nothing can be trusted to run after this error of a run.
@@ -293,17 +302,20 @@ class Device:
 class _Model:
     """A session, and at a `place` of its own (a GPU) the buffers that each size of batch uses again.
 
-    There it takes one copy of the pixels, and one back of the outputs that were asked for.
+    `shape` is that of the pixels of one image, `shapes` those of the float32 outputs for it. There it takes
+    one copy of the pixels, and one back of the outputs that were asked for.
     """
 
     def __init__(
         self,
         session: onnxruntime.InferenceSession,
         shape: tuple[int, ...],
+        shapes: dict[str, tuple[int, ...]],
         place: tuple[str, int] | None,
     ) -> None:
         (input_,) = session.get_inputs()
         self.shape = shape
+        self.shapes = shapes
         self.singly = input_.shape[0] == 1
         self._session = session
         self._input = input_.name
@@ -330,6 +342,14 @@ class _Model:
         self._session.run_with_iobinding(binding)
         values = binding.copy_outputs_to_cpu()
         return values
+
+
+def are(values: Sequence[object], count: int, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether these outputs of a run are float32 arrays of `count` images, of these shapes for each."""
+    return len(values) == len(shapes) and all(
+        isinstance(value, np.ndarray) and value.dtype == np.float32 and value.shape == (count, *shape)
+        for value, shape in zip(values, shapes, strict=True)
+    )
 
 
 def _patterns(count: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
