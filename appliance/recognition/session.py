@@ -9,7 +9,8 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,17 @@ def _session(model: str | bytes, provider: str, number: int, threads: int) -> on
     return onnxruntime.InferenceSession(model, options, providers=[(CUDA, settings)])
 
 
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Whatever onnxruntime raises while a model is made ready is the model's refusal."""
+    try:
+        yield
+    except InvalidInput:
+        raise
+    except Exception as error:
+        raise InvalidInput(f"the model cannot be loaded: {_first_line(error)}") from error
+
+
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0][:500]
 
@@ -129,12 +141,13 @@ class Device:
 
         May run beside `run`, in another thread: onnxruntime lets go of Python's lock meanwhile.
         """
-        try:
+        with _refusing():
             return self._load(request)
-        except InvalidInput:
-            raise
-        except Exception as error:
-            raise InvalidInput(f"the model cannot be loaded: {_first_line(error)}") from error
+
+    def attempt(self, file: bytes, shape: tuple[int, ...]) -> Loaded:
+        """`load` of a model that lies in memory, as number 0; what it takes is not told."""
+        with _refusing():
+            return Loaded(self._provider, self._hold(0, file, shape))
 
     def sound(self) -> bool:
         """Whether the device still runs anything: a model can break a GPU's context for all that follow."""
@@ -149,9 +162,17 @@ class Device:
 
     def _load(self, request: Load) -> Loaded:
         before = _resident_bytes()
-        session = _session(request.path, self._provider, self._number, self._threads)
+        outputs = self._hold(request.model, request.path, request.shape)
+        # What reading the file took lies freed between what stays: 13 MB for a model of 14.
+        ctypes.CDLL(None).malloc_trim(0)
+        # What other threads took or gave meanwhile is in the difference; the weights are there in any case.
+        taken = max(_resident_bytes() - before, Path(request.path).stat().st_size)
+        return Loaded(self._provider, outputs, taken)
+
+    def _hold(self, number: int, file: str | bytes, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        session = _session(file, self._provider, self._number, self._threads)
         (input_,) = session.get_inputs()
-        zeros = np.zeros((1, *request.shape), np.uint8)
+        zeros = np.zeros((1, *shape), np.uint8)
         values = session.run(None, {input_.name: zeros})
         used = session.get_providers()[0]
         if used != self._provider:
@@ -166,16 +187,12 @@ class Device:
             if not np.isfinite(values[names.index(name)]).all():
                 raise InvalidInput(f"output {name} is no finite number for a black image (NaN or infinite)")
         place = ("cuda", self._number) if self._provider == CUDA else None
-        model = _Model(session, request.shape, floats, place)
+        model = _Model(session, shape, floats, place)
         model.singly = model.singly or not self._batches(model, list(floats))
         if self._provider == CUDA and not model.singly:
             self._warm(model, list(floats))
-        self._models[request.model] = model
-        # What reading the file took lies freed between what stays: 13 MB for a model of 14.
-        ctypes.CDLL(None).malloc_trim(0)
-        # What other threads took or gave meanwhile is in the difference; the weights are there in any case.
-        taken = max(_resident_bytes() - before, Path(request.path).stat().st_size)
-        return Loaded(used, floats, taken)
+        self._models[number] = model
+        return floats
 
     def _batches(self, model: "_Model", outputs: list[str]) -> bool:
         """Whether each of two and of four images in one run gets what it gets alone, as near as APART says.
@@ -423,6 +440,27 @@ def main(channel: Channel, settings: dict[str, Any]) -> None:
                 threading.Thread(target=load, args=(identifier, request), daemon=True).start()
         batch = device.take(waiting)
         _tell(channel, batch, device.run([request for _, request in batch]))
+
+
+def trial(channel: Channel, settings: dict[str, Any]) -> None:
+    """A trial of one model: the memories are a slot, and the model's file; `shape` is that of the pixels.
+
+    Answers an empty request, to load it, with Loaded; then Run.
+    """
+    device = Device(channel.memories[0], CPU, 1, CPU_BATCH)
+    channel.ready({})
+    while (received := channel.receive()) is not None:
+        identifier, body = received
+        if body:
+            request = msgspec.msgpack.decode(body, type=Run)
+            _tell(channel, [(identifier, request)], device.run([request]))
+            continue
+        try:
+            loaded = device.attempt(bytes(channel.memories[1]), tuple(settings["shape"]))
+        except InvalidInput as refusal:
+            channel.refuse(identifier, refusal)
+        else:
+            channel.send(identifier, msgspec.msgpack.encode(loaded))
 
 
 def _tell(channel: Channel, batch: list[tuple[int, Run]], failures: dict[int, ModelFailed]) -> None:

@@ -207,6 +207,52 @@ def trap(folder: Path) -> Bundle:
     return _simple(folder, "trap", nodes, constants, 1)
 
 
+def endless(folder: Path) -> Bundle:
+    """A loop of 2^62 rounds."""
+    flag = helper.make_tensor_value_info("on", TensorProto.BOOL, [])
+    still = helper.make_tensor_value_info("still", TensorProto.BOOL, [])
+    value = helper.make_tensor_value_info("value", TensorProto.FLOAT, None)
+    next_value = helper.make_tensor_value_info("next", TensorProto.FLOAT, None)
+    round_ = helper.make_tensor_value_info("round", TensorProto.INT64, [])
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["still"]), helper.make_node("Neg", ["value"], ["next"])],
+        "round",
+        [round_, flag, value],
+        [still, next_value],
+    )
+    nodes = [
+        helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["x", "sides"], ["level"], keepdims=0),
+        helper.make_node("Loop", ["rounds", "true", "level"], ["last"], body=body),
+        helper.make_node("Reshape", ["last", "column"], ["logits"]),
+    ]
+    constants: dict[str, npt.NDArray[Any]] = {
+        "sides": np.array([1, 2, 3], np.int64),
+        "rounds": np.array(2**62, np.int64),
+        "true": np.array(True),
+        "column": np.array([-1, 1], np.int64),
+    }
+    return _simple(folder, "endless", nodes, constants, 1)
+
+
+def gigabytes(folder: Path) -> Bundle:
+    """It computes with 8 GiB of zeros, whatever the picture."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["x", "sides"], ["level"], keepdims=0),
+        helper.make_node("ConstantOfShape", ["many"], ["zeros"]),
+        helper.make_node("ReduceMax", ["zeros"], ["none"], keepdims=0),
+        helper.make_node("Add", ["level", "none"], ["row"]),
+        helper.make_node("Reshape", ["row", "column"], ["logits"]),
+    ]
+    constants: dict[str, npt.NDArray[Any]] = {
+        "sides": np.array([1, 2, 3], np.int64),
+        "many": np.array([2**31], np.int64),
+        "column": np.array([-1, 1], np.int64),
+    }
+    return _simple(folder, "gigabytes", nodes, constants, 1)
+
+
 def insatiable(folder: Path) -> Bundle:
     """It takes more memory than there is when a picture's first byte is 255, which ends its worker."""
     nodes = [
