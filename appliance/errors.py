@@ -120,7 +120,7 @@ class ImageFailed(InvalidImage):
 
 
 class ModelFailed(ApplianceError):
-    """A model failed for this image, or gave no answer; it is the model's fault, and others may do better."""
+    """A model failed for this image, or gave no answer, and would again; others may do better."""
 
     told = "the model failed for this image"
 

@@ -1,16 +1,19 @@
-"""A customer's image makes a model give more than it promised: nobody else's answers may change by that."""
+"""A customer's image for which a model gives what it did not promise: it alone is refused."""
 
 import json
 import threading
 from collections.abc import Iterator
 
+import onnx
 import pytest
 from PIL import Image
 
 from tests import bundles, images
 from tests.serving import Reply, Served, Tenant
+from tests.unit.recognition.small_models import SIZE, wrong_when_bright
 
-FASHION, WIDE = "/tagging/fashion/v2/tags", "/tagging/wide/v2/tags"
+FASHION, WIDE, ROOT = (f"/tagging/{field}/v2/tags" for field in ("fashion", "wide", "root"))
+FAILED = 422, "the model failed for this image"  # sent again it would fail again
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +23,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with Served(folder) as served:
         served.install(bundles.tagger(folder / "tagger"))
         served.install(bundles.widening(folder / "widening", 3_000_000))
+        root = wrong_when_bright(folder)
+        served.install(
+            bundles.write(
+                folder / "root",
+                onnx.load(root.model),
+                name="root",
+                kind="tagger",
+                labels=("level",),
+                outputs=dict(root.outputs),
+                routes=(ROOT[1:],),
+                preprocessing={"size": SIZE},
+                threshold=0.5,
+            )
+        )
         yield served
 
 
@@ -55,9 +72,18 @@ def test_only_the_image_is_refused_and_every_other_customer_is_answered_right(se
     assert wrong == []
     for answer in refused:
         (record,) = json.loads(answer.body)["records"]
-        assert record["_status"]["text"] == "the model failed for this image"
+        assert (record["_status"]["code"], record["_status"]["text"]) == FAILED
         assert "_tags" not in record
     (record,) = ask(served, attacker, WIDE, "blue").document["records"]
     assert record["_status"]["code"] == 200
     assert served.parts.engine is not None
     assert [device.restarts for device in served.parts.engine.devices()] == [0]
+
+
+def test_an_image_for_which_a_model_gives_no_number_is_refused_for_good(served: Served) -> None:
+    tenant = served.tenant("bright")
+    codes = [
+        ask(served, tenant, ROOT, colour).document["records"][0]["_status"]["code"]
+        for colour in ("black", "white", "black")
+    ]
+    assert codes == [200, FAILED[0], 200]
