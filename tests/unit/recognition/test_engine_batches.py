@@ -3,6 +3,7 @@
 from collections import deque
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from tests.unit.recognition.small_models import SIZE, elastic, made_for_one, net
 
 SLOTS = 12
 PIXELS = SIZE * SIZE * 3
-SHAPES = {"logits": (5,), "embedding": (8,)}
+SHAPES: dict[str, tuple[int, ...]] = {"logits": (5,), "embedding": (8,)}
 
 Values = npt.NDArray[np.float32]
 
@@ -260,7 +261,7 @@ def test_outputs_are_what_was_promised_only_if_each_is(
 ) -> None:
     if kept:
         given_ = [(kind, (count, *sides)) for (kind, _), sides in zip(given_, promised, strict=False)]
-    values = [np.zeros(sides, kind) for kind, sides in given_]
+    values: list[npt.NDArray[Any]] = [np.zeros(sides, kind) for kind, sides in given_]
     wanted = [(np.float32, (count, *sides)) for sides in promised]
     assert are(values, count, promised) == (given_ == wanted)
     assert not are([value.tolist() for value in values] or [0], count, promised)
