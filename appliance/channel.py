@@ -36,6 +36,7 @@ class Limits(msgspec.Struct, frozen=True):
     """
 
     address_space_bytes: int | None = None
+    cpu_seconds: int | None = None
     file_bytes: int | None = None
     nice: int = 0
     confined: bool = False
@@ -216,5 +217,7 @@ def _limit(limits: Limits) -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     if limits.address_space_bytes is not None:
         resource.setrlimit(resource.RLIMIT_AS, (limits.address_space_bytes, limits.address_space_bytes))
+    if limits.cpu_seconds is not None:
+        resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds))
     if limits.file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_bytes, limits.file_bytes))

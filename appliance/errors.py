@@ -119,10 +119,16 @@ class ImageFailed(InvalidImage):
     """The image crashed its decoder or took it too long: it is not tried again."""
 
 
-class ModelFailed(ApplianceError):
-    """A model failed for this image, or gave no answer; it is the model's fault, and others may do better."""
+class ModelFailed(Declined):
+    """A model failed for this image, or gave no answer, and would again; others may do better.
+
+    What it said of that is for who runs the machine.
+    """
 
     told = "the model failed for this image"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, told=type(self).told)
 
 
 class TooLarge(InvalidInput):

@@ -104,6 +104,39 @@ def tagger(folder: Path, *, route: str = "tagging/fashion/v2/tags", threshold: f
     )
 
 
+def widening(folder: Path, times: int, *, route: str = "tagging/wide/v2/tags") -> Path:
+    """A tagger of one model with a trick: for a batch with a red image it gives `times` values in place of
+    the two that it promises.
+    """
+    nodes = [
+        _constant("nearly", 0.9),
+        helper.make_node("ReduceMax", ["red"], ["most"], keepdims=0),
+        helper.make_node("Greater", ["most", "nearly"], ["lit"]),
+        helper.make_node("Cast", ["lit"], ["on"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["on", "one"], ["switch"]),
+        helper.make_node("Mul", ["switch", "more"], ["added"]),
+        helper.make_node("Add", ["added", "two"], ["width"]),
+        helper.make_node("Shape", ["red"], ["count"], start=0, end=1),
+        helper.make_node("Concat", ["count", "width"], ["target"], axis=0),
+        helper.make_node("Expand", ["red", "target"], ["logits"]),
+    ]
+    for name, number in (("one", 1), ("two", 2), ("more", times - 2)):
+        value = numpy_helper.from_array(np.array([number], np.int64), name)
+        nodes.insert(0, helper.make_node("Constant", [], [name], value=value))
+    outputs: dict[str, tuple[int, ...]] = {"logits": (2,)}
+    return write(
+        folder,
+        _model(nodes, 32, outputs),
+        name="wide",
+        kind="tagger",
+        labels=("one", "other"),
+        outputs=outputs,
+        routes=(route,),
+        preprocessing={"size": 32},
+        threshold=0.5,
+    )
+
+
 # Left, top, right, bottom on an input of 64 x 64; the second overlaps the first, the last is another class.
 BOXES = ((8, 8, 40, 40), (10, 9, 41, 40), (30, 30, 64, 64), (8, 8, 40, 40))
 CLASSES = (0, 0, 0, 1)

@@ -1,7 +1,8 @@
 """What a handler gets of a request: who asks, for what, and the stop-watch. Nothing of HTTP's machinery."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
@@ -78,6 +79,8 @@ class Call:
     payload: Payload
     measures: Measures
     began: float  # time.perf_counter
+    ending_with_client: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Within such a block the call is cancelled when its client leaves: nobody else waits for it."""
 
     @property
     def actor(self) -> Actor:

@@ -193,6 +193,8 @@ class Connection(web.RequestHandler):
     def end_with_client(self) -> None:
         """From now on the caller's task is cancelled when the client leaves: nobody else needs its answer."""
         self._ending = asyncio.current_task()
+        if self.transport is None and self._ending is not None:  # it has left already
+            self._ending.cancel()
 
     def outlast_client(self) -> None:
         """Undoes it."""

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -142,16 +143,13 @@ class Gate:
         sees = match.route.form.carries_images
         if sees:  # one that would wait in vain is refused before its body is read
             self._check_room(principal)
-        connection = request.protocol if match.route.ends_with_client else None
+        ends = match.route.ends_with_client
         self._seeing.take(principal.customer, sees)
-        if isinstance(connection, Connection):
-            connection.end_with_client()
         try:
-            return await self._call(request, match, principal, trace)
+            with _ending_with_client(request.protocol) if ends else nullcontext():
+                return await self._call(request, match, principal, trace)
         finally:
             self._seeing.give(principal.customer, sees)
-            if isinstance(connection, Connection):
-                connection.outlast_client()
 
     def _check_room(self, principal: Principal) -> None:
         if not self._seeing.fits(principal.customer):
@@ -176,6 +174,7 @@ class Gate:
                 payload=body.payload,
                 measures=self._measures,
                 began=trace.began,
+                ending_with_client=partial(_ending_with_client, request.protocol),
             )
             return await self._handlers[match.route](call)
         finally:
@@ -307,6 +306,18 @@ def _pace(request: web.BaseRequest, *, paced: bool) -> None:
 def _method(request: web.BaseRequest) -> str:
     # A method is any token to the parser: only the usual ones become labels.
     return request.method if request.method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"} else "OTHER"
+
+
+@contextmanager
+def _ending_with_client(connection: object) -> Iterator[None]:
+    if not isinstance(connection, Connection):
+        yield
+        return
+    connection.end_with_client()
+    try:
+        yield
+    finally:
+        connection.outlast_client()
 
 
 def _ends_connection(request: web.BaseRequest) -> bool:

@@ -6,6 +6,7 @@ the customer, in the body or the query.
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 
 import msgspec
 
@@ -23,6 +24,7 @@ from appliance.recognition.bundles import Bundle, Bundles, TaskId
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
 from appliance.recognition.heads import Heads
+from appliance.recognition.trial import Trial
 from appliance.search.collections import CollectionId, Collections
 
 
@@ -146,16 +148,22 @@ class Management:
             call.payload.files,
             activate=activate,
             customers=customers or None,
-            attempt=self._attempt,
+            attempt=partial(self._attempt, call),
         )
         if self._engine is not None:
             await self._engine.load(bundle)
         return Answer(_bundle(bundle), 201)
 
-    async def _attempt(self, bundle: Bundle) -> None:
-        """A bundle that does not run here, or sees something else than its maker saw, is not installed."""
+    async def _attempt(self, call: Call, bundle: Bundle) -> None:
+        """A bundle that does not run here, or sees something else than its maker saw, is not installed.
+
+        First in a trial: one that never ends, or takes all memory, must not do so where others are served.
+        """
         if self._engine is None or self._decoders is None:
             return  # the next start tries it
+        with call.ending_with_client():
+            async with Trial(bundle) as trial:
+                await selftest.check(bundle, self._decoders, trial)
         try:
             await self._engine.load(bundle)
             await selftest.check(bundle, self._decoders, self._engine)

@@ -71,7 +71,8 @@ class Bundles:
         self._clock = clock
         self._installed: dict[str, Bundle] = {}  # by pin, in the order of installation
         self._digests: dict[str, bytes] = {}
-        self._changing = asyncio.Lock()
+        # A trial takes its time: what is installed is changed and rolled back beside it.
+        self._installing, self._changing = asyncio.Lock(), asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         """Verify every installed bundle again, and clear away what interrupted installations left.
@@ -105,7 +106,7 @@ class Bundles:
         which `customers` may use the task, all when None. The same bundle once more gives the same answer.
         Raises InvalidInput with the reason of a refusal, Conflict when another content has this name and
         version, StorageFailed, VolumeOffline, and whatever `files` raises; nothing is installed then, and
-        nothing left behind.
+        nothing left behind. One is tried at a time; activating and removing do not wait for that.
         """
         await asyncio.to_thread(self._held.check)
         chosen = None if customers is None else frozenset(customers)
@@ -114,13 +115,16 @@ class Bundles:
             verified = await staging.receive(files, staged)
             self._trust(verified)
             await self._inspect(staged / manifest.MODEL)
-            async with self._changing:
+            async with self._installing:
                 bundle = self._place(verified, activate=activate, customers=chosen)
                 if bundle.pin in self._installed:
                     return self._installed[bundle.pin]
                 if attempt is not None:
                     await attempt(replace(bundle, folder=staged, model=staged / manifest.MODEL, active=False))
-                return await self._publish(actor, bundle, verified.digest, staged)
+                async with self._changing:
+                    # Once more: its other versions may have come and gone meanwhile.
+                    bundle = self._place(verified, activate=activate, customers=chosen)
+                    return await self._publish(actor, bundle, verified.digest, staged)
         finally:
             await asyncio.to_thread(remove_tree, staged)
 

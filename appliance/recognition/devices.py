@@ -189,9 +189,7 @@ class Device:
         request = Load(model.number, model.path, model.shape)
         reply = await self.worker.call(self._encoder.encode(request), LOAD_SECONDS)
         loaded = msgspec.msgpack.decode(reply, type=Loaded)
-        for name, shape in model.shapes.items():
-            if (given := loaded.outputs.get(name)) != shape:
-                raise InvalidInput(f"output {name} is {given} for one image, not {shape}")
+        loaded.check(model.shapes)
         self.refused.pop(model, None)
         return loaded
 

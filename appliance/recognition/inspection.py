@@ -28,7 +28,7 @@ async def inspect(model: Path) -> None:
     )
     target = f"{__name__}:main"
     try:
-        await asyncio.to_thread(_fill, memory, model)
+        await asyncio.to_thread(fill, memory, model)
         async with Worker("model inspector", target, {}, memories=(memory,), limits=limits) as inspector:
             await inspector.call(b"", SECONDS)
     except InvalidInput as refusal:
@@ -40,8 +40,10 @@ async def inspect(model: Path) -> None:
         memory.close()
 
 
-def _fill(memory: Memory, model: Path) -> None:
-    """Within the kernel: what the daemon does not map it does not hold."""
+def fill(memory: Memory, model: Path) -> None:
+    """Copy a file of the memory's size into it, within the kernel: what the daemon does not map it does not
+    hold. Raises OSError.
+    """
     with model.open("rb") as file:
         copied = 0
         while sent := os.sendfile(memory.fd, file.fileno(), copied, memory.size - copied):

@@ -9,6 +9,8 @@ import os
 import sys
 import threading
 from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,17 @@ def _session(model: str | bytes, provider: str, number: int, threads: int) -> on
     return onnxruntime.InferenceSession(model, options, providers=[(CUDA, settings)])
 
 
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Whatever onnxruntime raises while a model is made ready is the model's refusal."""
+    try:
+        yield
+    except InvalidInput:
+        raise
+    except Exception as error:
+        raise InvalidInput(f"the model cannot be loaded: {_first_line(error)}") from error
+
+
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0][:500]
 
@@ -128,12 +141,13 @@ class Device:
 
         May run beside `run`, in another thread: onnxruntime lets go of Python's lock meanwhile.
         """
-        try:
+        with _refusing():
             return self._load(request)
-        except InvalidInput:
-            raise
-        except Exception as error:
-            raise InvalidInput(f"the model cannot be loaded: {_first_line(error)}") from error
+
+    def attempt(self, file: bytes, shape: tuple[int, ...]) -> Loaded:
+        """`load` of a model that lies in memory, as number 0; what it takes is not told."""
+        with _refusing():
+            return Loaded(self._provider, self._hold(0, file, shape))
 
     def sound(self) -> bool:
         """Whether the device still runs anything: a model can break a GPU's context for all that follow."""
@@ -148,9 +162,17 @@ class Device:
 
     def _load(self, request: Load) -> Loaded:
         before = _resident_bytes()
-        session = _session(request.path, self._provider, self._number, self._threads)
+        outputs = self._hold(request.model, request.path, request.shape)
+        # What reading the file took lies freed between what stays: 13 MB for a model of 14.
+        ctypes.CDLL(None).malloc_trim(0)
+        # What other threads took or gave meanwhile is in the difference; the weights are there in any case.
+        taken = max(_resident_bytes() - before, Path(request.path).stat().st_size)
+        return Loaded(self._provider, outputs, taken)
+
+    def _hold(self, number: int, file: str | bytes, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        session = _session(file, self._provider, self._number, self._threads)
         (input_,) = session.get_inputs()
-        zeros = np.zeros((1, *request.shape), np.uint8)
+        zeros = np.zeros((1, *shape), np.uint8)
         values = session.run(None, {input_.name: zeros})
         used = session.get_providers()[0]
         if used != self._provider:
@@ -164,16 +186,13 @@ class Device:
         for name in floats:
             if not np.isfinite(values[names.index(name)]).all():
                 raise InvalidInput(f"output {name} is no finite number for a black image (NaN or infinite)")
-        model = _Model(session, request.shape, ("cuda", self._number) if self._provider == CUDA else None)
+        place = ("cuda", self._number) if self._provider == CUDA else None
+        model = _Model(session, shape, floats, place)
         model.singly = model.singly or not self._batches(model, list(floats))
         if self._provider == CUDA and not model.singly:
             self._warm(model, list(floats))
-        self._models[request.model] = model
-        # What reading the file took lies freed between what stays: 13 MB for a model of 14.
-        ctypes.CDLL(None).malloc_trim(0)
-        # What other threads took or gave meanwhile is in the difference; the weights are there in any case.
-        taken = max(_resident_bytes() - before, Path(request.path).stat().st_size)
-        return Loaded(used, floats, taken)
+        self._models[number] = model
+        return floats
 
     def _batches(self, model: "_Model", outputs: list[str]) -> bool:
         """Whether each of two and of four images in one run gets what it gets alone, as near as APART says.
@@ -237,36 +256,43 @@ class Device:
         """Infer the slots of a batch of one model and write each slot's outputs behind its pixels.
 
         Returns the slots for whose image the model fails, and how; of several images only that one fails.
-        Where memory does not suffice, batches of the device are half as large from then on. Raises what a
-        process of its own has to follow.
+        Nothing is written but outputs of the shapes that `load` told: a model whose shapes depend on the
+        image would write into the slots of others. Where memory does not suffice, batches of the device are
+        half as large from then on. Raises what a process of its own has to follow.
         """
         model, outputs = self._models[batch[0].model], batch[0].outputs
-        pixels = prod(model.shape)
         starts = [request.slot * SLOT_BYTES for request in batch]
         images = [
-            np.frombuffer(self._slots, np.uint8, pixels, start).reshape(model.shape) for start in starts
+            np.frombuffer(self._slots, np.uint8, prod(model.shape), start).reshape(model.shape)
+            for start in starts
         ]
+        pixels = self._stack(images)
         try:
-            values = model.run(list(outputs), self._stack(images))
+            values = model.run(list(outputs), pixels)
         except Exception as error:
             if not _out_of_memory(error):
                 if self._poisons(error):
                     raise  # the worker ends, and the next one begins with a context of its own
-                if len(batch) == 1:
-                    return {
-                        batch[0].slot: ModelFailed(f"the model fails for this image: {_first_line(error)}")
-                    }
-                return {slot: failure for one in batch for slot, failure in self.run([one]).items()}
+                return self._one_by_one(batch, f"the model fails for this image: {_first_line(error)}")
             if len(batch) == 1:
                 raise  # what it has taken goes back with the worker
             half = len(batch) // 2
             self._max_batch = max(1, min(self._max_batch, half))
             return self.run(batch[:half]) | self.run(batch[half:])
-        layout = places(pixels, [value.shape[1:] for value in values])
+        shapes = [model.shapes[name] for name in outputs]
+        if not are(values, len(pixels), shapes):
+            return self._one_by_one(batch, "the model gives another shape for this image than it promised")
+        layout = places(prod(model.shape), shapes)
         for index, start in enumerate(starts):
             for value, (offset, count) in zip(values, layout, strict=True):
                 np.frombuffer(self._slots, np.float32, count, start + offset)[:] = value[index].reshape(-1)
         return {}
+
+    def _one_by_one(self, batch: list[Run], failure: str) -> dict[int, ModelFailed]:
+        """Of several images nothing is used that one of them has spoilt: each is asked about alone."""
+        if len(batch) == 1:
+            return {batch[0].slot: ModelFailed(failure)}
+        return {slot: failed for one in batch for slot, failed in self.run([one]).items()}
 
     def _poisons(self, error: Exception) -> bool:
         """Whether nothing can be trusted to run after this error of a run.
@@ -293,17 +319,20 @@ class Device:
 class _Model:
     """A session, and at a `place` of its own (a GPU) the buffers that each size of batch uses again.
 
-    There it takes one copy of the pixels, and one back of the outputs that were asked for.
+    `shape` is that of the pixels of one image, `shapes` those of the float32 outputs for it. There it takes
+    one copy of the pixels, and one back of the outputs that were asked for.
     """
 
     def __init__(
         self,
         session: onnxruntime.InferenceSession,
         shape: tuple[int, ...],
+        shapes: dict[str, tuple[int, ...]],
         place: tuple[str, int] | None,
     ) -> None:
         (input_,) = session.get_inputs()
         self.shape = shape
+        self.shapes = shapes
         self.singly = input_.shape[0] == 1
         self._session = session
         self._input = input_.name
@@ -330,6 +359,14 @@ class _Model:
         self._session.run_with_iobinding(binding)
         values = binding.copy_outputs_to_cpu()
         return values
+
+
+def are(values: Sequence[object], count: int, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether these outputs of a run are float32 arrays of `count` images, of these shapes for each."""
+    return len(values) == len(shapes) and all(
+        isinstance(value, np.ndarray) and value.dtype == np.float32 and value.shape == (count, *shape)
+        for value, shape in zip(values, shapes, strict=True)
+    )
 
 
 def _patterns(count: int, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -403,6 +440,27 @@ def main(channel: Channel, settings: dict[str, Any]) -> None:
                 threading.Thread(target=load, args=(identifier, request), daemon=True).start()
         batch = device.take(waiting)
         _tell(channel, batch, device.run([request for _, request in batch]))
+
+
+def trial(channel: Channel, settings: dict[str, Any]) -> None:
+    """A trial of one model: the memories are a slot, and the model's file; `shape` is that of the pixels.
+
+    Answers an empty request, to load it, with Loaded; then Run.
+    """
+    device = Device(channel.memories[0], CPU, 1, CPU_BATCH)
+    channel.ready({})
+    while (received := channel.receive()) is not None:
+        identifier, body = received
+        if body:
+            request = msgspec.msgpack.decode(body, type=Run)
+            _tell(channel, [(identifier, request)], device.run([request]))
+            continue
+        try:
+            loaded = device.attempt(bytes(channel.memories[1]), tuple(settings["shape"]))
+        except InvalidInput as refusal:
+            channel.refuse(identifier, refusal)
+        else:
+            channel.send(identifier, msgspec.msgpack.encode(loaded))
 
 
 def _tell(channel: Channel, batch: list[tuple[int, Run]], failures: dict[int, ModelFailed]) -> None:

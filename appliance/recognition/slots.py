@@ -5,10 +5,12 @@ outputs that were asked for (float32), one after the other in the order of the r
 worker answers a request with an empty message once its slot is filled.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 
 import msgspec
+
+from appliance.errors import InvalidInput
 
 # Room for a 640 x 640 image and a detector's raw boxes; only touched pages exist.
 SLOT_BYTES = 8 * 1024 * 1024
@@ -48,6 +50,12 @@ class Loaded(msgspec.Struct, frozen=True):
     provider: str
     outputs: dict[str, tuple[int, ...]]
     bytes: int = 0
+
+    def check(self, promised: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises InvalidInput naming an output that is not what a bundle promises."""
+        for name, shape in promised.items():
+            if (given := self.outputs.get(name)) != shape:
+                raise InvalidInput(f"output {name} is {given} for one image, not {shape}")
 
 
 def aligned(size: int) -> int:

@@ -138,6 +138,56 @@ def wrong_when_bright(folder: Path) -> Bundle:
     return _simple(folder, "wrong when bright", nodes, constants, 1)
 
 
+def elastic(folder: Path) -> Bundle:
+    """Twice a picture's first byte, in a shape that its next bytes change for the whole batch where they are
+    over 200: so many times 200,000 more values, so many fewer values, more images, and more dimensions.
+    """
+    constants: dict[str, npt.NDArray[Any]] = {
+        "all": np.array([-1, SIZE * SIZE * 3], np.int64),
+        "first": np.array([0], np.int64),
+        "fifth": np.array([5], np.int64),
+        "across": np.array([1], np.int64),
+        "each": np.ones(5, np.int64),
+        "quiet": np.array(240, np.int64),
+        "nothing": np.array(0, np.int64),
+        "one": np.array([1], np.int64),
+        "two": np.array([2], np.int64),
+        "many": np.array([200_000], np.int64),
+    }
+    changes = ("wider", "narrower", "taller", "deeper")
+    nodes = [
+        helper.make_node("Cast", ["images"], ["numbers"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["numbers", "all"], ["bytes"]),
+        helper.make_node("Slice", ["bytes", "first", "fifth", "across"], ["head"]),
+        helper.make_node("Split", ["head", "each"], ["level", *(f"{one}s" for one in changes)], axis=1),
+    ]
+    for one in changes:
+        nodes += [
+            helper.make_node("ReduceMax", [f"{one}s"], [f"{one} most"], keepdims=0),
+            helper.make_node("Sub", [f"{one} most", "quiet"], [f"{one} loud"]),
+            helper.make_node("Max", [f"{one} loud", "nothing"], [f"{one} by"]),
+            helper.make_node("Reshape", [f"{one} by", "one"], [one]),
+        ]
+    nodes += [
+        helper.make_node("Cast", ["level"], ["column"], to=TensorProto.FLOAT),
+        helper.make_node("Concat", ["taller", "one"], ["added"], axis=0),
+        helper.make_node("ConstantOfShape", ["added"], ["zeros"]),
+        helper.make_node("Concat", ["column", "zeros"], ["rows"], axis=0),
+        helper.make_node("Mul", ["wider", "many"], ["more"]),
+        helper.make_node("Add", ["two", "more"], ["most"]),
+        helper.make_node("Sub", ["most", "narrower"], ["width"]),
+        helper.make_node("Shape", ["rows"], ["height"], start=0, end=1),
+        helper.make_node("Concat", ["height", "width"], ["flat"], axis=0),
+        helper.make_node("Expand", ["rows", "flat"], ["plain"]),
+        helper.make_node(
+            "ConstantOfShape", ["deeper"], ["units"], value=numpy_helper.from_array(np.ones(1, np.int64))
+        ),
+        helper.make_node("Concat", ["flat", "units"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["plain", "shape"], ["logits"], allowzero=1),
+    ]
+    return _simple(folder, "elastic", nodes, constants, 2)
+
+
 def trap(folder: Path) -> Bundle:
     """A model that fails at run time for every batch in which a picture's first byte is 255, else gives 1."""
     nodes = [
@@ -155,6 +205,52 @@ def trap(folder: Path) -> Bundle:
         "table": np.ones(1, np.float32),
     }
     return _simple(folder, "trap", nodes, constants, 1)
+
+
+def endless(folder: Path) -> Bundle:
+    """A loop of 2^62 rounds."""
+    flag = helper.make_tensor_value_info("on", TensorProto.BOOL, [])
+    still = helper.make_tensor_value_info("still", TensorProto.BOOL, [])
+    value = helper.make_tensor_value_info("value", TensorProto.FLOAT, None)
+    next_value = helper.make_tensor_value_info("next", TensorProto.FLOAT, None)
+    round_ = helper.make_tensor_value_info("round", TensorProto.INT64, [])
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["still"]), helper.make_node("Neg", ["value"], ["next"])],
+        "round",
+        [round_, flag, value],
+        [still, next_value],
+    )
+    nodes = [
+        helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["x", "sides"], ["level"], keepdims=0),
+        helper.make_node("Loop", ["rounds", "true", "level"], ["last"], body=body),
+        helper.make_node("Reshape", ["last", "column"], ["logits"]),
+    ]
+    constants: dict[str, npt.NDArray[Any]] = {
+        "sides": np.array([1, 2, 3], np.int64),
+        "rounds": np.array(2**62, np.int64),
+        "true": np.array(True),
+        "column": np.array([-1, 1], np.int64),
+    }
+    return _simple(folder, "endless", nodes, constants, 1)
+
+
+def gigabytes(folder: Path) -> Bundle:
+    """It computes with 8 GiB of zeros, whatever the picture."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["x", "sides"], ["level"], keepdims=0),
+        helper.make_node("ConstantOfShape", ["many"], ["zeros"]),
+        helper.make_node("ReduceMax", ["zeros"], ["none"], keepdims=0),
+        helper.make_node("Add", ["level", "none"], ["row"]),
+        helper.make_node("Reshape", ["row", "column"], ["logits"]),
+    ]
+    constants: dict[str, npt.NDArray[Any]] = {
+        "sides": np.array([1, 2, 3], np.int64),
+        "many": np.array([2**31], np.int64),
+        "column": np.array([-1, 1], np.int64),
+    }
+    return _simple(folder, "gigabytes", nodes, constants, 1)
 
 
 def insatiable(folder: Path) -> Bundle:

@@ -3,6 +3,7 @@
 from collections import deque
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph
 
-from appliance.recognition.session import CPU, CPU_BATCH, CUDA, Device, _Model
+from appliance.recognition.session import CPU, CPU_BATCH, CUDA, Device, _Model, are
 from appliance.recognition.slots import SLOT_BYTES, Load, Run, aligned, places
-from tests.unit.recognition.small_models import SIZE, made_for_one, network, quantised_as_it_runs
+from tests.unit.recognition.small_models import SIZE, elastic, made_for_one, network, quantised_as_it_runs
 
 SLOTS = 12
 PIXELS = SIZE * SIZE * 3
-SHAPES = {"logits": (5,), "embedding": (8,)}
+SHAPES: dict[str, tuple[int, ...]] = {"logits": (5,), "embedding": (8,)}
 
 Values = npt.NDArray[np.float32]
 
@@ -192,10 +193,75 @@ def test_what_a_model_refuses_is_the_failure_of_that_image_alone(
 
 def test_bound_buffers_give_what_the_session_gives(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(network(tmp_path).model), providers=[CPU])
-    plain, bound = _Model(session, (SIZE, SIZE, 3), None), _Model(session, (SIZE, SIZE, 3), ("cpu", 0))
+    plain, bound = (_Model(session, (SIZE, SIZE, 3), SHAPES, place) for place in (None, ("cpu", 0)))
     for count in (1, 4, 1, 4, 2):
         batch = pictures()[count : 2 * count]
         for first, second in zip(
             plain.run(["embedding", "logits"], batch), bound.run(["embedding", "logits"], batch), strict=True
         ):
             assert np.array_equal(first, second)
+
+
+@pytest.fixture(scope="module")
+def changing(tmp_path_factory: pytest.TempPathFactory) -> Device:
+    bundle = elastic(tmp_path_factory.mktemp("elastic"))
+    device = Device(memoryview(bytearray(SLOTS * SLOT_BYTES)), CPU, 1, 8)
+    assert device.load(Load(0, str(bundle.model), (SIZE, SIZE, 3))).outputs == {"logits": (2,)}
+    return device
+
+
+# Of the bytes behind the first: 200,000 values more, values fewer, images more, dimensions more, above 240.
+PLAIN = (0, 0, 0, 0)
+CHANGES = st.sampled_from(
+    [PLAIN, (241, 0, 0, 0), (255, 0, 0, 0), (0, 241, 0, 0), (0, 242, 0, 0), (0, 0, 241, 0), (0, 0, 0, 242)]
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(changes=st.lists(CHANGES | st.just(PLAIN), min_size=1, max_size=CPU_BATCH))
+def test_nothing_is_written_beyond_what_was_promised(
+    changing: Device, changes: list[tuple[int, int, int, int]]
+) -> None:
+    """Nor is an image answered that makes the model give another shape; its neighbours are, and right."""
+    slots = range(1, 2 * len(changes), 2)
+    # The first megabyte of each, and of one more: whatever is written is written there first.
+    memory = np.frombuffer(changing._slots, np.uint8).reshape(SLOTS, SLOT_BYTES)[: slots[-1] + 2, : 1 << 20]
+    memory[:] = 170
+    for number, (slot, change) in enumerate(zip(slots, changes, strict=True)):
+        memory[slot, :PIXELS] = 0
+        memory[slot, :5] = (10 + number, *change)
+    before = memory.copy()
+    failures = changing.run([Run(0, slot, ("logits",)) for slot in slots])
+
+    assert set(failures) == {slot for slot, change in zip(slots, changes, strict=True) if change != PLAIN}
+    for failure in failures.values():
+        assert "another shape for this image" in str(failure)
+    ((offset, count),) = places(PIXELS, [(2,)])
+    for number, slot in enumerate(slots):
+        if slot not in failures:
+            logits = memory[slot, offset : offset + 4 * count]
+            assert logits.view(np.float32).tolist() == [10 + number] * 2
+            logits[:] = 170
+    assert np.array_equal(memory, before)
+
+
+TYPES = st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.uint8, np.bool_])
+SIDES = st.lists(st.integers(0, 3), max_size=3).map(tuple)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    given_=st.lists(st.tuples(TYPES, SIDES), max_size=3),
+    promised=st.lists(SIDES, max_size=3),
+    count=st.integers(1, 3),
+    kept=st.booleans(),
+)
+def test_outputs_are_what_was_promised_only_if_each_is(
+    given_: list[tuple[type, tuple[int, ...]]], promised: list[tuple[int, ...]], count: int, kept: bool
+) -> None:
+    if kept:
+        given_ = [(kind, (count, *sides)) for (kind, _), sides in zip(given_, promised, strict=False)]
+    values: list[npt.NDArray[Any]] = [np.zeros(sides, kind) for kind, sides in given_]
+    wanted = [(np.float32, (count, *sides)) for sides in promised]
+    assert are(values, count, promised) == (given_ == wanted)
+    assert not are([value.tolist() for value in values] or [0], count, promised)
