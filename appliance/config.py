@@ -122,7 +122,7 @@ class Recognition(Section):
     decoders: int = Field(0, ge=0, le=256)
     max_pixels: int = Field(50_000_000, ge=1, le=65_535**2)
     max_side: int = Field(16384, ge=1, le=65535)
-    decode_seconds: float = Field(10.0, gt=0, le=3600)
+    decode_seconds: float = Field(2.0, gt=0, le=3600)
     decoder_memory_bytes: int = Field(GIB, ge=256 * MIB, le=TIB)
     infer_seconds: float = Field(30.0, gt=0, le=3600)
 

@@ -474,6 +474,11 @@ class Worker:
         except ProcessLookupError:
             raise WorkerLost(f"{self.name} has ended") from None
 
+    def give_up(self, reason: str) -> None:
+        """Have the present child killed and replaced, as if it had not answered in time."""
+        if self._child is not None:
+            self._child.lose(reason)
+
     def _reached(self) -> _Child:
         if self._child is None or not self._let_through():
             raise WorkerLost(f"{self.name} is being restarted")

@@ -72,10 +72,15 @@ _BROKEN_MULTIPART = (
 
 
 class Bodies:
-    """Reads bodies within the limits of `[api]`: size, time, and the bytes of all bodies held at once."""
+    """Reads bodies within the limits of `[api]`: size, time, and the bytes of all bodies held at once.
 
-    def __init__(self, config: Api, parsing: CpuTime) -> None:
+    Those with images have a `queue` in bytes besides. What a head declares takes its place in it at once: a
+    body that would find none is refused unread.
+    """
+
+    def __init__(self, config: Api, queue: Shares, parsing: CpuTime) -> None:
         self._config = config
+        self._queue = queue
         self._parsing = parsing
         self._room = Shares(config.max_body_bytes * IN_FLIGHT_BODIES)
         for warning in _WARNINGS:
@@ -93,9 +98,9 @@ class Bodies:
     async def read(self, request: web.BaseRequest, form: Form, customer: CustomerId | None) -> "Held":
         """The body of `request`, which counts as held until it is released.
 
-        Raises TooLarge (before a byte is read when the length is declared), Overloaded when too much is in
-        flight and of this customer more than an equal share, InvalidInput for what cannot be parsed, Refused
-        for a media type (415) or a slow sender (408).
+        Raises TooLarge and Overloaded, before a byte is read when the length is declared: the latter when too
+        much is in flight and of this customer more than an equal share. InvalidInput for what cannot be
+        parsed, Refused for a media type (415) or a slow sender (408).
         """
         if form is Form.NOTHING:
             return Held(Payload())
@@ -105,7 +110,8 @@ class Bodies:
         if form in _STREAMED:
             pieces = _Upload(request, self._config).pieces(_STREAMED[form])
             return Held(Payload(pieces=pieces), arriving=pieces)
-        transfer = _Transfer(request, self._config, self._room, customer)
+        queue = self._queue if form.carries_images else None
+        transfer = _Transfer(request, self._config, self._room, queue, customer)
         try:
             return Held(await _payload(request, form, transfer, self._parsing), transfer)
         except BaseException:
@@ -148,11 +154,18 @@ class _Transfer:
     """One body on its way in: its deadline moves with what came, its bytes count against the limits."""
 
     def __init__(
-        self, request: web.BaseRequest, config: Api, room: Shares, customer: CustomerId | None
+        self,
+        request: web.BaseRequest,
+        config: Api,
+        room: Shares,
+        queue: Shares | None,
+        customer: CustomerId | None,
     ) -> None:
         self._request = request
         self._config = config
         self._room = room
+        self._queue = queue
+        self._queued = 0
         self._customer = customer
         self._received = 0
         self._timeout: asyncio.Timeout | None = None
@@ -160,6 +173,7 @@ class _Transfer:
         declared = request.content_length or 0
         self._check_size(declared)
         self._check_room(declared)
+        self._enqueue(declared)
 
     @asynccontextmanager
     async def deadline(self) -> AsyncIterator[None]:
@@ -180,6 +194,7 @@ class _Transfer:
         """Takes room for bytes that arrived; they buy time. Raises TooLarge or Overloaded."""
         self._check_size(self._received + arrived)
         self._check_room(arrived)
+        self._enqueue(self._received + arrived)
         self._room.take(self._customer, arrived)
         self._received += arrived
         if self._timeout is not None:
@@ -210,6 +225,19 @@ class _Transfer:
         """Gives the room back: the call has ended."""
         self._room.give(self._customer, self._received)
         self._received = 0
+        if self._queue is not None:
+            self._queue.give(self._customer, self._queued)
+            self._queued = 0
+
+    def _enqueue(self, size: int) -> None:
+        """Takes a place for a body of this size, or more of one for a body that does not declare its size."""
+        more = size - self._queued
+        if self._queue is None or more <= 0:
+            return
+        if not self._queue.fits(self._customer, more):
+            raise Overloaded("bodies with images take as many bytes as the queue holds; try again")
+        self._queue.take(self._customer, more)
+        self._queued += more
 
     def _check_room(self, more: int) -> None:
         if not self._room.fits(self._customer, more):

@@ -169,7 +169,9 @@ class Server:
         ]
         if parts.images is not None:
             families += _of_images(parts, parts.images)
-        self._bodies = bodies = Bodies(parts.config.api, measures.cpu("parse"))
+        self._bodies = bodies = Bodies(
+            parts.config.api, Shares(parts.config.recognition.queue_bytes), measures.cpu("parse")
+        )
         self._guessing = Guessing(parts.config.api.failed_tokens_per_minute)
         self._gates = {
             surface: Gate(

@@ -6,6 +6,7 @@ starts in half the time without.
 
 import base64
 import io
+import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -76,12 +77,23 @@ UPRIGHT = {
 }
 SIDES_SWAPPED, X_MIRRORED, Y_MIRRORED = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 RESAMPLE = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
-# Programs write a dozen. Thousands, of some bytes each, would take a decoder minutes for a megabyte.
-MAX_SCANS = 100
+# What a header promises bounds what an image may cost, before it is decoded. Every scan of a JPEG passes
+# over all of its pixels: programs write 10 (libjpeg's progression), optimisers up to 16, and of small images
+# there may be more. A segment holds 64 KB, so that 64 MiB full of them are 1,024, and 100 scans bring tables.
+MAX_SCANS, FULL_SCANS, MAX_SEGMENTS = 100, 16, 2048
+MAX_FILL = 1 << 16  # bytes between segments, which Pillow reads one by one; programs write none, or a few
+# libpng writes chunks of 8 KB (PNG_ZBUF_SIZE), of which 64 MiB hold 8,192; some write one for each row.
+MAX_CHUNKS = 20_000
 LARGE = 500_000  # pixels; smaller ones take some milliseconds whatever they are
-# JPEG's markers (ITU-T T.81, table B.1): those without a length behind them, stuffed bytes (0) included.
-START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xd9"
-STANDALONE = tuple(bytes([marker]) for marker in (0, 1, *range(0xD0, 0xD9)))
+# JPEG's markers (ITU-T T.81, table B.1). In front of a scan all that has no length is fill; behind one begins
+# are coded bytes, in which only what is neither stuffed nor a restart is a marker.
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+# Pillow takes them for markers without a length, until the first scan; libjpeg takes no image that has them.
+NO_SEGMENTS = frozenset(
+    marker & 0xFF for marker, (*_, read) in JpegImagePlugin.MARKER.items() if read is None
+)
+SEGMENT = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 GREY = (114, 114, 114)  # around a letterboxed image, as YOLO models were trained
 # A JPEG is decoded at 1/2, 1/4 or 1/8 when that leaves both sides at least this much above the target: six
 # times cheaper at 12 megapixels, for a mean error below one level of 255. At 1.125 the top label of one crop
@@ -187,9 +199,11 @@ def _opened(data: bytes, max_pixels: int, max_side: int) -> Iterator[Image.Image
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
+            scans = _count_parts(data)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image, max_pixels, max_side)
-                _check_scans(image, data)
+                if scans > MAX_SCANS or scans * image.width * image.height > FULL_SCANS * max_pixels:
+                    raise InvalidImage(f"the image has {scans} scans, which is too many for its size")
                 yield image
         except UnidentifiedImageError:
             raise InvalidImage(f"not an image of a known format ({', '.join(FORMATS)})") from None
@@ -201,23 +215,41 @@ def _opened(data: bytes, max_pixels: int, max_side: int) -> Iterator[Image.Image
             raise InvalidImage("the image is truncated or damaged") from None
 
 
-def _check_scans(image: Image.Image, data: bytes) -> None:
-    if image.format not in ("JPEG", "MPO") or data.count(START_OF_SCAN) <= MAX_SCANS:
-        return
-    scans, position = 0, 2
-    while (position := data.find(b"\xff", position)) >= 0 and scans <= MAX_SCANS:
-        marker = data[position + 1 : position + 2]
-        if marker == END_OF_IMAGE:
+def _count_parts(data: bytes) -> int:
+    """The scans of a JPEG. Raises InvalidImage where a JPEG or PNG has far more parts than programs write.
+
+    Pillow reads one part after the other, however small they are, when it opens a file.
+    """
+    if data.startswith(PNG):
+        _check_chunks(data)
+    if not data.startswith(JPEG):
+        return 0
+    segments = scans = fill = 0
+    position = 2
+    while position < len(data) and segments <= MAX_SEGMENTS and fill <= MAX_FILL:
+        found = SEGMENT.search(data, position)
+        begin, end = found.span() if found else (len(data), len(data))
+        fill += 0 if scans else begin - position
+        position = end
+        if not found or (scans and data[begin + 1] == END_OF_IMAGE):
             break
-        if marker == b"\xff":
-            position += 1
-        elif marker in STANDALONE:
-            position += 2
+        if data[begin + 1] in NO_SEGMENTS:
+            fill += 2
         else:
-            scans += data.startswith(START_OF_SCAN, position)
-            position += 2 + int.from_bytes(data[position + 2 : position + 4])
-    if scans > MAX_SCANS:
-        raise InvalidImage(f"the image comes in more than {MAX_SCANS} scans")
+            segments, scans = segments + 1, scans + (data[begin + 1] == START_OF_SCAN)
+            position += max(2, int.from_bytes(data[end : end + 2]))
+    if segments > MAX_SEGMENTS or fill > MAX_FILL:
+        raise InvalidImage(f"the JPEG has over {MAX_SEGMENTS} segments, or {MAX_FILL} bytes between them")
+    return scans
+
+
+def _check_chunks(data: bytes) -> None:
+    position = len(PNG)
+    for _ in range(MAX_CHUNKS):
+        if position >= len(data) or data.startswith(b"IEND", position + 4):
+            return
+        position += 12 + int.from_bytes(data[position : position + 4])
+    raise InvalidImage(f"the PNG has more than {MAX_CHUNKS} chunks")
 
 
 def _is_slow(image: Image.Image) -> bool:

@@ -2,13 +2,15 @@
 
 A decoder has one image at a time, of one customer after the other. Where small ones wait it is given a few at
 once, so that the loop is woken once for all of them. If it is lost over several, each is decoded again by
-itself: the hostile one among them fails then, and the others are served. What is to be kept waits for those
-that are to be seen, and takes a few of the decoders at most.
+itself: the hostile one among them fails then, and the others are served. What an image costs is measured in
+CPU time: it may take `decode_seconds`, and takes of its customer's turns what it cost. What is to be kept
+waits for those that are to be seen, and takes a few of the decoders at most.
 """
 
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
@@ -42,9 +44,15 @@ DECODER = "appliance.recognition.decoder:main"
 T = TypeVar("T")
 # What is given to one decoder at once: as many images as a CPU takes in one batch.
 TOGETHER = 4
-# How long an image waits for a decoder, in times of what decoding one may take: another may hang a decoder
-# twice, with others and alone, before it is known which it is.
-PATIENCE = 3
+# How long an image waits for a decoder, in times of the CPU time that decoding one may take: on a machine
+# that is busy with other things that takes several times as long.
+PATIENCE = 15
+# A process that has used less CPU time sleeps or is stopped; one that waits for a processor gets more.
+STIRRED_SECONDS = 0.001
+# The last word, in times of `decode_seconds`: who stirs and never ends is in a stranger's hands.
+ENDLESS = 60
+MOMENT = 0.01  # between two looks
+_CPU_CLOCK = 2  # of another process (Linux, posix-timers_types.h: CPUCLOCK_SCHED)
 # A decoder that dies at every image is replaced at most once a second, so that one sender of hostile images
 # cannot keep the pool away from the others for long.
 BACKOFF_SECONDS = (0.05, 1.0)
@@ -53,9 +61,21 @@ BACKOFF_SECONDS = (0.05, 1.0)
 class _Decoder:
     """One process and the memories that it shares with nobody else."""
 
-    def __init__(self, number: int, config: Recognition, target: str, queue: CpuTime) -> None:
+    def __init__(
+        self,
+        number: int,
+        config: Recognition,
+        target: str,
+        queue: CpuTime,
+        charge: Callable[[Job[Any], float], None],
+    ) -> None:
         self._queue = queue
+        self._charge = charge  # is told what CPU time each image took
         self._seconds = config.decode_seconds
+        self._allowed = self._seconds  # of CPU time, for what is under way
+        # CPU time when the present image began, and when it last grew, on the loop's clock.
+        self._began = self._stirred = self._stirred_at = 0.0
+        self._watch: asyncio.TimerHandle | None = None
         self._under_way = 0
         self._again: list[Job[Any]] = []
         self._input, self._output = Memory(INPUT_BYTES), Memory(OUTPUT_BYTES)
@@ -79,14 +99,50 @@ class _Decoder:
         Each job gets its answer; then `done` is called with those that are to be tried again, alone.
         """
         self._under_way, self._again = len(jobs), []
+        self._allowed = self._seconds * max(job.work.effort for job in jobs)
+        self._mark()
+        if self._watch is None:
+            self._look()
         source = target = 0
         for number, job in enumerate(jobs, 1):
             place = Place(source, len(job.data), target, job.work.produced)
             self._input.view[source : source + place.length] = job.data
             request = job.work.request(place, last=number == len(jobs))
             hear = partial(self._settle, job, place, done, len(jobs) > 1)
-            self.worker.submit(request, self._seconds * number, hear)
+            self.worker.submit(request, self._seconds * ENDLESS, hear)
             source, target = source + place.length, target + place.produced
+
+    def _mark(self) -> float:
+        """The CPU time that went by since the last mark; all that may be used where the process is gone."""
+        try:
+            now = cpu_seconds(self.worker.pid)
+        except OSError:
+            return self._allowed
+        took, self._began = now - self._began, now
+        self._stirred, self._stirred_at = now, asyncio.get_running_loop().time()
+        return took
+
+    def _look(self) -> None:
+        """Have the process replaced that has had its CPU time for an image, or does nothing.
+
+        By the processor's clock: where others keep the machine busy an image takes longer, and costs no more.
+        """
+        self._watch = None
+        if not self._under_way or not self.worker.serving:
+            return
+        try:
+            now = cpu_seconds(self.worker.pid)
+        except OSError:  # it has ended, of which the worker tells
+            return
+        loop = asyncio.get_running_loop()
+        if now - self._stirred > STIRRED_SECONDS:
+            self._stirred, self._stirred_at = now, loop.time()
+        left = self._allowed - (now - self._began)
+        patience = self._stirred_at + self._seconds - loop.time()
+        if left <= 0 or patience <= 0:
+            self.worker.give_up(f"took over {self._allowed:g} s of CPU time" if left <= 0 else "did nothing")
+        else:
+            self._watch = loop.call_later(max(min(left, patience), MOMENT), self._look)
 
     def _settle(
         self,
@@ -97,16 +153,20 @@ class _Decoder:
         outcome: bytes | ApplianceError,
     ) -> None:
         with self._queue:
+            took = self._mark()
             if shared and isinstance(outcome, WorkerLost):
                 job.alone = True
                 self._again.append(job)
-            elif not job.answer.done():
-                self._hand_over(job, place, outcome)
+            else:
+                self._charge(job, took)
+                if not job.answer.done():
+                    self._hand_over(job, place, outcome)
             self._input.wipe(place.source, place.length)
             self._output.wipe(place.target, place.produced)
             self._under_way -= 1
             if not self._under_way:
-                again, self._again = self._again, []
+                # The first of them is the likely one: the others need not wait for it once more.
+                again, self._again = [*self._again[1:], *self._again[:1]], []
                 done(again)
 
     def _hand_over(self, job: Job[Any], place: Place, outcome: bytes | ApplianceError) -> None:
@@ -125,10 +185,12 @@ class _Decoder:
         except (WorkerLost, msgspec.DecodeError) as error:
             # What the process said last may be about the image: it stays out of the message.
             raise ImageFailed(
-                f"the image crashed its decoder or took it longer than {self._seconds:g} s"
+                f"the image crashed its decoder or took it longer than {self._allowed:g} s"
             ) from error
 
     def close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         self._input.close()
         self._output.close()
 
@@ -156,7 +218,10 @@ class Decoders:
         self._loop = asyncio.get_running_loop()
         count = self._count = self._config.decoders or max(1, len(os.sched_getaffinity(0)) - 1)
         async with contextlib.AsyncExitStack() as stack:
-            decoders = [_Decoder(number, self._config, self._target, self._queue) for number in range(count)]
+            decoders = [
+                _Decoder(number, self._config, self._target, self._queue, self._charge)
+                for number in range(count)
+            ]
             for decoder in decoders:
                 stack.callback(decoder.close)
             starts = (stack.enter_async_context(decoder.worker) for decoder in decoders)
@@ -244,6 +309,10 @@ class Decoders:
             job.data = b""
             del job
 
+    def _charge(self, job: Job[Any], seconds: float) -> None:
+        line = self._kept if isinstance(job.work, Ingesting) else self._waiting
+        line.charge(job.customer, seconds)
+
     def _advance(self) -> None:
         """Give those who wait to the decoders that are idle."""
         while self._idle and (self._waiting or self._may_ingest()):
@@ -294,6 +363,13 @@ class Decoders:
     async def _until_serving(self, decoder: _Decoder) -> None:
         await decoder.worker.until_serving()
         self._give_back(decoder, [])
+
+
+def cpu_seconds(pid: int | None) -> float:
+    """What a process has used of its processors so far. Raises OSError when it is gone."""
+    if pid is None:
+        raise ProcessLookupError
+    return time.clock_gettime(~pid << 3 | _CPU_CLOCK)
 
 
 def copied(decoded: Decoded) -> Decoded:

@@ -11,9 +11,14 @@ T = TypeVar("T")
 
 
 class Turns(Generic[T]):
-    """What waits: one of each customer's after the other, each customer's in the order in which they came."""
+    """What waits: one of each customer's after the other, each customer's in the order in which they came.
+
+    Whose was worth several turns (`charge`) stands back so often while others wait. When nobody else does,
+    its debt is forgotten.
+    """
 
     def __init__(self) -> None:
+        self._debts: dict[Hashable, int] = {}
         # In the order of their turns, the next one first; none is empty.
         self._lines: OrderedDict[Hashable, deque[T]] = OrderedDict()
         self._count = 0
@@ -35,12 +40,19 @@ class Turns(Generic[T]):
         """Behind all others of its customer."""
         self._lines.setdefault(customer, deque()).append(item)
         self._count += 1
+        self._stand_back()
 
     def put_first(self, customer: Hashable, item: T) -> None:
         """Before all others: it had its turn and is to have another."""
         self._lines.setdefault(customer, deque()).appendleft(item)
         self._lines.move_to_end(customer, last=False)
         self._count += 1
+
+    def charge(self, customer: Hashable, turns: int) -> None:
+        """What this customer had was worth so many turns beside its own: it gives them to those that wait."""
+        if turns > 0 and any(other != customer for other in self._lines):
+            self._debts[customer] = self._debts.get(customer, 0) + turns
+            self._stand_back()
 
     def take(self) -> T:
         """The first, whose customer goes behind the others. Raises IndexError when nothing waits."""
@@ -60,7 +72,19 @@ class Turns(Generic[T]):
             del self._lines[customer]
         elif took_turn:
             self._lines.move_to_end(customer)
+        if took_turn:
+            self._stand_back()
         return True
+
+    def _stand_back(self) -> None:
+        """Have the next customer be one that owes the others nothing."""
+        if len(self._lines) < 2 and self._lines.keys() >= self._debts.keys():
+            self._debts.clear()
+        while len(self._lines) > 1 and (customer := next(iter(self._lines))) in self._debts:
+            self._lines.move_to_end(customer)
+            self._debts[customer] -= 1
+            if not self._debts[customer]:
+                del self._debts[customer]
 
 
 class Shares:

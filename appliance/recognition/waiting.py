@@ -21,6 +21,12 @@ INPUT_BYTES = 64 * 1024 * 1024
 OUTPUT_BYTES = INPUT_BYTES + 1024 * 1024
 # Images of some milliseconds each.
 SMALL_BYTES, SMALL_PIXELS = 256 * 1024, 1024 * 1024
+# What is kept is decoded whole, and what comes as HEIC, TIFF or GIF is packed as PNG: of a grainy photograph
+# with 50 megapixels that alone takes 7 s.
+KEEPING = 5
+# A photograph's of some megapixels, at reduced size: an image that costs its decoder more takes more of its
+# customer's turns.
+TURN_SECONDS = 0.05
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 _ENCODER = msgspec.msgpack.Encoder()
@@ -45,6 +51,10 @@ class Work(Protocol[T_co]):
     def produced(self) -> int:
         """How many bytes of its output memory the decoder is given for it."""
 
+    @property
+    def effort(self) -> int:
+        """How much CPU time it may take, in times of what decoding one image may."""
+
     def request(self, place: Place, *, last: bool) -> bytes:
         """What the decoder is asked. `last`: nothing is given to it together with this and behind it."""
 
@@ -65,6 +75,10 @@ class Looking(Generic[T]):
     @property
     def produced(self) -> int:
         return self.preprocessing.nbytes
+
+    @property
+    def effort(self) -> int:
+        return 1
 
     def request(self, place: Place, *, last: bool) -> bytes:
         return _ENCODER.encode(
@@ -87,6 +101,10 @@ class Ingesting:
     def produced(self) -> int:
         # What a lost decoder had written of it nobody says: all is wiped.
         return OUTPUT_BYTES
+
+    @property
+    def effort(self) -> int:
+        return KEEPING
 
     def request(self, place: Place, *, last: bool) -> bytes:  # noqa: ARG002 - it is always the last
         return _ENCODER.encode(decoder.Ingest(place.length, self.keep_metadata))
@@ -167,6 +185,10 @@ class Line:
             self._jobs.remove(job.customer, job)
             self._room.give(job.customer)
             self._bytes.give(job.customer, len(job.data))
+
+    def charge(self, customer: str | None, seconds: float) -> None:
+        """An image of this customer's took so much CPU time, which its next turns are taken for (`Turns`)."""
+        self._jobs.charge(customer, int(seconds / TURN_SECONDS))
 
     def fail(self, error: Exception) -> None:
         """Give an error to everyone who waits."""

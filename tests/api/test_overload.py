@@ -84,6 +84,30 @@ def test_a_full_queue_refuses_before_the_body_is_read(
         assert server.held_bytes == 0
 
 
+def test_what_a_head_declares_takes_its_place_before_the_body_comes(served: Served, tenant: Tenant) -> None:
+    sections = {"recognition": Recognition(queue_bytes=4 << 20)}
+    with ExitStack() as stack:
+        site, _ = stack.enter_context(served.another(sections=sections))
+        first = connect(stack, site)
+        first.sendall(head(served, tenant, 3 << 20, "Expect: 100-continue"))
+        assert first.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        refused = connect(stack, site)
+        refused.sendall(head(served, tenant, 2 << 20, "Expect: 100-continue"))
+        answer = refused.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        assert b"\r\nretry-after: 1\r\n" in answer.lower()
+        # What has no images, and what finds room, is served meanwhile.
+        assert site.call("GET", "/account/v2/user", headers=tenant.headers()).status == 200
+        small = connect(stack, site)
+        small.sendall(head(served, tenant, len(PNG)) + PNG)
+        assert small.recv(65536).startswith(b"HTTP/1.1 200 ")
+        first.sendall(bytes(3 << 20))
+        assert first.recv(65536).startswith(b"HTTP/1.1 200 ")
+        last = connect(stack, site)
+        last.sendall(head(served, tenant, 4 << 20, "Expect: 100-continue"))
+        assert last.recv(65536).startswith(b"HTTP/1.1 100 ")
+
+
 def test_nobody_works_for_callers_that_have_left(
     served: Served, tenant: Tenant, stuck: psutil.Process
 ) -> None:

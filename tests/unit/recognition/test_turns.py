@@ -100,3 +100,55 @@ def test_the_room_is_never_overfilled_by_more_than_is_said(size: int, steps: lis
         elif shares.of(customer):
             shares.give(customer)
         assert shares.taken <= most
+
+
+def test_what_was_worth_several_turns_takes_them_from_its_customer() -> None:
+    turns = Turns[str]()
+    for item in ("a1", "a2", "a3", "b1", "b2", "b3", "b4"):
+        turns.append(item[0], item)
+    assert turns.take() == "a1"
+    turns.charge("a", 2)
+    assert [turns.take() for _ in range(len(turns))] == ["b1", "b2", "b3", "a2", "b4", "a3"]
+
+
+def test_a_debt_is_remembered_of_those_that_come_one_by_one() -> None:
+    turns = Turns[str]()
+    for number in range(5):
+        turns.append("b", f"b{number}")
+    turns.charge("a", 3)
+    served = []
+    turns.append("a", "a0")
+    while turns:
+        served.append(turns.take())
+    assert served == ["b0", "b1", "b2", "b3", "a0", "b4"]
+
+
+def test_nobody_owes_turns_to_nobody() -> None:
+    turns = Turns[str]()
+    turns.charge("a", 1_000)
+    for item in ("a1", "b1", "a2", "b2"):
+        turns.append(item[0], item)
+    turns.charge("c", 1_000)
+    assert [turns.take() for _ in range(len(turns))] == ["a1", "b1", "a2", "b2"]
+    turns.append("c", "c1")
+    turns.append("a", "a3")
+    assert turns.take() == "c1"
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.tuples(CUSTOMERS, st.sampled_from(["comes", "pays", "next"]), st.integers(0, 50))))
+def test_whatever_is_owed_everybody_is_served_in_order(steps: list[tuple[str, str, int]]) -> None:
+    turns, waiting = Turns[tuple[str, int]](), defaultdict[str, list[int]](list)
+    for number, (customer, step, amount) in enumerate(steps):
+        if step == "comes":
+            turns.append(customer, (customer, number))
+            waiting[customer].append(number)
+        elif step == "pays":
+            turns.charge(customer, amount)
+        elif len(turns):
+            served, first = turns.take()
+            assert first == waiting[served].pop(0)
+    while len(turns):
+        served, first = turns.take()
+        assert first == waiting[served].pop(0)
+    assert not any(waiting.values())
