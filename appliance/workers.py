@@ -28,6 +28,7 @@ import msgspec
 from appliance.channel import START_ID, Answer, Limits, Refusal, Request, Start, frame, take
 from appliance.errors import (
     ApplianceError,
+    BundleDamaged,
     CapacityExceeded,
     InvalidImage,
     InvalidInput,
@@ -50,6 +51,7 @@ ZEROS = memoryview(bytes(RELEASE_BYTES))
 REFUSALS: dict[str, type[ApplianceError]] = {
     refusal.__name__: refusal
     for refusal in (
+        BundleDamaged,
         CapacityExceeded,
         InvalidImage,
         InvalidInput,
