@@ -107,6 +107,10 @@ class InvalidInput(Declined):
     """The request is understood and refused: the message names the field and the limit."""
 
 
+class BundleDamaged(InvalidInput):
+    """A file of an installed bundle is not the one that was installed, or cannot be read."""
+
+
 class InvalidImage(InvalidInput):
     """The bytes of one record are not an image that the appliance decodes."""
 

@@ -29,6 +29,7 @@ from appliance.background import end_tasks
 from appliance.channel import START_ID, Answer, Limits, Refusal, Request, Start, frame, take
 from appliance.errors import (
     ApplianceError,
+    BundleDamaged,
     CapacityExceeded,
     InvalidImage,
     InvalidInput,
@@ -52,6 +53,7 @@ ZEROS = memoryview(bytes(RELEASE_BYTES))
 REFUSALS: dict[str, type[ApplianceError]] = {
     refusal.__name__: refusal
     for refusal in (
+        BundleDamaged,
         CapacityExceeded,
         InvalidImage,
         InvalidInput,

@@ -65,6 +65,7 @@ class Event(StrEnum):
     BUNDLE_INSTALL = "bundle.install"
     BUNDLE_ACTIVATE = "bundle.activate"
     BUNDLE_REMOVE = "bundle.remove"
+    BUNDLE_DAMAGED = "bundle.damaged"
     REQUEST_ADD = "request.add"
     REQUEST_CANCEL = "request.cancel"
     DATASET_ADD = "dataset.add"

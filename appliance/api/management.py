@@ -20,7 +20,7 @@ from appliance.api.fields import truth
 from appliance.asynchronous.webhooks import Webhooks
 from appliance.errors import Conflict, InvalidInput, NotFound
 from appliance.recognition import selftest
-from appliance.recognition.bundles import Bundle, Bundles, TaskId
+from appliance.recognition.bundles import Bundle, Bundles, Damaged, TaskId
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.engine import Engine
 from appliance.recognition.heads import Heads
@@ -152,7 +152,7 @@ class Management:
         )
         if self._engine is not None:
             await self._engine.load(bundle)
-        return Answer(_bundle(bundle), 201)
+        return Answer(self._described(bundle), 201)
 
     async def _attempt(self, call: Call, bundle: Bundle) -> None:
         """A bundle that does not run here, or sees something else than its maker saw, is not installed.
@@ -171,7 +171,7 @@ class Management:
             await self._engine.unload(bundle)
 
     async def activate_bundle(self, call: Call) -> Answer:
-        return Answer(_bundle(await self._bundles.activate(call.actor, *_version(call))))
+        return Answer(self._described(await self._bundles.activate(call.actor, *_version(call))))
 
     async def remove_bundle(self, call: Call) -> Answer:
         name, version = _version(call)
@@ -186,10 +186,30 @@ class Management:
     async def verify_bundles(self, _: Call) -> Answer:
         """Every file of every bundle is read again."""
         verified = await self._bundles.verify()
-        return Answer({"bundles": [_bundle(bundle) | {"fault": fault} for bundle, fault in verified]})
+        return Answer({"bundles": [self._described(one) | {"fault": fault} for one, fault in verified]})
 
     async def list_bundles(self, _: Call) -> Answer:
-        return Answer({"bundles": [_bundle(bundle) for bundle in self._bundles.list()]})
+        """Each with its `fault`, as far as it is known without reading the files."""
+        found = [self._described(one) | {"fault": self._fault(one)} for one in self._bundles.all()]
+        return Answer({"bundles": found})
+
+    def _described(self, bundle: Bundle | Damaged) -> dict[str, object]:
+        return {
+            "name": bundle.name,
+            "version": bundle.version,
+            "kind": bundle.kind,
+            "task": bundle.task,
+            "routes": bundle.routes,
+            "shadowed": self._bundles.catalogue().shadowed(bundle),
+            "active": bundle.active,
+            "customers": None if bundle.customers is None else sorted(bundle.customers),
+            "sha256": bundle.sha256 if isinstance(bundle, Bundle) else None,
+        }
+
+    def _fault(self, bundle: Bundle | Damaged) -> str | None:
+        if isinstance(bundle, Damaged):
+            return bundle.fault
+        return None if self._engine is None else self._engine.fault(bundle)
 
     async def webhook_secret(self, call: Call) -> Answer:
         """What a customer verifies the signatures of its webhooks with."""
@@ -245,16 +265,3 @@ def _sorted(ids: frozenset[str] | None) -> list[str] | None:
 
 def _version(call: Call) -> tuple[str, str]:
     return call.parameters["name"], call.parameters["version"]
-
-
-def _bundle(bundle: Bundle) -> dict[str, object]:
-    return {
-        "name": bundle.name,
-        "version": bundle.version,
-        "kind": bundle.kind,
-        "task": bundle.task,
-        "routes": bundle.routes,
-        "active": bundle.active,
-        "customers": None if bundle.customers is None else sorted(bundle.customers),
-        "sha256": bundle.sha256,
-    }

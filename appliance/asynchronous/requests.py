@@ -150,8 +150,9 @@ class Requests:
     ) -> tuple[Request, bool]:
         """A new request, durably and audited, and True; or the one that has this idempotency `key` and False.
 
-        A key is its actor's own: the same one of another actor is another key. Raises Conflict when that
-        request was sent with another content, which `digest` tells.
+        A key is its actor's own: the same one of another actor is another key. What was lost when the daemon
+        stopped gives its key to the new request. Raises Conflict when the one that has the key was sent with
+        another content, which `digest` tells.
         """
         now = self._now()
         new = RequestId(str(uuid.uuid4()))
@@ -172,7 +173,9 @@ class Requests:
                 if known is not None:
                     if known[0] != content:
                         raise Conflict("Idempotency-Key: another request was sent with it")
-                    return self._request(known[1:]), False
+                    if not _is_lost(known[1:]):
+                        return self._request(known[1:]), False
+                    connection.execute("UPDATE requests SET handle = NULL WHERE id = ?", (known[1],))
             connection.execute(
                 "INSERT INTO requests"
                 " (id, customer, token, type, status, created_at, handle, digest, webhook)"
@@ -399,6 +402,12 @@ class Requests:
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
+
+
+def _is_lost(row: tuple[Any, ...]) -> bool:
+    """Whether a start ended it: it has failed, and nothing was answered."""
+    *_, state, _, _, sealed = row
+    return state == State.FAILED and sealed is None
 
 
 def _newest(connection: Connection) -> int:

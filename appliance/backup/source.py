@@ -207,8 +207,15 @@ class Backups:
                 stack.callback(os.close, fd)
                 opened.append((f"{pin}/{path.relative_to(folder)}", fd))
             if not (folder / "bundle.toml").is_file():
-                raise Conflict(f"the bundle {pin} was removed while the backup began: start it again")
+                if not self._is_installed(pin):
+                    raise Conflict(f"the bundle {pin} was removed while the backup began: start it again")
+                _log.error("bundle %s is damaged, and in the backup as it is", pin)
         return opened
+
+    def _is_installed(self, pin: str) -> bool:
+        with self._ledger.reading() as connection:
+            asked = "SELECT count(*) FROM bundles WHERE name || '@' || version = ?"
+            return bool(connection.execute(asked, (pin,)).get)
 
     def _copied(
         self, sending: "_Sending", images: SealedFiles, part: _Part, connection: Connection

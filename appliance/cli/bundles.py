@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from appliance.cli.client import Operator, client, form, segment
-from appliance.cli.output import Output, Refused, table
+from appliance.cli.output import Document, Output, Refused, table
 from appliance.cli.words import Words
 
 
@@ -105,12 +105,15 @@ async def _install(operator: Operator, arguments: argparse.Namespace) -> Output:
     except Refused as refusal:
         raise Refused(refusal.error, f"{path}: {refusal}") from refusal
     waits = "" if made["active"] else "; it answers once it is activated"
-    return Output(made, f"{made['name']} {made['version']} is installed as task {made['task']}{waits}")
+    text = f"{made['name']} {made['version']} is installed as task {made['task']}{waits}"
+    return Output(made, text + _elsewhere(made))
 
 
 async def _list(operator: Operator, _: argparse.Namespace) -> Output:
     answer = await operator.call("GET", "/bundles")
-    return Output(answer, table(answer["bundles"], "name", "version", "kind", "active", "task", "routes"))
+    return Output(
+        answer, table(answer["bundles"], "name", "version", "kind", "active", "task", "routes", "fault")
+    )
 
 
 async def _verify(operator: Operator, _: argparse.Namespace) -> Output:
@@ -124,7 +127,16 @@ async def _verify(operator: Operator, _: argparse.Namespace) -> Output:
 async def _activate(operator: Operator, arguments: argparse.Namespace) -> Output:
     name, version = segment(arguments.name, "bundle"), segment(arguments.version, "bundle")
     made = await operator.call("POST", f"/bundles/{name}/{version}/activate")
-    return Output(made, f"{made['name']} {made['version']} answers from now on")
+    return Output(made, f"{made['name']} {made['version']} answers from now on" + _elsewhere(made))
+
+
+def _elsewhere(made: Document) -> str:
+    """Which of its routes another bundle serves, and how to change that."""
+    lines = []
+    for route, pin in made["shadowed"].items():
+        other = pin.replace("@", " ")
+        lines.append(f"\n{route} is served by {other}, installed before: `bundle remove {other}` changes it")
+    return "".join(lines)
 
 
 async def _remove(operator: Operator, arguments: argparse.Namespace) -> Output:

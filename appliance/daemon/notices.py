@@ -10,6 +10,7 @@ from appliance.daemon.state import State
 from appliance.datasets.images import Images
 from appliance.health import Finding
 from appliance.privacy.erasure import Erasure
+from appliance.recognition.bundles import Bundles
 from appliance.recognition.engine import Engine
 from appliance.search.collections import Collections
 from appliance.search.erasing import AGAIN_SECONDS
@@ -30,7 +31,7 @@ def found(  # noqa: PLR0917 - the parts
 ) -> list[Finding]:
     """All that is wrong, or to be done, now; from memory."""
     return [
-        *_of_models(settings, engine),
+        *_of_models(settings, engine, state.bundles),
         *_of_images(images),
         *_of_collections(state.collections.scrub),
         *_of_removed(state.collections),
@@ -42,7 +43,10 @@ def found(  # noqa: PLR0917 - the parts
     ]
 
 
-def _of_models(settings: config.Recognition, engine: Engine) -> Iterator[Finding]:
+def _of_models(settings: config.Recognition, engine: Engine, bundles: Bundles) -> Iterator[Finding]:
+    for one in bundles.damaged():
+        message = f"{one.name} {one.version} is damaged and left out: {one.fault}; install it again"
+        yield Finding("degraded", f"bundle.{one.name}", message)
     for name, message in engine.refused():
         yield Finding("degraded", f"bundle.{name}", message)
     budget, taken = settings.memory_bytes, engine.pinned_bytes()

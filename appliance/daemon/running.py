@@ -148,7 +148,7 @@ class Daemon:
         _tell("starting the decoders")
         decoders = await enter(Decoders(settings.recognition, registry))
         _tell("starting the devices")
-        self._engine = await enter(Engine(settings.recognition, registry))
+        self._engine = await enter(Engine(settings.recognition, registry, damaged=state.bundles.report))
         unusable = await self._load(state.bundles, decoders)
         _tell("opening the store of images")
         self._images = await enter(
@@ -224,6 +224,8 @@ class Daemon:
 
     async def _load(self, bundles: Bundles, decoders: Decoders) -> list[health.Finding]:
         """Load every bundle; one whose model does not run here is a finding and costs the others nothing."""
+        for damaged in bundles.damaged():
+            await bundles.report(damaged.pin, damaged.fault)
         unusable = []
         for bundle in bundles.list():
             named = f"{bundle.name} {bundle.version}"

@@ -52,3 +52,35 @@ class Bundle:
     def for_customer(self, customer: CustomerId) -> bool:
         """Whether this customer may use it."""
         return self.customers is None or customer in self.customers
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """An installed bundle whose files are not those that were installed: it serves nothing.
+
+    Installing it again puts it right. `fault` says for operators what is wrong; `kind` and `routes` are those
+    of its manifest, None and empty where that is damaged too.
+    """
+
+    name: str
+    version: str
+    kind: Kind | None
+    task: TaskId
+    routes: tuple[str, ...]
+    fault: str
+    active: bool
+    customers: frozenset[CustomerId] | None
+
+    @property
+    def pin(self) -> str:
+        """NAME@VERSION."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def told(self) -> str:
+        """What whoever asks for it is told."""
+        return f"bundle {self.name} {self.version} is damaged: the appliance's operator can install it again"
+
+    def for_customer(self, customer: CustomerId) -> bool:
+        """Whether this customer might use it."""
+        return self.customers is None or customer in self.customers

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.config import Recognition
-from appliance.errors import ApplianceError, InvalidInput, ModelFailed, WorkerLost
+from appliance.errors import ApplianceError, BundleDamaged, InvalidInput, ModelFailed, WorkerLost
 from appliance.metrics import CpuTime
 from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, Load, Loaded, Place, Run, Unload, places
 from appliance.recognition.turns import Shares, Turns
@@ -57,18 +57,22 @@ class DeviceStatus(msgspec.Struct, frozen=True):
 class Model:
     """A model that the engine knows; `bytes` is what it takes on a device, once it has been there.
 
-    `waiting` are the jobs that came while it was not resident; `used` rises with every use.
+    `waiting` are the jobs that came while it was not resident; `used` rises with every use. `damaged`: its
+    file was not the one that was installed when it was last to be loaded.
     """
 
     number: int
     name: str
+    pin: str
     path: str
+    sha256: str
     shape: tuple[int, ...]
     shapes: dict[str, tuple[int, ...]]
     pinned: bool
     resident: bool = False
     bytes: int = 0
     used: int = 0
+    damaged: bool = False
     waiting: "list[Job]" = field(default_factory=list)
     pixel_bytes: int = field(init=False)
     layouts: dict[tuple[str, ...], list[Place]] = field(init=False, default_factory=dict)
@@ -115,7 +119,8 @@ class Device:
     among equals customers take turns, so that who asks for little waits for the two batches in the slots.
     `again` gets the jobs that were with a worker when it died; `models` are those to load into the next one.
     `refused` are those of them that it did not load, and why: they get no jobs here, the next start or `load`
-    tries them again, and `again` gets what waited for them.
+    tries them again, and `again` gets what waited for them. `damaged` is told once of a model whose file is
+    not what was installed, and why.
     """
 
     def __init__(
@@ -126,6 +131,7 @@ class Device:
         models: Callable[[], Iterable[Model]],
         again: Callable[[Job], None],
         restarted: Callable[[], None],
+        damaged: Callable[[Model, str], None],
         queue: CpuTime,
     ) -> None:
         self._queue = queue
@@ -142,6 +148,7 @@ class Device:
         self._models = models
         self._again = again
         self._restarted = restarted
+        self._damaged = damaged
         self.refused: dict[Model, str] = {}
         self._fatal: Counter[Model] = Counter()
         self._encoder = msgspec.msgpack.Encoder()
@@ -185,9 +192,19 @@ class Device:
         self._memory.close()
 
     async def load(self, model: Model) -> Loaded:
-        """Raises InvalidInput when the worker refuses it, or it gives other outputs than it is to give."""
-        request = Load(model.number, model.path, model.shape)
-        reply = await self.worker.call(self._encoder.encode(request), LOAD_SECONDS)
+        """Raises InvalidInput when the worker refuses it, or it gives other outputs than it is to give.
+
+        BundleDamaged of it when the file at its path is not the one that was installed.
+        """
+        request = Load(model.number, model.path, model.shape, model.sha256)
+        try:
+            reply = await self.worker.call(self._encoder.encode(request), LOAD_SECONDS)
+        except BundleDamaged as damage:
+            if not model.damaged:
+                self._damaged(model, str(damage))
+            model.damaged = True
+            raise
+        model.damaged = False
         loaded = msgspec.msgpack.decode(reply, type=Loaded)
         loaded.check(model.shapes)
         self.refused.pop(model, None)

@@ -42,8 +42,7 @@ class Embedding:
     def _bundle(self, backbone: str) -> Bundle:
         try:
             return self._bundles.backbone(backbone)
-        except NotInstalled:
+        except NotInstalled as missing:
             raise Conflict(
-                f"the collection holds vectors of {backbone}, which is not installed here: no other's can be"
-                " compared with them"
+                f"the collection holds vectors of {backbone}, no other's can be compared with them: {missing}"
             ) from None

@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from importlib import metadata
 from itertools import count
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,15 @@ from prometheus_client import Counter, Gauge
 
 from appliance.background import end_tasks
 from appliance.config import Recognition
-from appliance.errors import ApplianceError, InvalidInput, NotInstalled, Overloaded, WorkerLost, WorkerRefused
+from appliance.errors import (
+    ApplianceError,
+    BundleDamaged,
+    InvalidInput,
+    NotInstalled,
+    Overloaded,
+    WorkerLost,
+    WorkerRefused,
+)
 from appliance.metrics import Registry
 from appliance.recognition.bundles import Bundle
 from appliance.recognition.devices import Device, DeviceStatus, Job, Model, Outputs, Priority
@@ -29,6 +37,7 @@ __all__ = ["DeviceStatus", "Engine", "Job", "Outputs", "Pixels", "Priority"]
 _log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8] | memoryview
+Report = Callable[[str, str], Awaitable[None]]  # NAME@VERSION of a bundle, and what is wrong with it
 # How long a request waits for its answer, in times of what a worker may take over it: one that hangs is
 # replaced, its models are loaded again, and then the request has its second try.
 PATIENCE = 3
@@ -59,10 +68,14 @@ class Engine:
     With a budget (`memory_bytes`) those used least recently make room for the one that is needed; backbones
     and those named in `pinned` stay. Entering raises WorkerRefused when the configured device cannot serve,
     naming what is missing.
+
+    What is loaded, every time, are the very bytes whose SHA-256 the bundle has: `damaged` is told of a model
+    whose file is another one by now.
     """
 
-    def __init__(self, config: Recognition, registry: Registry) -> None:
+    def __init__(self, config: Recognition, registry: Registry, *, damaged: Report | None = None) -> None:
         self._config = config
+        self._report = damaged
         self._queue = registry.cpu("queue")
         self._models: dict[tuple[str, str], Model] = {}
         self._retired: set[tuple[str, str]] = set()
@@ -74,7 +87,7 @@ class Engine:
         counts.resident.set_function(lambda: sum(model.bytes for model in self._resident()))
         self._counts = counts
         self._devices: list[Device] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[None]] = set()
 
     async def __aenter__(self) -> Self:
         _check_installation()
@@ -104,6 +117,7 @@ class Engine:
             models=self._resident,
             again=self._again,
             restarted=restarted,
+            damaged=self._damaged,
             queue=self._queue,
         )
         stack.callback(device.close)
@@ -131,6 +145,14 @@ class Engine:
             if model in device.refused
         ]
 
+    def fault(self, bundle: Bundle) -> str | None:
+        """Why a device, or several, did not load this bundle's model any more; None where none refused it."""
+        model = self._models.get((bundle.name, bundle.version))
+        reasons = (
+            [device.refused[model] for device in self._devices if model in device.refused] if model else []
+        )
+        return "; ".join(dict.fromkeys(reasons)) or None
+
     def pinned_bytes(self) -> int:
         """What the models that stay take of a device; beyond the budget there is room for one other."""
         return sum(model.bytes for model in self._resident() if model.pinned)
@@ -150,7 +172,16 @@ class Engine:
             pinned = bundle.kind == "backbone" or bundle.name in self._config.pinned
             shape = bundle.preprocessing.shape
             name = f"{bundle.name} {bundle.version}"
-            model = Model(next(self._numbers), name, str(bundle.model), shape, dict(bundle.outputs), pinned)
+            model = Model(
+                next(self._numbers),
+                name,
+                bundle.pin,
+                str(bundle.model),
+                bundle.sha256,
+                shape,
+                dict(bundle.outputs),
+                pinned,
+            )
             last, floats = places(model.pixel_bytes, model.shapes.values())[-1]
             if last + floats * FLOAT_BYTES > SLOT_BYTES:
                 raise InvalidInput(
@@ -267,6 +298,8 @@ class Engine:
         """To the freest device, or to those that wait until the model is there again. Raises Overloaded."""
         job.model.used = next(self._uses)
         if not job.model.resident:
+            if not self._able(job.model):
+                raise NotInstalled(f"bundle {job.model.name} is not loaded")
             room, memory = Shares(self._config.queue), Shares(self._config.queue_bytes)
             for other in (one for model in self._models.values() for one in model.waiting):
                 room.take(other.customer, other.model is job.model)
@@ -316,8 +349,8 @@ class Engine:
     def _resident(self) -> Iterator[Model]:
         return (model for model in self._models.values() if model.resident)
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
+    def _keep(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -356,9 +389,11 @@ class Engine:
             for device in self._devices:
                 loaded = await device.load(model)
                 model.bytes = max(model.bytes, loaded.bytes)
-        except InvalidInput:
+        except InvalidInput as refusal:
             for device in self._devices:
                 await device.unload(model)
+                if isinstance(refusal, BundleDamaged) and model in self._models.values():
+                    device.refused[model] = str(refusal)  # nobody's request reads the file once more
             raise
         model.resident = True
         model.used = next(self._uses)
@@ -366,12 +401,19 @@ class Engine:
         await self._make_room(model.bytes, model)
 
     async def _load_where_refused(self, model: Model) -> None:
-        for device in self._devices:
-            if model in device.refused:
-                try:
-                    await device.load(model)
-                except InvalidInput as refusal:
-                    raise InvalidInput(f"bundle {model.name}: {refusal}") from refusal
+        refusing = [device for device in self._devices if model in device.refused]
+        try:
+            if refusing and not model.resident:
+                await self._make_resident(model)
+                return
+            for device in refusing:
+                await device.load(model)
+        except InvalidInput as refusal:
+            raise InvalidInput(f"bundle {model.name}: {refusal}") from refusal
+
+    def _damaged(self, model: Model, reason: str) -> None:
+        if self._report is not None:
+            self._keep(self._report(model.pin, reason))
 
     async def _make_room(self, wanted: int, keep: Model) -> None:
         if not self._config.memory_bytes:

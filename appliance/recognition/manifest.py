@@ -139,19 +139,27 @@ def verify(folder: Path) -> Verified:
     present = set(files(folder))
     if MANIFEST not in present:
         raise InvalidInput(f"{MANIFEST} is missing: this is no bundle")
-    raw = b"".join(chunks(folder, MANIFEST))
-    manifest = _manifest(raw)
+    manifest, own_digest = stated(folder)
     listed = manifest.files.keys() | {MANIFEST}
     signature = b"".join(chunks(folder, SIGNATURE)) if SIGNATURE in present else None
+    labels = b""
     for name in sorted(listed ^ (present - {SIGNATURE})):
         raise InvalidInput(f"{name} is {'missing' if name in listed else f'not listed in {MANIFEST}'}")
     for name, expected in manifest.files.items():
         digest = hashlib.sha256()
         for chunk in chunks(folder, name):
             digest.update(chunk)
+            if name == LABELS:
+                labels += chunk
         if digest.hexdigest() != expected:
             raise InvalidInput(f"{name} is not the file that {MANIFEST} lists: its SHA-256 differs")
-    return Verified(manifest, _labels(folder, manifest), hashlib.sha256(raw).digest(), signature)
+    return Verified(manifest, _labels(manifest, labels), own_digest, signature)
+
+
+def stated(folder: Path) -> tuple[Manifest, bytes]:
+    """What the manifest says, of whatever files, and its SHA-256. Raises InvalidInput."""
+    raw = b"".join(chunks(folder, MANIFEST))
+    return _manifest(raw), hashlib.sha256(raw).digest()
 
 
 def render(manifest: Manifest) -> bytes:
@@ -281,11 +289,11 @@ def _no_detector(manifest: Manifest) -> Iterator[str]:
         yield f"files: a detector has {LABELS}"
 
 
-def _labels(folder: Path, manifest: Manifest) -> tuple[Label, ...]:
+def _labels(manifest: Manifest, content: bytes) -> tuple[Label, ...]:
     if LABELS not in manifest.files:
         return ()
     try:
-        text = b"".join(chunks(folder, LABELS)).decode("utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{LABELS} is not UTF-8 text") from error
     names = text.removesuffix("\n").split("\n")

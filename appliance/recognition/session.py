@@ -5,6 +5,8 @@ others to come.
 """
 
 import ctypes
+import fcntl
+import hashlib
 import os
 import sys
 import threading
@@ -20,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.channel import Channel
-from appliance.errors import InvalidInput, ModelFailed, WorkerRefused
+from appliance.errors import BundleDamaged, InvalidInput, ModelFailed, WorkerRefused
 from appliance.recognition.slots import SLOT_BYTES, Load, Loaded, Run, Unload, places
 
 if os.environ.get("ORT_DISABLE_TELEMETRY") != "1":
@@ -44,6 +46,7 @@ CPU_BATCH = 4
 # On CPUs convolutions do not differ at all, and attention by 4e-7 of the largest. A GPU multiplies with less
 # precision, and has no kernels for what is quantised as it runs.
 APART = {CPU: (1e-5, 2e-6), CUDA: (1e-3, 1e-2)}
+_LARGEST_MODEL = 2 * 1024**3 - 1  # a protobuf ends at 2 GiB
 # What onnxruntime says when CUDA or one of its libraries failed.
 CUDA_NAMES = ("cuda", "cudnn", "cublas", "cufft", "curand")
 # The smallest model there is, one Identity node: what shows whether a provider really runs.
@@ -119,6 +122,44 @@ def _refusing() -> Iterator[None]:
         raise InvalidInput(f"the model cannot be loaded: {_first_line(error)}") from error
 
 
+@contextmanager
+def _held(request: Load) -> Iterator[int]:
+    """The model's file read once into memory that nobody can write any more, then judged: a descriptor of it.
+
+    onnxruntime reads a path as a stream, and keeps the whole of what it gets as bytes: hence a memfd.
+    Raises BundleDamaged when this is not the file that was installed.
+    """
+    memory = os.memfd_create("model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        try:
+            _copy(request.path, memory)
+        except OSError as error:
+            raise BundleDamaged(f"its model cannot be read: {error.strerror}") from error
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        os.lseek(memory, 0, os.SEEK_SET)
+        with open(memory, "rb", closefd=False) as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        if digest != request.sha256:
+            raise BundleDamaged("its model is not the file that was installed: the SHA-256 differs")
+        yield memory
+    finally:
+        os.close(memory)
+
+
+def _copy(path: str, memory: int) -> None:
+    """Within the kernel. Raises OSError, and BundleDamaged for what is too large to be a model."""
+    # O_NONBLOCK: opening a pipe that took the file's place would wait for its other end.
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        size, copied = os.fstat(file).st_size, 0
+        if size > _LARGEST_MODEL:
+            raise BundleDamaged(f"its model has more than {_LARGEST_MODEL} bytes")
+        while sent := os.sendfile(memory, file, copied, size - copied):
+            copied += sent
+    finally:
+        os.close(file)
+
+
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0][:500]
 
@@ -137,7 +178,8 @@ class Device:
         self._models: dict[int, _Model] = {}
 
     def load(self, request: Load) -> Loaded:
-        """Make the session, run it once, and say what it gives. InvalidInput with the reason it cannot be.
+        """Make the session, run it once, and say what it gives. InvalidInput with the reason it cannot be,
+        BundleDamaged when the file is not the one that was installed.
 
         May run beside `run`, in another thread: onnxruntime lets go of Python's lock meanwhile.
         """
@@ -162,11 +204,13 @@ class Device:
 
     def _load(self, request: Load) -> Loaded:
         before = _resident_bytes()
-        outputs = self._hold(request.model, request.path, request.shape)
+        with _held(request) as memory:
+            size = os.fstat(memory).st_size
+            outputs = self._hold(request.model, f"/proc/self/fd/{memory}", request.shape)
         # What reading the file took lies freed between what stays: 13 MB for a model of 14.
         ctypes.CDLL(None).malloc_trim(0)
         # What other threads took or gave meanwhile is in the difference; the weights are there in any case.
-        taken = max(_resident_bytes() - before, Path(request.path).stat().st_size)
+        taken = max(_resident_bytes() - before, size)
         return Loaded(self._provider, outputs, taken)
 
     def _hold(self, number: int, file: str | bytes, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -21,12 +21,14 @@ FLOAT_BYTES = 4
 class Load(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """Make a session of the model file at `path`, from then on called `model`; answered with Loaded.
 
-    `shape` is that of the pixels of one image.
+    `shape` is that of the pixels of one image, `sha256` (hexadecimal) what the file must have: the path alone
+    is not believed.
     """
 
     model: int
     path: str
     shape: tuple[int, ...]
+    sha256: str
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True, tag=1):

@@ -107,6 +107,25 @@ async def test_an_ended_request_ends_no_second_time(machine: Machine) -> None:
     assert (found.state, found.response) == (State.CANCELLED, None)
 
 
+async def test_what_was_lost_is_sent_again_under_its_key(machine: Machine) -> None:
+    """Its images are gone and nobody has judged them; what was judged is answered again."""
+    requests = await machine.start()
+    customer = await machine.customer()
+    lost, _ = await requests.add(ACTOR, customer, "x", key="lost", digest=b"d")
+    judged, _ = await requests.add(ACTOR, customer, "x", key="judged", digest=b"d")
+    await requests.finish(judged.id, State.FAILED, b"{}")
+    requests = await machine.start()
+    with pytest.raises(Conflict, match="another request"):
+        await requests.add(ACTOR, customer, "x", key="lost", digest=b"other")
+    again, new = await requests.add(ACTOR, customer, "x", key="lost", digest=b"d")
+    assert new
+    assert (again.state, again.id != lost.id) == (State.CREATED, True)
+    assert await requests.add(ACTOR, customer, "x", key="lost", digest=b"d") == (again, False)
+    assert (await requests.get(customer, lost.id)).state is State.FAILED
+    same, new = await requests.add(ACTOR, customer, "x", key="judged", digest=b"d")
+    assert (same.id, same.state, new) == (judged.id, State.FAILED, False)
+
+
 async def test_a_request_is_forgotten_when_its_time_has_passed(machine: Machine) -> None:
     requests = await machine.start()
     customer = await machine.customer()

@@ -85,7 +85,7 @@ async def test_a_removed_version_leaves_nothing(tmp_path: Path, state: Path) -> 
         await installed.activate(OPERATOR, "tiny", "2")
         removed = await installed.remove(OPERATOR, "tiny", "1")
         assert removed.version == "1"
-        assert not removed.folder.exists()
+        assert not (state / "bundles/tiny@1").exists()
         assert [bundle.version for bundle in installed.list()] == ["2"]
         with pytest.raises(NotFound):
             await installed.remove(OPERATOR, "tiny", "1")

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +14,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from appliance.accounts import audit
-from appliance.errors import Conflict, InvalidInput, NotFound, NotInstalled, StorageFailed, VolumeOffline
+from appliance.errors import Conflict, InvalidInput, NotFound, NotInstalled, VolumeOffline
 from appliance.ledger import Ledger
 from appliance.metrics import Registry
 from appliance.recognition import bundles
@@ -203,22 +204,113 @@ def test_label_ids_depend_on_name_version_and_index_alone(tmp_path: Path) -> Non
     assert all(uuid.UUID(label).version == 4 and label == label.lower() for label in one)
 
 
-async def test_a_damaged_bundle_stops_the_start(tmp_path: Path, state: Path) -> None:
+def exchanged(folder: Path) -> None:
+    shutil.rmtree(folder)
+    make(folder, name="first", model=b"another bundle, whole in itself")
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "the model": (
+        lambda folder: (folder / "model.onnx").write_bytes(b"mODEL"),
+        r"model\.onnx is not the file",
+    ),
+    "the manifest": (lambda folder: (folder / "bundle.toml").write_text("?"), r"bundle\.toml: "),
+    "everything": (shutil.rmtree, "the folder cannot be read"),
+    "exchanged": (exchanged, "it is not the bundle that was installed"),
+}
+PHOTO = "photo/tags/v2/tags"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_damaged_bundle_is_left_out_and_nobody_takes_its_place(
+    tmp_path: Path, state: Path, damage: str
+) -> None:
+    do, reason = DAMAGES[damage]
+    source = make(tmp_path / "new", name="first")
+    async with opened(state) as (installed, _):
+        first = await installed.install(OPERATOR, from_folder(source))
+        second = await installed.install(OPERATOR, from_folder(make(tmp_path / "two", name="second")))
+    do(first.folder)
+    async with opened(state) as (installed, ledger):
+        assert [*installed.list()] == [second]
+        (left_out,) = installed.damaged()
+        assert (left_out.pin, left_out.task, left_out.active) == ("first@1", first.task, True)
+        assert re.search(reason, left_out.fault)
+        told = "bundle first 1 is damaged: the appliance's operator can install it again"
+        asks: list[Callable[[], object]] = [
+            lambda: installed.backbone("first@1"),
+            lambda: installed.catalogue().for_task(first.task),
+            lambda: installed.catalogue().for_task(first.task, "1"),
+            lambda: installed.catalogue().for_name("first"),
+        ]
+        for ask in asks:
+            with pytest.raises(NotInstalled, match=told):
+                ask()
+        assert installed.backbone("second@1") == installed.catalogue().for_task(second.task) == second
+        if damage == "the model":  # the manifest says what it served
+            with pytest.raises(NotInstalled, match=told):
+                installed.catalogue().for_route(PHOTO)
+            with pytest.raises(NotInstalled, match=told):
+                installed.backbone()
+            assert not installed.catalogue().route_installed(PHOTO)
+        faults = {bundle.pin: fault for bundle, fault in await installed.verify()}
+        assert faults["second@1"] is None
+        assert re.search(reason, faults["first@1"] or "")
+        with pytest.raises(Conflict, match="first 1 is damaged"):
+            await installed.activate(OPERATOR, "first", "1")
+        await installed.report(left_out.pin, left_out.fault)
+        *_, entry = await ledger.read(audit.entries)
+        assert (entry.event, entry.subject) == (audit.Event.BUNDLE_DAMAGED, first.task)
+        assert entry.details == {"bundle": "first@1", "reason": left_out.fault}
+
+        assert await installed.install(OPERATOR, from_folder(source)) == first
+        assert [*installed.list()] == [first, second]
+        assert installed.damaged() == ()
+        assert installed.catalogue().for_route(PHOTO) == installed.backbone() == first
+        assert [fault for _, fault in await installed.verify()] == [None, None]
+        *_, entry = await ledger.read(audit.entries)
+        assert entry.event == audit.Event.BUNDLE_INSTALL
+        assert entry.details["repaired"] is True
+    async with opened(state) as (installed, _):
+        assert [*installed.list()] == [first, second]
+
+
+async def test_a_damaged_bundle_can_be_removed(tmp_path: Path, state: Path) -> None:
     async with opened(state) as (installed, _):
         bundle = await installed.install(OPERATOR, from_folder(make(tmp_path / "new")))
-    bundle.model.write_bytes(b"mODEL")
-    with pytest.raises(StorageFailed, match=r"tiny@1: model\.onnx is not the file .* restore"):
-        async with opened(state):
-            pytest.fail("opened")
-    shutil.rmtree(bundle.folder)
-    make(bundle.folder, model=b"exchanged")
-    with pytest.raises(StorageFailed, match="is not the bundle that was installed"):
-        async with opened(state):
-            pytest.fail("opened")
-    shutil.rmtree(bundle.folder)
-    with pytest.raises(StorageFailed, match="tiny@1: the folder cannot be read"):
-        async with opened(state):
-            pytest.fail("opened")
+    bundle.model.unlink()
+    async with opened(state) as (installed, _):
+        await installed.remove(OPERATOR, "tiny", "1")
+        assert installed.all() == ()
+    assert names(state / "bundles") == []
+
+
+async def test_the_version_beside_a_damaged_one_answers_once_it_is_activated(
+    tmp_path: Path, state: Path
+) -> None:
+    async with opened(state) as (installed, _):
+        first = await installed.install(OPERATOR, from_folder(make(tmp_path / "one")))
+        second = await installed.install(OPERATOR, from_folder(make(tmp_path / "two", version="2")))
+    first.model.unlink()
+    async with opened(state) as (installed, _):
+        with pytest.raises(NotInstalled, match="tiny 1 is damaged"):
+            installed.catalogue().for_task(first.task)
+        await installed.activate(OPERATOR, "tiny", "2")
+        assert installed.catalogue().for_task(first.task).version == second.version == "2"
+        assert [one.active for one in installed.damaged()] == [False]
+
+
+async def test_what_is_damaged_while_it_is_served_is_put_right_by_installing_it_again(
+    tmp_path: Path, state: Path
+) -> None:
+    source = make(tmp_path / "new")
+    async with opened(state) as (installed, _):
+        bundle = await installed.install(OPERATOR, from_folder(source))
+        bundle.model.write_bytes(b"exchanged")
+        assert [fault is None for _, fault in await installed.verify()] == [False]
+        assert await installed.install(OPERATOR, from_folder(source)) == bundle
+        assert [fault for _, fault in await installed.verify()] == [None]
+    assert bundle.model.read_bytes() == b"model"
 
 
 async def test_what_an_interrupted_installation_left_makes_way(tmp_path: Path, state: Path) -> None:

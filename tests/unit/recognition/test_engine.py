@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import hashlib
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -198,10 +200,12 @@ async def test_a_model_that_cannot_be_loaded_again_is_out_by_itself(folder: Path
         assert (engine.loaded(bundle), engine.serves(bundle)) == (True, True)
         ((name, reason),) = engine.refused()
         assert name == "damaged"
-        assert reason.startswith("damaged 1 on cpu: the model cannot be loaded: ")
+        assert reason.startswith("damaged 1 on cpu: its model is not the file that was installed")
+        assert engine.fault(damaged) == "its model is not the file that was installed: the SHA-256 differs"
+        assert engine.fault(bundle) is None
         with pytest.raises(NotInstalled, match="damaged"):
             await engine.embed(damaged, photo)
-        with pytest.raises(InvalidInput, match="bundle damaged 1: the model cannot"):
+        with pytest.raises(InvalidInput, match="bundle damaged 1: its model is not the file"):
             await engine.load(damaged)
 
         damaged.model.write_bytes(whole)
@@ -209,15 +213,70 @@ async def test_a_model_that_cannot_be_loaded_again_is_out_by_itself(folder: Path
         assert engine.refused() == []
         assert (await engine.embed(damaged, photo)).shape == (8,)
 
-        other_outputs = network(folder, "other outputs").model.read_bytes()
-        damaged.model.write_bytes(other_outputs.replace(b"embedding", b"somewhere"))
+        damaged.model.unlink()
         process(engine).kill()
         await until(lambda: engine.refused() != [] and engine.serves(bundle))
-        assert "output embedding is None" in engine.refused()[0][1]
+        assert "its model cannot be read: No such file" in engine.refused()[0][1]
         damaged.model.write_bytes(whole)
         process(engine).kill()
         await until(lambda: engine.serves(damaged))
         assert engine.refused() == []
+
+
+@pytest.mark.parametrize("how", ["the worker ends", "it made room for others"])
+async def test_another_model_in_the_place_of_an_installed_one_is_never_loaded(
+    tmp_path: Path, bundle: Bundle, how: str
+) -> None:
+    """It would run, and promise the same outputs: its bytes are not those of the bundle."""
+    exchanged, stranger = network(tmp_path, "exchanged", seed=4), network(tmp_path, "stranger", seed=9)
+    whole = exchanged.model.read_bytes()
+    (photo,) = photos(1)
+    told: list[tuple[str, str]] = []
+
+    async def damaged(pin: str, reason: str) -> None:
+        told.append((pin, reason))
+
+    async with Engine(Recognition(device="cpu", devices=2), Registry(), damaged=damaged) as engine:
+        for one in (exchanged, bundle):
+            await engine.load(one)
+        before = await engine.embed(exchanged, photo)
+        stranger.model.replace(exchanged.model)
+        if how == "the worker ends":
+            for device in engine._devices:
+                psutil.Process(device.worker.pid).kill()
+            await until(lambda: len(engine.refused()) == 2 and engine.serves(bundle))
+        else:
+            await engine._evict(engine._models["exchanged", "1"])
+        for _ in range(2):
+            with pytest.raises(NotInstalled, match="bundle exchanged 1 is not loaded"):
+                await engine.embed(exchanged, photo)
+        assert (await engine.embed(bundle, photo)).shape == (8,)
+        assert [name for name, _ in engine.refused()] == ["exchanged"] * 2
+        assert told == [("exchanged@1", "its model is not the file that was installed: the SHA-256 differs")]
+        assert (engine.loaded(exchanged), engine.serves(exchanged)) == (False, False)
+
+        exchanged.model.write_bytes(whole)
+        await engine.load(exchanged)
+        assert engine.refused() == []
+        assert np.allclose(await engine.embed(exchanged, photo), before, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["a link", "a pipe", "a folder", "10 GB of nothing"])
+async def test_what_is_no_file_in_the_place_of_a_model_is_refused_at_once(tmp_path: Path, what: str) -> None:
+    bundle = network(tmp_path, "replaced")
+    aside = bundle.model.rename(tmp_path / "aside")
+    if what == "a link":
+        bundle.model.symlink_to(aside)
+    elif what == "a pipe":
+        os.mkfifo(bundle.model)
+    elif what == "a folder":
+        bundle.model.mkdir()
+    else:
+        with bundle.model.open("wb") as file:
+            file.truncate(10 * 1024**3)
+    async with serving() as engine:
+        with pytest.raises(InvalidInput, match=r"bundle replaced: its model (cannot|has|is)"):
+            await engine.load(bundle)
 
 
 async def test_a_model_that_ends_every_worker_that_loads_it_again_is_out(
@@ -358,12 +417,13 @@ async def test_leaving_answers_everyone_who_still_waits(bundle: Bundle) -> None:
 async def test_what_is_no_model_is_refused_and_the_others_go_on(folder: Path, bundle: Bundle) -> None:
     garbage = folder / "garbage.onnx"
     garbage.write_bytes(b"not a model at all")
+    digest = hashlib.sha256(b"not a model at all").hexdigest()
     wrong_shape = dataclasses.replace(bundle, name="shape", outputs={"logits": (CLASSES + 1,)})
     missing = dataclasses.replace(bundle, name="missing", outputs={"boxes": (4,)})
     too_large = dataclasses.replace(bundle, name="large", outputs={"map": (SLOT_BYTES // 4,)})
     async with serving(bundle) as engine:
         with pytest.raises(InvalidInput, match="cannot be loaded"):
-            await engine.load(dataclasses.replace(bundle, name="garbage", model=garbage))
+            await engine.load(dataclasses.replace(bundle, name="garbage", model=garbage, sha256=digest))
         with pytest.raises(InvalidInput, match="output logits is"):
             await engine.load(wrong_shape)
         with pytest.raises(InvalidInput, match="output boxes is None"):

@@ -33,7 +33,7 @@ def pictures() -> npt.NDArray[np.uint8]:
 def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
     bundle = network(tmp_path_factory.mktemp("models"))
     device = Device(memoryview(bytearray(SLOTS * SLOT_BYTES)), CPU, 1, 8)
-    loaded = device.load(Load(0, str(bundle.model), (SIZE, SIZE, 3)))
+    loaded = device.load(Load(0, str(bundle.model), (SIZE, SIZE, 3), bundle.sha256))
     assert {name: tuple(shape) for name, shape in loaded.outputs.items()} == dict(bundle.outputs)
     assert loaded.provider == CPU
     return device
@@ -77,7 +77,7 @@ def test_only_what_does_not_depend_on_its_batch_is_batched(tmp_path: Path) -> No
     ]
     device = Device(memoryview(bytearray(SLOT_BYTES)), CPU, 1, 8)
     for number, bundle in enumerate(bundles):
-        device.load(Load(number, str(bundle.model), (SIZE, SIZE, 3)))
+        device.load(Load(number, str(bundle.model), (SIZE, SIZE, 3), bundle.sha256))
     assert [device._models[number].singly for number in range(4)] == [False, True, True, True]
 
 
