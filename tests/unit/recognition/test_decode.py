@@ -566,11 +566,11 @@ def test_a_jpeg_of_many_scans_is_decoded_and_one_of_thousands_is_not() -> None:
 
 
 def test_how_many_scans_a_jpeg_may_have_depends_on_its_size() -> None:
-    size, limits = 64 * 64, {"max_side": 1000}
+    size = 64 * 64
     for scans in (10, FULL_SCANS):
-        assert decode(in_scans(scans), Preprocessing(size=16), max_pixels=size, **limits).width == 64
+        assert decode(in_scans(scans), Preprocessing(size=16), max_pixels=size, max_side=64).width == 64
     with pytest.raises(InvalidImage, match=f"{FULL_SCANS + 1} scans, which is too many for its size"):
-        decode(in_scans(FULL_SCANS + 1), Preprocessing(size=16), max_pixels=size, **limits)
+        decode(in_scans(FULL_SCANS + 1), Preprocessing(size=16), max_pixels=size, max_side=64)
 
 
 @pytest.mark.parametrize(
@@ -591,10 +591,11 @@ def test_a_png_of_as_many_chunks_as_a_large_one_has_is_decoded_and_one_of_far_mo
     Image.new("L", (64, 64), 90).save(out, "PNG")
     whole, chunk = out.getvalue(), struct.pack(">I4sI", 0, b"teXt", zlib.crc32(b"teXt"))
     parts = whole[:33], whole[33:]
-    limits = {"max_pixels": 4096, "max_side": 64}
-    assert decode((chunk * 16_384).join(parts), Preprocessing(size=16), **limits).width == 64
+    assert (
+        decode((chunk * 16_384).join(parts), Preprocessing(size=16), max_pixels=4096, max_side=64).width == 64
+    )
     with pytest.raises(InvalidImage, match=f"more than {MAX_CHUNKS} chunks"):
-        decode((chunk * MAX_CHUNKS).join(parts), Preprocessing(size=16), **limits)
+        decode((chunk * MAX_CHUNKS).join(parts), Preprocessing(size=16), max_pixels=4096, max_side=64)
 
 
 def test_what_only_looks_like_scans_is_none() -> None:
