@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from importlib import metadata
 from itertools import count
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,8 @@ __all__ = ["DeviceStatus", "Engine", "Job", "Outputs", "Pixels", "Priority"]
 _log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8] | memoryview
-Report = Callable[[str, str], Awaitable[None]]  # NAME@VERSION of a bundle, and what is wrong with it
+# Called with NAME@VERSION of a bundle, and what is wrong with it.
+Report = Callable[[str, str], Coroutine[Any, Any, None]]
 # How long a request waits for its answer, in times of what a worker may take over it: one that hangs is
 # replaced, its models are loaded again, and then the request has its second try.
 PATIENCE = 3
@@ -87,7 +88,7 @@ class Engine:
         counts.resident.set_function(lambda: sum(model.bytes for model in self._resident()))
         self._counts = counts
         self._devices: list[Device] = []
-        self._tasks: set[asyncio.Future[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         _check_installation()
@@ -349,8 +350,8 @@ class Engine:
     def _resident(self) -> Iterator[Model]:
         return (model for model in self._models.values() if model.resident)
 
-    def _keep(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

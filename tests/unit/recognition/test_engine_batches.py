@@ -206,7 +206,7 @@ def test_bound_buffers_give_what_the_session_gives(tmp_path: Path) -> None:
 def changing(tmp_path_factory: pytest.TempPathFactory) -> Device:
     bundle = elastic(tmp_path_factory.mktemp("elastic"))
     device = Device(memoryview(bytearray(SLOTS * SLOT_BYTES)), CPU, 1, 8)
-    assert device.load(Load(0, str(bundle.model), (SIZE, SIZE, 3))).outputs == {"logits": (2,)}
+    assert device.load(Load(0, str(bundle.model), (SIZE, SIZE, 3), bundle.sha256)).outputs == {"logits": (2,)}
     return device
 
 
