@@ -337,7 +337,7 @@ class Decoders:
         jobs: list[Job[Any]] = []
         while self._waiting and len(jobs) < share:
             job = self._waiting.first
-            if jobs and not (job.small and jobs[0].small):
+            if jobs and not (self._waiting.shares(job) and self._waiting.shares(jobs[0])):
                 break
             self._waiting.leave(job)
             jobs.append(job)

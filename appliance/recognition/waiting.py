@@ -135,7 +135,7 @@ class Job(Generic[T]):
 
     @property
     def small(self) -> bool:
-        """Whether a decoder may be given others together with it."""
+        """Whether it looks as if it took a decoder some milliseconds, and has not lost one yet."""
         return len(self.data) <= SMALL_BYTES and self.work.produced <= SMALL_PIXELS and not self.alone
 
 
@@ -150,6 +150,7 @@ class Line:
         self._seconds = seconds
         self._jobs = Turns[Job[Any]]()
         self._room, self._bytes = Shares(length), Shares(size)
+        self._dear: set[str | None] = set()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -188,7 +189,15 @@ class Line:
 
     def charge(self, customer: str | None, seconds: float) -> None:
         """An image of this customer's took so much CPU time, which its next turns are taken for (`Turns`)."""
-        self._jobs.charge(customer, int(seconds / TURN_SECONDS))
+        turns = int(seconds / TURN_SECONDS)
+        self._jobs.charge(customer, turns)
+        (self._dear.add if turns else self._dear.discard)(customer)
+
+    def shares(self, job: Job[Any]) -> bool:
+        """Whether a decoder may be given a job together with others: a small one, of a customer whose last
+        image cost little. Few bytes may unpack to many pixels, and who comes meanwhile waits for all of them.
+        """
+        return job.small and job.customer not in self._dear
 
     def fail(self, error: Exception) -> None:
         """Give an error to everyone who waits."""

@@ -98,6 +98,30 @@ async def test_the_hostile_one_among_several_fails_alone(act: str, place: int) -
         assert not np.frombuffer(decoder._output.view[: 1 << 20], np.uint8).any()
 
 
+async def test_a_customer_whose_images_are_dear_gets_one_at_a_time() -> None:
+    """Of 33 KB each, and half a second: somebody else waits for the one that is under way, not for four."""
+    slow = large()
+    async with held() as (decoders, _, process):
+        first = asyncio.ensure_future(decoders.decode(slow, Preprocessing(size=16), customer="dear"))
+        await until(lambda: len(decoders._waiting) == 1)
+        process.resume()
+        await first
+        process.suspend()
+        dear = [
+            asyncio.ensure_future(decoders.decode(slow, Preprocessing(size=16), customer="dear"))
+            for _ in range(1 + TOGETHER)
+        ]
+        await until(lambda: len(decoders._waiting) == TOGETHER)
+        other = asyncio.ensure_future(
+            decoders.decode(noise(1, (60, 40)), Preprocessing(size=16), customer="other")
+        )
+        await until(lambda: len(decoders._waiting) == 1 + TOGETHER)
+        process.resume()
+        assert (await other).width == 60
+        assert sum(one.done() for one in dear) <= 1
+        await asyncio.gather(*dear)
+
+
 def large() -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (6000, 6000), (90, 10, 200)).save(out, "PNG", compress_level=9)
