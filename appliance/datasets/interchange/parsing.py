@@ -18,7 +18,9 @@ import msgspec
 from appliance.channel import MESSAGE_BYTES, Channel, Limits
 from appliance.datasets.interchange.annotated import Annotated, Declared, Format, Incoming, Region, Size
 from appliance.datasets.interchange.formats import FORMATS, detect
+from appliance.datasets.labels import MAX_LABELS
 from appliance.datasets.records import Box
+from appliance.datasets.words import checked_name
 from appliance.errors import InvalidInput, TooLarge, WorkerLost
 from appliance.workers import Memory, Worker
 
@@ -315,6 +317,11 @@ class _Work:
         files = dict(sorted(files.items()))
         sizes = {image: Size(*held[1:]) for image, held in self.images.items()}
         declared = chosen.declared(files)
+        for label in (*declared.labels, *declared.regions):
+            try:
+                checked_name(label)
+            except InvalidInput as refusal:
+                raise InvalidInput(f"the annotations declare a label whose {refusal}") from None
         whole = chosen.read(files, sizes, self._left_out)
         self._said = iter(whole)
         return self._begun(name, declared, whole, ignored)
@@ -330,6 +337,8 @@ class _Work:
             for region in one.regions:
                 regions[region.label] = None
                 labels |= dict.fromkeys(region.labels)
+        if len(labels) + len(regions) > MAX_LABELS:
+            raise InvalidInput(f"the annotations name more labels than a dataset has, at most {MAX_LABELS}")
         return _Begun(name, list(labels), list(regions), several, ignored)
 
     def _named(self) -> str:

@@ -11,6 +11,7 @@ from appliance.api.payload import Form, parse
 from appliance.datasets.interchange.annotated import Annotated, Region, Size
 from appliance.datasets.interchange.formats import FORMATS
 from appliance.datasets.interchange.parsing import MOST_KEPT, Held, Parsed, Parsing
+from appliance.datasets.labels import MAX_LABELS
 from appliance.datasets.records import Box
 from appliance.datasets.words import checked_meta_data
 from appliance.errors import InvalidInput, TooLarge
@@ -125,6 +126,25 @@ async def test_what_cannot_be_read_is_refused_with_its_place(name: str, content:
     format_name = {"json": "coco", "csv": "csv", "yaml": "yolo"}[name.rpartition(".")[2]]
     with pytest.raises(InvalidInput, match=name):
         await read(format_name, {name: content})
+
+
+@pytest.mark.parametrize("count", [MAX_LABELS + 1, 300_000])
+async def test_more_declared_labels_than_a_dataset_has_are_refused(count: int) -> None:
+    categories = [{"id": number, "name": f"c{number}"} for number in range(count)]
+    document = {"images": [{"id": 1, "file_name": "one.jpg"}], "categories": categories}
+    with pytest.raises(InvalidInput, match=f"at most {MAX_LABELS}"):
+        await read("coco", {"x.json": msgspec.json.encode(document)})
+
+
+async def test_as_many_declared_labels_as_a_dataset_has_are_read() -> None:
+    names = b"\n".join(b"%d" % number for number in range(MAX_LABELS))
+    parsed, _ = await read("yolo", {"classes.txt": names})
+    assert len(parsed.regions) == MAX_LABELS
+
+
+async def test_a_declared_label_without_a_name_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="a label whose name: 1 to 200 characters"):
+        await read("yolo", {"data.yaml": b"names: [worm, '']"})
 
 
 async def test_reading_leaves_no_word_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
