@@ -96,10 +96,15 @@ class Memory:
     def __init__(self, size: int) -> None:
         self.size = size
         self.fd = os.memfd_create("appliance", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.fd, size)
-        # A child that shrinks the memory would turn the daemon's next access into SIGBUS.
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        self._map = mmap.mmap(self.fd, size)
+        try:
+            os.ftruncate(self.fd, size)
+            # A child that shrinks the memory would turn the daemon's next access into SIGBUS.
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
+            self._map = mmap.mmap(self.fd, size)  # which takes a descriptor of its own
+        except OSError:
+            os.close(self.fd)
+            raise
         self.view = memoryview(self._map)
 
     def wipe(self, offset: int, length: int) -> None:
@@ -177,26 +182,29 @@ class _Child(asyncio.Protocol):
 
     def spawn(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._stderr, write_end = os.pipe()
         package_folder = str(Path(__file__).parent.parent)
         paths = dict.fromkeys(entry for entry in (*sys.path, package_folder) if Path(entry).is_absolute())
         inherited = {name: os.environ[name] for name in INHERITED_ENVIRONMENT if name in os.environ}
-        with contextlib.ExitStack() as undo, theirs, os.fdopen(write_end, "wb", 0) as output:
-            undo.callback(os.close, self._stderr)
+        with contextlib.ExitStack() as undo, theirs:
             undo.callback(self._socket.close)
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(os.getpid()), *paths],
-                # The channel is the child's standard input: the one socket that it inherits.
-                stdin=theirs.fileno(),
-                stdout=output,
-                stderr=output,
-                env=inherited | ENVIRONMENT | (HUGE_PAGES if self._limits.huge_pages else {}),
-                cwd="/",
-                start_new_session=True,
-            )
+            self._stderr, write_end = os.pipe()
+            undo.callback(os.close, self._stderr)
+            with os.fdopen(write_end, "wb", 0) as output:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(os.getpid()), *paths],
+                    # The channel is the child's standard input: the one socket that it inherits.
+                    stdin=theirs.fileno(),
+                    stdout=output,
+                    stderr=output,
+                    env=inherited | ENVIRONMENT | (HUGE_PAGES if self._limits.huge_pages else {}),
+                    cwd="/",
+                    start_new_session=True,
+                )
+            self.pid = self._process.pid
+            undo.callback(self._process.wait)
+            undo.callback(self._process.kill)
+            self._pidfd = os.pidfd_open(self.pid)
             undo.pop_all()
-        self.pid = self._process.pid
-        self._pidfd = os.pidfd_open(self.pid)
         os.set_blocking(self._stderr, False)
         self._socket.setblocking(False)
         self._loop.add_reader(self._stderr, self._read_stderr)

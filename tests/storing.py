@@ -97,6 +97,7 @@ async def stand(
     monotonic: Callable[[], float] | None = None,
     reserve: int = 0,
     root: bytes = ROOT,
+    contradicted: bool = False,
 ) -> AsyncIterator[Stand]:
     """A store on `state`, which may hold what an earlier one left; uploads leave `reserve` bytes free.
 
@@ -128,6 +129,7 @@ async def stand(
                 clock=clock,
                 monotonic=monotonic,
                 registry=registry,
+                contradicted=contradicted,
             )
         )
         store = await enter(

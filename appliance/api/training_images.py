@@ -38,10 +38,15 @@ class TrainingImages:
         self._outbound = outbound
 
     async def upload(self, call: Call) -> Answer:
-        """Store one image as it was sent: upright and without metadata, and never resized."""
+        """Store one image as it was sent: upright and without metadata, and never resized.
+
+        Labels are refused, in whatever form they come: they are put on an image that is there.
+        """
         payload = call.payload
         test, real, written = payload.flag("test_image"), payload.flag("real"), meta_data(call)
         encoded = checked_meta_data(written) if written else None
+        if payload.fields.get("labels"):
+            raise InvalidInput("labels: an upload takes none: put them on the stored image with add-label")
         [record] = payload.records or [Record({})]
         if not (record.has_image or record.url):
             raise InvalidInput("base64: an image is expected, or a raw body, a multipart part or a url")

@@ -165,6 +165,7 @@ class Daemon:
                 registry=registry,
                 quotas=state.quotas,
                 may_store=self._compliance.require,
+                contradicted=state.audit_tree.broken,
             )
         )
         state.requests.go_by(self._images.upkeep.leaps.believed)

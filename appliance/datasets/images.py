@@ -71,12 +71,14 @@ async def open_images(
     registry: Registry,
     quotas: Quotas | None = None,
     may_store: Callable[[], None] = lambda: None,
+    contradicted: bool = False,
 ) -> AsyncIterator[Images]:
     """The store on STATE/images; `encrypted` demands LUKS below, without `quotas` there are none.
 
     `space` is that of the volume of STATE; images may be on another one.
 
-    `may_store` raises while it takes nothing.
+    `may_store` raises while it takes nothing. `contradicted` says that the ledger may be older than the
+    files, whatever lies beside them: then no file is removed because it has no row.
 
     Raises VolumeOffline when the volume is not fit or not the one that belongs to the ledger, StorageFailed.
     """
@@ -97,6 +99,7 @@ async def open_images(
                 clock=clocks.wall,
                 monotonic=clocks.monotonic,
                 registry=registry,
+                contradicted=contradicted,
             )
         )
         store = await enter(

@@ -85,9 +85,7 @@ class Labels:
 
         def act(connection: Connection) -> Label:
             number = dataset.number
-            count = connection.execute("SELECT count(*) FROM labels WHERE dataset = ?", (number,)).get
-            if count >= MAX_LABELS:
-                raise CapacityExceeded(f"a dataset has at most {MAX_LABELS} labels")
+            _check_room(connection, dataset, 1)
             connection.execute(
                 "INSERT INTO labels (key, id, dataset, kind, words, created_at) VALUES (?, ?, ?, ?, ?, ?)",
                 (rows.next_key(connection, number), identity, number, kind, blob, now),
@@ -97,6 +95,10 @@ class Labels:
             return self._one(connection, dataset.customer, identity, None)
 
         return await self._ledger.write(act)
+
+    async def check_room(self, dataset: Dataset, more: int) -> None:
+        """Raises CapacityExceeded unless the dataset can have so many labels more."""
+        await self._ledger.read(lambda connection: _check_room(connection, dataset, more))
 
     async def page(
         self,
@@ -323,6 +325,12 @@ class Labels:
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
+
+
+def _check_room(connection: Connection, dataset: Dataset, more: int) -> None:
+    count = connection.execute("SELECT count(*) FROM labels WHERE dataset = ?", (dataset.number,)).get
+    if count + more > MAX_LABELS:
+        raise CapacityExceeded(f"a dataset has at most {MAX_LABELS} labels")
 
 
 def _being_deleted(connection: Connection) -> list[tuple[int, bool]]:

@@ -43,8 +43,9 @@ _log = logging.getLogger(__name__)
 class Upkeep:
     """Entering finishes deletions and removes uploads that were never acknowledged.
 
-    `findings` are for the person who runs the appliance: what no restart repairs. `leaps` knows the time
-    that retention goes by, from entering on.
+    Those may be images whose rows were lost where the ledger is older than the files, or is `contradicted`
+    by the log that was published of it: then they are kept. `findings` are for the person who runs the
+    appliance: what no restart repairs. `leaps` knows the time that retention goes by, from entering on.
     """
 
     leaps: Leaps
@@ -60,11 +61,13 @@ class Upkeep:
         clock: Callable[[], float],
         monotonic: Callable[[], float],
         registry: Registry,
+        contradicted: bool = False,
     ) -> None:
         self._ledger = ledger
         self._datasets = datasets
         self._files = files
         self._space = space
+        self._contradicted = contradicted
         self._doubt_changed = asyncio.Event()
         self._scrub_ms = int(scrub_days * 86_400_000)
         self._clock = clock
@@ -308,6 +311,14 @@ class Upkeep:
                 f" {record.acknowledged}: it is older than the sealed files beside it. Files without a row"
                 " are kept: restore the ledger that belongs to them"
             )
+        elif self._contradicted:
+            older = True
+            self._find(
+                "the ledger does not go on from the audit log that was published (STATE/audit; `audit.log`"
+                " tells where): it may be older than the sealed files beside it. Files without a row are"
+                " kept: restore the newest ledger; if this is it, as after a restore, do as `audit.log` says"
+            )
+        if older:
             self._files.note(doubted=True)
             await self._files.witness()
         keep = older or doubted

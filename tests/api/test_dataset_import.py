@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from appliance.datasets import labels
 from appliance.datasets.interchange import importing
 from tests import images
 from tests.datasets import TAR, agreed, boxes, folders, give, new_dataset, receive, tar
@@ -235,6 +236,20 @@ def test_too_many_bytes_of_annotations(
         answer = receive(served, owner, owner.id, tar(files))
         assert answer.status == 413
         assert "1 MiB together" in answer.document["detail"]
+
+
+def test_labels_that_do_not_fit_are_refused_before_one_is_made(
+    served: Served, owner: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = new_dataset(served, owner, "narrow")
+    took_in(served, owner, dataset, tar({"first/a.png": images.plain("first")}))
+    monkeypatch.setattr(labels, "MAX_LABELS", 3)
+    more = {f"{name}/{name}.png": images.plain(name) for name in ("second", "third", "fourth")}
+    answer = receive(served, owner, dataset, tar(more))
+    assert (answer.status, answer.document["detail"]) == (412, "a dataset has at most 3 labels")
+    assert [one["name"] for one in listed(served, owner, dataset, "/recognition/v2/label")] == ["first"]
+    del more["fourth/fourth.png"]
+    assert took_in(served, owner, dataset, tar(more))["labels"] == 2
 
 
 def test_without_an_agreement_nothing_is_read(served: Served) -> None:

@@ -96,6 +96,19 @@ def test_a_raw_image_has_its_fields_in_the_query_and_in_a_header(served: Served,
     assert served.site.call("GET", path_of(image["img_path"])).body == images.plain("raw")
 
 
+def test_labels_of_an_upload_are_refused_and_nothing_is_stored(served: Served, owner: Tenant) -> None:
+    content, given = images.plain("labelled"), {"labels": [label(served, owner)]}
+    record = owner.headers(content_type="image/png", x_record=json.dumps(given))
+    encoded = {"base64": base64.b64encode(content).decode(), **given}
+    for answer in (
+        served.site.call("POST", IMAGES, content, record),
+        ask(served, owner, "POST", IMAGES, encoded),
+    ):
+        assert answer.status == 400
+        assert "add-label" in answer.document["detail"]
+    upload(served, owner, content, labels=[])
+
+
 def test_multipart(served: Served, owner: Tenant) -> None:
     parts = {"request": json.dumps({"meta_data": {"n": 1}}).encode(), "image-0": images.plain("part")}
     kind = f"multipart/form-data; boundary={BOUNDARY}"

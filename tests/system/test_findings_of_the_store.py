@@ -24,9 +24,9 @@ def state(copy_state: CopyState) -> DemoState:
     return state
 
 
-def upload(appliance: RunningAppliance) -> str:
+def upload(appliance: RunningAppliance, seed: int = 1) -> str:
     headers = appliance.headers(content_type="image/jpeg")
-    answer = appliance.call("POST", IMAGES, images.jpeg(256), headers=headers)
+    answer = appliance.call("POST", IMAGES, images.jpeg(256, seed=seed), headers=headers)
     assert answer.status == 201, answer.body
     return str(answer.document["id"])
 
@@ -58,6 +58,23 @@ def test_a_ledger_of_yesterday(state: DemoState) -> None:
     with RunningAppliance(state, state.port):
         assert any("older than the sealed files" in message for message in findings(state).values())
     assert len(files(state.folder)) == 1
+
+
+def test_a_ledger_and_a_witness_of_yesterday(state: DemoState) -> None:
+    """Put back together they agree; the log that was published of them had gone on."""
+    witness = state.folder / "images" / WITNESS
+    with RunningAppliance(state, state.port) as appliance:
+        upload(appliance)
+    yesterday = (state.folder / "ledger.db").read_bytes(), witness.read_bytes()
+    with RunningAppliance(state, state.port) as appliance:
+        upload(appliance, seed=2)
+    restore(state.folder, yesterday[0])
+    witness.write_bytes(yesterday[1])
+    with RunningAppliance(state, state.port):
+        told = findings(state).values()
+        assert any("does not go on from the audit log" in message for message in told)
+        assert any("1 sealed files" in message for message in told)
+    assert len(files(state.folder)) == 2
 
 
 def damage_vectors(state: DemoState, *, scrubbed_at: int) -> None:

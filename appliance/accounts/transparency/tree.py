@@ -117,6 +117,11 @@ class AuditTree:
         await asyncio.to_thread(self._thread.shutdown)
         self._held.close()
 
+    @property
+    def broken(self) -> bool:
+        """Whether the ledger is not known to go on from what was signed, as an older one."""
+        return self._broken is not None
+
     async def publish(self) -> Checkpoint:
         """Sign a head over all entries that are durable now, unless the newest is; the newest.
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -53,12 +53,20 @@ class Annotating:
 
         Labels that are declared come first. New recognition labels are categories where no image has more
         than one, else tags. `task` gathers all of them: one for each side, found by this name or made. Images
-        that were deleted meanwhile are left out. Raises InvalidInput and CapacityExceeded, naming the image:
-        what was applied before stays.
+        that were deleted meanwhile are left out. Raises CapacityExceeded where the labels do not fit into the
+        dataset, and none of them is made; InvalidInput and CapacityExceeded, naming the image: what was
+        applied before stays.
         """
         kind: LabelKind = "tag" if parsed.several else "category"
-        classes = await self._named(actor, dataset, "recognition", kind, parsed.labels)
-        things = await self._named(actor, dataset, "detection", "detection", parsed.regions)
+        classes = await self._labels.by_name(dataset, "recognition")
+        things = await self._labels.by_name(dataset, "detection")
+        new_classes = [name for name in parsed.labels if name not in classes]
+        new_things = [name for name in parsed.regions if name not in things]
+        await self._labels.check_room(dataset, len(new_classes) + len(new_things))
+        classes |= await self._made(actor, dataset, kind, new_classes)
+        things |= await self._made(actor, dataset, "detection", new_things)
+        classes = {name: classes[name] for name in parsed.labels}
+        things = {name: things[name] for name in parsed.regions}
         if task is not None and classes:
             teaches: TaskKind = "multi_label" if parsed.several else "multi_class"
             await self._gather(actor, dataset, task, "recognition", teaches, classes)
@@ -86,22 +94,20 @@ class Annotating:
         record(connection, now, actor, Event.DATASET_IMPORT, dataset.customer, dataset.id, details)
         return put
 
-    async def _named(
-        self, actor: Actor, dataset: Dataset, side: Side, kind: LabelKind, wanted: Iterable[str]
+    async def _made(
+        self, actor: Actor, dataset: Dataset, kind: LabelKind, names: Sequence[str]
     ) -> dict[str, Label]:
-        """The labels of these names, found or made in their order."""
-        names = dict.fromkeys(wanted)
-        known = await self._labels.by_name(dataset, side)
-        missing = [name for name in names if name not in known]
-        for start in range(0, len(missing), _LABELS_AT_ONCE):
+        """New labels of these names, in their order."""
+        labels: dict[str, Label] = {}
+        for start in range(0, len(names), _LABELS_AT_ONCE):
             made = await asyncio.gather(  # queued in this order, and in one commit
                 *(
                     self._labels.add(actor, dataset, kind, name)
-                    for name in missing[start : start + _LABELS_AT_ONCE]
+                    for name in names[start : start + _LABELS_AT_ONCE]
                 )
             )
-            known |= {label.name: label for label in made}
-        return {name: known[name] for name in names}
+            labels |= {label.name: label for label in made}
+        return labels
 
     async def _gather(  # noqa: PLR0917
         self,

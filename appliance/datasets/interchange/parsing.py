@@ -18,8 +18,10 @@ import msgspec
 from appliance.channel import MESSAGE_BYTES, Channel, Limits
 from appliance.datasets.interchange.annotated import Annotated, Declared, Format, Incoming, Region, Size
 from appliance.datasets.interchange.formats import FORMATS, detect
+from appliance.datasets.labels import MAX_LABELS
 from appliance.datasets.records import Box
-from appliance.errors import InvalidInput, TooLarge, WorkerLost
+from appliance.datasets.words import checked_name
+from appliance.errors import InvalidInput, TooLarge, WorkerLost, WorkerRefused
 from appliance.workers import Memory, Worker
 
 SECONDS = 600.0
@@ -30,6 +32,7 @@ _REGIONS_AT_ONCE = 2000
 _NAMES_AT_ONCE = 2000
 _PIECE = 1 << 20  # of files, in the shared memory
 _FILES_AT_ONCE = 1000
+_BUSY = "the appliance cannot read annotations at present: run the import again in a while"
 _ENCODINGS = ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be")
 # Python with its libraries; of every byte that is kept what parsers make of it; of every image its names.
 _BASE_BYTES, _COPIES, _IMAGE_BYTES = 1 << 30, 24, 8 << 10
@@ -128,7 +131,7 @@ class Parsing:
     """Files about images on their way to what they say. `chosen` is the name of their format, None finds it.
 
     `async with` ends the process, which begins when it is needed. Everything raises TooLarge for what needs
-    more memory or time than there is.
+    more memory or time than there is, and WorkerRefused where the process cannot be started.
     """
 
     def __init__(self, chosen: str | None) -> None:
@@ -197,28 +200,28 @@ class _Parser:
 
     def __init__(self, chosen: str | None) -> None:
         self._chosen = chosen
-        self._ends = AsyncExitStack()
-        self.memory = Memory(_PIECE)
 
     async def __aenter__(self) -> Self:
         try:
-            limits = Limits(file_bytes=0, nice=5, confined=True)
-            settings, memories = {"format": self._chosen}, (self.memory,)
-            worker = Worker("annotations", f"{__name__}:main", settings, memories=memories, limits=limits)
-            self._worker = await self._ends.enter_async_context(worker)
-            self.limit(_BASE_BYTES + 2 * MOST_KEPT)
-        except BaseException:
-            await self.__aexit__(None, None, None)
-            raise
+            async with AsyncExitStack() as ends:
+                self.memory = Memory(_PIECE)
+                ends.callback(self.memory.close)
+                limits = Limits(file_bytes=0, nice=5, confined=True)
+                settings, memories = {"format": self._chosen}, (self.memory,)
+                worker = Worker("annotations", f"{__name__}:main", settings, memories=memories, limits=limits)
+                self._worker = await ends.enter_async_context(worker)
+                self.limit(_BASE_BYTES + 2 * MOST_KEPT)
+                self._ends = ends.pop_all()
+        except OSError as error:
+            raise WorkerRefused(
+                f"annotations cannot be read at present: {error.strerror}", told=_BUSY
+            ) from error
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            await self._ends.aclose()
-        finally:
-            self.memory.close()
+        await self._ends.aclose()
 
     def limit(self, size: int) -> None:
         """It maps no more than so many bytes from now on."""
@@ -315,6 +318,11 @@ class _Work:
         files = dict(sorted(files.items()))
         sizes = {image: Size(*held[1:]) for image, held in self.images.items()}
         declared = chosen.declared(files)
+        for label in (*declared.labels, *declared.regions):
+            try:
+                checked_name(label)
+            except InvalidInput as refusal:
+                raise InvalidInput(f"the annotations declare a label whose {refusal}") from None
         whole = chosen.read(files, sizes, self._left_out)
         self._said = iter(whole)
         return self._begun(name, declared, whole, ignored)
@@ -330,6 +338,8 @@ class _Work:
             for region in one.regions:
                 regions[region.label] = None
                 labels |= dict.fromkeys(region.labels)
+        if len(labels) + len(regions) > MAX_LABELS:
+            raise InvalidInput(f"the annotations name more labels than a dataset has, at most {MAX_LABELS}")
         return _Begun(name, list(labels), list(regions), several, ignored)
 
     def _named(self) -> str:

@@ -1,7 +1,11 @@
 """Annotations are read in a process of their own, as they would be here, whatever they are."""
 
+import os
+import resource
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -11,9 +15,10 @@ from appliance.api.payload import Form, parse
 from appliance.datasets.interchange.annotated import Annotated, Region, Size
 from appliance.datasets.interchange.formats import FORMATS
 from appliance.datasets.interchange.parsing import MOST_KEPT, Held, Parsed, Parsing
+from appliance.datasets.labels import MAX_LABELS
 from appliance.datasets.records import Box
 from appliance.datasets.words import checked_meta_data
-from appliance.errors import InvalidInput, TooLarge
+from appliance.errors import InvalidInput, TooLarge, WorkerRefused
 
 SIZES = {f"images/train/{name}.jpg": Size(640, 480) for name in ("one", "two", "žluť")}
 BOXES = [
@@ -126,6 +131,68 @@ async def test_what_cannot_be_read_is_refused_with_its_place(name: str, content:
     format_name = {"json": "coco", "csv": "csv", "yaml": "yolo"}[name.rpartition(".")[2]]
     with pytest.raises(InvalidInput, match=name):
         await read(format_name, {name: content})
+
+
+@pytest.mark.parametrize("count", [MAX_LABELS + 1, 300_000])
+async def test_more_declared_labels_than_a_dataset_has_are_refused(count: int) -> None:
+    categories = [{"id": number, "name": f"c{number}"} for number in range(count)]
+    document = {"images": [{"id": 1, "file_name": "one.jpg"}], "categories": categories}
+    with pytest.raises(InvalidInput, match=f"at most {MAX_LABELS}"):
+        await read("coco", {"x.json": msgspec.json.encode(document)})
+
+
+async def test_as_many_declared_labels_as_a_dataset_has_are_read() -> None:
+    names = b"\n".join(b"%d" % number for number in range(MAX_LABELS))
+    parsed, _ = await read("yolo", {"classes.txt": names})
+    assert len(parsed.regions) == MAX_LABELS
+
+
+async def test_a_declared_label_without_a_name_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="a label whose name: 1 to 200 characters"):
+        await read("yolo", {"data.yaml": b"names: [worm, '']"})
+
+
+async def test_without_descriptors_annotations_are_refused_and_nothing_is_left() -> None:
+    before = open_descriptors()
+    refusals: list[WorkerRefused] = []
+    for spare in range(20):
+        try:
+            with descriptors(spare):
+                await read("csv", {"labels.csv": b"image,label\none.jpg,red\n"})
+            break
+        except WorkerRefused as refusal:
+            refusals.append(refusal)
+            assert open_descriptors() == before
+            assert psutil.Process().children() == []
+    else:
+        pytest.fail("it is refused however many descriptors are left")
+    assert len(refusals) > 5, "not all that takes one was met"
+    assert {str(one) for one in refusals} == {"annotations cannot be read at present: Too many open files"}
+    assert {one.told for one in refusals} == {
+        "the appliance cannot read annotations at present: run the import again in a while"
+    }
+
+
+def open_descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+@contextmanager
+def descriptors(spare: int) -> Iterator[None]:
+    """This process can have so many more than it has."""
+    limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), list[int]()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, open_descriptors())) + spare + 1, limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        for _ in range(spare):
+            os.close(held.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in held:
+            os.close(fd)
 
 
 async def test_reading_leaves_no_word_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -19,6 +19,7 @@ from appliance.datasets import rows
 from appliance.datasets.files import SealedFiles
 from appliance.datasets.records import Image
 from appliance.datasets.upkeep import Upkeep
+from appliance.datasets.witness import WITNESS
 from appliance.errors import (
     NotFound,
     SealBroken,
@@ -295,6 +296,29 @@ async def test_a_ledger_of_yesterday_loses_no_file_however_far_it_comes(tmp_path
         (folder / uuid.uuid4().hex).write_bytes(b"")
     async with stand(tmp_path) as one:
         assert (one.upkeep.findings, len(files(tmp_path))) == ([], kept)
+
+
+async def test_a_ledger_that_its_published_log_contradicts_loses_no_file(tmp_path: Path) -> None:
+    """Nor after that log was moved away: the files are still those of another ledger, until it is back."""
+    async with stand(tmp_path) as one:
+        dataset = await default(one)
+        await one.store.put(ACTOR, dataset, PHOTO)
+    witness = tmp_path / "images" / WITNESS
+    yesterday = (tmp_path / "ledger.db").read_bytes(), witness.read_bytes()
+    async with stand(tmp_path) as one:
+        later = await one.store.put(ACTOR, dataset, b"later" + PHOTO)
+    today = (tmp_path / "ledger.db").read_bytes()
+    restore(tmp_path, yesterday[0])
+    witness.write_bytes(yesterday[1])
+    for contradicted in (True, False):
+        async with stand(tmp_path, contradicted=contradicted) as one:
+            told = [finding for finding in one.upkeep.findings if "go on from the audit log" in finding]
+            assert len(told) == contradicted
+            assert any("1 sealed files" in finding for finding in one.upkeep.findings)
+    restore(tmp_path, today)
+    async with stand(tmp_path) as one:
+        assert one.upkeep.findings == []
+        assert await read(one, later) == b"later" + PHOTO
 
 
 async def test_what_was_not_acknowledged_is_absent_after_the_next_start(tmp_path: Path) -> None:
