@@ -60,10 +60,15 @@ def is_set_back(connection: Connection, now: float) -> bool:
     return bool(connection.execute("SELECT clock > ? FROM latest_time", (int(now * 1000),)).get)
 
 
-def note_correction(connection: Connection, until: float, seconds: float) -> None:
-    """The clock was set ahead: what it stamped up to `until` counts as stamped `seconds` later."""
+def note_correction(connection: Connection, until: float, seconds: float, reached: float) -> None:
+    """The clock was set ahead: what it stamped up to `until` counts as stamped `seconds` later.
+
+    What rests grows no older by so many when what is believed has `reached` that. The same `until` again is
+    the same correction.
+    """
     connection.execute(
-        "INSERT OR REPLACE INTO clock_corrections VALUES (?, ?)", (int(until * 1000) + 1, int(seconds * 1000))
+        "INSERT OR REPLACE INTO clock_corrections (until, milliseconds, reached) VALUES (?, ?, ?)",
+        (int(until * 1000) + 1, int(seconds * 1000), int(reached * 1000)),
     )
 
 
@@ -71,3 +76,12 @@ def corrected(column: str) -> str:
     """An expression of SQL: the time in a column, unix milliseconds, as if the clock had been right then."""
     corrections = f"SELECT coalesce(sum(milliseconds), 0) FROM clock_corrections WHERE until >= {column}"  # noqa: S608
     return f"({column} + ({corrections}))"
+
+
+def resting(time: str) -> str:
+    """An expression of SQL: what rests goes by this while `time` is believed; both in unix milliseconds.
+
+    No clock that is set moves it, so what was stored may be told apart by it whatever the clock said then.
+    """
+    set_by = f"SELECT coalesce(sum(milliseconds), 0) FROM clock_corrections WHERE reached <= {time}"  # noqa: S608
+    return f"({time} - ({set_by}))"

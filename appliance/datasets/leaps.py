@@ -3,15 +3,16 @@
 Retention goes by the time that is believed. It follows the clock as long as the clock goes on as another one,
 which nobody sets, counts; it is never set back; and what the clock is ahead of that is believed when the
 appliance has run for a day beside it. If it was set while the appliance ran, then no time passed as it leapt,
-whether it is right now or was before: what rests here moves along, by a Correction. Small leaps are believed
-at once, from an allowance of six hours that fills up again in a day of running: however often a clock is set,
-it gains no more.
+whether it is right now or was before: what rests here grows no older, by a Correction. Small leaps are
+believed at once, from an allowance of six hours that fills up again in a day of running: however often a
+clock is set, it gains no more.
 """
 
 import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 LEAP_SECONDS = 6 * 3600.0
 """So much of what nobody counted is believed at once: a restart, a clock set right, a time zone mistaken.
@@ -40,7 +41,7 @@ class Belief:
     leapt: float = 0.0
     """By how much, of what is doubted, the clock was set while the appliance ran."""
     leapt_at: float = 0.0
-    """The latest stamp that is from before that."""
+    """What was believed, or the clock said, before it was last set ahead, whichever is later."""
 
 
 UNKNOWN = Belief(0.0, 0.0, 0.0)
@@ -52,6 +53,17 @@ class Correction:
 
     until: float
     seconds: float
+    reached: float
+    """What is believed when it counts, and not before: unix seconds."""
+
+
+class Stamp(NamedTuple):
+    """For what is stored now, in unix seconds."""
+
+    created: float
+    """By the clock, and never earlier than what is believed."""
+    rests_from: float
+    """What is believed, and will be at once for the time that the appliance was off: no setting is in it."""
 
 
 class Leaps:
@@ -101,20 +113,27 @@ class Leaps:
 
     def correction(self) -> Correction | None:
         """What has to be durable now, so that what rests here grows no older by a clock that was set."""
-        ahead = self.ahead()
-        if self._until and self._believed >= self._until and self._leapt:
-            return Correction(self._leapt_at, min(self._leapt, ahead))
-        return None
-
-    def correct(self) -> None:
-        """The `correction` is durable: the clock is believed."""
         with self._lock:
-            self._leapt = 0.0
+            ahead = self.ahead()
+            if self._until and self._believed >= self._until and self._leapt:
+                seconds = min(self._leapt, ahead)
+                return Correction(self._leapt_at, seconds, self._believed + seconds)
+            return None
+
+    def correct(self, correction: Correction) -> None:
+        """It is durable: so much is believed. A leap since it was asked for is doubted as any other."""
+        with self._lock:
+            self._believed += correction.seconds
+            self._ahead -= correction.seconds
+            self._leapt = max(self._leapt - correction.seconds, 0.0)
         self.believed()
 
-    def stamp(self) -> float:
-        """Unix seconds for what is stored now: by the clock, and never earlier than what is believed."""
-        return max(self.believed(), self._seen)
+    def stamp(self) -> Stamp:
+        """What is stored now is stamped so."""
+        with self._lock:
+            believed = self.believed()
+            off = max(self._seen - believed - self._leapt, 0.0)
+            return Stamp(max(believed, self._seen), believed + off)
 
     def until(self) -> float:
         """When, by the time that is believed, a doubted clock will be, in unix seconds; 0 while it is."""

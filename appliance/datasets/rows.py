@@ -5,7 +5,7 @@ from typing import Any
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
-from appliance.accounts.forward import corrected
+from appliance.accounts.forward import resting
 from appliance.datasets.records import Dataset, DatasetId, Image, ImageId, Place, Visibility
 from appliance.errors import NotFound
 from appliance.ledger import Connection
@@ -131,16 +131,25 @@ def by_content(connection: Connection, dataset: int, content: bytes) -> ImageId 
 
 
 def add_image(
-    connection: Connection, dataset: int, image: Image, content: bytes, meta_data: bytes | None
+    connection: Connection,
+    dataset: int,
+    image: Image,
+    content: bytes,
+    meta_data: bytes | None,
+    *,
+    rests_from: int,
 ) -> int:
-    """Insert a row for `image`, whose key is made here and returned; counts follow."""
+    """Insert a row for `image`, whose key is made here and returned; counts follow.
+
+    It rests from when so much is believed, in unix milliseconds.
+    """
     connection.execute(
         "UPDATE datasets SET images = images + 1, bytes = bytes + ? WHERE number = ?", (image.size, dataset)
     )
     key = next_key(connection, dataset)
     connection.execute(
-        "INSERT INTO images (key, id, dataset, created_at, format, width, height, size, thumbnail, content,"
-        " meta_data, facet) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO images (key, id, dataset, created_at, format, width, height, size, thumbnail, content,"  # noqa: S608
+        f" meta_data, facet, rests_from) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {resting('?13')})",
         (
             key,
             image.id,
@@ -154,6 +163,7 @@ def add_image(
             content,
             meta_data,
             image.facet,
+            rests_from,
         ),
     )
     return key
@@ -186,18 +196,19 @@ def expired(connection: Connection, now: int, most: int, after: int) -> tuple[li
         return [], 0
     for number, days in kept:
         oldest = connection.execute(
-            f"SELECT * FROM ({_LIVING} AND images.key >= ?1 << 32 AND images.key < (?1 + 1) << 32"  # noqa: S608
-            f" ORDER BY images.key LIMIT ?2) WHERE {corrected('created_at')} <= ?3",
-            (number, most - len(found), now - days * _DAY),
+            f"{_LIVING} AND images.rests_from <= {resting('?3')} - ?4 AND images.key IN ("  # noqa: S608
+            "SELECT key FROM images WHERE deleted_at IS NULL AND key >= ?1 << 32 AND key < (?1 + 1) << 32"
+            " ORDER BY key LIMIT ?2) ORDER BY images.key",
+            (number, most - len(found), now, days * _DAY),
         )
         found |= {row[0]: _image(row) for row in oldest}
     end: Any = connection.execute(
         "SELECT max(key) FROM (SELECT key FROM images WHERE key > ? ORDER BY key LIMIT ?)", (after, _IN_TURN)
     ).get
     behind: list[Any] = connection.execute(
-        f"{_LIVING} AND images.key > ? AND images.key <= ?"
-        f" AND {corrected('images.created_at')} <= ? - datasets.retention_days * ?"
-        " ORDER BY images.key LIMIT ?",
+        f"{_LIVING} AND images.key > ?1 AND images.key <= ?2"
+        f" AND images.rests_from <= {resting('?3')} - datasets.retention_days * ?4"
+        " ORDER BY images.key LIMIT ?5",
         (after, end or 0, now, _DAY, most),
     ).fetchall()
     found |= {row[0]: _image(row) for row in behind}

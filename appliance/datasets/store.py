@@ -102,6 +102,7 @@ class _Draft:
 
     dataset: Dataset
     image: Image
+    rests_from: int
     parts: tuple[bytes, bytes]
     content: bytes
     meta_data: bytes | None
@@ -186,12 +187,13 @@ class Store:
         ingested = await self._codec.ingest(
             data, keep_metadata=dataset.keep_metadata, customer=dataset.customer
         )
+        created_at, rests_from = self._leaps.stamp()
         image = Image(
             key=0,
             id=identity,
             dataset=dataset.id,
             customer=dataset.customer,
-            created_at=int(self._leaps.stamp() * 1000),
+            created_at=int(created_at * 1000),
             format=ingested.format,
             width=ingested.width,
             height=ingested.height,
@@ -200,7 +202,8 @@ class Store:
             damaged=False,
             facet=facet(test=test, real=real),
         )
-        draft = _Draft(dataset, image, (ingested.image, ingested.thumbnail), content, meta_data, named)
+        parts = ingested.image, ingested.thumbnail
+        draft = _Draft(dataset, image, int(rests_from * 1000), parts, content, meta_data, named)
         return await self._uninterrupted(self._write(actor, draft))
 
     def check_agreed(self, dataset: Dataset) -> None:
@@ -289,7 +292,9 @@ class Store:
             self._agreements.required(connection, dataset.customer, Kind.TRAINING_DATA)
             rows.check_living(connection, dataset)
             self._check(connection, dataset, content, named, image.size)
-            key = rows.add_image(connection, dataset.number, image, content, meta_data)
+            key = rows.add_image(
+                connection, dataset.number, image, content, meta_data, rests_from=draft.rests_from
+            )
             added = replace(image, key=key)
             if named is not None:
                 rows.set_name(connection, added, named.sealed, named.mac)

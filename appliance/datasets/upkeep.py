@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Self
 from uuid import UUID
@@ -198,10 +198,12 @@ class Upkeep:
         """A doubt is durable at once, on a full volume as soon as it has room: no restart ends it."""
         if (correction := self.leaps.correction()) is not None:
             with suppress(VolumeFull):
-                await self._ledger.write(
-                    partial(note_correction, until=correction.until, seconds=correction.seconds)
-                )
-                self.leaps.correct()
+                # The disk knows that the day is over first: a start after a crash then makes the correction
+                # again, in place of this one, before anything is stored.
+                self._files.note(belief=self.leaps.belief())
+                await self._files.witness()
+                await self._ledger.write(partial(note_correction, **asdict(correction)))
+                self.leaps.correct(correction)
         belief, noted = self.leaps.belief(), self._noted
         self._ahead.set(self.leaps.ahead())
         known = (belief.until, belief.leapt, belief.leapt_at) == (noted.until, noted.leapt, noted.leapt_at)

@@ -329,7 +329,9 @@ async def test_a_result_grows_no_older_by_a_clock_that_is_set_right(machine: Mac
     request, _ = await requests.add(ACTOR, customer, "x")
     await requests.finish(request.id, State.DONE, b"{}")
     set_at, seconds = machine.now, 6 * 365 * 86_400.0
-    await machine.ledger.write(lambda connection: note_correction(connection, set_at, seconds))
+    await machine.ledger.write(
+        lambda connection: note_correction(connection, set_at, seconds, set_at + seconds)
+    )
     machine.now += seconds + KEEP - 1
     assert (await requests.get(customer, request.id)).state is State.DONE
     await requests.add(ACTOR, customer, "x")

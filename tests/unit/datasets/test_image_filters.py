@@ -67,7 +67,7 @@ class Rows:
             *(0, name, "one", CUSTOMER, 0, "jpeg", 9, 9, 1, 0, False),  # type: ignore[arg-type]
             facet=facet(test=test, real=real),
         )
-        return rows.add_image(self.connection, dataset, image, os.urandom(32), None)
+        return rows.add_image(self.connection, dataset, image, os.urandom(32), None, rests_from=0)
 
     def add(self, *, test: bool, real: bool) -> None:
         key = self._add(1, os.urandom(4).hex(), test=test, real=real)

@@ -549,9 +549,9 @@ async def test_images_from_a_clock_that_was_ahead_keep_no_others(tmp_path: Path)
         def as_many_more(connection: Connection) -> None:
             columns = "format, width, height, size, thumbnail, facet"
             connection.execute(
-                f"INSERT INTO images (key, id, dataset, created_at, content, {columns})"
+                f"INSERT INTO images (key, id, dataset, created_at, rests_from, content, {columns})"
                 " WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 300)"
-                f" SELECT key + i, 'more ' || i, dataset, created_at, randomblob(32), {columns}"
+                f" SELECT key + i, 'more ' || i, dataset, created_at, rests_from, randomblob(32), {columns}"
                 " FROM images, n"
             )
             connection.execute("UPDATE datasets SET next_position = 301, images = 301")
