@@ -2,8 +2,8 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,17 +61,27 @@ async def published(state: Path, *sizes: int) -> None:
             before = size
 
 
-def edit(state: Path, *statements: str) -> None:
-    """Change the rows of a ledger that is closed, as somebody who can write its file."""
+@contextmanager
+def unguarded(state: Path) -> Iterator[Connection]:
+    """A closed ledger as somebody has it who can write its file: its schema is as before in the end."""
     connection = apsw.Connection(str(state / "ledger.db"))
     try:
-        for table in ("audit_rows", "certificates"):
-            for never in ("change", "go"):
-                connection.execute(f"DROP TRIGGER IF EXISTS {table}_never_{never}")
-        for statement in statements:
-            connection.execute(statement)
+        query = "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND instr(name, '_never_')"
+        guards = connection.execute(query).fetchall()
+        for name, _ in guards:
+            connection.execute(f"DROP TRIGGER {name}")
+        yield connection
+        for _, sql in guards:
+            connection.execute(str(sql))
     finally:
         connection.close()
+
+
+def edit(state: Path, *statements: str) -> None:
+    """Change the rows of a closed ledger."""
+    with unguarded(state) as connection:
+        for statement in statements:
+            connection.execute(statement)
 
 
 def files(state: Path) -> dict[str, bytes]:

@@ -22,6 +22,7 @@ from appliance.ledger.database import (
 )
 from appliance.ledger.migrations import migrate, shipped
 from appliance.ledger.pages import Pages, copy
+from appliance.ledger.schema import check
 from appliance.ledger.writer import Writer
 from appliance.metrics import Registry
 from appliance.volume import sync_folder
@@ -67,7 +68,9 @@ class Ledger:
         self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
 
     async def __aenter__(self) -> Self:
-        """Open, migrate and sync the folder. Raises StorageFailed, VolumeFull, which leave nothing open."""
+        """Open, migrate and sync the folder. Raises StorageFailed, also for a ledger that something else has
+        built or changed, and VolumeFull; both leave nothing open.
+        """
         try:
             await asyncio.to_thread(self._open_with_room)
         except BaseException:
@@ -156,7 +159,9 @@ class Ledger:
     def _open(self) -> Connection:
         connection = open_writer(self._path)
         try:
-            migrate(connection, shipped())
+            steps = shipped()
+            check(connection, steps)
+            migrate(connection, steps)
             with suppress(apsw.FullError):  # what a crash left in the log goes first: it is written over
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             keep_log_room(self._path)

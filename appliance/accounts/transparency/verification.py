@@ -36,7 +36,7 @@ from appliance.accounts.transparency.tiles import (
 )
 from appliance.accounts.transparency.tree import CHECKPOINT, FOLDER, KEY
 from appliance.errors import AuditBroken, InvalidInput
-from appliance.ledger import Connection, looking_into
+from appliance.ledger import Connection, differences, log_damage, looking_into, shipped
 
 _NAMED = 50
 """Findings; of more, how many."""
@@ -74,6 +74,7 @@ def verify(state: Path, *, kept: bytes | None = None, key: str | None = None) ->
     head = _checkpoint(_read(file, MAX_BYTES, found), parse_own, file, known, found)
     claim = _checkpoint(kept, parse, "the checkpoint that was kept", known, found)
     with looking_into(state) as connection:
+        _compare_schema(connection, found)
         comparison = _Comparison(folder, known, head, claim, found)
         comparison.run(connection)
         name = origin(connection)
@@ -149,6 +150,14 @@ def _read(file: Path, most: int, found: _Findings) -> bytes | None:
         found.add(f"{file}: longer than it can be")
         return None
     return data
+
+
+def _compare_schema(connection: Connection, found: _Findings) -> None:
+    """First: what all else is read by."""
+    for difference in differences(connection, shipped()):
+        found.add(f"the ledger is not built as the appliance builds it: {difference}")
+    for damage in log_damage(connection):
+        found.add(f"the table of the audit log and its indices differ: {damage}")
 
 
 def _compare_head(head: Checkpoint, root: bytes | None, entries: int, name: str, found: _Findings) -> None:

@@ -117,6 +117,27 @@ def test_a_row_that_says_else_than_the_log_is_found(
     assert any(finding.format(**made) in one for one in found(changed)), found(changed)
 
 
+def test_a_trigger_that_is_none_of_the_appliances_is_found(closed: tuple[Path, dict[str, str]]) -> None:
+    changed = copy(closed[0], "changed")
+    edit(changed, "CREATE TRIGGER t1 AFTER INSERT ON tokens BEGIN UPDATE tokens SET expires_at = NULL; END")
+    assert found(changed) == ["the ledger is not built as the appliance builds it: trigger t1 is none of its"]
+
+
+@pytest.mark.parametrize("index", ["audit_of_revoked_tokens", "audit_by_customer"])
+def test_an_index_that_hides_entries_is_found(closed: tuple[Path, dict[str, str]], index: str) -> None:
+    changed = copy(closed[0], "changed")
+    edit(
+        changed,
+        f"CREATE TEMP TABLE kept AS SELECT sql FROM sqlite_schema WHERE name = '{index}'",
+        f"DROP INDEX {index}",
+        f"CREATE INDEX {index} ON audit (customer) WHERE event = 'nothing'",
+        "PRAGMA writable_schema = 1",
+        f"UPDATE sqlite_schema SET sql = (SELECT sql FROM kept) WHERE name = '{index}'",
+        "PRAGMA writable_schema = 0",
+    )
+    assert any(f"index {index}" in one for one in found(changed)), found(changed)
+
+
 def of_before_holders(state: Path) -> None:
     """A ledger of schema 27: Zoo's first admin token was revoked before its customer had used one, and of two
     that Atelier was given in one millisecond the log has the one first that comes later by its id.
