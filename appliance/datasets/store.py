@@ -274,6 +274,7 @@ class Store:
     async def _write(self, actor: Actor, draft: _Draft) -> Image:
         # The ledger's thread holds an act until the next one comes: the image must not be in it.
         dataset, image, content, named = draft.dataset, draft.image, draft.content, draft.named
+        rests_from = draft.rests_from
         if self._ledger.failure is not None:  # no file either: it would lie there until a restart
             raise StorageFailed(self._ledger.failure)
         self._may_store()
@@ -292,9 +293,7 @@ class Store:
             self._agreements.required(connection, dataset.customer, Kind.TRAINING_DATA)
             rows.check_living(connection, dataset)
             self._check(connection, dataset, content, named, image.size)
-            key = rows.add_image(
-                connection, dataset.number, image, content, meta_data, rests_from=draft.rests_from
-            )
+            key = rows.add_image(connection, dataset.number, image, content, meta_data, rests_from=rests_from)
             added = replace(image, key=key)
             if named is not None:
                 rows.set_name(connection, added, named.sealed, named.mac)
