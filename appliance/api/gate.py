@@ -342,5 +342,7 @@ def _check_head(request: web.BaseRequest) -> None:
         raise Refused(501, "Transfer-Encoding: chunked alone is understood")
     if any(value.lower() != "identity" for value in request.headers.getall("Content-Encoding", [])):
         raise Refused(415, "Content-Encoding is not undone; send the body as it is")
+    if len(request.headers.getall("Authorization", ())) > 1:
+        raise InvalidInput("Authorization stands twice in the request: send one token")
     if request.headers.get("Expect", "100-continue").lower() != "100-continue":
         raise Refused(417, "Expect: only 100-continue is known")

@@ -47,6 +47,16 @@ def test_another_version_of_http_is_refused(served: Served, tenant: Tenant, vers
     assert status_of(said) in {400, 505}
 
 
+@pytest.mark.parametrize("name", [b"Authorization", b"authorization"])
+def test_two_tokens_are_none(served: Served, tenant: Tenant, name: bytes) -> None:
+    """A proxy may look at the other one."""
+    said = ask_raw(
+        served.site, head(tenant, name + b": Token " + tenant.token.encode(), b"Content-Length: 0")
+    )
+    assert status_of(said) == 400
+    assert tenant.token.encode() not in said
+
+
 def test_the_prefix_counts_once(served: Served) -> None:
     assert served.site.call("GET", "/localhost/healthz").status == 200
     assert served.site.call("GET", "/localhost/localhost/healthz").status == 404
