@@ -1,6 +1,7 @@
 """Who goes first, how much may wait, which models stay, and what several devices do for each other."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -270,6 +271,7 @@ async def test_every_size_of_batch_leaves_no_more_than_the_largest(starter_bundl
         preprocessing=manifest.preprocessing,
         outputs=dict(manifest.outputs),
         model=starter_bundle / "model.onnx",
+        sha256=hashlib.sha256((starter_bundle / "model.onnx").read_bytes()).hexdigest(),
     )
     picture = np.random.default_rng(0).integers(0, 256, bundle.preprocessing.shape, np.uint8)
 
