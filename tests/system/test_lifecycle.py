@@ -283,7 +283,7 @@ def test_a_bundle_that_a_restarted_device_does_not_load_is_named_and_the_applian
         (finding,) = [one for one in status["findings"] if one["severity"] == "degraded"]
         assert finding["key"] == "bundle.efficientnet-lite0"
         assert finding["message"].startswith("efficientnet-lite0 ")
-        assert "the model cannot be loaded" in finding["message"]
+        assert "its model cannot be read" in finding["message"]
         assert [bundle["loaded"] for bundle in status["bundles"]] == [False]
         headers = appliance.headers(content_type="image/jpeg")
         (record,) = appliance.call("POST", TAGS, images.jpeg(), headers=headers).document["records"]

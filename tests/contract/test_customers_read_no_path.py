@@ -27,6 +27,7 @@ INTERPOLATED = {
     "name.object": "as the next",
     "self._name.object": "an image, a snapshot or a paper, by the id that the customer knows",
     "report.inserted + report.replaced": "how many records an import has stored",
+    "_BUSY": "a sentence of its own: annotations cannot be read now",
     "', '.join(broken)": "the names of settings and of rules, of what the machine breaks",
 }
 """What differs in a `told=` from one error to the next, and what it is. No path, and no other message."""
