@@ -42,9 +42,9 @@ class Steps:
     def watch(self, owner: Any, name: str) -> None:
         lasting: Callable[..., Any] = getattr(owner, name)
 
-        def watched(*arguments: Any) -> Any:
+        def watched(*arguments: Any, **named: Any) -> Any:
             self._step()
-            result = lasting(*arguments)
+            result = lasting(*arguments, **named)
             self._step()
             return result
 

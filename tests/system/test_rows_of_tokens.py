@@ -29,6 +29,8 @@ def test_a_state_of_the_schema_before_goes_on_and_is_guarded_from_then(copy_stat
         "DROP INDEX audit_of_starts",
         "DROP INDEX audit_of_damaged_tokens",
         "ALTER TABLE tokens DROP COLUMN row_mac",
+        "ALTER TABLE clock_corrections DROP COLUMN reached",
+        "ALTER TABLE images DROP COLUMN rests_from",
         "PRAGMA user_version = 30",
     )
     with RunningAppliance(state, state.port) as appliance:
