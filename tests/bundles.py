@@ -90,18 +90,7 @@ def tagger(folder: Path, *, route: str = "tagging/fashion/v2/tags", threshold: f
         helper.make_node("Sub", ["two", "half"], ["around"]),
         helper.make_node("Mul", ["around", "steep"], ["logits"]),
     ]
-    outputs: dict[str, tuple[int, ...]] = {"logits": (2,)}
-    return write(
-        folder,
-        _model(nodes, 32, outputs),
-        name="fashion",
-        kind="tagger",
-        labels=("red", "green"),
-        outputs=outputs,
-        routes=(route,),
-        preprocessing={"size": 32},
-        threshold=threshold,
-    )
+    return _of_two(folder, nodes, name="fashion", labels=("red", "green"), route=route, threshold=threshold)
 
 
 def widening(folder: Path, times: int, *, route: str = "tagging/wide/v2/tags") -> Path:
@@ -123,17 +112,30 @@ def widening(folder: Path, times: int, *, route: str = "tagging/wide/v2/tags") -
     for name, number in (("one", 1), ("two", 2), ("more", times - 2)):
         value = numpy_helper.from_array(np.array([number], np.int64), name)
         nodes.insert(0, helper.make_node("Constant", [], [name], value=value))
+    return _of_two(folder, nodes, name="wide", labels=("one", "other"), route=route, threshold=0.5)
+
+
+def _of_two(
+    folder: Path,
+    nodes: list[NodeProto],
+    *,
+    name: str,
+    labels: tuple[str, str],
+    route: str,
+    threshold: float,
+) -> Path:
+    """A tagger whose nodes make two logits of the means of an image of 32 x 32."""
     outputs: dict[str, tuple[int, ...]] = {"logits": (2,)}
     return write(
         folder,
         _model(nodes, 32, outputs),
-        name="wide",
+        name=name,
         kind="tagger",
-        labels=("one", "other"),
+        labels=labels,
         outputs=outputs,
         routes=(route,),
         preprocessing={"size": 32},
-        threshold=0.5,
+        threshold=threshold,
     )
 
 
