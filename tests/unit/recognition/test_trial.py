@@ -33,9 +33,10 @@ async def test_a_sound_model_gives_what_the_session_itself_gives_locked_in(tmp_p
 
 
 async def test_one_that_never_ends_or_takes_gigabytes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"crashed its trial, or took 1 s of the processor"):
+    with pytest.raises(InvalidInput, match=r"crashed its trial, or took 1 s of the processor") as refused:
         async with Trial(endless(tmp_path), cpu_seconds=1):
             pass
+    assert "SIGXCPU" in str(refused.value.__cause__), "its own limit, and not the patience of who waits"
     with pytest.raises(InvalidInput, match=r"the model cannot be loaded: .*alloc"):
         async with Trial(gigabytes(tmp_path)):
             pass
