@@ -28,7 +28,7 @@ from appliance.errors import (
 from appliance.metrics import Registry
 from appliance.recognition.bundles import Bundle
 from appliance.recognition.devices import Device, DeviceStatus, Job, Model, Outputs, Priority
-from appliance.recognition.slots import FLOAT_BYTES, SLOT_BYTES, places
+from appliance.recognition.slots import check_room
 from appliance.recognition.turns import Shares
 from appliance.workers import fail
 
@@ -183,12 +183,8 @@ class Engine:
                 dict(bundle.outputs),
                 pinned,
             )
-            last, floats = places(model.pixel_bytes, model.shapes.values())[-1]
-            if last + floats * FLOAT_BYTES > SLOT_BYTES:
-                raise InvalidInput(
-                    f"bundle {bundle.name}: pixels and outputs of one image exceed {SLOT_BYTES} bytes"
-                )
             try:
+                check_room(model.pixel_bytes, model.shapes)
                 await self._make_resident(model)
             except InvalidInput as refusal:
                 raise InvalidInput(f"bundle {bundle.name}: {refusal}") from refusal

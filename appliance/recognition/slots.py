@@ -77,3 +77,10 @@ def places(start: int, shapes: Iterable[tuple[int, ...]]) -> list[Place]:
         found.append((offset, count))
         offset += aligned(count * FLOAT_BYTES)
     return found
+
+
+def check_room(pixel_bytes: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises InvalidInput where one image's pixels and outputs of these shapes are more than a slot holds."""
+    offset, count = places(pixel_bytes, shapes.values())[-1]
+    if offset + count * FLOAT_BYTES > SLOT_BYTES:
+        raise InvalidInput(f"pixels and outputs of one image exceed {SLOT_BYTES} bytes")

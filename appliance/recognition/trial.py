@@ -21,7 +21,7 @@ from appliance.errors import InvalidInput, ModelFailed, StorageFailed, WorkerLos
 from appliance.recognition import inspection
 from appliance.recognition.bundle import Bundle
 from appliance.recognition.devices import Outputs
-from appliance.recognition.slots import SLOT_BYTES, Loaded, Run, places
+from appliance.recognition.slots import SLOT_BYTES, Loaded, Run, check_room, places
 from appliance.workers import Memory, Worker
 
 T = TypeVar("T")
@@ -37,8 +37,8 @@ class Trial:
     """`async with` runs the bundle's model on a black image and on patterns, and holds it for `infer`.
 
     Entering raises InvalidInput with the reason why the model is not to be installed: it gives other outputs
-    than the bundle promises or no finite numbers, or takes more memory or time than a trial has. Leaving, or
-    being cancelled, ends it at once.
+    than the bundle promises or no finite numbers, takes more memory or time than a trial has, or larger
+    images than any device. Leaving, or being cancelled, ends it at once.
     """
 
     def __init__(self, bundle: Bundle, cpu_seconds: int = CPU_SECONDS) -> None:
@@ -47,6 +47,7 @@ class Trial:
 
     async def __aenter__(self) -> Self:
         bundle = self._bundle
+        check_room(bundle.preprocessing.nbytes, bundle.outputs)
         async with AsyncExitStack() as stack:
             try:
                 size = (await asyncio.to_thread(bundle.model.stat)).st_size

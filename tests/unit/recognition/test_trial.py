@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from appliance.errors import InvalidInput
+from appliance.recognition.preprocessing import Preprocessing
 from appliance.recognition.trial import Trial
 from tests.unit.recognition.small_models import SIZE, endless, gigabytes, network, trap
 from tests.unit.workers.waiting import until
@@ -46,6 +47,9 @@ async def test_one_that_does_not_give_what_is_promised_is_refused(tmp_path: Path
     bundle = network(tmp_path)
     with pytest.raises(InvalidInput, match="output boxes is None for one image"):
         async with Trial(dataclasses.replace(bundle, outputs={"boxes": (4,)})):
+            pass
+    with pytest.raises(InvalidInput, match="pixels and outputs of one image exceed"):
+        async with Trial(dataclasses.replace(bundle, preprocessing=Preprocessing(size=2048))):
             pass
     photo = np.zeros((SIZE, SIZE, 3), np.uint8)
     photo[0, 0, 0] = 255
