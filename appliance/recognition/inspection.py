@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from appliance.background import uninterrupted
 from appliance.channel import Channel, Limits
 from appliance.errors import InvalidInput, StorageFailed, WorkerLost
 from appliance.workers import Memory, Worker
@@ -28,7 +29,7 @@ async def inspect(model: Path) -> None:
     )
     target = f"{__name__}:main"
     try:
-        await asyncio.to_thread(fill, memory, model)
+        await uninterrupted(asyncio.to_thread(fill, memory, model))
         async with Worker("model inspector", target, {}, memories=(memory,), limits=limits) as inspector:
             await inspector.call(b"", SECONDS)
     except InvalidInput as refusal:

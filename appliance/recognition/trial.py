@@ -7,15 +7,15 @@ left to loading it there, when it is known that the model ends.
 """
 
 import asyncio
-from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from appliance.background import uninterrupted
 from appliance.channel import Limits
 from appliance.errors import InvalidInput, ModelFailed, StorageFailed, WorkerLost
 from appliance.recognition import inspection
@@ -23,8 +23,6 @@ from appliance.recognition.bundle import Bundle
 from appliance.recognition.devices import Outputs
 from appliance.recognition.slots import SLOT_BYTES, Loaded, Run, check_room, places
 from appliance.workers import Memory, Worker
-
-T = TypeVar("T")
 
 # Of the processor; by the clock more, for a machine that is busy with serving.
 CPU_SECONDS, SECONDS = 120, 600.0
@@ -55,7 +53,7 @@ class Trial:
                 stack.callback(file.close)
                 self._slot = Memory(SLOT_BYTES)
                 stack.callback(self._slot.close)
-                await _whole(asyncio.to_thread(inspection.fill, file, bundle.model))
+                await uninterrupted(asyncio.to_thread(inspection.fill, file, bundle.model))
             except OSError as error:
                 raise StorageFailed(f"{bundle.model}: {error.strerror}") from error
             limits = Limits(
@@ -107,13 +105,3 @@ class Trial:
         except WorkerLost as loss:
             limit = f"{self._cpu_seconds} s of the processor, or more memory than a trial has"
             raise InvalidInput(f"the model crashed its trial, or took {limit}") from loss
-
-
-async def _whole(work: Awaitable[T]) -> T:
-    """Its result; cancelled, it ends first: what it works on is not to be closed beneath it."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
