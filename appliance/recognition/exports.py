@@ -2,66 +2,117 @@
 
 Nothing of the maker's code is run: what it does to an image is read from its settings and becomes the
 bundle's preprocessing and part of the graph. A setting that is not understood is refused, never guessed.
+
+All of it is a stranger's: `gather` looks for files and reads none, `convert` reads them and touches no disk.
 """
 
 import ast
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from appliance.errors import InvalidInput, StorageFailed
+from appliance.errors import InvalidInput
 from appliance.recognition import graphs, manifest, processors
 from appliance.recognition.graphs import Scaling
 from appliance.recognition.manifest import LABELS, LICENCES, MANIFEST, MODEL, Manifest, Source
 from appliance.recognition.preprocessing import checked
 
 CONFIG = "config.json"
-_MODELS = ("model.onnx", "onnx/model.onnx")
+_LICENCE = f"{LICENCES}/LICENCE.txt"
 _LARGEST_SETTINGS = 16 * 1024 * 1024
 _OVERLAP = 0.7  # of boxes of one class: the default of YOLO's own tools
 _NO_LICENCE = "The folder that this model came in names no licence: ask its maker.\n"
 
+Content = bytes | memoryview
 
-def convert(path: Path, name: str | None = None) -> dict[str, bytes]:
-    """The files of the bundle, by name. Blocks; holds the model in memory twice.
 
-    `path` is a folder with `config.json` (`id2label`), `preprocessor_config.json` and `model.onnx`, which
-    becomes a classifier, or a tagger where its labels exclude nothing; or the ONNX file of a YOLO detector
-    with the metadata that its exporter writes. The bundle is called `name`, or as the folder or file is; its
-    version is 1. Raises InvalidInput with the reason of a refusal, StorageFailed.
+class File(NamedTuple):
+    """A file of an export: `name` is what `convert` knows it by, wherever it lies."""
+
+    name: str
+    path: Path
+    size: int
+
+
+class _Wanted(NamedTuple):
+    name: str
+    places: tuple[str, ...]
+    largest: int
+    needed: bool = True
+
+
+_WANTED = (
+    _Wanted(CONFIG, (CONFIG,), _LARGEST_SETTINGS),
+    _Wanted(processors.SETTINGS, (processors.SETTINGS,), _LARGEST_SETTINGS),
+    _Wanted(MODEL, (MODEL, f"onnx/{MODEL}"), manifest.limit(MODEL)),
+    _Wanted(
+        _LICENCE,
+        ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt"),
+        manifest.limit(_LICENCE),
+        needed=False,
+    ),
+)
+
+
+def gather(path: Path) -> list[File]:
+    """What is read of an export: of a folder its settings, model and licence, else the ONNX file at `path`.
+
+    Raises InvalidInput naming a file that is missing, too large or no plain file, and OSError.
     """
-    try:
-        if path.suffix == ".onnx":
-            return _detector(path, _bundle_name(name or path.stem))
-        return _classifier(path, _bundle_name(name or path.resolve().name))
-    except OSError as error:
-        raise StorageFailed(f"{path}: {error.strerror}") from error
-    except InvalidInput as refusal:
-        raise InvalidInput(f"{path}: {refusal}") from refusal
+    if path.suffix == ".onnx":
+        return [_found(MODEL, path, manifest.limit(MODEL))]
+    files = []
+    for wanted in _WANTED:
+        place = next((path / place for place in wanted.places if (path / place).is_file()), None)
+        if place is not None:
+            files.append(_found(wanted.name, place, wanted.largest))
+        elif wanted.needed:
+            raise InvalidInput(f"{wanted.places[0]} is missing")
+    return files
 
 
-def _bundle_name(given: str) -> str:
+def _found(name: str, path: Path, largest: int) -> File:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise InvalidInput(f"{path.name} is not a plain file")
+    if found.st_size > largest:
+        raise InvalidInput(f"{path.name} has more than {largest} bytes")
+    return File(name, path, found.st_size)
+
+
+def bundle_name(path: Path, given: str | None = None) -> str:
+    """What the bundle is called: as `given`, or as the export's folder or file is. Raises InvalidInput."""
+    given = given or (path.stem if path.suffix == ".onnx" else path.resolve().name)
     name = re.sub(r"[^a-z0-9.-]+", "-", given.lower()).strip(".-")[:64].strip(".-")
     if not name:
         raise InvalidInput(f"--name: {given!r} has no letter or digit for a bundle's name")
     return name
 
 
+def convert(name: str, files: Mapping[str, Content]) -> dict[str, bytes]:
+    """The files of the bundle `name`, version 1, made of those that `gather` found. At its height it holds
+    the model three times, beside what it is given.
+
+    A model with its settings (`id2label`) and those of its preprocessor becomes a classifier, or a tagger
+    where its labels exclude nothing; the ONNX file of a YOLO detector, with the metadata that its exporter
+    writes, a detector. Raises InvalidInput with the reason of a refusal; the model that comes out is judged,
+    as every other, before anything loads it.
+    """
+    return _classifier(name, files) if CONFIG in files else _detector(name, files[MODEL])
+
+
 # Hugging Face.
 
 
-def _classifier(folder: Path, name: str) -> dict[str, bytes]:
-    config = _settings(folder / CONFIG)
-    settings = _settings(folder / processors.SETTINGS)
+def _classifier(name: str, files: Mapping[str, Content]) -> dict[str, bytes]:
+    config = _settings(CONFIG, files)
+    settings = _settings(processors.SETTINGS, files)
     preprocessing, scaling = processors.understand(settings, str(config.get("model_type", "")))
-    place = next((folder / model for model in _MODELS if (folder / model).is_file()), None)
-    if place is None:
-        raise InvalidInput(f"{_MODELS[0]} is missing")
-    original = _content(place, manifest.limit(MODEL))
-    model = graphs.parse(original)
+    model = graphs.parse(bytes(files[MODEL]))
     labels = _labels(config)
     exclusive = config.get("problem_type") != "multi_label_classification"
     if config.get("problem_type") == "regression" or (exclusive and len(labels) == 1):
@@ -89,8 +140,8 @@ def _classifier(folder: Path, name: str) -> dict[str, bytes]:
         kind="classifier" if exclusive else "tagger",
         preprocessing=preprocessing,
         outputs={"logits": (len(labels),)},
-        origin=_origin(name, original),
-        licences=_licences(folder),
+        origin=_origin(name, files[MODEL]),
+        licence=bytes(files.get(_LICENCE, _NO_LICENCE.encode())),
     )
 
 
@@ -109,9 +160,8 @@ def _label(name: object) -> str:
 # YOLO.
 
 
-def _detector(path: Path, name: str) -> dict[str, bytes]:
-    original = _content(path, manifest.limit(MODEL))
-    model = graphs.parse(original)
+def _detector(name: str, original: Content) -> dict[str, bytes]:
+    model = graphs.parse(bytes(original))
     told = {entry.key: entry.value for entry in model.metadata_props}
     labels = _class_names(told.get("names", ""))
     if told.get("task", "detect") != "detect":
@@ -131,7 +181,7 @@ def _detector(path: Path, name: str) -> dict[str, bytes]:
         preprocessing=preprocessing,
         outputs={"boxes": (kept, 4), "scores": (kept,), "classes": (kept,)},
         origin=_origin(name, original, told.get("license", "")),
-        licences={"LICENCE.txt": (told.get("license") or _NO_LICENCE).encode()},
+        licence=(told.get("license") or _NO_LICENCE).encode(),
         overlap=_OVERLAP,
     )
 
@@ -164,45 +214,28 @@ def _bundle(
     model: bytes,
     labels: Sequence[str],
     *,
-    licences: Mapping[str, bytes],
+    licence: bytes,
     origin: Source,
     **more: Any,
 ) -> dict[str, bytes]:
-    graphs.parse(model)
-    files = {MODEL: model, LABELS: "".join(f"{label}\n" for label in labels).encode()}
-    files |= {f"{LICENCES}/{file}": text for file, text in licences.items()}
+    files = {MODEL: model, LABELS: "".join(f"{label}\n" for label in labels).encode(), _LICENCE: licence}
     digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
     listed = Manifest(format=1, name=name, version="1", files=digests, sources=(origin,), **more)
     return {MANIFEST: manifest.render(listed)} | files
 
 
-def _origin(name: str, original: bytes, licence: str = "") -> Source:
+def _origin(name: str, original: Content, licence: str = "") -> Source:
     digest = hashlib.sha256(original).hexdigest()
     return Source(
         name=name, version="1", provides="model", licence=licence[:500] or "NOASSERTION", sha256=digest
     )
 
 
-def _licences(folder: Path) -> dict[str, bytes]:
-    for name in ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt"):
-        if (folder / name).is_file():
-            return {"LICENCE.txt": _content(folder / name, manifest.limit(f"{LICENCES}/LICENCE.txt"))}
-    return {"LICENCE.txt": _NO_LICENCE.encode()}
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InvalidInput(f"{path.name} is missing")
+def _settings(name: str, files: Mapping[str, Content]) -> dict[str, Any]:
     try:
-        settings = json.loads(_content(path, _LARGEST_SETTINGS))
+        settings = json.loads(bytes(files[name]))
     except (ValueError, RecursionError):
-        raise InvalidInput(f"{path.name}: not JSON") from None
+        raise InvalidInput(f"{name}: not JSON") from None
     if not isinstance(settings, dict):
-        raise InvalidInput(f"{path.name}: a JSON object is expected")
+        raise InvalidInput(f"{name}: a JSON object is expected")
     return settings
-
-
-def _content(path: Path, largest: int) -> bytes:
-    if path.stat().st_size > largest:
-        raise InvalidInput(f"{path.name} has more than {largest} bytes")
-    return path.read_bytes()

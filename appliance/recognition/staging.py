@@ -26,8 +26,8 @@ Files = AsyncIterable[tuple[str, AsyncIterable[bytes]]]
 async def from_path(path: Path, name: str | None = None) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:
     """The files of a bundle (folder or archive), or of what another tool's export becomes (see `exports`).
 
-    Raises what `from_folder`, `from_archive` and `exports.convert` raise, InvalidInput too for a name given
-    to a bundle, which has one.
+    Raises what `from_folder`, `from_archive` and `from_export` raise, InvalidInput too for a name given to a
+    bundle, which has one.
     """
     if _is_archive(path):
         if name is not None:
@@ -42,16 +42,10 @@ async def from_path(path: Path, name: str | None = None) -> AsyncIterator[tuple[
             yield file, content
         return
     # Late: a bundle is installed without the libraries that take models apart.
-    from appliance.recognition import exports  # noqa: PLC0415
+    from appliance.recognition.conversion import from_export  # noqa: PLC0415
 
-    for file, whole in (await asyncio.to_thread(exports.convert, path, name)).items():
-        yield file, _pieces(whole)
-
-
-async def _pieces(content: bytes) -> AsyncIterator[bytes]:
-    view = memoryview(content)
-    for start in range(0, len(view), _PIECE):
-        yield bytes(view[start : start + _PIECE])
+    async for file, content in from_export(path, name):
+        yield file, content
 
 
 async def from_folder(path: Path) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:

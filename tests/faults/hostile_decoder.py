@@ -120,6 +120,9 @@ ACTS: dict[str, Callable[[int], Any]] = {
     "raise limits": lambda _: _raw(302, 0, 9, None, None),
     "become debuggable": lambda _: _raw(157, 4, 1, 0, 0, 0),
 }
+DEADLY = {"crash", "abort", "hang", "sleep", "exit"}
+HARMLESS = {"blow up", "say"}
+STOLEN = Path("/tmp/stolen")
 
 
 def _hostile(data: memoryview, preprocessing: Preprocessing, **limits: Any) -> decode.Decoded:

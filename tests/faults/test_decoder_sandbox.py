@@ -18,11 +18,8 @@ from appliance.errors import InvalidImage, Overloaded, TooLarge
 from appliance.metrics import Registry
 from appliance.recognition.bundles import Preprocessing
 from appliance.recognition.decoders import Decoders
-from tests.faults.hostile_decoder import ACTS
+from tests.faults.hostile_decoder import ACTS, DEADLY, HARMLESS, STOLEN
 
-DEADLY = {"crash", "abort", "hang", "sleep", "exit"}
-HARMLESS = {"blow up", "say"}
-STOLEN = Path("/tmp/stolen")
 SEEN = Preprocessing(size=16)
 
 
@@ -76,7 +73,7 @@ async def test_a_taken_over_decoder_is_refused(act: str) -> None:
             assert pid_of(decoders) == pid, "what is refused costs no process"
         with pytest.raises(BlockingIOError):
             canary.accept()
-    assert not STOLEN.exists()  # noqa: ASYNC240
+    assert not STOLEN.exists()
 
 
 @pytest.mark.parametrize("act", sorted(DEADLY))
@@ -115,7 +112,7 @@ async def test_what_is_to_be_kept_opens_no_lock() -> None:
             with pytest.raises(InvalidImage, match="refused with EPERM"):
                 await decoders.ingest(f"{act}@9".encode(), keep_metadata=False)
         assert (await decoders.ingest(photo(), keep_metadata=False)).width == 40
-    assert not STOLEN.exists()  # noqa: ASYNC240
+    assert not STOLEN.exists()
 
 
 async def test_memory_is_bounded() -> None:

@@ -1,5 +1,6 @@
 """Exports of other tools become bundles that see what their makers' own code would have seen."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,17 @@ LEVIT = BIT | {"image_processor_type": "LevitImageProcessor", "size": 224, "crop
 POOLFORMER = LEVIT | {"image_processor_type": "PoolFormerFeatureExtractor", "crop_pct": 0.9}
 
 
-def made(path: Path, target: Path, **options: Any) -> manifest.Verified:
+def converted(path: Path, name: str | None = None) -> dict[str, bytes]:
+    """As `conversion` has it done, here: a process for each of these would take minutes."""
+    files = {file.name: file.path.read_bytes() for file in exports.gather(path)}
+    return exports.convert(exports.bundle_name(path, name), files)
+
+
+def made(path: Path, target: Path, name: str | None = None) -> manifest.Verified:
     """The bundle written as a folder, verified whole."""
-    for name, content in exports.convert(path, **options).items():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (target / name).write_bytes(content)
+    for file, content in converted(path, name).items():
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        (target / file).write_bytes(content)
     return manifest.verify(target)
 
 
@@ -129,13 +136,13 @@ def test_a_processor_without_a_name_is_that_of_the_model(model: str, side: int) 
 def test_a_kind_that_is_not_known_is_named(tmp_path: Path, kind: object) -> None:
     folder = hugging_face(tmp_path / "model", processor=BIT | {"image_processor_type": kind})
     with pytest.raises(InvalidInput, match=rf"'{kind}' resizes is not known.*bundle\.toml"):
-        exports.convert(folder)
+        converted(folder)
 
 
 def test_a_model_of_no_known_processor_is_named(tmp_path: Path) -> None:
     folder = hugging_face(tmp_path / "model", processor={"size": 64}, model_type="imagegpt")
     with pytest.raises(InvalidInput, match="a model of type 'imagegpt' resizes is not known"):
-        exports.convert(folder)
+        converted(folder)
 
 
 def test_steps_that_are_off_are_left_out(tmp_path: Path) -> None:
@@ -252,7 +259,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_is_not_understood_is_refused(tmp_path: Path, case: str) -> None:
     options, reason = REFUSED[case]
     with pytest.raises(InvalidInput, match=reason):
-        exports.convert(hugging_face(tmp_path / "model", **options))
+        converted(hugging_face(tmp_path / "model", **options))
 
 
 @pytest.mark.parametrize("missing", ["model.onnx", "preprocessor_config.json"])
@@ -260,7 +267,24 @@ def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
     folder = hugging_face(tmp_path / "model")
     (folder / missing).unlink()
     with pytest.raises(InvalidInput, match=f"{missing} is missing"):
-        exports.convert(folder)
+        converted(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("config.json", 16 << 20), ("model.onnx", (2 << 30) - 1), ("LICENSE", 1 << 20)]
+)
+def test_what_is_too_large_is_refused_before_it_is_read(tmp_path: Path, name: str, size: int) -> None:
+    folder = hugging_face(tmp_path / "model")
+    with (folder / name).open("wb") as file:
+        file.truncate(size + 1)
+    with pytest.raises(InvalidInput, match=rf"{name} has more than {size} bytes"):
+        exports.gather(folder)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "cups.onnx")
+    with pytest.raises(InvalidInput, match=r"cups\.onnx is not a plain file"):
+        exports.gather(tmp_path / "cups.onnx")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
@@ -268,13 +292,13 @@ def test_settings_that_are_no_json_object(tmp_path: Path, text: str) -> None:
     folder = hugging_face(tmp_path / "model")
     (folder / "config.json").write_text(text)
     with pytest.raises(InvalidInput, match=r"config\.json"):
-        exports.convert(folder)
+        converted(folder)
 
 
 @pytest.mark.parametrize("name", ["...", "!!", "é"])
 def test_a_name_needs_a_letter(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidInput, match="--name"):
-        exports.convert(hugging_face(tmp_path / "model"), name)
+        converted(hugging_face(tmp_path / "model"), name)
 
 
 def test_a_model_of_an_old_opset_is_refused(tmp_path: Path) -> None:
@@ -284,7 +308,7 @@ def test_a_model_of_an_old_opset_is_refused(tmp_path: Path) -> None:
     folder = hugging_face(tmp_path / "model", model=model)
     assert onnx.load(folder / "model.onnx").opset_import[0].version == 9
     with pytest.raises(InvalidInput, match="opset 9"):
-        exports.convert(folder)
+        converted(folder)
 
 
 # YOLO: centre and size of three objects, their corners, and the certainty of each class.
