@@ -159,11 +159,12 @@ class Management:
 
         First in a trial: one that never ends, or takes all memory, must not do so where others are served.
         """
-        if self._engine is None or self._decoders is None:
-            return  # the next start tries it
         with call.ending_with_client():
             async with Trial(bundle) as trial:
-                await selftest.check(bundle, self._decoders, trial)
+                if self._decoders is not None:
+                    await selftest.check(bundle, self._decoders, trial)
+        if self._engine is None or self._decoders is None:
+            return  # the next start loads it, and has it see what its maker saw
         try:
             await self._engine.load(bundle)
             await selftest.check(bundle, self._decoders, self._engine)

@@ -294,7 +294,7 @@ def test_a_large_bundle_passes_through_little_memory(copy_state: CopyState, tmp_
         assert [one["version"] for one in state.ask("bundle", "list")["bundles"]] == ["1", "2"]
 
 
-def test_a_bundle_whose_model_does_not_run_costs_the_others_nothing(
+def test_a_model_that_does_not_run_is_refused_without_a_daemon_too(
     copy_state: CopyState, tmp_path: Path
 ) -> None:
     state = copy_state()
@@ -306,14 +306,10 @@ def test_a_bundle_whose_model_does_not_run_costs_the_others_nothing(
     model.write_bytes(another)
     edit(tmp_path / "broken" / "bundle.toml", whole, hashlib.sha256(another).hexdigest())
     edit(tmp_path / "broken" / "bundle.toml", 'version = "1"', 'version = "2"')
-    state.ask("bundle", "install", str(tmp_path / "broken"))
-    with RunningAppliance(state, state.port) as appliance:
-        (finding,) = [one for one in state.ask("status")["findings"] if one["key"].startswith("bundle.")]
-        assert "cannot be loaded" in finding["message"]
-        answer = appliance.call(
-            "POST", "/photo/tags/v2/tags", images.jpeg(), headers=appliance.headers(content_type="image/jpeg")
-        )
-        assert answer.status == 200
+    done = run(state, "bundle", "install", str(tmp_path / "broken"))
+    assert done.returncode == 1
+    assert "the model cannot be loaded" in done.stderr
+    assert [path.name for path in (state.folder / "bundles").iterdir()] == [installed.name]
 
 
 def test_output_into_a_closed_pipe_is_no_crash(appliance: RunningAppliance) -> None:
