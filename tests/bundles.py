@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from PIL import Image
+
+from tests import images
 
 
 def write(
@@ -91,6 +94,20 @@ def tagger(folder: Path, *, route: str = "tagging/fashion/v2/tags", threshold: f
         helper.make_node("Mul", ["around", "steep"], ["logits"]),
     ]
     return _of_two(folder, nodes, name="fashion", labels=("red", "green"), route=route, threshold=threshold)
+
+
+def self_tested(folder: Path, expected: Sequence[float], *, route: str = "tagging/tested/v2/tags") -> Path:
+    """The tagger with a red image, for which its maker's device is said to have given `expected`; it gives 10
+    and -10.
+    """
+    made = tagger(folder, route=route)
+    red = images.encoded(Image.new("RGB", (40, 40), "red"), "PNG")
+    (made / "selftest.png").write_bytes(red)
+    text = (made / "bundle.toml").read_text().replace('name = "fashion"', 'name = "tested"', 1)
+    selftest = f'[selftest]\nimage = "selftest.png"\noutput = "logits"\nexpected = {[*expected]}\n'
+    file = f'"selftest.png" = "{hashlib.sha256(red).hexdigest()}"'
+    (made / "bundle.toml").write_text(text.replace("[files]", f"{selftest}[files]\n{file}", 1))
+    return made
 
 
 def widening(folder: Path, times: int, *, route: str = "tagging/wide/v2/tags") -> Path:

@@ -150,8 +150,8 @@ class Management:
             customers=customers or None,
             attempt=partial(self._attempt, call),
         )
-        if self._engine is not None:
-            await self._engine.load(bundle)
+        if self._engine is not None and self._decoders is not None:
+            await selftest.serve(bundle, self._decoders, self._engine)
         return Answer(self._described(bundle), 201)
 
     async def _attempt(self, call: Call, bundle: Bundle) -> None:

@@ -25,8 +25,7 @@ from appliance.datasets.images import Clocks, open_images
 from appliance.errors import (
     ApplianceError,
     ConfigInvalid,
-    InvalidInput,
-    Overloaded,
+    Declined,
     StorageFailed,
     VolumeFull,
     WorkerLost,
@@ -149,7 +148,7 @@ class Daemon:
         decoders = await enter(Decoders(settings.recognition, registry))
         _tell("starting the devices")
         self._engine = await enter(Engine(settings.recognition, registry, damaged=state.bundles.report))
-        unusable = await self._load(state.bundles, decoders)
+        await self._load(state.bundles, decoders)
         _tell("opening the store of images")
         self._images = await enter(
             open_images(
@@ -189,8 +188,6 @@ class Daemon:
         self._erasure = await enter(state.erasure(self._images))
         _tell("observing the machine")
         self._health = await enter(Health(settings.health, self._sources(), registry))
-        for finding in unusable:
-            self._health.report(finding)
         for number, found in enumerate(self._images.upkeep.findings):
             self._health.report(health.Finding("degraded", f"datasets.{number}", found))
         if settings.bundles.allow_unsigned:
@@ -223,22 +220,17 @@ class Daemon:
         _log.info("appliance %s serves on %s", VERSION, addresses)
         systemd.notify("READY=1", f"STATUS=serving on {addresses}")
 
-    async def _load(self, bundles: Bundles, decoders: Decoders) -> list[health.Finding]:
+    async def _load(self, bundles: Bundles, decoders: Decoders) -> None:
         """Load every bundle; one whose model does not run here is a finding and costs the others nothing."""
         for damaged in bundles.damaged():
             await bundles.report(damaged.pin, damaged.fault)
-        unusable = []
         for bundle in bundles.list():
             named = f"{bundle.name} {bundle.version}"
             _tell(f"loading {named}")
             try:
-                await self._engine.load(bundle)
-                await selftest.check(bundle, decoders, self._engine)
-            except (InvalidInput, Overloaded, WorkerLost) as refusal:
-                await self._engine.unload(bundle)
+                await selftest.serve(bundle, decoders, self._engine)
+            except (Declined, WorkerLost) as refusal:
                 _log.error("bundle %s is not served: %s", named, refusal)
-                unusable.append(health.Finding("degraded", f"bundle.{bundle.name}", f"{named}: {refusal}"))
-        return unusable
 
     def _sources(self) -> health.Sources:
         return health.Sources(

@@ -80,6 +80,7 @@ class Engine:
         self._queue = registry.cpu("queue")
         self._models: dict[tuple[str, str], Model] = {}
         self._retired: set[tuple[str, str]] = set()
+        self._left_out: dict[tuple[str, str], str] = {}  # and why
         self._numbers = count()
         self._uses = count()
         self._loading = asyncio.Lock()
@@ -135,11 +136,13 @@ class Engine:
         return model is not None and model.resident and bool(self._able(model))
 
     def refused(self) -> list[tuple[str, str]]:
-        """Bundles that a restarted device did not load any more: the name, and for people which, where, why.
+        """Bundles that were left out, or that a restarted device did not load any more: the name, and for
+        people which, where, why.
 
         The next restart of the device tries again, and so does `load`. Others may be served all the while.
         """
-        return [
+        left_out = [(name, f"{name} {version}: {why}") for (name, version), why in self._left_out.items()]
+        return left_out + [
             (name, f"{model.name} on {device.worker.info['device']}: {device.refused[model]}")
             for (name, _), model in self._models.items()
             for device in self._devices
@@ -147,8 +150,11 @@ class Engine:
         ]
 
     def fault(self, bundle: Bundle) -> str | None:
-        """Why a device, or several, did not load this bundle's model any more; None where none refused it."""
-        model = self._models.get((bundle.name, bundle.version))
+        """Why this bundle was left out, or a device did not load its model any more; None where none did."""
+        key = (bundle.name, bundle.version)
+        if (why := self._left_out.get(key)) is not None:
+            return why
+        model = self._models.get(key)
         reasons = (
             [device.refused[model] for device in self._devices if model in device.refused] if model else []
         )
@@ -189,11 +195,18 @@ class Engine:
             except InvalidInput as refusal:
                 raise InvalidInput(f"bundle {bundle.name}: {refusal}") from refusal
             self._models[key] = model
+            self._left_out.pop(key, None)
 
-    async def unload(self, bundle: Bundle) -> None:
-        """Forget the bundle's model once the requests for it that are under way are answered."""
+    async def unload(self, bundle: Bundle, *, because: str | None = None) -> None:
+        """Forget the bundle's model once the requests for it that are under way are answered.
+
+        `because` is what `fault` and `refused` tell from then on, until it is loaded or unloaded again.
+        """
         key = (bundle.name, bundle.version)
         async with self._loading:
+            self._left_out.pop(key, None)
+            if because is not None:
+                self._left_out[key] = because
             model = self._models.get(key)
             if model is None:
                 return

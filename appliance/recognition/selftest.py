@@ -5,10 +5,11 @@ from typing import Protocol
 
 import numpy as np
 
-from appliance.errors import InvalidInput
+from appliance.errors import Declined, InvalidInput, WorkerLost
 from appliance.recognition.bundle import Bundle
 from appliance.recognition.decoders import Decoders
 from appliance.recognition.devices import Outputs
+from appliance.recognition.engine import Engine
 
 
 class Infers(Protocol):
@@ -38,3 +39,19 @@ async def check(bundle: Bundle, decoders: Decoders, where: Infers) -> None:
         raise InvalidInput(
             f"self-test: value {worst} of {test.output} is {given[worst]:.6g} and not {expected[worst]:.6g}"
         )
+
+
+async def serve(bundle: Bundle, decoders: Decoders, engine: Engine) -> None:
+    """Have the engine serve an installed bundle; one that it did not serve is checked once loaded.
+
+    Raises Declined or WorkerLost where that cannot be; it is left out then, and `engine.fault` tells why.
+    """
+    served = engine.serves(bundle)
+    try:
+        await engine.load(bundle)
+        if not served:
+            await check(bundle, decoders, engine)
+    except (Declined, WorkerLost) as refusal:
+        if not served:
+            await engine.unload(bundle, because=str(refusal))
+        raise

@@ -1,6 +1,5 @@
 """Bundles over the operator's socket: tried before they are listed, and for some customers alone."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,27 +42,17 @@ def tag(served: Served, tenant: Tenant, path: str = "/tagging/fashion/v2/tags") 
     return served.site.call("POST", path, RED, tenant.headers(content_type="image/png"))
 
 
-def with_selftest(folder: Path, expected: list[float], route: str = "tagging/tested/v2/tags") -> Path:
-    made = bundles.tagger(folder, route=route)
-    (made / "selftest.png").write_bytes(RED)
-    text = (made / "bundle.toml").read_text().replace('name = "fashion"', 'name = "tested"', 1)
-    selftest = f'[selftest]\nimage = "selftest.png"\noutput = "logits"\nexpected = {expected}\n'
-    file = f'"selftest.png" = "{hashlib.sha256(RED).hexdigest()}"'
-    (made / "bundle.toml").write_text(text.replace("[files]", f"{selftest}[files]\n{file}", 1))
-    return made
-
-
 def test_a_bundle_sees_its_own_image_before_it_is_listed(served: Served, tmp_path: Path) -> None:
     before = listed(served)
-    refused = upload(served, with_selftest(tmp_path / "wrong", [10.0, 3.0]))
+    refused = upload(served, bundles.self_tested(tmp_path / "wrong", [10.0, 3.0]))
     assert refused.status == 400
     assert "self-test: value 1 of logits is -10 and not 3" in refused.document["detail"]
     assert listed(served) == before
     for number, expected in enumerate(([float("nan")], [1e30], [0.0] * 3)):
-        wrong = with_selftest(tmp_path / f"wrong{number}", expected)
+        wrong = bundles.self_tested(tmp_path / f"wrong{number}", expected)
         assert upload(served, wrong).status == 400
     assert listed(served) == before
-    made = upload(served, with_selftest(tmp_path / "right", [10.0, -10.0]))
+    made = upload(served, bundles.self_tested(tmp_path / "right", [10.0, -10.0]))
     assert made.status == 201, made.body
     tenant = served.tenant("who uses what was tested")
     (record,) = tag(served, tenant, "/tagging/tested/v2/tags").document["records"]

@@ -20,7 +20,7 @@ import zstandard
 from onnx import numpy_helper
 
 from demo.state import DemoState
-from tests import images
+from tests import bundles, images
 from tests.exports import classifier_model
 from tests.running import CopyState, RunningAppliance
 from tests.system.fake_systemd import edit
@@ -310,6 +310,32 @@ def test_a_model_that_does_not_run_is_refused_without_a_daemon_too(
     assert done.returncode == 1
     assert "the model cannot be loaded" in done.stderr
     assert [path.name for path in (state.folder / "bundles").iterdir()] == [installed.name]
+
+
+def test_a_bundle_that_a_start_leaves_out_costs_the_others_nothing_and_is_told_of_until_it_goes(
+    copy_state: CopyState, tmp_path: Path
+) -> None:
+    """What its maker's device saw no process but a daemon can hold against this one."""
+    state, reason = copy_state(), "self-test: value 1 of logits is -10 and not 3"
+    source = str(bundles.self_tested(tmp_path / "tested", [10.0, 3.0]))
+    state.ask("bundle", "install", source)
+
+    def findings() -> list[str]:
+        return [one["message"] for one in state.ask("status")["findings"] if one["key"] == "bundle.tested"]
+
+    with RunningAppliance(state, state.port) as appliance:
+        assert findings() == [f"tested 1: {reason}"]
+        assert reason in [one["fault"] for one in state.ask("bundle", "list")["bundles"]]
+        done = run(state, "bundle", "install", source)
+        assert (done.returncode, reason in done.stderr) == (1, True), "nor is it served as it comes once more"
+        asked = appliance.headers(content_type="image/jpeg")
+        answers = [
+            appliance.call("POST", f"/{route}/v2/tags", images.jpeg(), headers=asked).document["records"]
+            for route in ("photo/tags", "tagging/tested")
+        ]
+        assert [record["_status"]["code"] for (record,) in answers] == [200, 404]
+        state.ask("bundle", "remove", "tested", "1")
+        assert findings() == []
 
 
 def test_output_into_a_closed_pipe_is_no_crash(appliance: RunningAppliance) -> None:
