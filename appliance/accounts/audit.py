@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
+from appliance.accounts.endings import IS_SUSPENDED
 from appliance.errors import Forbidden, StorageFailed
 from appliance.ledger import Connection, Ledger
 
@@ -189,7 +190,6 @@ _COLUMNS = (
     "seq, time, CAST(actor_kind AS BLOB), CAST(actor_id AS BLOB), CAST(request AS BLOB), CAST(event AS BLOB),"
     " CAST(customer AS BLOB), CAST(subject AS BLOB), CAST(details AS BLOB)"
 )
-_IS_SUSPENDED = "SELECT suspended_at IS NOT NULL FROM customers WHERE id = ?"
 
 
 def record(  # noqa: PLR0917 - the columns of the row, in their order
@@ -207,7 +207,7 @@ def record(  # noqa: PLR0917 - the columns of the row, in their order
     names, metadata and record contents have no place in it. Raises Forbidden when the act is a token's of a
     customer that is suspended by now: the call may have begun before.
     """
-    if actor.kind == "token" and connection.execute(_IS_SUSPENDED, (customer,)).get:
+    if actor.kind == "token" and connection.execute(IS_SUSPENDED, (customer,)).get:
         raise Forbidden(SUSPENDED)
     text = json.dumps(details or {}, sort_keys=True, separators=(",", ":"), allow_nan=False)
     connection.execute(

@@ -7,6 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any, NewType, Self
 
 from appliance.accounts.audit import Actor, Event, record
+from appliance.accounts.endings import (
+    CUSTOMER_CLAIMED_AT,
+    CUSTOMER_ERASED_AT,
+    CUSTOMER_RESUMED_AT,
+    CUSTOMER_SUSPENDED_AT,
+    SUSPENDED_CUSTOMERS,
+)
 from appliance.errors import Conflict, InvalidInput, NotFound
 from appliance.ledger import Connection, Ledger
 
@@ -19,7 +26,8 @@ HAS_CLAIMED = (
 """Of a row of customers, as an expression of SQL: whether the audit log says so."""
 
 _MAX_NAME = 200
-_COLUMNS = "id, name, created_at, suspended_at, claimed_at, resumed_at"
+_COLUMNS = f"id, name, created_at, {CUSTOMER_SUSPENDED_AT}, {CUSTOMER_CLAIMED_AT}, {CUSTOMER_RESUMED_AT}"
+_LIVING = f"SELECT {_COLUMNS} FROM customers WHERE {CUSTOMER_ERASED_AT} IS NULL"  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +46,10 @@ class Customer:
 
 
 class Customers:
-    """The customers of this appliance: the truth in the ledger, their ids also in memory."""
+    """The customers of this appliance: the truth in the ledger, their ids also in memory.
+
+    What the audit log has told of one stays so, whatever a hand has made of its row: see `endings`.
+    """
 
     def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
         self._ledger = ledger
@@ -100,16 +111,17 @@ class Customers:
         now = int(self._clock() * 1000)
 
         def act(connection: Connection) -> Customer:
-            found = _existing(connection, customer)
-            if (found.suspended_at is None) == (suspended_at is None):
-                return found
-            resumed_at = now if suspended_at is None else found.resumed_at
+            changed = _existing(connection, customer)
+            if (changed.suspended_at is None) != (suspended_at is None):
+                resumed_at = now if suspended_at is None else changed.resumed_at
+                changed = replace(changed, suspended_at=suspended_at, resumed_at=resumed_at)
+                record(connection, now, actor, event, customer, customer)
+            # Also where nothing changes: so a row that a hand has changed is put right.
             connection.execute(
                 "UPDATE customers SET suspended_at = ?, resumed_at = ? WHERE id = ?",
-                (suspended_at, resumed_at, customer),
+                (changed.suspended_at, changed.resumed_at, customer),
             )
-            record(connection, now, actor, event, customer, customer)
-            return replace(found, suspended_at=suspended_at, resumed_at=resumed_at)
+            return changed
 
         return await self._ledger.write(act, then=self._note_suspended)
 
@@ -132,7 +144,6 @@ class Customers:
     def forget(self, customer: CustomerId) -> None:
         """Its erasure has begun: it is known no more, and none of its tokens is taken."""
         self._known.discard(customer)
-        self._suspended.add(customer)
 
     async def list(self) -> list[Customer]:
         """All customers by name, without those whose erasure has begun."""
@@ -147,8 +158,8 @@ class Customers:
         return customer in self._known
 
     def suspended(self, customer: CustomerId) -> bool:
-        """Whether none of its tokens is taken, from memory."""
-        return customer in self._suspended
+        """Whether none of its tokens is taken, from memory; of one that is not known none is."""
+        return customer in self._suspended or customer not in self._known
 
     def claimed(self, customer: CustomerId) -> bool:
         """Whether it has used a token, from memory."""
@@ -175,7 +186,8 @@ def is_claimed(connection: Connection, customer: CustomerId) -> bool:
 
 def check_living(connection: Connection, customer: CustomerId) -> None:
     """Within an act that makes something for a customer. Raises NotFound, also once its erasure has begun."""
-    if not connection.execute("SELECT 1 FROM customers WHERE id = ? AND erased_at IS NULL", (customer,)).get:
+    living = f"SELECT 1 FROM customers WHERE id = ? AND {CUSTOMER_ERASED_AT} IS NULL"  # noqa: S608
+    if not connection.execute(living, (customer,)).get:
         raise NotFound("no such customer")
 
 
@@ -187,20 +199,15 @@ def _checked_name(name: str) -> str:
 
 
 def _all(connection: Connection) -> list[Customer]:
-    rows = connection.execute(f"SELECT {_COLUMNS} FROM customers WHERE erased_at IS NULL ORDER BY name")  # noqa: S608
-    return [_customer(row) for row in rows]
+    return [_customer(row) for row in connection.execute(f"{_LIVING} ORDER BY name")]
 
 
 def _suspended(connection: Connection) -> list[CustomerId]:
-    rows = connection.execute("SELECT id FROM customers WHERE suspended_at IS NOT NULL")
-    return [CustomerId(row[0]) for row in rows]
+    return [CustomerId(row[0]) for row in connection.execute(SUSPENDED_CUSTOMERS)]
 
 
 def _existing(connection: Connection, customer: CustomerId) -> Customer:
-    row = connection.execute(
-        f"SELECT {_COLUMNS} FROM customers WHERE id = ? AND erased_at IS NULL",  # noqa: S608
-        (customer,),
-    ).fetchone()
+    row = connection.execute(f"{_LIVING} AND id = ?", (customer,)).fetchone()
     if row is None:
         raise NotFound("no such customer")
     return _customer(row)

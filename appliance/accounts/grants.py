@@ -24,7 +24,7 @@ import msgspec
 from appliance.accounts import holders
 from appliance.accounts.audit import AUDITED, Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers
-from appliance.accounts.endings import GRANT_CLOSED_BY
+from appliance.accounts.endings import CUSTOMER_SUSPENDED_AT, GRANT_CLOSED_BY
 from appliance.accounts.seals import Seals
 from appliance.errors import Conflict, Forbidden, InvalidInput, NotFound, SealBroken
 from appliance.ledger import Connection, Ledger
@@ -374,7 +374,7 @@ def _admitting(  # noqa: PLR0917 - whoever wants to see what
         f"SELECT {_HELD} FROM grants"  # noqa: S608 - a constant
         " WHERE customer = ?1 AND operator = ?2 AND ?3 = 'operator'"
         " AND opened_at IS NOT NULL AND closed IS NULL AND ends_at > ?4"
-        " AND customer IN (SELECT id FROM customers WHERE suspended_at IS NULL)"
+        f" AND (SELECT {CUSTOMER_SUSPENDED_AT} IS NULL FROM customers WHERE id = grants.customer)"
         " ORDER BY ends_at DESC",
         (customer, actor.id, actor.kind, now),
     ).fetchall()

@@ -16,7 +16,7 @@ import msgspec
 
 from appliance.accounts.audit import AUDITED, Actor
 from appliance.accounts.customers import CustomerId
-from appliance.accounts.endings import REVOKED_BY_LOG_ALONE, TOKEN_REVOKED_AT
+from appliance.accounts.endings import CUSTOMER_RESUMED_AT, REVOKED_BY_LOG_ALONE, TOKEN_REVOKED_AT
 from appliance.accounts.rights import Rights, Scope
 from appliance.errors import Conflict, NotFound, Unauthenticated
 from appliance.ledger import Connection
@@ -46,7 +46,7 @@ _END = len(COVERED)
 _RECOVERY, _CREATED = COVERED.index("recovery"), COVERED.index("created_at")
 _OF_RIGHTS = slice(COVERED.index("customer"), _RECOVERY)
 _VALID_FROM = (
-    "iif(recovery, max(created_at, coalesce((SELECT resumed_at FROM customers"  # noqa: S608
+    f"iif(recovery, max(created_at, coalesce((SELECT {CUSTOMER_RESUMED_AT} FROM customers"  # noqa: S608
     f" WHERE customers.id = tokens.customer), 0)) + {RECOVERY_SECONDS * 1000}, NULL)"
 )
 _SHOWN = f"{_HELD}, {TOKEN_REVOKED_AT}, last_used_at, {_VALID_FROM}"

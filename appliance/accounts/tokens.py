@@ -10,6 +10,7 @@ from typing import Any, Self
 from appliance.accounts import holders, token_rows
 from appliance.accounts.audit import SUSPENDED, Actor, Event, record
 from appliance.accounts.customers import CustomerId, Customers, is_claimed
+from appliance.accounts.endings import IS_SUSPENDED
 from appliance.accounts.last_uses import LastUses
 from appliance.accounts.live_tokens import LiveTokens
 from appliance.accounts.rights import (
@@ -445,8 +446,7 @@ def _check_issuer(connection: Connection, actor: Actor, customer: CustomerId, *,
     claimed = is_claimed(connection, customer)
     if recovery and not claimed:
         raise Conflict("the customer has used no token yet: issue an ordinary one, without recovery")
-    suspended = "SELECT suspended_at IS NOT NULL FROM customers WHERE id = ?"
-    if recovery and connection.execute(suspended, (customer,)).get:
+    if recovery and connection.execute(IS_SUSPENDED, (customer,)).get:
         raise Conflict("the customer is suspended, and could not see this: resume it first")
     if actor.kind == "operator" and claimed and not recovery:
         raise Forbidden(_CLAIMED)

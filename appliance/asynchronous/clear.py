@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.endings import ERASED_CUSTOMERS
 from appliance.accounts.seals import Seals
 from appliance.asynchronous.seals import RequestSeals
 from appliance.errors import SealBroken
@@ -27,10 +28,10 @@ _SOME = """
 SELECT number, id, clear.response, clear.webhook FROM clear_requests AS clear JOIN requests USING (number)
     WHERE customer = ? ORDER BY number LIMIT ?
 """
-_CUSTOMERS = """
+_CUSTOMERS = f"""
 SELECT DISTINCT customer FROM clear_requests JOIN requests USING (number)
-    WHERE customer NOT IN (SELECT id FROM customers WHERE erased_at IS NOT NULL) ORDER BY customer
-"""
+    WHERE customer NOT IN ({ERASED_CUSTOMERS}) ORDER BY customer
+"""  # noqa: S608 - constants
 
 _log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ import msgspec
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.endings import SUSPENDED_CUSTOMERS
 from appliance.accounts.forward import corrected
 from appliance.accounts.seals import Seals
 from appliance.asynchronous.clear import seal_clear_requests
@@ -36,9 +37,7 @@ _END = (
     "UPDATE requests SET status = ?, response = ?, finished_at = ?,"
     " due_at = CASE WHEN webhook IS NULL THEN NULL ELSE ? END"
 )
-_TELLABLE = (
-    "webhook IS NOT NULL AND customer NOT IN (SELECT id FROM customers WHERE suspended_at IS NOT NULL)"
-)
+_TELLABLE = f"webhook IS NOT NULL AND customer NOT IN ({SUSPENDED_CUSTOMERS})"
 _MOST_ATTEMPTS = 1000  # what is counted beyond is damage
 _DAMAGED = "what the request was answered is damaged: send it again"
 LOST = "the appliance stopped before this request ended: send it again"

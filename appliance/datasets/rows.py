@@ -5,6 +5,7 @@ from typing import Any
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.endings import CUSTOMER_SUSPENDED_AT
 from appliance.accounts.forward import resting
 from appliance.datasets.records import Dataset, DatasetId, Image, ImageId, Place, Visibility
 from appliance.errors import NotFound
@@ -41,7 +42,7 @@ def linked(connection: Connection, image_id: str) -> tuple[Image, Visibility, in
         " JOIN datasets ON datasets.number = images.dataset"
         " JOIN customers ON customers.id = datasets.customer"
         " WHERE images.id = ? AND images.deleted_at IS NULL AND datasets.erased_at IS NULL"
-        " AND customers.suspended_at IS NULL",
+        f" AND {CUSTOMER_SUSPENDED_AT} IS NULL",
         (image_id,),
     ).fetchone()
     return None if found is None else (_image(found[:12]), found[12], found[13])

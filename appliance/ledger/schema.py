@@ -102,18 +102,18 @@ def _lying(connection: apsw.Connection) -> Iterator[str]:
     if not indices:
         return
     columns = sorted({column for index in indices for column in index.columns} | {"seq"})
-    told = [defaultdict[tuple[object, ...], set[int]](set) for _ in indices]
+    told = [defaultdict[tuple[object, ...], list[int]](list) for _ in indices]
     conditions = [f"({index.condition})" for index in indices]
     events = ", ".join(sorted({event for condition in conditions for event in _EVENT.findall(condition)}))
     scan = (
         f"SELECT {', '.join(columns + conditions)} FROM audit NOT INDEXED"  # noqa: S608
-        f" WHERE event IN ({events}) AND ({' OR '.join(conditions)})"
+        f" WHERE event IN ({events}) AND ({' OR '.join(conditions)}) ORDER BY seq"
     )
     for row in connection.execute(scan):
         values = dict(zip(columns, row, strict=False))
         for index, rows, met in zip(indices, told, row[len(columns) :], strict=True):
             if met:
-                rows[tuple(values[column] for column in index.columns)].add(values["seq"])
+                rows[tuple(values[column] for column in index.columns)].append(values["seq"])
     for index, rows in zip(indices, told, strict=True):
         if not _finds(connection, index, rows):
             yield index.name
@@ -131,12 +131,12 @@ def _asked(connection: apsw.Connection) -> Iterator[_Index]:
         yield _Index(_OF_CUSTOMERS, _TOLD_OF_CUSTOMERS, ("customer", "seq"))
 
 
-def _finds(connection: apsw.Connection, index: _Index, told: dict[tuple[object, ...], set[int]]) -> bool:
-    """Asked as the appliance asks it. An index of few rows has nothing else either, in whatever order."""
+def _finds(connection: apsw.Connection, index: _Index, told: dict[tuple[object, ...], list[int]]) -> bool:
+    """Asked as the appliance asks it, by the order of the log too. An index of few rows has nothing else."""
     by = f"FROM audit INDEXED BY {index.name} WHERE {index.condition}"
     asked = " AND ".join(f"{column} IS ?" for column in index.columns)
     found = (
-        {row[0] for row in connection.execute(f"SELECT seq {by} AND {asked}", key)} == seqs
+        [row[0] for row in connection.execute(f"SELECT seq {by} AND {asked} ORDER BY seq", key)] == seqs
         for key, seqs in told.items()
     )
     if index.name == _OF_CUSTOMERS:

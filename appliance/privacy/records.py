@@ -8,15 +8,20 @@ from typing import Any
 from prometheus_client.samples import Sample
 
 from appliance.accounts.audit import Event
-from appliance.accounts.endings import AGREEMENT_REVOKED_AT, TOKEN_REVOKED_AT
+from appliance.accounts.endings import (
+    AGREEMENT_REVOKED_AT,
+    CUSTOMER_ERASED_AT,
+    CUSTOMER_SUSPENDED_AT,
+    TOKEN_REVOKED_AT,
+)
 from appliance.config import Config
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
 from appliance.residency import Residency
 from appliance.vault import Keyring
 
-_CUSTOMERS = """
-SELECT id, name, created_at, suspended_at,
+_CUSTOMERS = f"""
+SELECT id, name, created_at, {CUSTOMER_SUSPENDED_AT},
     (SELECT count(*) FROM datasets WHERE customer = customers.id AND erased_at IS NULL),
     (SELECT coalesce(sum(images), 0) FROM datasets WHERE customer = customers.id AND erased_at IS NULL),
     (SELECT coalesce(sum(bytes), 0) FROM datasets WHERE customer = customers.id AND erased_at IS NULL),
@@ -29,8 +34,8 @@ SELECT id, name, created_at, suspended_at,
     (SELECT coalesce(sum(count), 0) FROM collections WHERE customer = customers.id AND NOT removed),
     (SELECT count(*) FROM requests WHERE customer = customers.id),
     (SELECT count(*) FROM feeds JOIN collections ON number = collection WHERE customer = customers.id)
-FROM customers WHERE erased_at IS NULL ORDER BY name
-"""
+FROM customers WHERE {CUSTOMER_ERASED_AT} IS NULL ORDER BY name
+"""  # noqa: S608 - constants
 _AGREEMENTS = f"""
 SELECT customer, kind,
     CASE WHEN {AGREEMENT_REVOKED_AT} IS NOT NULL THEN 'revoked' WHEN valid_until <= ? THEN 'expired'

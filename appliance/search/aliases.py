@@ -17,6 +17,7 @@ from uuid import UUID
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.endings import ERASED_CUSTOMERS
 from appliance.errors import (
     ApplianceError,
     CapacityExceeded,
@@ -37,7 +38,7 @@ MOST = 1000
 """Of one customer: all are in memory, and each has a key in the keyring."""
 _NAME = re.compile(r"[A-Za-z0-9.-]{1,64}")
 _COLUMNS = "id, customer, name, collection, changed_at"
-_LIVING = " WHERE customer NOT IN (SELECT id FROM customers WHERE erased_at IS NOT NULL)"
+_LIVING = f" WHERE customer NOT IN ({ERASED_CUSTOMERS})"
 
 _log = logging.getLogger(__name__)
 

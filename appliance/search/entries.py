@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.endings import ERASED_CUSTOMERS
 from appliance.errors import Conflict, InvalidInput, NotFound, QuotaReached
 from appliance.ledger import Connection
 from appliance.search.numbering import span
@@ -14,7 +15,7 @@ _COLUMNS = (
     "number, id, container, customer, name, backbone, dim, created_at, count, name_handle, recall, emptied,"
     " spare"
 )
-_OF_ALL = "?1 IS NULL AND customer NOT IN (SELECT id FROM customers WHERE erased_at IS NOT NULL)"
+_OF_ALL = f"?1 IS NULL AND customer NOT IN ({ERASED_CUSTOMERS})"
 
 
 @dataclass(frozen=True, slots=True)

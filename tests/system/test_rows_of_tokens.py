@@ -28,6 +28,8 @@ def test_a_state_of_the_schema_before_goes_on_and_is_guarded_from_then(copy_stat
         state.folder,
         "DROP INDEX audit_of_starts",
         "DROP INDEX audit_of_damaged_tokens",
+        "DROP INDEX audit_of_customers",
+        "DROP INDEX audit_of_claims",
         "ALTER TABLE tokens DROP COLUMN row_mac",
         "ALTER TABLE clock_corrections DROP COLUMN reached",
         "ALTER TABLE images DROP COLUMN rests_from",

@@ -1,9 +1,10 @@
-"""What rows of tokens, agreements and grants say, held against what the audit log has told of them."""
+"""What rows of customers, tokens, agreements and grants say, held against what the audit log has told."""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 
@@ -53,6 +54,67 @@ class Endings:
         for kind, query in self._BACK:
             for seq, subject in connection.execute(query):
                 yield f"entry {seq}: it ended {kind} {subject}, and the row says otherwise: that was changed"
+
+
+class Standing:
+    """That customers are erased, suspended and resumed in their rows as the log has told it.
+
+    By the order of its entries, of which none comes after an erasure. What a customer is called the log does
+    not know, nor whom a restore of before suspended or erased again: rows that say more than it are told.
+    """
+
+    _ROWS = (
+        "SELECT id, erased_at IS NOT NULL AND name = id, coalesce(suspended_at, erased_at) IS NOT NULL,"
+        " resumed_at FROM customers"
+    )
+
+    def __init__(self) -> None:
+        self._erased: dict[str, int] = {}
+        self._suspended: dict[str, int] = {}
+        self._resumed: dict[str, tuple[int, int]] = {}
+        self._again: list[tuple[str, int]] = []
+
+    def see(self, entry: Recorded) -> None:
+        customer = str(entry.subject)
+        if entry.event == Event.CUSTOMER_ERASE:
+            if customer in self._erased:
+                self._again.append((customer, entry.seq))
+            self._erased[customer] = entry.seq
+        elif entry.event == Event.CUSTOMER_SUSPEND:
+            self._suspended[customer] = entry.seq
+        elif entry.event == Event.CUSTOMER_RESUME:
+            self._suspended.pop(customer, None)
+            self._resumed[customer] = entry.seq, entry.time
+
+    def judge(self, connection: Connection) -> Judgement:
+        rows = {str(identity): said for identity, *said in connection.execute(self._ROWS)}
+        return Judgement(list(self._findings(rows)), list(self._remarks(rows)))
+
+    def _findings(self, rows: dict[str, list[Any]]) -> Iterator[str]:
+        nothing = [0, 0, None]
+        for customer, seq in self._erased.items():
+            if not rows.get(customer, nothing)[0]:
+                yield _otherwise(seq, "erased", customer)
+        for customer, seq in self._suspended.items():
+            if customer not in self._erased and not rows.get(customer, nothing)[1]:
+                yield _otherwise(seq, "suspended", customer)
+        for customer, (seq, time) in self._resumed.items():
+            if customer not in self._erased and rows.get(customer, nothing)[2] != time:
+                yield _otherwise(seq, "resumed", customer)
+
+    def _remarks(self, rows: dict[str, list[Any]]) -> Iterator[str]:
+        for customer, seq in self._again:
+            yield f"entry {seq}: customer {customer} was erased again: its row had been put back"
+        ended = self._erased.keys() | self._suspended.keys()
+        if alone := [customer for customer, said in rows.items() if said[1] and customer not in ended]:
+            yield (
+                f"{len(alone)} customers are suspended or erased by their rows alone, first {min(alone)}:"
+                " by a restore of an earlier version, or that was changed"
+            )
+
+
+def _otherwise(seq: int, what: str, customer: str) -> str:
+    return f"entry {seq}: it {what} customer {customer}, and the row says otherwise: that was changed"
 
 
 class Issued:

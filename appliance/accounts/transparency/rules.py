@@ -11,7 +11,7 @@ from appliance.accounts.customers import HAS_CLAIMED
 from appliance.accounts.token_rows import TOLD_OF_RECOVERY
 from appliance.accounts.transparency.judgement import Judgement, Rule
 from appliance.accounts.transparency.leaves import Recorded
-from appliance.accounts.transparency.rows import Endings, Held, Issued, Written
+from appliance.accounts.transparency.rows import Endings, Held, Issued, Standing, Written
 from appliance.ledger import Connection
 
 _SET_BACK_MS = 60_000
@@ -250,6 +250,7 @@ def all_rules(public: str | None) -> list[Rule]:
         Certified(public),
         Claims(),
         Recoveries(),
+        Standing(),
         Endings(),
         Issued(),
         Held(),

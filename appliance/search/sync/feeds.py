@@ -10,6 +10,7 @@ import msgspec
 
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.endings import SUSPENDED_CUSTOMERS
 from appliance.errors import Conflict, NotFound, SealBroken
 from appliance.ledger import Connection, Ledger
 from appliance.search.entries import Entry, find_collection
@@ -24,7 +25,7 @@ KEPT_RUNS = 20
 _FORGOTTEN_AT_ONCE = 5000
 _OPEN = (State.WAITING, State.RUNNING, State.NEEDS_CONFIRMATION)
 _RUN = "id, state, asked, may_go, began_at, ended_at, report"
-_ACTIVE = "customer NOT IN (SELECT id FROM customers WHERE suspended_at IS NOT NULL)"
+_ACTIVE = f"customer NOT IN ({SUSPENDED_CUSTOMERS})"
 _SOURCE: msgspec.msgpack.Decoder[Source] = msgspec.msgpack.Decoder(Source)
 _REPORT: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 _KNOWN: msgspec.msgpack.Decoder[dict[str, str]] = msgspec.msgpack.Decoder(dict[str, str])

@@ -54,6 +54,9 @@ def recorded(state: Path, *acts: Act, also: Also | None = None) -> None:
                 )
                 for actor, event, subject, details, seconds in acts:
                     record(connection, NOW_MS + seconds * 1000, actor, event, ALICE, subject, details)
+                    if event is Event.CUSTOMER_ERASE:
+                        marked = "UPDATE customers SET name = id, erased_at = 1 WHERE id = ?"
+                        connection.execute(marked, (subject,))
                 if also is not None:
                     also(connection, Certificates(log.ledger, log.keyring.service))
 
@@ -184,7 +187,7 @@ def test_an_erasure_without_its_certificate_is_found(
 
 def test_an_erasure_that_goes_on_is_told(tmp_path: Path) -> None:
     def begin(connection: Connection, _: Certificates) -> None:
-        connection.execute("UPDATE customers SET erased_at = 1, erasing = '{}' WHERE id = 'alice'")
+        connection.execute("UPDATE customers SET erasing = '{}' WHERE id = 'alice'")
 
     act = (OPERATOR, Event.CUSTOMER_ERASE, "alice", dict[str, object](), 0)
     assert findings(tmp_path / "state", act, also=begin) == [

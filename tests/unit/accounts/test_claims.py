@@ -186,6 +186,25 @@ async def test_a_row_that_was_changed_unclaims_nobody(
         with pytest.raises(Forbidden, match="revokes them itself"):
             await tokens.revoke(OPERATOR, None, used.id)
         await tokens.add(OPERATOR, customer, recovery=True)
+        assert customers.claimed(customer)
+        assert (await customers.get(customer)).claimed_at == int(accounts.clock.now * 1000)
+
+
+@pytest.mark.parametrize("resumed_at", ["NULL", "0"])
+async def test_a_row_that_was_changed_gives_no_day_of_a_suspension_back(
+    accounts: Accounts, customer: CustomerId, resumed_at: str
+) -> None:
+    issued = await recovered(accounts, customer)
+    await accounts.customers.suspend(OPERATOR, customer)
+    accounts.clock.now += 3 * DAY
+    await accounts.customers.resume(OPERATOR, customer)
+    await tampered(accounts, f"UPDATE customers SET resumed_at = {resumed_at}")
+    (listed,) = [token for token in await accounts.tokens.list(customer) if token.valid_from is not None]
+    assert listed.valid_from == int((accounts.clock.now + DAY) * 1000)
+    accounts.clock.now += DAY - 1
+    assert not await taken(accounts, issued)
+    accounts.clock.now += 1
+    assert await taken(accounts, issued)
 
 
 @pytest.mark.parametrize("change", ["recovery = 0", "created_at = 0", "recovery = 0, created_at = 0"])

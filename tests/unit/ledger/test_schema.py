@@ -18,6 +18,8 @@ PARTIAL = (
     "audit_of_closed_grants",
     "audit_of_starts",
     "audit_of_damaged_tokens",
+    "audit_of_customers",
+    "audit_of_claims",
 )
 ENTRY = (
     "INSERT INTO audit (time, actor_kind, actor_id, event, customer, subject, details)"
@@ -33,6 +35,8 @@ TOLD = (
     ("daemon.start", None, '{"schema":31}'),
     ("token.damaged", "changed", "{}"),
     ("customer.claim", "zoo", "{}"),
+    ("customer.suspend", "zoo", "{}"),
+    ("customer.resume", "zoo", "{}"),
     ("customer.erase", "zoo", "{}"),
 )
 
@@ -173,6 +177,13 @@ async def test_an_index_that_hides_what_became_of_customers_is_found(folder: Pat
 async def test_an_index_with_as_many_entries_or_more_but_others_is_found(folder: Path, made: str) -> None:
     hollow(folder, "audit_of_revoked_tokens", made)
     assert "audit_of_revoked_tokens" in await refused(folder)
+
+
+async def test_an_index_with_its_entries_in_another_order_is_found(folder: Path) -> None:
+    """The last one of a customer counts."""
+    events = "event IN ('customer.suspend', 'customer.resume', 'customer.erase')"
+    hollow(folder, "audit_of_customers", f"ON audit (subject, time DESC) WHERE {events}")
+    assert "audit_of_customers" in await refused(folder)
 
 
 async def test_indices_that_are_written_anew_are_taken_again(folder: Path) -> None:
