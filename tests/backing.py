@@ -11,7 +11,7 @@ from appliance.backup.restoration import Restored, restore
 from appliance.backup.source import Backups
 from appliance.backup.verification import Verified, opened, verify
 from appliance.vault import Keyring
-from tests.storing import ACTOR, ROOT, Stand
+from tests.storing import ACTOR, OPERATOR, ROOT, Stand
 
 
 def silent(step: str, done: int, total: int) -> None:
@@ -72,7 +72,7 @@ async def put_back(
         bytearray(root),
         newer=newer,
         clock=lambda: 1_900_000_000.0,
-        actor=ACTOR,
+        actor=OPERATOR,
         progress=silent,
     )
 

@@ -200,7 +200,7 @@ async def _replayed(staged: Path, backup: Opened, keys: Keyring, actor: Actor, n
     details: dict[str, object] = {"entry": backup.header.entry, **backup.ended.counts()}
 
     def act(connection: Connection) -> int:
-        tombstones.replay(connection, keys.service, backup.ended, now)
+        tombstones.replay(connection, keys.service, actor, backup.ended, now)
         grants.close_all(connection, keys.service, now)  # any may have been revoked since
         connection.execute("DELETE FROM data_folder")  # the next start makes one on the volume that it finds
         record(connection, now, actor, Event.BACKUP_RESTORE, None, str(backup.header.backup), details)

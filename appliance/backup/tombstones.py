@@ -10,8 +10,14 @@ from typing import Any, Literal
 import msgspec
 
 from appliance.accounts import token_rows
-from appliance.accounts.audit import Event
-from appliance.accounts.endings import AGREEMENT_REVOKED_AT, TOKEN_REVOKED_AT
+from appliance.accounts.audit import Actor, Event, record
+from appliance.accounts.endings import (
+    AGREEMENT_REVOKED_AT,
+    CUSTOMER_CLAIMED_AT,
+    CUSTOMER_ERASED_AT,
+    CUSTOMER_SUSPENDED_AT,
+    TOKEN_REVOKED_AT,
+)
 from appliance.datasets import rows
 from appliance.errors import BackupInvalid
 from appliance.ledger import Connection
@@ -47,26 +53,32 @@ _REPLAYED: tuple[tuple[Kind, str], ...] = (
     ("collection", "UPDATE collections SET removed = 1 WHERE id = :id"),
     ("agreement", "UPDATE agreements SET revoked_at = :value WHERE id = :id AND revoked_at IS NULL"),
     ("links", "UPDATE datasets SET visibility = :text, epoch = max(epoch, :value) WHERE id = :id"),
-    ("suspension", "UPDATE customers SET suspended_at = :value WHERE id = :id AND suspended_at IS NULL"),
     ("customer", _ERASE),
+    ("suspension", "UPDATE customers SET suspended_at = :value WHERE id = :id AND suspended_at IS NULL"),
     ("claim", "UPDATE customers SET claimed_at = :value WHERE id = :id AND claimed_at IS NULL"),
 )
+_RECORDED: dict[Kind, Event] = {
+    "customer": Event.CUSTOMER_ERASE,
+    "suspension": Event.CUSTOMER_SUSPEND,
+    "claim": Event.CUSTOMER_CLAIM,
+}
+"""What the restored log is told too, for rows of customers are held against it."""
 # What goes after the keys of its customer have gone.
 _DATASETS_OF_ERASED = (
-    "SELECT datasets.id, customers.erased_at FROM customers JOIN datasets ON customer = customers.id"
-    " WHERE customers.erased_at IS NOT NULL AND datasets.erased_at IS NULL"
+    f"SELECT datasets.id, {CUSTOMER_ERASED_AT} AS at FROM customers JOIN datasets ON customer = customers.id"  # noqa: S608
+    " WHERE at IS NOT NULL AND datasets.erased_at IS NULL"
 )
 _COLLECTIONS_OF_ERASED = (
-    "SELECT collections.id, erased_at FROM customers JOIN collections ON customer = customers.id"
-    " WHERE erased_at IS NOT NULL AND NOT removed"
+    f"SELECT collections.id, {CUSTOMER_ERASED_AT} AS at"  # noqa: S608
+    " FROM customers JOIN collections ON customer = customers.id WHERE at IS NOT NULL AND NOT removed"
 )
 _TOLD: tuple[tuple[Kind, str], ...] = (
     ("token", f"SELECT id, {TOKEN_REVOKED_AT} AS at FROM tokens WHERE at IS NOT NULL"),  # noqa: S608
     ("agreement", f"SELECT id, {AGREEMENT_REVOKED_AT} AS at FROM agreements WHERE at IS NOT NULL"),  # noqa: S608
     ("links", "SELECT id, epoch, visibility FROM datasets WHERE erased_at IS NULL"),
-    ("suspension", "SELECT id, suspended_at FROM customers WHERE suspended_at IS NOT NULL"),
-    ("customer", "SELECT id, erased_at FROM customers WHERE erased_at IS NOT NULL"),
-    ("claim", "SELECT id, claimed_at FROM customers WHERE claimed_at IS NOT NULL"),
+    ("suspension", f"SELECT id, {CUSTOMER_SUSPENDED_AT} AS at FROM customers WHERE at IS NOT NULL"),  # noqa: S608
+    ("customer", f"SELECT id, {CUSTOMER_ERASED_AT} AS at FROM customers WHERE at IS NOT NULL"),  # noqa: S608
+    ("claim", f"SELECT id, {CUSTOMER_CLAIMED_AT} AS at FROM customers WHERE at IS NOT NULL"),  # noqa: S608
     ("collection", _COLLECTIONS_OF_ERASED),
 )
 _BEING_DELETED = (
@@ -152,9 +164,9 @@ def read(file: SealedFile) -> tuple[Origin, Iterator[Ending]]:
     return origin, _decoded(lines)
 
 
-def replay(connection: Connection, keys: Keys, ended: Ended, now: int) -> None:
+def replay(connection: Connection, keys: Keys, actor: Actor, ended: Ended, now: int) -> None:
     """End it all again in a ledger that still has it, within an act of `Ledger.write`. `keys` are the
-    appliance's own.
+    appliance's own, `actor` is who restores: the log tells of customers that are ended so.
 
     Images lose their rows and keep a tombstone. Customers, datasets and collections are out of sight at once;
     the next start erases what is theirs, as it does after an erasure that a stop interrupted.
@@ -163,6 +175,8 @@ def replay(connection: Connection, keys: Keys, ended: Ended, now: int) -> None:
         for ending in ended.of[kind].values():
             value = ending.value if kind == "links" else ending.value or now
             connection.execute(statement, {"id": ending.id, "value": value, "text": ending.text})
+            if (event := _RECORDED.get(kind)) and connection.changes():
+                record(connection, now, actor, event, ending.id, ending.id)
     token_rows.adopt(connection, keys)
     for ending in ended.of["token"].values():
         token_rows.end(connection, keys, ending.id, ending.value or now)

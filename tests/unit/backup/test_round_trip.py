@@ -11,7 +11,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from appliance import config, metrics
-from appliance.accounts.audit import Actor, Event, entries
+from appliance.accounts.audit import Actor, Event, entries, record
 from appliance.accounts.grants import Access, Grants
 from appliance.accounts.tokens import Tokens
 from appliance.backup.contents import APPLIANCE, BACKUPS
@@ -30,6 +30,7 @@ from appliance.ledger import Connection
 from appliance.search.collections import Collections
 from appliance.search.records import CollectionId, NewRecord, Record
 from appliance.vault import Keyring
+from tests.auditing import edit
 from tests.backing import Shelf, proven, put_back, silent, source
 from tests.storing import ACTOR, OPERATOR, ROOT, Clock, Stand, stand
 
@@ -294,11 +295,12 @@ async def test_a_customer_that_was_suspended_since_stays_suspended(
     newest = await shelf.take(open_stand)
     assert proven(made.folder, made.keyring, newer=newest.tombstones).ended["suspensions"] == 1
     await put_back(made.folder, newest.keyring, tmp_path / "again", newer=newest.tombstones)
+    edit(tmp_path / "again", "UPDATE customers SET suspended_at = NULL")  # the restored log knows it, too
     async with (
         stand(tmp_path / "again") as again,
         Tokens(again.ledger, again.keyring.service, again.customers, again.clock) as tokens,
     ):
-        assert (await again.customers.get(dataset.customer)).suspended_at == int(open_stand.clock() * 1000)
+        assert (await again.customers.get(dataset.customer)).suspended_at is not None
         assert again.customers.suspended(resumed)  # as it was in the backup: an operator resumes it
         with pytest.raises(Forbidden, match="suspended"):
             tokens.verify(issued.token)
@@ -310,6 +312,35 @@ async def test_a_customer_that_was_suspended_since_stays_suspended(
     await put_back(newest.folder, newest.keyring, tmp_path / "newest", newer=newest.tombstones)
     async with stand(tmp_path / "newest") as again:
         assert not again.customers.suspended(resumed)
+
+
+async def test_what_rows_deny_of_customers_is_ended_by_a_restore_and_told_to_its_log(
+    open_stand: Stand, shelf: Shelf, tmp_path: Path
+) -> None:
+    dataset, _ = await filled(open_stand)
+    asleep, gone = await open_stand.customer("Bob"), await open_stand.customer("Carol")
+    made = await shelf.take(open_stand)
+    await open_stand.customers.suspend(OPERATOR, asleep)
+    await open_stand.customers.claim(OPERATOR, dataset.customer)
+    await open_stand.ledger.write(
+        lambda connection: record(connection, 0, OPERATOR, Event.CUSTOMER_ERASE, gone, gone)
+    )
+    await open_stand.ledger.write(
+        lambda connection: (
+            connection.execute("UPDATE customers SET suspended_at = NULL, claimed_at = NULL").get
+        )
+    )
+    newest = await shelf.take(open_stand)
+    restored = await put_back(made.folder, made.keyring, tmp_path / "again", newer=newest.tombstones)
+    ended = restored.verified.ended
+    assert (ended["suspensions"], ended["customers"], ended["claims"]) == (2, 1, 1)
+    async with stand(tmp_path / "again") as again:
+        log = [(entry.event, entry.customer) for entry in await again.ledger.read(entries)]
+    assert log[-4:-1] == [
+        (Event.CUSTOMER_ERASE, gone),
+        (Event.CUSTOMER_SUSPEND, asleep),
+        (Event.CUSTOMER_CLAIM, dataset.customer),
+    ]
 
 
 async def test_what_is_being_erased_counts_as_erased(open_stand: Stand, shelf: Shelf, tmp_path: Path) -> None:
