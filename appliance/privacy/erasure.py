@@ -5,7 +5,8 @@
     the rest   collections, datasets, tokens, and what else refers to the customer, some rows at a time
     certified  when no byte of it is in the ledger or its log
 
-Every step can be repeated, so that an erasure which a stop interrupts goes on at the next start.
+Every step can be repeated, so that an erasure which a stop interrupts goes on at the next start. A customer
+whose row somebody puts back is erased once more then: the audit log tells that it was, and tells of this too.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from appliance.accounts.agreements import AgreementId, Agreements
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.certificates import Certificate, Certificates, Erased
 from appliance.accounts.customers import CustomerId, Customers, check_living
+from appliance.accounts.endings import ERASED_CUSTOMERS
 from appliance.accounts.tokens import Tokens
 from appliance.background import end_tasks
 from appliance.datasets.catalogue import Datasets
@@ -56,7 +58,9 @@ _log = logging.getLogger(__name__)
 
 
 class Erasure:
-    """Erases customers. Entering goes on with what a stop interrupted; leaving interrupts."""
+    """Erases customers. Entering goes on with what a stop interrupted, and erases again whom somebody has put
+    back; leaving interrupts.
+    """
 
     def __init__(
         self,
@@ -84,6 +88,10 @@ class Erasure:
         """Whose erasure could not go on: it does with the next call, or the next start."""
 
     async def __aenter__(self) -> Self:
+        for customer in await self._ledger.read(_put_back):
+            _log.error("the row of customer %s, which was erased, was put back: it is erased again", customer)
+            again = partial(self._mark, actor=_ERASURE, customer=customer)
+            await self._ledger.write(again, then=self._forget)
         for customer in await self._ledger.read(_erased):  # also what an older version left of them
             await asyncio.to_thread(self._keyring.destroy_customer, UUID(customer))
         for customer in await self._ledger.read(_under_way):
@@ -104,7 +112,12 @@ class Erasure:
         if customer not in await self._ledger.read(_under_way):
             if (await self._customers.get(customer)).name != name:
                 raise InvalidInput("name: to erase a customer give its name with it, letter by letter")
-            await self._ledger.write(partial(self._mark, actor=actor, customer=customer), then=self._forget)
+
+            def act(connection: Connection) -> CustomerId:
+                check_living(connection, customer)
+                return self._mark(connection, actor, customer)
+
+            await self._ledger.write(act, then=self._forget)
         await asyncio.shield(self._start(customer))
         return (await self._certificates.list(customer, about=customer))[-1]
 
@@ -120,7 +133,6 @@ class Erasure:
         await self._datasets.go_on(customer)
 
     def _mark(self, connection: Connection, actor: Actor, customer: CustomerId) -> CustomerId:
-        check_living(connection, customer)
         now, counts = int(self._clock() * 1000), str(connection.execute(_COUNTS, (customer,)).get)
         connection.execute(_MARK, (customer, now, counts))
         details: dict[str, object] = dict(msgspec.json.decode(counts, type=dict[str, int]))
@@ -177,6 +189,15 @@ class Erasure:
 def _under_way(connection: Connection) -> list[CustomerId]:
     found = connection.execute("SELECT id FROM customers WHERE erasing IS NOT NULL ORDER BY erased_at, id")
     return [CustomerId(row[0]) for row in found]
+
+
+def _put_back(connection: Connection) -> list[CustomerId]:
+    """Whose rows are not as an erasure leaves them: the log tells that there was one."""
+    query = (
+        "SELECT id FROM customers WHERE (erased_at IS NULL OR name <> id)"  # noqa: S608
+        f" AND id IN ({ERASED_CUSTOMERS})"
+    )
+    return [CustomerId(row[0]) for row in connection.execute(query)]
 
 
 def _erased(connection: Connection) -> list[CustomerId]:
