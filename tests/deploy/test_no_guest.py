@@ -21,7 +21,7 @@ def machine(tmp_path: Path) -> Callable[..., Told]:
     """Runs `./dev e2e` with a PATH of a few real programs and these scripts by name, no qemu among them."""
 
     def run(**scripts: str) -> Told:
-        for name in ("sh", "dirname", "grep", "cat", "uname"):
+        for name in ("sh", "dirname", "grep", "cat", "uname", "env"):
             real = shutil.which(name)
             assert real is not None
             (tmp_path / name).symlink_to(real)
@@ -49,6 +49,14 @@ def test_where_apt_fails_the_packages_are_named(machine: Callable[..., Told]) ->
     assert told.returncode == 77
     assert "no mirror answers" in told.stderr
     assert "the packages needed are: qemu-system-x86 " in told.stderr
+
+
+def test_what_apt_says_of_a_success_is_not_passed_on(machine: Callable[..., Told]) -> None:
+    told = machine(id=ROOT, dpkg_query=NOTHING_INSTALLED, apt_get="echo unpacking; echo unpacked >&2")
+    assert told.returncode == 77
+    assert "installing Debian packages" in told.stderr
+    assert "qemu-system-x86_64 is not installed" in told.stderr
+    assert "unpack" not in told.stdout + told.stderr
 
 
 def test_on_another_distribution_the_missing_command_is_named(machine: Callable[..., Told]) -> None:
