@@ -145,14 +145,14 @@ def prepare(folder: Path, port: int, tell: Callable[[str], None]) -> DemoState:
     if not state.task_file.exists():
         tell("building the starter backbone")
         _deliver(state.task_file, _install_starter(state))
+    if state.token_file.exists() and state.collection_file.exists():
+        return state
+    tell("creating the customer, its token and its collection")
+    customer = _find_or_add(state, ["customer", "list"], ["customer", "add", CUSTOMER], CUSTOMER)
     if not state.token_file.exists():
-        tell("creating the customer and its token")
-        customer = _find_or_add(state, ["customer", "list"], ["customer", "add", CUSTOMER], CUSTOMER)
         scopes = [word for scope in SCOPES for word in ("--scope", scope)]
         _deliver(state.token_file, str(state.ask("token", "add", customer, *scopes)["token"]))
     if not state.collection_file.exists():
-        tell("creating the collection")
-        customer = _find_or_add(state, ["customer", "list"], ["customer", "add", CUSTOMER], CUSTOMER)
         made = _find_or_add(
             state, ["collection", "list"], ["collection", "add", customer, COLLECTION], COLLECTION, customer
         )

@@ -1,5 +1,7 @@
 """Fixtures that more than one kind of test uses: a prepared state folder and real daemons on it."""
 
+import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 
@@ -12,8 +14,17 @@ from tests.serving import Served, Tenant
 
 @pytest.fixture(scope="session")
 def prepared_state(tmp_path_factory: pytest.TempPathFactory) -> DemoState:
-    """What `./dev run` makes before it starts the daemon; nobody serves it, tests copy it."""
-    return prepare(tmp_path_factory.mktemp("prepared") / "state", free_port(), lambda line: None)
+    """What `./dev run` makes before it starts the daemon; nobody serves it, tests copy it.
+
+    It is made once for all workers of a run, by the first that asks.
+    """
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent
+    with (run / "prepared.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Always with the same port: of what is complete it changes nothing, while others copy it.
+        return prepare(run / "prepared" / "state", 8080, lambda line: None)
 
 
 @pytest.fixture(scope="session")
