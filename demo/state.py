@@ -121,11 +121,16 @@ class DemoState:
 
     def ask(self, *words: str) -> Any:
         """Run a verb with --json and return its document; raises StepFailed with the verb's reason."""
-        done = subprocess.run(self.command(*words, "--json"), capture_output=True, check=False)
+        done = self.run(*words, "--json")
         if done.returncode:
-            reason = (done.stderr or done.stdout).decode(errors="replace").strip()
+            reason = (done.stderr or done.stdout).strip()
             raise StepFailed(f"appliance {' '.join(words)}: exit {done.returncode}: {reason}")
         return json.loads(done.stdout)
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a verb to its end, whatever that is."""
+        command = self.command(*words)
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
 
 
 def prepare(folder: Path, port: int, tell: Callable[[str], None]) -> DemoState:

@@ -10,6 +10,7 @@ import pytest
 from demo.state import DemoState, prepare
 from tests.running import CopyState, RunningAppliance, free_port
 from tests.serving import Served, Tenant
+from tests.verbs import ForkedState
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def copy_state(prepared_state: DemoState, tmp_path_factory: pytest.TempPathFacto
     def copy() -> DemoState:
         folder = tmp_path_factory.mktemp("copied") / "state"
         shutil.copytree(prepared_state.folder, folder)
-        return prepare(folder, free_port(), lambda line: None)
+        return ForkedState(prepare(folder, free_port(), lambda line: None).folder)
 
     return copy
 

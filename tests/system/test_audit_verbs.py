@@ -11,7 +11,7 @@ from tests.running import CopyState, RunningAppliance
 
 
 def run(state: DemoState, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(state.command(*words), capture_output=True, text=True, check=False, timeout=60)
+    return state.run(*words)
 
 
 def refusal(state: DemoState, *words: str) -> tuple[int, str, str]:

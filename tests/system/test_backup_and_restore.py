@@ -15,21 +15,9 @@ from tests.backing import Shelf
 from tests.running import CopyState, RunningAppliance, free_port
 from tests.storing import ACTOR, stand
 from tests.system.fake_systemd import edit
+from tests.verbs import ForkedState
 
 SETTINGS = ("appliance.toml", "residency.toml", "root.key", "demo.token", "demo.collection", "demo.task")
-
-
-def run(state: DemoState, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(state.command(*words), capture_output=True, text=True, check=False, timeout=60)
-
-
-def refusal(state: DemoState, *words: str) -> tuple[int, str]:
-    """The exit code and the `error` of a refused verb; its reason is on stderr too."""
-    done = run(state, *words, "--json")
-    document = json.loads(done.stdout)
-    assert set(document) == {"error", "reason"}
-    assert document["reason"] in done.stderr
-    return done.returncode, document["error"]
 
 
 def another_server(state: DemoState, folder: Path) -> DemoState:
@@ -38,7 +26,7 @@ def another_server(state: DemoState, folder: Path) -> DemoState:
     for name in SETTINGS:
         shutil.copy(state.folder / name, folder)
     edit(folder / "appliance.toml", f"127.0.0.1:{state.port}", f"127.0.0.1:{free_port()}")
-    return DemoState(folder)
+    return ForkedState(folder)
 
 
 async def with_images(state: DemoState, size: int = 10_000) -> None:
@@ -47,6 +35,15 @@ async def with_images(state: DemoState, size: int = 10_000) -> None:
         dataset = await opened.datasets.add(ACTOR, await opened.customer("museum"), "Summer")
         for number in range(3):
             await opened.store.put(ACTOR, dataset, f"{number} ".encode() * (size // 2))
+
+
+def refusal(state: DemoState, *words: str) -> tuple[int, str]:
+    """The exit code and the `error` of a refused verb; its reason is on stderr too."""
+    done = state.run(*words, "--json")
+    document = json.loads(done.stdout)
+    assert set(document) == {"error", "reason"}
+    assert document["reason"] in done.stderr
+    return done.returncode, document["error"]
 
 
 @pytest.fixture(params=["with a daemon", "without one"])
@@ -96,7 +93,7 @@ def test_a_restored_appliance_goes_on(copy_state: CopyState, tmp_path: Path, ser
         assert [one["key"] for one in status["findings"] if one["severity"] == "degraded"] == [
             "datasets.clock"
         ]
-        assert "backup.restore" in run(again, "audit", "list").stdout
+        assert "backup.restore" in again.run("audit", "list").stdout
         # Over a daemon's state nothing is restored.
         assert refusal(again, "restore", *given, "--without-tombstones") == (1, "state_in_use")
 
@@ -110,7 +107,7 @@ def test_refusals(copy_state: CopyState, tmp_path: Path) -> None:
     made = state.ask("backup", "--to", backups, "--keyring-to", keyrings)
     given = ("restore", "--from", made["backup"], "--keyring", made["keyring"])
     assert refusal(state, *given) == (1, "tombstones_needed")
-    assert made["tombstones"] in run(state, *given).stderr
+    assert made["tombstones"] in state.run(*given).stderr
     assert refusal(state, *given, "--without-tombstones") == (1, "conflict")
     assert refusal(state, *given, "--without-tombstones", "--tombstones", "x") == (2, "usage")
     again = another_server(state, tmp_path / "again")
@@ -121,10 +118,10 @@ def test_refusals(copy_state: CopyState, tmp_path: Path) -> None:
     (damaged, *_) = (Path(made["backup"]) / "bundles").iterdir()
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert refusal(again, *given, "--without-tombstones") == (1, "backup_invalid")
-    assert f"{damaged}: changed" in run(again, *given, "--verify-only").stderr
+    assert f"{damaged}: changed" in again.run(*given, "--verify-only").stderr
     assert not (again.folder / "ledger.db").exists()
     (again.folder / ".restore").mkdir()  # as one that was killed leaves it
-    started = run(again, "serve")
+    started = again.run("serve")
     assert started.returncode == 1
     assert "run `appliance restore` again" in started.stderr
     assert refusal(again, "customer", "list") == (1, "storage_failed")

@@ -40,8 +40,7 @@ def collection(state: DemoState, customer: str, name: str) -> str:
 
 
 def refused(state: DemoState, *words: str) -> str:
-    command = state.command("collection", *words)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = state.run("collection", *words)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     return done.stderr.splitlines()[-1]
 

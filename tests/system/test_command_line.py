@@ -36,7 +36,7 @@ def state(request: pytest.FixtureRequest, copy_state: CopyState) -> DemoState:
 
 
 def run(state: DemoState, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(state.command(*words), capture_output=True, text=True, check=False, timeout=60)
+    return state.run(*words)
 
 
 def refusal(state: DemoState, *words: str) -> tuple[int, str]:
@@ -156,6 +156,19 @@ def test_people_read_tables(state: DemoState) -> None:
     bundles = run(state, "bundle", "list").stdout
     assert "efficientnet-lite0" in bundles
     assert state.task in bundles
+
+
+@pytest.mark.parametrize(
+    "words", [("customer", "list"), ("token", "revoke", "x", "--json"), ("customer", "add")]
+)
+def test_a_verb_in_a_process_of_its_own_says_the_same(state: DemoState, words: tuple[str, ...]) -> None:
+    """The others are forked from one interpreter."""
+    alone, forked = DemoState(state.folder).run(*words), state.run(*words)
+    assert (alone.returncode, alone.stdout, alone.stderr) == (
+        forked.returncode,
+        forked.stdout,
+        forked.stderr,
+    )
 
 
 def test_a_refused_bundle_says_why(state: DemoState, tmp_path: Path) -> None:

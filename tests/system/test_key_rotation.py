@@ -32,12 +32,8 @@ def new(tmp_path: Path) -> Path:
     return file
 
 
-def run(state: DemoState, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(state.command(*words), capture_output=True, text=True, check=False, timeout=60)
-
-
 def refusal(state: DemoState, *words: str) -> tuple[int, str, str]:
-    done = run(state, *words, "--json")
+    done = state.run(*words, "--json")
     document = json.loads(done.stdout)
     return done.returncode, document["error"], document["reason"]
 
@@ -81,7 +77,7 @@ def test_a_root_is_rotated_under_a_running_appliance(state: DemoState, new: Path
                 "rotation": "restart",
                 "root_key_file": str(present),
             }
-            said = run(state, "key", "rotate", "root", str(new)).stdout
+            said = state.run("key", "rotate", "root", str(new)).stdout
             copying, _, retiring = [line.strip() for line in said.splitlines()[1:]]
             assert retiring == "appliance key retire"
             (notice,) = notices(state)
@@ -118,7 +114,7 @@ def test_a_root_is_rotated_under_a_running_appliance(state: DemoState, new: Path
             assert form not in log + json.dumps(acts) + said
 
     present.write_bytes(old)
-    served = run(state, "serve")
+    served = state.run("serve")
     assert served.returncode == 78
     assert "Traceback" not in served.stderr
     assert f"{state.folder / 'keyring'} was made for another root key" in served.stderr
@@ -134,12 +130,12 @@ def test_without_a_daemon_it_is_the_same(state: DemoState, new: Path) -> None:
     present = state.folder / "root.key"
     old = present.read_bytes()
     assert state.ask("key", "rotate", "root", str(new))["rotation"] == "restart"
-    listed = run(state, "key", "list").stdout
+    listed = state.run("key", "list").stdout
     assert "change 3 of the keyring" in listed  # the second was the key of the collection
     assert "restart" in listed
     new.write_bytes(create_root())  # lost before it was put in place
     assert refusal(state, "key", "rotate", "root", str(new))[:2] == (1, "conflict")
-    taken_back = run(state, "key", "rotate", "root", str(present))
+    taken_back = state.run("key", "rotate", "root", str(present))
     assert "taken back" in taken_back.stdout
     assert state.ask("key", "rotate", "root", str(new))["rotation"] == "restart"
     present.write_bytes(new.read_bytes())

@@ -13,10 +13,6 @@ from tests.system.fake_systemd import edit
 from tests.waiting import eventually
 
 
-def run(state: DemoState, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(state.command(*words), capture_output=True, text=True, check=False, timeout=60)
-
-
 def verified(state: DemoState, report: Path, key: Path) -> Any:
     """What a report proves, without configuration, state or daemon."""
     program = state.command()[0]
@@ -75,7 +71,7 @@ def test_a_refused_connection_is_in_the_audit_log(appliance: RunningAppliance) -
 
 
 def test_people_read_it_and_scopes_hold(appliance: RunningAppliance) -> None:
-    told = run(appliance.state, "residency", "report")
+    told = appliance.state.run("residency", "report")
     assert told.returncode == 0, told.stderr
     assert "demonstration, CZ: demonstration at " in told.stdout
     assert "(undeclared)" in told.stdout
@@ -83,7 +79,7 @@ def test_people_read_it_and_scopes_hold(appliance: RunningAppliance) -> None:
 
 
 def test_a_report_is_of_a_running_daemon(copy_state: CopyState) -> None:
-    assert run(copy_state(), "residency", "report").returncode == 69
+    assert copy_state().run("residency", "report").returncode == 69
 
 
 def test_a_backup_goes_where_the_residency_file_has_it(copy_state: CopyState, tmp_path: Path) -> None:
@@ -91,7 +87,7 @@ def test_a_backup_goes_where_the_residency_file_has_it(copy_state: CopyState, tm
     shelf.mkdir()
     (tmp_path / "keyrings").mkdir()
     words = ("backup", "--to", str(shelf), "--keyring-to", str(tmp_path / "keyrings"))
-    told = run(state, *words)
+    told = state.run(*words)
     assert told.returncode == 0, told.stderr
     assert "declares no [[backups]]" in told.stderr
     target = f'[[backups]]\nname = "shelf"\npath = "{shelf}"\ncountry = "CZ"\n\n[[clients]]\ncidr = "::1/128"'
