@@ -25,11 +25,11 @@ def run(config: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
 
 
-def refusal(config: Path) -> str:
+def refusal(state: DemoState) -> str:
     """`serve` and `check-config` refuse with 78 and the same reasons, which are returned."""
-    served = run(config, "serve")
+    served = run(state.config, "serve")
     assert served.returncode == 78, served.stderr
-    checked = run(config, "check-config", "--json")
+    checked = state.run("check-config", "--json")
     assert checked.returncode == 78
     document = json.loads(checked.stdout)
     assert document["error"] == "config_invalid"
@@ -40,7 +40,7 @@ def refusal(config: Path) -> str:
 def test_every_finding_at_once(state: DemoState) -> None:
     edit(state.config, "[api]\n", "[api]\nmax_bodi_bytes = 5\nbody_seconds = 'long'\n")
     edit(state.config, "lame_duck_seconds = 0", "lame_duck_seconds = -1")
-    reasons = refusal(state.config).splitlines()
+    reasons = refusal(state).splitlines()
     assert len(reasons) == 3
     for key in ("api.max_bodi_bytes", "api.body_seconds", "lifecycle.lame_duck_seconds"):
         assert any(f"{state.config}: {key}: " in reason for reason in reasons), reasons
@@ -52,7 +52,7 @@ def test_a_country_outside_the_eu(state: DemoState, profile: str) -> None:
     edit(state.config, "[api]\n", '[api]\npublic_url = "https://appliance.example"\n')
     residency = state.folder / "residency.toml"
     edit(residency, 'country = "CZ"', 'country = "US"')
-    reason = refusal(state.config)
+    reason = refusal(state)
     assert f"{residency}: country" in reason
     assert "US" in reason
 
@@ -60,20 +60,20 @@ def test_a_country_outside_the_eu(state: DemoState, profile: str) -> None:
 def test_an_unknown_key_in_the_residency_file(state: DemoState) -> None:
     residency = state.folder / "residency.toml"
     residency.write_text('region = "anywhere"\n' + residency.read_text())
-    reason = refusal(state.config)
+    reason = refusal(state)
     assert f"{residency}: region" in reason
     assert "anywhere" in reason
 
 
 def test_a_demo_beyond_loopback(state: DemoState) -> None:
     edit(state.config, f'"127.0.0.1:{state.port}"', f'"0.0.0.0:{state.port}"')
-    assert "api.listen" in refusal(state.config)
+    assert "api.listen" in refusal(state)
 
 
 def test_production_without_what_it_needs(state: DemoState) -> None:
     edit(state.config, 'profile = "demo"', 'profile = "production"')
     edit(state.config, 'residency = "residency.toml"\n', "")
-    reason = refusal(state.config)
+    reason = refusal(state)
     assert ": residency: " in reason
     assert ": api.public_url: " in reason
 
@@ -83,7 +83,7 @@ def test_production_on_a_volume_that_is_not_encrypted(state: DemoState) -> None:
         pytest.skip("this machine's temporary folder is encrypted")
     edit(state.config, 'profile = "demo"', 'profile = "production"')
     edit(state.config, "[api]\n", '[api]\npublic_url = "https://appliance.example"\n')
-    reason = refusal(state.config)
+    reason = refusal(state)
     assert f"{state.config}: state: " in reason
     assert "LUKS" in reason
 
