@@ -16,7 +16,7 @@ import re
 import unicodedata
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NewType
 
 import msgspec
@@ -145,8 +145,8 @@ class Grants:
         drafted = await self._draft(customer, access, reason, "customer")
 
         def act(connection: Connection) -> GrantId:
-            _insert(connection, self._keys, drafted)
-            until = self._approve(connection, drafted.asked_at, actor, drafted)
+            inserted = _insert(connection, self._keys, drafted)
+            until = self._approve(connection, drafted.asked_at, actor, inserted)
             _record(connection, drafted.asked_at, actor, Event.GRANT_OPEN, drafted, until=until)
             return drafted.id
 
@@ -263,17 +263,15 @@ class Grants:
         """Until when the grant is live by this approval, None while others are missing."""
         if self._needed > 1:
             holders.check_speaks(connection, self._keys, actor, found.id)
-        connection.execute(
-            "INSERT INTO grant_approvals (grant_id, token, approved_at) VALUES (?, ?, ?)",
-            (found.id, actor.id, now),
-        )
+        approved = replace(found, approvals=_with_approval(connection, now, actor.id, found))
         until = None
-        if len(found.approvals) + 1 >= self._needed:
+        if len(approved.approvals) >= self._needed:
             until = now + found.access.hours * _HOUR
-            connection.execute(
-                "UPDATE grants SET opened_at = ?, ends_at = ? WHERE id = ?", (now, until, found.id)
-            )
-        _vouch(connection, self._keys, found.id)
+            approved = replace(approved, opened_at=now, ends_at=until)
+        connection.execute(
+            "UPDATE grants SET opened_at = ?, ends_at = ?, mac = ? WHERE id = ?",
+            (approved.opened_at, approved.ends_at, _mac(self._keys, _columns(approved)), found.id),
+        )
         return until
 
     async def _draft(
@@ -284,7 +282,7 @@ class Grants:
         identity, now = GrantId(str(uuid.uuid4())), self._now()
         sealed = await self._seals.seal(customer, _REASON, _checked_reason(reason).encode(), identity)
         ends_at = now + ANSWER_HOURS * _HOUR
-        return _Row(identity, customer, access, sealed, asked_by, now, (), None, ends_at, None)
+        return _Row(identity, customer, access, sealed, asked_by, now, None, ends_at, None, 0, ())
 
     async def _done(self, customer: CustomerId, act: Callable[[Connection], GrantId]) -> Grant:
         return await self._found(customer, await self._ledger.write(act))
@@ -323,10 +321,11 @@ class _Row:
     sealed: bytes  # the reason
     asked_by: Literal["operator", "customer"]
     asked_at: int
-    approvals: tuple[str, ...]
     opened_at: int | None
     ends_at: int
     closed: Closed | None
+    seq: int  # how far the audit log went when it was asked for
+    approvals: tuple[str, ...]
 
 
 def close_all(connection: Connection, keys: Keys, now: int) -> None:
@@ -408,37 +407,56 @@ _CLOSED_BY: dict[str | None, Closed] = {
 _HELD = f"{_COLUMNS}, mac, {GRANT_CLOSED_BY}"
 
 
-def _insert(connection: Connection, keys: Keys, row: _Row) -> None:
-    access = row.access
+def _insert(connection: Connection, keys: Keys, drafted: _Row) -> _Row:
+    """A new grant, as it stands in the ledger then."""
+    row = replace(drafted, seq=int(connection.execute(f"SELECT {AUDITED}").get))
+    *columns, _ = _columns(row)
     connection.execute(
-        "INSERT INTO grants"  # noqa: S608
-        " (id, customer, operator, dataset, images, hours, reason, asked_by, asked_at, ends_at, seq)"
-        f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {AUDITED})",
-        (
-            row.id,
-            row.customer,
-            access.operator,
-            access.dataset,
-            json.dumps(access.images) if access.images else None,
-            access.hours,
-            row.sealed,
-            row.asked_by,
-            row.asked_at,
-            row.ends_at,
-        ),
+        "INSERT INTO grants (id, customer, operator, hours, dataset, images, reason, asked_by, asked_at,"
+        " opened_at, ends_at, closed, seq, mac) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*columns, _mac(keys, _columns(row))),
     )
-    _vouch(connection, keys, row.id)
+    return row
 
 
 def _close(connection: Connection, keys: Keys, now: int, found: _Row, how: Closed) -> None:
-    connection.execute("UPDATE grants SET closed = ?, closed_at = ? WHERE id = ?", (how, now, found.id))
-    _vouch(connection, keys, found.id)
+    connection.execute(
+        "UPDATE grants SET closed = ?, closed_at = ?, mac = ? WHERE id = ?",
+        (how, now, _mac(keys, _columns(replace(found, closed=how))), found.id),
+    )
 
 
-def _vouch(connection: Connection, keys: Keys, grant: GrantId) -> None:
-    """Have the row count as it is now, after whatever this module changes in it or its approvals."""
-    (row,) = connection.execute(f"SELECT {_COLUMNS} FROM grants WHERE id = ?", (grant,)).fetchall()  # noqa: S608
-    connection.execute("UPDATE grants SET mac = ? WHERE id = ?", (_mac(keys, row), grant))
+def _with_approval(connection: Connection, now: int, token: str, found: _Row) -> tuple[str, ...]:
+    """Who has approved it, one more by now, in the order that they are read in."""
+    query = "SELECT approved_at, token FROM grant_approvals WHERE grant_id = ?"
+    before = [(at, one) for at, one in connection.execute(query, (found.id,)) if one in found.approvals]
+    connection.execute(
+        "INSERT INTO grant_approvals (grant_id, token, approved_at) VALUES (?, ?, ?)", (found.id, token, now)
+    )
+    return tuple(one for _, one in sorted([*before, (now, token)]))
+
+
+def _columns(row: _Row) -> tuple[Any, ...]:
+    """What _COLUMNS are to say. The MAC is over this, and never over what a row says once it is written: a
+    trigger that somebody has put into the ledger would have the last word in it.
+    """
+    access = row.access
+    return (
+        row.id,
+        row.customer,
+        access.operator,
+        access.hours,
+        access.dataset,
+        json.dumps(access.images) if access.images else None,
+        row.sealed,
+        row.asked_by,
+        row.asked_at,
+        row.opened_at,
+        row.ends_at,
+        row.closed,
+        row.seq,
+        json.dumps(row.approvals, separators=(",", ":")),  # as SQLite writes it
+    )
 
 
 def _owned(connection: Connection, keys: Keys, customer: CustomerId | None, grant: GrantId) -> _Row:
@@ -475,7 +493,8 @@ def _mac(keys: Keys, columns: Sequence[Any]) -> bytes:
 def _row(columns: Sequence[Any], told: Closed | None) -> _Row:
     identity, customer, operator, hours, dataset, images, sealed, asked_by, asked_at, *rest = columns
     access = Access(operator, hours, dataset, tuple(json.loads(images)) if images else ())
-    opened_at, ends_at, closed, _, approvals = rest
-    approved = tuple(json.loads(approvals))
-    state = closed or told
-    return _Row(identity, customer, access, sealed, asked_by, asked_at, approved, opened_at, ends_at, state)
+    opened_at, ends_at, closed, seq, approvals = rest
+    approved, closed = tuple(json.loads(approvals)), closed or told
+    return _Row(
+        *(identity, customer, access, sealed, asked_by, asked_at), opened_at, ends_at, closed, seq, approved
+    )

@@ -7,7 +7,7 @@ which is asked as well, see `endings`; what else such a row may have said, `audi
 
 import hmac
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -130,13 +130,7 @@ def live(
 
 def find(connection: Connection, keys: Keys, token_id: str) -> Token:
     """Raises NotFound, RowChanged."""
-    row = connection.execute(f"SELECT {_SHOWN} FROM tokens WHERE id = ?", (token_id,)).fetchone()  # noqa: S608
-    if row is None:
-        raise NotFound("no such token")
-    if not _genuine(keys, row):
-        _complain(token_id)
-        raise RowChanged(token_id, _text(row[2]))
-    return _token(row)
+    return _token(_held(connection, keys, token_id))
 
 
 def acting(connection: Connection, keys: Keys, actor: Actor) -> Token | None:
@@ -172,35 +166,40 @@ def listed(connection: Connection, keys: Keys, customer: CustomerId | None) -> l
 def insert(connection: Connection, keys: Keys, token: Token, mac: bytes, rotated_from: str | None) -> None:
     """A new token; `mac` is that of its text."""
     rights = token.rights
-    written = {
+    written: dict[str, Any] = {
         "id": token.id,
-        "customer": rights.customer,
         "mac": mac,
+        "customer": rights.customer,
         "scopes": _words(rights.scopes),
         "collections": _words(rights.collections),
         "tasks": _words(rights.tasks),
         "requests_per_minute": rights.requests_per_minute,
         "bytes_per_minute": rights.bytes_per_minute,
         "client_subject": rights.client_subject,
+        "recovery": int(rights.recovery_of is not None),
         "created_at": token.created_at,
         "expires_at": token.expires_at,
-        "recovery": rights.recovery_of is not None,
+        "revoked_at": None,
         "holder": token.holder,
         "rotated_from": rotated_from,
+        "seq": connection.execute(f"SELECT {AUDITED}").get,
     }
     columns, marks = ", ".join(written), ", ".join("?" * len(written))
     connection.execute(
-        f"INSERT INTO tokens ({columns}, seq) VALUES ({marks}, {AUDITED})",  # noqa: S608
-        tuple(written.values()),
+        f"INSERT INTO tokens ({columns}, row_mac) VALUES ({marks}, ?)",  # noqa: S608
+        (*written.values(), _mac_over(keys, written)),
     )
-    _vouch(connection, keys, token.id)
 
 
-def change(connection: Connection, keys: Keys, token: Token, **columns: int | None) -> None:
-    """Have a token that was found say so from now on."""
+def change(connection: Connection, keys: Keys, token_id: str, **columns: int | str | None) -> None:
+    """Have a token say so from now on, and all else as before. Raises NotFound, RowChanged."""
+    row = _held(connection, keys, token_id)
+    changed = dict(zip(COVERED, row, strict=False)) | columns
     changes = ", ".join(f"{name} = ?" for name in columns)
-    connection.execute(f"UPDATE tokens SET {changes} WHERE id = ?", (*columns.values(), token.id))  # noqa: S608
-    _vouch(connection, keys, token.id)
+    connection.execute(
+        f"UPDATE tokens SET {changes}, row_mac = ? WHERE id = ?",  # noqa: S608
+        (*columns.values(), _mac_over(keys, changed), token_id),
+    )
 
 
 def end(connection: Connection, keys: Keys, token_id: str, at: int) -> bool:
@@ -218,7 +217,7 @@ def end(connection: Connection, keys: Keys, token_id: str, at: int) -> bool:
         )
         return bool(connection.changes())
     if token.revoked_at is None:
-        change(connection, keys, token, revoked_at=at)
+        change(connection, keys, token_id, revoked_at=at)
     return token.revoked_at is None
 
 
@@ -229,8 +228,10 @@ def erase_some(connection: Connection, keys: Keys, customer: CustomerId, most: i
     marks = ", ".join("?" * len(ids))
     later = f"SELECT id FROM tokens WHERE rotated_from IN ({marks})"  # noqa: S608
     for (successor,) in connection.execute(later, ids).fetchall():
-        connection.execute("UPDATE tokens SET rotated_from = NULL WHERE id = ?", (successor,))
-        _vouch(connection, keys, str(successor))
+        try:
+            change(connection, keys, str(successor), rotated_from=None)
+        except RowChanged:  # it is no token, and does not become one by this
+            connection.execute("UPDATE tokens SET rotated_from = NULL WHERE id = ?", (successor,))
     connection.execute(f"DELETE FROM tokens WHERE id IN ({marks})", ids)  # noqa: S608
     return ids
 
@@ -262,6 +263,20 @@ def told_of_damage(connection: Connection, token_id: str) -> bool:
     return bool(connection.execute(_TOLD_OF_DAMAGE, (token_id,)).get)
 
 
+def _held(connection: Connection, keys: Keys, token_id: str) -> Row:
+    """The columns of _SHOWN, as this module has written them. Raises NotFound, RowChanged."""
+    row: Row | None = connection.execute(
+        f"SELECT {_SHOWN} FROM tokens WHERE id = ?",  # noqa: S608
+        (token_id,),
+    ).fetchone()
+    if row is None:
+        raise NotFound("no such token")
+    if not _genuine(keys, row):
+        _complain(token_id)
+        raise RowChanged(token_id, _text(row[2]))
+    return row
+
+
 def _genuine(keys: Keys, row: Row) -> bool:
     return hmac.compare_digest(_mac(keys, row), row[_END])
 
@@ -270,10 +285,12 @@ def _mac(keys: Keys, row: Row) -> bytes:
     return keys.mac(_LABEL, msgspec.msgpack.encode(row[:_END]))
 
 
-def _vouch(connection: Connection, keys: Keys, token_id: str) -> None:
-    """Have the row count as it is now, after what this module has changed in it."""
-    (row,) = connection.execute(f"SELECT {_READ} FROM tokens WHERE id = ?", (token_id,)).fetchall()  # noqa: S608
-    connection.execute("UPDATE tokens SET row_mac = ? WHERE id = ?", (_mac(keys, row), token_id))
+def _mac_over(keys: Keys, written: Mapping[str, Any]) -> bytes:
+    """Of what is meant to be written, and never of what a row says afterwards: a trigger that somebody has
+    put into the ledger would have the last word in it.
+    """
+    values = (written[name] for name in COVERED)
+    return _mac(keys, [value.encode() if isinstance(value, str) else value for value in values])
 
 
 def _complain(token_id: str) -> None:

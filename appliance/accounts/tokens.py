@@ -291,7 +291,7 @@ class Tokens:
             token_rows.insert(connection, self._keys, new, mac, old.id)
             ended = _ended(old, now, overlap_seconds)
             ends = {"expires_at": ended.expires_at, "revoked_at": ended.revoked_at}
-            token_rows.change(connection, self._keys, old, **ends)
+            token_rows.change(connection, self._keys, old.id, **ends)
             details: dict[str, object] = {"successor": new.id, "overlap_seconds": overlap_seconds}
             record(connection, now, actor, Event.TOKEN_ROTATE, old.customer, old.id, details)
             return ended, new
@@ -334,7 +334,7 @@ class Tokens:
         def act(connection: Connection) -> Token:
             token = token_rows.find(connection, self._keys, token_id)
             if most:
-                token_rows.change(connection, self._keys, token, **most)
+                token_rows.change(connection, self._keys, token_id, **most)
             record(connection, now, actor, Event.TOKEN_LIMIT, token.customer, token_id, dict(most))
             return token_rows.find(connection, self._keys, token_id)
 

@@ -426,6 +426,42 @@ async def test_an_approval_that_a_hand_put_in_does_not_count(desk: Desk) -> None
     assert not await desk.sees()
 
 
+@pytest.mark.parametrize(
+    ("when", "change"),
+    [
+        ("INSERT ON grants", "UPDATE grants SET operator = '1002' WHERE id = new.id"),
+        ("UPDATE OF ends_at ON grants", "UPDATE grants SET hours = 72 WHERE id = new.id"),
+        (
+            "INSERT ON grants",
+            "INSERT INTO grant_approvals (grant_id, token, approved_at) VALUES (new.id, 'made up', 1)",
+        ),
+        (
+            "INSERT ON grant_approvals WHEN new.token <> 'made up'",
+            "INSERT INTO grant_approvals (grant_id, token, approved_at) VALUES (new.grant_id, 'made up', 1)",
+        ),
+    ],
+)
+async def test_a_trigger_has_no_say_in_what_counts(desk: Desk, when: str, change: str) -> None:
+    """It acts with each of the appliance's own writes, and what it makes of a row is no grant."""
+    await tampered(desk, f"CREATE TRIGGER widens AFTER {when} BEGIN {change}; END")
+    with pytest.raises(NotFound, match="no such grant"):
+        await opened(desk)
+    for actor in (ANNA, BERT):
+        assert not await desk.sees(actor)
+    assert await desk.grants.list() == []
+
+
+async def test_two_approvals_of_one_moment_are_two(desk: Desk) -> None:
+    """Whichever of both tokens sorts first."""
+    one, two = sorted(await two_people(desk.accounts.tokens, desk.customer), key=lambda actor: actor.id)
+    desk.grants = await desk.restarted(four_eyes=True)
+    for first, second in ((one, two), (two, one)):
+        grant = await asked(desk)
+        await desk.grants.approve(first, desk.customer, grant.id)
+        live = await desk.grants.approve(second, desk.customer, grant.id)
+        assert (live.state, set(live.approvals)) == ("live", {one.id, two.id})
+
+
 async def test_none_outlives_a_restore(desk: Desk) -> None:
     now = int(desk.accounts.clock.now * 1000)
     pending, live = await asked(desk), await opened(desk, WHOLE)

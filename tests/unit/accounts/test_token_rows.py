@@ -10,7 +10,7 @@ from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
 from appliance.accounts.grants import Access, Grants
 from appliance.accounts.rights import Scope
-from appliance.accounts.token_rows import COVERED, COVERED_SINCE, UNCOVERED
+from appliance.accounts.token_rows import COVERED, COVERED_SINCE, UNCOVERED, erase_some
 from appliance.accounts.tokens import IssuedToken, Tokens
 from appliance.accounts.transparency.rows import Written
 from appliance.errors import Conflict, Forbidden, NotFound, Unauthenticated
@@ -154,6 +154,58 @@ async def test_what_the_appliance_changes_itself_counts(
         await tokens.erase(customer)
         assert await tokens.list(customer) == []
     assert await told(accounts) == []
+
+
+async def triggered(accounts: Accounts, when: str, change: str) -> None:
+    """Have a trigger change each row of a token that the appliance writes."""
+    made = f"CREATE TRIGGER widens AFTER {when} ON tokens BEGIN UPDATE tokens SET {change}"
+    await accounts.ledger.write(
+        lambda connection: connection.execute(f"{made} WHERE id = new.id; END").fetchall()
+    )
+
+
+@pytest.mark.parametrize(
+    ("act", "when"),
+    [("add", "INSERT"), ("rotate", "UPDATE OF expires_at"), ("erase", "UPDATE OF rotated_from")],
+)
+async def test_a_trigger_has_no_say_in_what_counts(
+    accounts: Accounts, customer: CustomerId, issued: IssuedToken, act: str, when: str
+) -> None:
+    accounts.clock.now += 1
+    later = await accounts.tokens.rotate(OPERATOR, customer, issued.id, 60)
+    changed = later.id
+    await triggered(accounts, when, "scopes = 'admin'")
+    match act:
+        case "add":
+            changed = (await accounts.tokens.add(OPERATOR, customer, {Scope.INFER})).id
+        case "rotate":
+            await accounts.tokens.rotate(OPERATOR, customer, changed, 60)
+        case _:  # the two that are older are erased
+            await accounts.ledger.write(lambda connection: erase_some(connection, accounts.keys, customer, 2))
+    async with restarted(accounts) as tokens:
+        assert tokens.damaged == [changed]
+
+
+async def test_what_a_trigger_makes_of_a_change_is_refused(
+    accounts: Accounts, customer: CustomerId, issued: IssuedToken
+) -> None:
+    await triggered(accounts, "UPDATE OF bytes_per_minute", "expires_at = NULL")
+    with pytest.raises(Conflict, match="has changed the row"):
+        await accounts.tokens.limit(OPERATOR, issued.id, {"bytes_per_minute": 1})
+    async with restarted(accounts) as tokens:
+        assert tokens.damaged == []
+
+
+async def test_an_erasure_makes_no_token_of_a_row_that_was_changed(
+    accounts: Accounts, customer: CustomerId, issued: IssuedToken
+) -> None:
+    """Another customer's, that says to be a successor of one that goes."""
+    other = (await accounts.customers.add(OPERATOR, "Third")).id
+    widened = await accounts.tokens.add(OPERATOR, other, {Scope.INFER})
+    await edited(accounts, f"scopes = 'admin', rotated_from = '{issued.id}'", widened.id)
+    await accounts.tokens.erase(customer)
+    async with restarted(accounts) as tokens:
+        assert tokens.damaged == [widened.id]
 
 
 async def test_an_erasure_that_a_stop_interrupts_leaves_rows_that_count(
