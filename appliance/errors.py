@@ -79,6 +79,12 @@ class StorageFailed(ApplianceError):
     told = "the storage of the appliance failed: its log says why"
 
 
+class LedgerAltered(StorageFailed):
+    """Something else has changed how the ledger is built: nothing is written to it until that is undone."""
+
+    told = "nothing is stored: something else has changed the ledger of the appliance, whose log says how"
+
+
 class VolumeOffline(StorageFailed):
     """Stored images are out of reach, or their volume cannot be trusted: nothing was acknowledged."""
 

@@ -1,7 +1,7 @@
 """The audit log: a row for every act, written in the act's own transaction and never changed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -103,6 +103,7 @@ class Event(StrEnum):
     OUTBOUND_REFUSE = "outbound.refuse"
     RESIDENCY_BREAK = "residency.break"
     RESIDENCY_RESTORE = "residency.restore"
+    LEDGER_ALTER = "ledger.alter"  # by something else than the appliance
     DAEMON_START = "daemon.start"
     DAEMON_RELOAD = "daemon.reload"
 
@@ -190,6 +191,7 @@ _COLUMNS = (
     "seq, time, CAST(actor_kind AS BLOB), CAST(actor_id AS BLOB), CAST(request AS BLOB), CAST(event AS BLOB),"
     " CAST(customer AS BLOB), CAST(subject AS BLOB), CAST(details AS BLOB)"
 )
+_LEDGER = Actor("system", "ledger")
 
 
 def record(  # noqa: PLR0917 - the columns of the row, in their order
@@ -215,6 +217,15 @@ def record(  # noqa: PLR0917 - the columns of the row, in their order
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (clock_ms, actor.kind, actor.id, actor.request, event.value, customer, subject, text),
     )
+
+
+def recording_alterations(clock: Callable[[], float]) -> Callable[[Connection], None]:
+    """What `Ledger` calls when something else has changed its schema while it was open."""
+
+    def act(connection: Connection) -> None:
+        record(connection, int(clock() * 1000), _LEDGER, Event.LEDGER_ALTER, None, None)
+
+    return act
 
 
 def entries(

@@ -9,6 +9,7 @@ from appliance.accounts.transparency.tree import AuditTree
 from appliance.daemon.state import State
 from appliance.datasets.images import Images
 from appliance.health import Finding
+from appliance.ledger import Ledger
 from appliance.privacy.erasure import Erasure
 from appliance.recognition.bundles import Bundles
 from appliance.recognition.engine import Engine
@@ -36,6 +37,7 @@ def found(  # noqa: PLR0917 - the parts
         *_of_collections(state.collections.scrub),
         *_of_removed(state.collections),
         *_of_feeds(synchronisation),
+        *_of_ledger(state.ledger),
         *_of_audit(state.audit_tree),
         *_of_tokens(state.tokens),
         *_of_erasures(erasure),
@@ -103,6 +105,13 @@ def _of_feeds(synchronisation: Synchronisation) -> Iterator[Finding]:
     if asking := synchronisation.asking:
         message = f"{asking} feeds have lost many items: their customers confirm it, or put them right"
         yield Finding("notice", "search.feeds", message)
+
+
+def _of_ledger(ledger: Ledger) -> Iterator[Finding]:
+    """No restart mends it, which would refuse to serve at all: reads go on meanwhile."""
+    if ledger.alteration is not None:
+        message = f"nothing is written to the ledger: {ledger.alteration}"
+        yield Finding("failed", "ledger.altered", message)
 
 
 def _of_audit(tree: AuditTree) -> Iterator[Finding]:

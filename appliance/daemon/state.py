@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from appliance import metrics, process, vault
 from appliance.accounts.agreements import Agreements
-from appliance.accounts.audit import AuditLog
+from appliance.accounts.audit import AuditLog, recording_alterations
 from appliance.accounts.certificates import Certificates
 from appliance.accounts.customers import Customers
 from appliance.accounts.egress import Egress
@@ -193,7 +193,7 @@ async def open_state(
         ballast_bytes=settings.datasets.ballast_bytes,
     )
     await asyncio.to_thread(space.before_deletion)  # a start writes too, and it is the way to delete anything
-    ledger = await enter(Ledger(settings.state, registry))
+    ledger = await enter(Ledger(settings.state, registry, altered=recording_alterations(clock)))
     keyring = await vault.open_keyring(settings.state, ledger, root)
     stack.callback(keyring.wipe)
     keys = keyring.service

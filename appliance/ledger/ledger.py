@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 import apsw
 
 from appliance.errors import StorageFailed, VolumeFull
+from appliance.ledger.alteration import Schema
 from appliance.ledger.database import (
     STORAGE_ERRORS,
     Connection,
@@ -56,14 +57,19 @@ class Ledger:
 
     After the first storage error the ledger refuses every further write: the kernel may have dropped dirty
     pages, so only a restart, which reads the disk again, can tell what is there. A full volume is none: it
-    refuses what finds no room, as VolumeFull, and writes go on when there is room again. Reads always go on.
+    refuses what finds no room, as VolumeFull, and writes go on when there is room again. So they do when a
+    schema is put right that something else has changed while it was open; until then they raise
+    LedgerAltered, a StorageFailed. Reads always go on.
     The log keeps some room of its own, from run to run, which a deletion finds when nothing else does.
     """
 
-    def __init__(self, folder: Path, registry: Registry) -> None:
+    def __init__(
+        self, folder: Path, registry: Registry, *, altered: Callable[[Connection], None] | None = None
+    ) -> None:
+        """`altered` is an act that notes such a change of the schema; no trigger sees what it writes."""
         self._folder = folder
         self._path = folder / "ledger.db"
-        self._writer = Writer(self._path, registry)
+        self._writer = Writer(self._path, registry, altered)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="ledger-reader")
         self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
 
@@ -156,12 +162,20 @@ class Ledger:
         """Why writes are refused since a storage error, None while the ledger is sound."""
         return self._writer.failure
 
-    def _open(self) -> Connection:
+    @property
+    def alteration(self) -> str | None:
+        """How something else has changed the schema, for which writes are refused; None while it is sound."""
+        return self._writer.alteration
+
+    def _open(self) -> tuple[Connection, Schema]:
         connection = open_writer(self._path)
         try:
             steps = shipped()
+            connection.execute("BEGIN IMMEDIATE")  # nobody changes in between what is found sound
             check(connection, steps)
             migrate(connection, steps)
+            schema = Schema(connection)
+            connection.execute("COMMIT")
             with suppress(apsw.FullError):  # what a crash left in the log goes first: it is written over
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             keep_log_room(self._path)
@@ -176,12 +190,12 @@ class Ledger:
             if isinstance(error, (OSError, *STORAGE_ERRORS)):
                 raise StorageFailed(f"{self._path}: {error}") from error
             raise
-        return connection
+        return connection, schema
 
     def _open_with_room(self) -> None:
         """Whoever reads that a start found no room has to know what may go."""
         try:
-            connection = self._open()
+            connection, schema = self._open()
         except StorageFailed as error:
             if _free(self._folder) >= _OPENING_BYTES:
                 raise
@@ -189,7 +203,7 @@ class Ledger:
                 f"{error}: its volume is full. Free {_OPENING_BYTES >> 20} MiB there and start again: of what"
                 f" is not the appliance's, or of {self._folder / 'graphs'}, which is made anew"
             ) from error
-        self._writer.adopt(connection)
+        self._writer.adopt(connection, schema)
 
     def _query(self, query: Callable[[Connection], T]) -> T:
         connection = self._idle.get_nowait()  # as many connections as threads: one is always idle

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import apsw
 from prometheus_client import Counter, Gauge, Histogram
 
-from appliance.errors import ApplianceError, StorageFailed, VolumeFull
+from appliance.errors import ApplianceError, LedgerAltered, StorageFailed, VolumeFull
+from appliance.ledger.alteration import Schema
 from appliance.ledger.database import BUSY_MILLISECONDS, STORAGE_ERRORS, Connection, keep_log_room
 from appliance.metrics import Registry
 
@@ -47,11 +48,15 @@ class _Entry:
 class Writer:
     """Owns the writing connection from `adopt` on; `submit` from the event loop, the rest is its thread's."""
 
-    def __init__(self, path: Path, registry: Registry) -> None:
+    def __init__(self, path: Path, registry: Registry, altered: Callable[[Connection], None] | None) -> None:
+        """`altered` as Ledger takes it."""
         self._path = path
+        self._altered = altered
+        self._noted: str | None = None
         self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self._connection: Connection | None = None
+        self._schema: Schema | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wal_pages = 0
         self._close_error: StorageFailed | None = None
@@ -68,10 +73,10 @@ class Writer:
         )
         self._failed = Gauge("appliance_ledger_failed", "1 after a storage error", registry=registry)
 
-    def adopt(self, connection: Connection) -> None:
+    def adopt(self, connection: Connection, schema: Schema) -> None:
         """Take over the connection, on any thread, before `start`."""
         connection.set_wal_hook(self._note_wal)
-        self._connection = connection
+        self._connection, self._schema = connection, schema
         self._measure()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -95,6 +100,11 @@ class Writer:
         future: asyncio.Future[bool] = self._loop.create_future()
         self._queue.put(_Entry(None, None, future))
         return await future
+
+    @property
+    def alteration(self) -> str | None:
+        """See Ledger.alteration."""
+        return None if self._schema is None else self._schema.alteration
 
     def refuse_more(self) -> None:
         """End the queue: what is in it is finished, later acts are refused. Called on the loop."""
@@ -142,24 +152,30 @@ class Writer:
         if self.failure is not None:
             _fail(batch, StorageFailed(self.failure))
             return
-        connection = self._connection
+        connection, schema = self._connection, self._schema
         assert connection is not None
+        assert schema is not None
         started = time.perf_counter()
         try:
             connection.execute("BEGIN IMMEDIATE")
+            schema.require(connection)
             for entry in batch:
                 _run_act(connection, entry, alone=len(batch) == 1)
             if connection.in_transaction:
+                schema.keep(connection)
                 connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - a dead thread would leave every later caller waiting
             undone = _roll_back(connection)
-            if isinstance(error, apsw.FullError) and undone:
+            if isinstance(error, LedgerAltered) and undone:
+                _fail(batch, error)
+                self._note_alteration(str(error))
+            elif isinstance(error, apsw.FullError) and undone:
                 self._refuse_full(batch)
             else:
                 self._poison(error)
                 _fail(batch, StorageFailed(f"{self._path}: {error}"))
             return
-        self._full = False
+        self._full, self._noted = False, None
         self._seconds.observe(time.perf_counter() - started)
         self._acts.inc(sum(entry.error is None for entry in batch))
         self._measure()
@@ -238,6 +254,27 @@ class Writer:
             _log.error("%s", reason)
         self._full = True
         _fail(batch, VolumeFull(reason))
+
+    def _note_alteration(self, reason: str) -> None:
+        """Once for each, where nobody else's trigger has a say."""
+        connection = self._connection
+        assert connection is not None
+        if self._altered is None or self._noted == reason:
+            return
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            self._altered(connection)
+            connection.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - as in _commit
+            undone = _roll_back(connection)
+            _log.error("that the ledger was changed is not in it: %s", error)
+            if isinstance(error, STORAGE_ERRORS) and not (isinstance(error, apsw.FullError) and undone):
+                self._poison(error)
+        else:
+            self._noted = reason
+        finally:
+            connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 1)
 
     def _note_wal(self, _connection: Connection, _schema: str, pages: int) -> int:
         self._wal_pages = pages

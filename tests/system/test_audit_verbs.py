@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -52,6 +53,36 @@ def test_the_log_is_proven_with_and_without_a_daemon(copy_state: CopyState, tmp_
     code, error, reason = refusal(state, "audit", "verify")
     assert (code, error) == (1, "audit_broken")
     assert "entry 2" in reason
+
+
+def test_a_trigger_that_is_put_in_while_it_runs_stops_the_writing_and_is_told(copy_state: CopyState) -> None:
+    def ledger(*statements: str) -> None:
+        connection = sqlite3.connect(state.folder / "ledger.db", isolation_level=None)
+        for statement in statements:
+            connection.execute(statement)
+        connection.close()
+
+    def finding() -> list[str]:
+        return [one["message"] for one in state.ask("status")["findings"] if one["key"] == "ledger.altered"]
+
+    state = copy_state()
+    with RunningAppliance(state, state.port) as appliance:
+        tokens = "/appliance/v1/tokens"
+        assert appliance.call("GET", tokens).status == 200, "the first use is written down"
+        ledger("CREATE TRIGGER t1 AFTER INSERT ON audit BEGIN UPDATE tokens SET expires_at = NULL; END")
+        refused = appliance.post(tokens, {"scopes": ["infer"]})
+        assert refused.status == 503
+        assert "something else has changed the ledger" in refused.body.decode()
+        assert appliance.call("GET", tokens).status == 200
+        assert appliance.call("GET", "/readyz", headers={}).status == 503
+        (message,) = finding()
+        assert "trigger t1 is none of its" in message
+        ledger("DROP TRIGGER t1")
+        assert appliance.post(tokens, {"scopes": ["infer"]}).status == 201
+        assert finding() == []
+        assert appliance.call("GET", "/readyz", headers={}).status == 200
+    (remark,) = state.ask("audit", "verify")["remarks"]
+    assert "something else had changed how the ledger is built" in remark
 
 
 def test_a_state_that_was_put_back_is_told(copy_state: CopyState) -> None:

@@ -37,6 +37,28 @@ class Chronology:
         return Judgement(remarks=[f"{told}: the clock was set back"])
 
 
+class Alterations:
+    """That something else has changed how the ledger is built while a daemon ran: it wrote nothing until that
+    was undone.
+    """
+
+    def __init__(self) -> None:
+        self._told: list[int] = []
+
+    def see(self, entry: Recorded) -> None:
+        if entry.event == Event.LEDGER_ALTER:
+            self._told.append(entry.seq)
+
+    def judge(self, connection: Connection) -> Judgement:  # noqa: ARG002 - the entries tell it
+        return Judgement(
+            remarks=[
+                f"entry {seq}: something else had changed how the ledger is built, and nothing more was"
+                " written until that was undone"
+                for seq in self._told
+            ]
+        )
+
+
 @dataclass(slots=True)
 class _Approved:
     """What a customer has let an operator see, as the entry says that made the grant live.
@@ -244,6 +266,7 @@ class Recoveries:
 def all_rules(public: str | None) -> list[Rule]:
     """One of each; `public` as `Certified` takes it."""
     return [
+        Alterations(),
         Chronology(),
         OperatorReads(),
         Erasures(),
