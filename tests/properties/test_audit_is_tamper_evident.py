@@ -1,6 +1,7 @@
 """Whatever is changed in the audit log is found: any bit of a row or file, deletions, swaps, cuts."""
 
 import asyncio
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +212,30 @@ def test_a_folder_with_other_permissions(mine: Prepared, path: str) -> None:
     folder = mine.state / "audit" / path
     folder.chmod(0o755)
     assert mine.findings() == [f"{folder}: it has mode 0755, and was made with 0700"]
+
+
+@pytest.mark.parametrize("path", ["checkpoint", "key", "tile/0/000", "tile/entries/002.p/88"])
+def test_a_file_that_has_a_second_name_elsewhere(mine: Prepared, tmp_path: Path, path: str) -> None:
+    os.link(mine.state / "audit" / path, tmp_path / "elsewhere")
+    (finding,) = mine.findings()
+    assert finding.endswith(f"audit/{path}: it has 2 names (hard links), and was made with one")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+@pytest.mark.parametrize("path", ["", "tile", "checkpoint", "tile/0/000", "tile/entries/002.p/88"])
+@pytest.mark.parametrize(("user", "group"), [(65534, -1), (-1, 65534)])
+def test_what_belongs_to_somebody_else(mine: Prepared, path: str, user: int, group: int) -> None:
+    file = mine.state / "audit" / path
+    os.chown(file, user, group)
+    (finding,) = mine.findings()
+    assert finding.startswith(f"{file}: it belongs to user {max(user, 0)} and group {max(group, 0)}, the")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_a_state_that_was_given_to_another_user_as_a_whole_is_as_good(mine: Prepared) -> None:
+    for path in (mine.state, *mine.state.rglob("*")):
+        os.chown(path, 65534, 65534)
+    assert verification.verify(mine.state).entries == SIZE
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,8 @@ class _Comparison:
         self._found = found
         self._edge = Edge()
         self._seen: set[str] = set()
+        owner = folder.parent.stat()
+        self._owner = owner.st_uid, owner.st_gid
         self._rules = all_rules(None if key is None else key.public)
         self._drafts = Drafts(folder)
         if key is not None:
@@ -249,7 +251,7 @@ class _Comparison:
         may have published meanwhile.
         """
         files, folders = dict[Path, float](), list[Path]()
-        self._require_mode(self._folder, 0o700)
+        self._require_own(self._folder, 0o700)
         for path in sorted(self._folder.rglob("*")):
             try:
                 status = path.lstat()
@@ -257,12 +259,12 @@ class _Comparison:
                 continue  # a partial tile that became a full one
             if stat.S_ISDIR(status.st_mode):
                 folders.append(path)
-                self._require_mode(path, 0o700)
+                self._require_own(path, 0o700)
             elif not stat.S_ISREG(status.st_mode):
                 self._found.add(f"{path}: a file is expected, and this is a link or something else")
             else:
                 files[path] = self._end_of(path)
-                self._require_mode(path, 0o600)
+                self._require_own(path, 0o600)
         with looking_into(state) as connection:
             entries = last_seq(connection)
             growing = min(entries, self._signed + rows_after(connection, self._signed))
@@ -283,15 +285,26 @@ class _Comparison:
         file = file_of(name) or name
         return 0 if name in self._seen or file in {CHECKPOINT, KEY} else _end(file)
 
-    def _require_mode(self, path: Path, mode: int) -> None:
+    def _require_own(self, path: Path, mode: int) -> None:
+        """As the daemon makes it, whose the state folder is: of another's, or one that has a second name
+        elsewhere, somebody else decides what it holds.
+        """
         try:
-            found = path.lstat().st_mode
+            found = path.lstat()
         except OSError:
             return  # it has just gone, or its absence is found elsewhere
-        if stat.S_ISLNK(found):
+        if stat.S_ISLNK(found.st_mode):
             self._found.add(f"{path}: a folder is expected, and this is a link")
-        elif stat.S_IMODE(found) != mode:
-            self._found.add(f"{path}: it has mode {stat.S_IMODE(found):04o}, and was made with {mode:04o}")
+            return
+        if (bits := stat.S_IMODE(found.st_mode)) != mode:
+            self._found.add(f"{path}: it has mode {bits:04o}, and was made with {mode:04o}")
+        if (found.st_uid, found.st_gid) != self._owner:
+            whose = "user {} and group {}".format(*self._owner)
+            self._found.add(
+                f"{path}: it belongs to user {found.st_uid} and group {found.st_gid}, the state to {whose}"
+            )
+        if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+            self._found.add(f"{path}: it has {found.st_nlink} names (hard links), and was made with one")
 
     def _fill(self, seq: int) -> None:
         """Have each entry in its place in the tree, also where others before it are gone."""
