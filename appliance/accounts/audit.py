@@ -103,6 +103,7 @@ class Event(StrEnum):
     OUTBOUND_REFUSE = "outbound.refuse"
     RESIDENCY_BREAK = "residency.break"
     RESIDENCY_RESTORE = "residency.restore"
+    AUDIT_OVERDUE = "audit.overdue"  # entries that a start found unsigned for too long
     LEDGER_ALTER = "ledger.alter"  # by something else than the appliance
     DAEMON_START = "daemon.start"
     DAEMON_RELOAD = "daemon.reload"

@@ -73,14 +73,21 @@ async def _export(operator: Operator, arguments: argparse.Namespace) -> Output:
 
 def _verify(arguments: argparse.Namespace) -> Output:
     from appliance.accounts.transparency.verification import verify
+    from appliance.datasets.witness import acknowledged
     from appliance.errors import InvalidInput
 
     kept = None if arguments.checkpoint is None else _content(arguments.checkpoint)
     key = arguments.key
     if key is not None and Path(key).is_file():
         key = _content(Path(key)).decode("ascii", "replace")
+    state = _state(arguments)
+    images = state / "images"
     try:
-        found = verify(_state(arguments), kept=kept, key=key)
+        witnessed = acknowledged(images)
+    except OSError as error:
+        raise Refused("failed", f"{images}/witness: {error.strerror}") from None
+    try:
+        found = verify(state, kept=kept, key=key, acknowledged=witnessed)
     except InvalidInput as error:
         raise Refused("bad_request", f"--key: {error}") from None
     document: Document = {

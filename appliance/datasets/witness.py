@@ -8,6 +8,7 @@ import hmac
 import os
 import struct
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Self
 
 from appliance.datasets.leaps import UNKNOWN, Belief
@@ -50,6 +51,22 @@ class Record:
             return None
         acknowledged, doubted, *belief = _FIELDS.unpack(fields)
         return cls(acknowledged, doubted, Belief(*belief))
+
+
+def acknowledged(images: Path) -> int | None:
+    """How far the ledger had come by the record in the folder of the containers, None where there is none.
+
+    It is not proven: who has no key can only hold it against a ledger. Raises OSError.
+    """
+    try:
+        fd = os.open(images / WITNESS, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        data = os.read(fd, _FIELDS.size)
+    finally:
+        os.close(fd)
+    return int(_FIELDS.unpack(data)[0]) if len(data) == _FIELDS.size else None
 
 
 class Witness:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.transparency import verification
 from appliance.errors import AuditBroken
+from appliance.ledger import Connection
 from tests.auditing import NOW_MS, copy, edit, files, opened, published, unguarded
 
 SIZE = 600
@@ -342,6 +345,80 @@ def test_a_log_that_was_cut_or_made_anew_as_a_whole_is_found_by_a_checkpoint_tha
 async def started(state: Path, count: int = 0) -> None:
     async with opened(state) as log:
         await log.add(count, time=NOW_MS + 1)
+
+
+CHILD = Actor("token", "a-token")
+STARTED = (Actor("system", "daemon"), Event.DAEMON_START)
+USED = (CHILD, Event.SEARCH_INSERT)
+COMMAND = (Actor("operator", "0"), Event.TOKEN_ADD)
+Recorded = tuple[tuple[Actor, Event], int]
+
+
+def put_back(state: Path, acts: Iterable[Recorded]) -> None:
+    """Have these be recorded, each so many seconds later, and signed; then put back the log of before."""
+    older = Path(shutil.copytree(state / "audit", state.with_name("older")))
+
+    async def run() -> None:
+        async with opened(state) as log:
+
+            def act(connection: Connection) -> None:
+                for (actor, event), seconds in acts:
+                    record(connection, NOW_MS + seconds * 1000, actor, event, None, "subject")
+
+            await log.ledger.write(act)
+
+    asyncio.run(run())
+    shutil.rmtree(state / "audit")
+    older.rename(state / "audit")
+
+
+@pytest.mark.parametrize(
+    "acts",
+    [
+        [(STARTED, 0), *((USED, 50 * number) for number in range(6))],
+        [(STARTED, 86_400 * number) for number in range(6)],
+        [(USED, 3600 * number) for number in range(5)],
+        [(USED, -3600), *((USED, 40 * number) for number in range(7))],
+    ],
+    ids=["minutes", "starts", "hours", "a clock that was behind"],
+)
+def test_an_older_checkpoint_that_was_put_back_beside_its_own_tiles(
+    mine: Prepared, acts: list[Recorded]
+) -> None:
+    put_back(mine.state, acts)
+    (finding,) = mine.findings()
+    count = len(acts)
+    assert finding.startswith(f"entries {SIZE + 1} to {SIZE + count} are under no checkpoint")
+    assert "an older one was put back" in finding
+    asyncio.run(started(mine.state))
+    after = verification.verify(mine.state)
+    assert after.signed == after.entries == SIZE + count + 1
+    noted = f"entry {SIZE + count + 1}: {count} entries had waited for their checkpoint for too long"
+    assert any(remark.startswith(noted) for remark in after.remarks)
+
+
+@pytest.mark.parametrize(
+    "acts",
+    [
+        [(STARTED, 0), *((USED, number) for number in range(60))],
+        [(COMMAND, 3600 * number) for number in range(9)],
+        [(USED, 0), (USED, 60), (COMMAND, 7000), (USED, 86_400), (STARTED, 200_000)],
+        [(USED, second) for number in range(30) for second in (number, 3600 + number)],
+    ],
+    ids=["a minute", "no daemon", "a leap of the clock, and a killed start", "two clocks"],
+)
+def test_entries_that_may_be_unsigned_yet(mine: Prepared, acts: list[Recorded]) -> None:
+    """As a kill leaves them, or commands without a daemon."""
+    put_back(mine.state, acts)
+    assert verification.verify(mine.state).signed == SIZE
+    asyncio.run(started(mine.state))
+    assert verification.verify(mine.state).signed == SIZE + len(acts)
+
+
+def test_an_older_ledger_with_its_own_log_is_found_by_what_the_images_have_seen(mine: Prepared) -> None:
+    assert verification.verify(mine.state, acknowledged=SIZE).entries == SIZE
+    with pytest.raises(AuditBroken, match=f"images were stored up to entry {SIZE + 1}, by images/witness"):
+        verification.verify(mine.state, acknowledged=SIZE + 1)
 
 
 def test_a_checkpoint_of_another_key_is_found(mine: Prepared, tmp_path: Path) -> None:

@@ -49,6 +49,12 @@ def test_the_log_is_proven_with_and_without_a_daemon(copy_state: CopyState, tmp_
     assert refusal(state, "audit", "verify", "--key", "nothing")[:2] == (1, "bad_request")
     assert refusal(state, "audit", "verify", "--checkpoint", str(tmp_path / "absent"))[:2] == (1, "failed")
 
+    witness = state.folder / "images" / "witness"
+    record = witness.read_bytes()
+    witness.write_bytes((1 << 40).to_bytes(8) + record[8:])
+    assert f"images were stored up to entry {1 << 40}" in refusal(state, "audit", "verify")[2]
+    witness.write_bytes(record)
+
     edit(state.folder, "UPDATE audit SET actor_id = '1' WHERE seq = 2")
     code, error, reason = refusal(state, "audit", "verify")
     assert (code, error) == (1, "audit_broken")

@@ -12,6 +12,7 @@ from appliance.accounts.token_rows import TOLD_OF_RECOVERY
 from appliance.accounts.transparency.judgement import Judgement, Rule
 from appliance.accounts.transparency.leaves import Recorded
 from appliance.accounts.transparency.rows import Endings, Held, Issued, Standing, Written
+from appliance.accounts.transparency.signing import Overdue
 from appliance.ledger import Connection
 
 _SET_BACK_MS = 60_000
@@ -263,9 +264,10 @@ class Recoveries:
         )
 
 
-def all_rules(public: str | None) -> list[Rule]:
-    """One of each; `public` as `Certified` takes it."""
+def all_rules(public: str | None, signed: int | None) -> list[Rule]:
+    """One of each; `public` as `Certified` takes it, `signed` as `Overdue`."""
     return [
+        Overdue(signed),
         Alterations(),
         Chronology(),
         OperatorReads(),

@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
-from appliance.accounts.audit import Selection
-from appliance.accounts.transparency.checkpoints import Checkpoint, LogKey, parse, sign
+from appliance.accounts.audit import Actor, Event, Selection, record
+from appliance.accounts.transparency.checkpoints import MAX_BYTES, Checkpoint, LogKey, parse, sign
 from appliance.accounts.transparency.leaves import last_seq, leaves, origin
 from appliance.accounts.transparency.merkle import (
     HASH_BYTES,
@@ -30,6 +30,7 @@ from appliance.accounts.transparency.merkle import (
     inclusion_proof,
     leaf_hash,
 )
+from appliance.accounts.transparency.signing import EVERY_SECONDS, waited
 from appliance.accounts.transparency.tiles import (
     Edge,
     hashes_of,
@@ -54,9 +55,6 @@ T = TypeVar("T")
 
 FOLDER, CHECKPOINT, KEY, TILES = "audit", "checkpoint", "key", "tile"
 
-EVERY_SECONDS = 60.0
-"""So long an entry may wait for the checkpoint that covers it."""
-
 _LINES = 500
 """Entries of a piece: read and written in a few milliseconds."""
 
@@ -64,6 +62,8 @@ _MOVE = (
     "nothing is signed over it. If a backup was restored, stop the daemon, move STATE/audit away, keep it,"
     " and start: a new log begins with the entries that were restored. If not, keep both: it was changed"
 )
+
+_ACTOR = Actor("system", "audit")
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class AuditTree:
         self._origin = ""
         self._edge = Edge()
         self._head: Checkpoint | None = None
+        self._notes = frozenset[str]()  # what may lie there as the checkpoint: the head, or one after it
         self._broken: AuditBroken | None = None
         self.finding: str | None = None
 
@@ -132,6 +133,7 @@ class AuditTree:
                 raise self._broken
             try:
                 await self._run(self._held.check)
+                await self._run(self._check_head)
                 while found := await self._ledger.read(self._next):
                     await self._run(self._append, found)
                 if self._head is None or self._edge.size > self._head.size:
@@ -216,7 +218,7 @@ class AuditTree:
         if head is None:
             await self._run(self._begin)
             return
-        self._head = head
+        self._head, self._notes = head, frozenset({head.note})
         if head.origin != self._origin:
             names = f"the log {head.origin}, the ledger's is {self._origin}"
             raise AuditBroken([f"{self._folder} is {names}: {_MOVE}"])
@@ -227,6 +229,23 @@ class AuditTree:
         last = await self._ledger.read(lambda c: leaves(c, Selection(), after=start, limit=head.size - start))
         await self._run(self._check_key)
         await self._run(self._resume, head, last)
+        with suppress(VolumeFull):
+            await self._note_overdue(head.size)
+
+    async def _note_overdue(self, signed: int) -> None:
+        """What is signed from now on looks as all else: that it was not for too long stands in the log."""
+        found = await self._ledger.read(partial(waited, signed=signed))
+        if found is None:
+            return
+        first, last, _ = found
+        _log.error("entries %d to %d of the audit log have waited too long for a checkpoint", first, last)
+        details: dict[str, object] = {"count": last - first + 1}
+
+        def act(connection: Connection) -> None:
+            now = int(connection.execute("SELECT time FROM audit WHERE seq = ?", (last,)).get)
+            record(connection, now, _ACTOR, Event.AUDIT_OVERDUE, None, None, details)
+
+        await self._ledger.write(act)
 
     def _next(self, connection: Connection) -> list[tuple[int, bytes]]:
         """The entries that follow, up to the end of their tile."""
@@ -267,6 +286,20 @@ class AuditTree:
             raise AuditBroken([f"{file} is not the key of this log: {_MOVE}"])
         write_atomically(file, key)
 
+    def _check_head(self) -> None:
+        """What was signed last still lies there: who puts an older one in its place, or takes it away, has
+        nothing signed over it.
+        """
+        file = self._folder / CHECKPOINT
+        with failing_as_storage(file):
+            try:
+                with file.open("rb") as opened:
+                    lies = opened.read(MAX_BYTES + 1)
+            except FileNotFoundError:
+                lies = b""
+        if lies not in {note.encode() for note in self._notes}:
+            raise AuditBroken([f"{file} is not what was signed last, something else has changed it: {_MOVE}"])
+
     def _resume(self, head: Checkpoint, last: list[tuple[int, bytes]]) -> None:
         """Take up the edge that `head` was signed over, of which `last` are the entries of the last tile."""
         edge = Edge(head.size)
@@ -300,8 +333,9 @@ class AuditTree:
         for path, content in self._edge.partial():
             self._write(path, content)
         head = sign(self._keys, self._origin, self._edge.size, self._edge.root())
+        self._notes |= {head.note}  # from here on: a failed sync leaves the one or the other
         write_atomically(self._folder / CHECKPOINT, head.note.encode())
-        self._head = head
+        self._head, self._notes = head, frozenset({head.note})
 
     def _write(self, path: str, content: bytes) -> None:
         """A tile or bundle, whose content its path determines: one that is there is not written again."""

@@ -58,12 +58,15 @@ class Verified:
     remarks: list[str]
 
 
-def verify(state: Path, *, kept: bytes | None = None, key: str | None = None) -> Verified:
+def verify(
+    state: Path, *, kept: bytes | None = None, key: str | None = None, acknowledged: int | None = None
+) -> Verified:
     """Prove the audit log of a state folder.
 
     `kept` is a checkpoint that was fetched earlier, `key` the key that was noted then: without it
-    the one beside the log is believed. Raises AuditBroken, which names everything that is not as it was
-    signed, StorageFailed, InvalidInput for what is no key.
+    the one beside the log is believed. `acknowledged` is an entry that something beside ledger and log has
+    seen: what `datasets.witness` says, before this is called. Raises AuditBroken, which names everything that
+    is not as it was signed, StorageFailed, InvalidInput for what is no key.
     """
     found = _Findings()
     trusted = None if key is None else parse_key(key)
@@ -84,6 +87,11 @@ def verify(state: Path, *, kept: bytes | None = None, key: str | None = None) ->
         _compare_head(head, comparison.roots.get(head.size), entries, name, found)
     if claim is not None:
         _compare_kept(claim, comparison.roots.get(claim.size), entries, name, found)
+    if acknowledged is not None and acknowledged > entries:
+        found.add(
+            f"images were stored up to entry {acknowledged}, by images/witness, and the ledger has {entries}:"
+            " an older ledger was put back, with its log or without, or that file was changed"
+        )
     found.raise_any()
     assert head is not None  # whatever keeps one from being read is a finding
     assert known is not None
@@ -215,7 +223,7 @@ class _Comparison:
         self._seen: set[str] = set()
         owner = folder.parent.stat()
         self._owner = owner.st_uid, owner.st_gid
-        self._rules = all_rules(None if key is None else key.public)
+        self._rules = all_rules(None if key is None else key.public, None if head is None else head.size)
         self._drafts = Drafts(folder)
         if key is not None:
             self._drafts.compare_checkpoint(CHECKPOINT, key)

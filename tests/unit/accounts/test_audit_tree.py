@@ -12,6 +12,7 @@ from appliance.accounts.transparency import verification
 from appliance.accounts.transparency.checkpoints import Checkpoint
 from appliance.accounts.transparency.leaves import leaves
 from appliance.errors import AuditBroken, Conflict, InvalidInput, StorageFailed
+from appliance.volume import write_atomically
 from tests import rfc6962
 from tests.auditing import NOW_MS, Log, copy, edit, files, opened, published
 
@@ -194,6 +195,51 @@ async def test_what_is_missing_is_not_made_anew(tmp_path: Path, path: str) -> No
     await published(tmp_path, 300)
     (tmp_path / "audit" / path).unlink()
     assert "missing" in await refused(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["older", "changed", "gone"])
+async def test_a_checkpoint_that_is_put_back_while_it_runs_is_not_signed_over(
+    tmp_path: Path, what: str
+) -> None:
+    await published(tmp_path, 5)
+    file = tmp_path / "audit" / "checkpoint"
+    older = file.read_bytes()
+    async with opened(tmp_path) as log:
+        await log.add(4)
+        head = await log.tree.publish()
+        assert await log.tree.publish() == head
+        if what == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(older if what == "older" else head.note.encode() + b"\n")
+        left = files(tmp_path)
+        for count in (0, 3):
+            await log.add(count)
+            with pytest.raises(AuditBroken, match="checkpoint is not what was signed last"):
+                await log.tree.publish()
+    assert files(tmp_path) == left
+
+
+async def test_a_checkpoint_whose_sync_failed_is_the_logs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies there, and nobody can say whether it is durable: it is written again."""
+
+    def failing(path: Path, data: bytes) -> None:
+        write_atomically(path, data)
+        if path.name == "checkpoint":
+            raise StorageFailed("the sync of its folder failed")
+
+    async with opened(tmp_path) as log:
+        await log.tree.publish()
+        await log.add(2)
+        with monkeypatch.context() as patch:
+            patch.setattr("appliance.accounts.transparency.tree.write_atomically", failing)
+            with pytest.raises(StorageFailed):
+                await log.tree.publish()
+        await log.add(2)
+        assert (await log.tree.publish()).size == 4
+    assert verification.verify(tmp_path).signed == 4
 
 
 async def test_a_changed_row_is_not_signed_over(tmp_path: Path) -> None:
