@@ -158,6 +158,28 @@ def test_an_agreement_that_has_ended_is_not_told_as_active(served: Served) -> No
     assert told(60) == (("training-data", "expired"),)
 
 
+def evidence(control: str, facts: Facts) -> str:
+    (one,) = [one for one in CONTROLS if control in one.control]
+    return one.evidence(facts)
+
+
+def test_images_that_are_to_be_stored_are_not_told_as_ones_that_never_are(facts: Facts) -> None:
+    counters = {**facts.counters, "appliance_store_images_stored_total": 69.0}
+    told = evidence("are never stored", replace(facts, counters=counters))
+    assert told == "all that was stored since the start: 69 training images, which were sent to be stored"
+
+
+@pytest.mark.parametrize("key", ["audit.log", "ledger.altered"])
+def test_a_record_that_was_changed_is_told_before_it_is_counted(facts: Facts, key: str) -> None:
+    whole = evidence("the record does not change", replace(facts, status={}, audit=(7, None)))
+    assert whole.startswith("7 entries, ")
+    assert "proven" not in whole, "that nobody has done"
+    assert "`appliance audit verify` tells" in whole
+    status = {"findings": [{"severity": "failed", "key": key, "message": "it was changed"}]}
+    told = evidence("the record does not change", replace(facts, status=status, audit=(7, None)))
+    assert told == f"it was changed; {whole}"
+
+
 def test_who_and_where_are_told_as_they_are_declared(facts: Facts) -> None:
     declared = Residency(
         "Prague",
