@@ -163,7 +163,7 @@ async def _search(parts: Everything, held: Held, records: int) -> None:
     opened = await collections.open(held.id, added.id)
     vectors = np.random.default_rng(records).standard_normal((records, DIM)).astype(np.float32)
     new: list[Any] = [NewRecord(held.word(), vector, {"note": held.word()}) for vector in vectors]
-    replies = Replies(one.ledger, one.keyring, one.clock)
+    replies = Replies(one.ledger, one.keyring, one.upkeep.leaps)
     asked = Asked(held.id, added.id, "a token", held.word(), b"asked")
     answer = Reply(200, held.word().encode())
     await opened.insert(TOKEN, new, lambda connection, _: replies.keep(connection, asked, answer))

@@ -342,7 +342,7 @@ class Served:
         )
         outbound = await enter(Outbound(self._residency, registry, resolver=self._resolver))
         requests = Requests(ledger, keyring, lambda: self.clock, settings.requests.keep_seconds)
-        requests.go_by(self.images.upkeep.leaps.believed)
+        requests.go_by(self.images.upkeep.leaps)
         await enter(requests)
         self.ledger, self.keyring, self._keys = ledger, keyring, keys
         self.parts = Parts(
@@ -361,7 +361,7 @@ class Served:
             ),
             rotations=Rotations(ledger, keyring, customers, lambda: self.clock),
             collections=collections,
-            replies=Replies(ledger, keyring, lambda: self.clock),
+            replies=Replies(ledger, keyring, self.images.upkeep.leaps),
             bundles=installed,
             decoders=decoders,
             engine=engine,

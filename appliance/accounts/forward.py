@@ -3,6 +3,7 @@ older when it is set ahead.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 from appliance.ledger import Connection
 
@@ -61,10 +62,9 @@ def is_set_back(connection: Connection, now: float) -> bool:
 
 
 def note_correction(connection: Connection, until: float, seconds: float, reached: float) -> None:
-    """The clock was set ahead: what it stamped up to `until` counts as stamped `seconds` later.
+    """The clock was set ahead at `until`: what rests grows no older by so many `seconds`.
 
-    What rests grows no older by so many when what is believed has `reached` that. The same `until` again is
-    the same correction.
+    That counts when what is believed has `reached` that. The same `until` again is the same correction.
     """
     connection.execute(
         "INSERT OR REPLACE INTO clock_corrections (until, milliseconds, reached) VALUES (?, ?, ?)",
@@ -72,10 +72,24 @@ def note_correction(connection: Connection, until: float, seconds: float, reache
     )
 
 
-def corrected(column: str) -> str:
-    """An expression of SQL: the time in a column, unix milliseconds, as if the clock had been right then."""
-    corrections = f"SELECT coalesce(sum(milliseconds), 0) FROM clock_corrections WHERE until >= {column}"  # noqa: S608
-    return f"({column} + ({corrections}))"
+class RestTime(Protocol):
+    """What time it is for what rests for days, as `datasets.leaps` tells it; unix seconds, on any thread."""
+
+    def believed(self) -> float:
+        """Never less than before: of it `resting` makes the time that ages are counted in."""
+
+    def rests_from(self) -> float:
+        """What is stored now rests from when so much is believed."""
+
+
+class Untold:
+    """The RestTime of a process that watches no clock, as a single command: there nothing is ever old."""
+
+    def believed(self) -> float:
+        return 0.0
+
+    def rests_from(self) -> float:
+        return 0.0
 
 
 def resting(time: str) -> str:

@@ -16,7 +16,7 @@ import msgspec
 from appliance.accounts.audit import Actor, Event, record
 from appliance.accounts.customers import CustomerId
 from appliance.accounts.endings import SUSPENDED_CUSTOMERS
-from appliance.accounts.forward import corrected
+from appliance.accounts.forward import RestTime, Untold, resting
 from appliance.accounts.seals import Seals
 from appliance.asynchronous.clear import seal_clear_requests
 from appliance.asynchronous.seals import RequestSeals
@@ -32,11 +32,11 @@ MOST_KEPT = 100_000
 LONGEST_PAUSE_SECONDS = 86_400.0
 """A webhook that is due later than this was put off by a clock that was ahead: it is due now."""
 _COLUMNS = "id, customer, type, status, created_at, finished_at, response"
-_FINISHED = corrected("finished_at")
 _END = (
-    "UPDATE requests SET status = ?, response = ?, finished_at = ?,"
-    " due_at = CASE WHEN webhook IS NULL THEN NULL ELSE ? END"
+    f"UPDATE requests SET status = ?1, response = ?2, finished_at = ?3, rests_from = {resting('?4')},"  # noqa: S608
+    " due_at = CASE WHEN webhook IS NULL THEN NULL ELSE ?3 END"
 )
+_KEPT = f"(rests_from IS NULL OR rests_from > {resting('?2')} - ?3)"
 _TELLABLE = f"webhook IS NOT NULL AND customer NOT IN ({SUSPENDED_CUSTOMERS})"
 _MOST_ATTEMPTS = 1000  # what is counted beyond is damage
 _DAMAGED = "what the request was answered is damaged: send it again"
@@ -98,7 +98,7 @@ class Requests:
 
     Of each customer the last `most` are kept, and older ones only while they run or their webhook is due.
 
-    That goes by a time which no leap of the clock moves, see `go_by`; before it is there, none is forgotten.
+    That goes by a time which no clock that is set moves, see `go_by`; before it is there, none is forgotten.
     """
 
     def __init__(
@@ -113,14 +113,14 @@ class Requests:
         self._keyring = keyring
         self._seals = Seals(keyring)
         self._clock = clock
-        self._believed: Callable[[], float] = float
+        self._rest: RestTime = Untold()
         self._keep = int(keep_seconds * 1000)
         self._most = most
         self._left = 0  # the number of the last request of earlier runs
 
-    def go_by(self, believed: Callable[[], float]) -> None:
-        """What tells the time that is believed, in unix seconds; call it before entering."""
-        self._believed = believed
+    def go_by(self, rest: RestTime) -> None:
+        """What tells the time that requests rest by; call it before entering."""
+        self._rest = rest
 
     async def __aenter__(self) -> Self:
         """Ends what an earlier run left, on a full volume with the first request that it takes again.
@@ -203,8 +203,8 @@ class Requests:
         only: str | None = None,
     ) -> tuple[Sequence[Request], int]:
         """A page of PAGE requests, the newest first, and how many there are; `only` those of this token."""
-        condition = f"customer = ? AND (finished_at IS NULL OR {_FINISHED} > ?)"
-        bound: list[object] = [customer, self._forgotten()]
+        condition = f"customer = ?1 AND {_KEPT}"
+        bound: list[object] = [customer, self._believed(), self._keep]
         for column, wanted in (("type", kind), ("status", state), ("token", only)):
             if wanted is not None:
                 condition += f" AND {column} = ?"
@@ -234,7 +234,7 @@ class Requests:
 
     async def finish(self, request: RequestId, state: State, response: bytes) -> None:
         """To DONE or FAILED, and the webhook is due; nothing happens to a request that has ended."""
-        now, ended = self._now(), self._end()
+        now, rests_from = self._now(), self._rests_from()
 
         def act(connection: Connection) -> None:
             customer = connection.execute(
@@ -246,7 +246,7 @@ class Requests:
                 sealed = self._of(customer).seal_response(request, response)
             except (NotFound, SealBroken):  # the customer is being erased, and its requests go next
                 return
-            connection.execute(f"{_END} WHERE id = ?", (state, sealed, ended, now, request))
+            connection.execute(f"{_END} WHERE id = ?5", (state, sealed, now, rests_from, request))
 
         await self._ledger.write(act)
 
@@ -257,15 +257,16 @@ class Requests:
 
         Raises NotFound as `get`, and Conflict when it has ended.
         """
-        now, ended = self._now(), self._end()
+        now, rests_from = self._now(), self._rests_from()
 
         def act(connection: Connection) -> Request:
             found = self._one(connection, customer, request, only)
             if found.state.final:
                 raise Conflict(f"the request has ended already: {found.state}")
             connection.execute(
-                "UPDATE requests SET status = ?, finished_at = ?, webhook = NULL WHERE id = ?",
-                (State.CANCELLED, ended, found.id),
+                f"UPDATE requests SET status = ?1, finished_at = ?2, rests_from = {resting('?3')},"  # noqa: S608
+                " webhook = NULL WHERE id = ?4",
+                (State.CANCELLED, now, rests_from, found.id),
             )
             record(connection, now, actor, Event.REQUEST_CANCEL, customer, found.id, {"type": found.type})
             return self._one(connection, customer, request)
@@ -326,9 +327,9 @@ class Requests:
         self, connection: Connection, customer: CustomerId, request: str, only: str | None = None
     ) -> Request:
         row = connection.execute(
-            f"SELECT {_COLUMNS} FROM requests WHERE id = ?1 AND customer = ?2"  # noqa: S608
-            f" AND (finished_at IS NULL OR {_FINISHED} > ?3) AND (?4 IS NULL OR token = ?4)",
-            (request, customer, self._forgotten(), only),
+            f"SELECT {_COLUMNS} FROM requests WHERE customer = ?1 AND {_KEPT}"  # noqa: S608
+            " AND id = ?4 AND (?5 IS NULL OR token = ?5)",
+            (customer, self._believed(), self._keep, request, only),
         ).fetchone()
         if row is None:
             raise NotFound("no such request")
@@ -372,15 +373,14 @@ class Requests:
         self._forget(connection)
         if self._left:
             connection.execute(
-                f"{_END} WHERE status IN (?, ?, ?) AND number <= ?",
-                (State.FAILED, None, self._end(), self._now(), *_OPEN, self._left),
+                f"{_END} WHERE status IN (?5, ?6, ?7) AND number <= ?8",
+                (State.FAILED, None, self._now(), self._rests_from(), *_OPEN, self._left),
             )
 
     def _forget(self, connection: Connection) -> None:
-        # No correction makes a time earlier: the first condition is there for its index.
         connection.execute(
-            f"DELETE FROM requests WHERE finished_at <= ?1 AND {_FINISHED} <= ?1",  # noqa: S608
-            (self._forgotten(),),
+            f"DELETE FROM requests WHERE rests_from <= {resting('?1')} - ?2",  # noqa: S608
+            (self._believed(), self._keep),
         )
 
     def _forget_oldest(self, connection: Connection, customer: CustomerId) -> None:
@@ -391,13 +391,12 @@ class Requests:
             (customer, self._most),
         )
 
-    def _forgotten(self) -> int:
-        """What ended until then is forgotten: unix milliseconds."""
-        return int(self._believed() * 1000) - self._keep
+    def _believed(self) -> int:
+        return int(self._rest.believed() * 1000)
 
-    def _end(self) -> int:
-        """For what ends now: a clock that was set back makes it no older than what is believed."""
-        return max(self._now(), int(self._believed() * 1000))
+    def _rests_from(self) -> int:
+        """Of what ends now."""
+        return int(self._rest.rests_from() * 1000)
 
     def _now(self) -> int:
         return int(self._clock() * 1000)

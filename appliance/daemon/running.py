@@ -167,7 +167,7 @@ class Daemon:
                 contradicted=state.audit_tree.broken,
             )
         )
-        state.requests.go_by(self._images.upkeep.leaps.believed)
+        state.requests.go_by(self._images.upkeep.leaps)
         state.times.go_by(self._images.upkeep.leaps.believed())
         for part in (state.requests, state.outbound, state.egress, state.webhooks):
             await enter(part)

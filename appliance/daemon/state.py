@@ -14,7 +14,7 @@ from appliance.accounts.audit import AuditLog, recording_alterations
 from appliance.accounts.certificates import Certificates
 from appliance.accounts.customers import Customers
 from appliance.accounts.egress import Egress
-from appliance.accounts.forward import is_set_back, latest_time
+from appliance.accounts.forward import Untold, is_set_back, latest_time
 from appliance.accounts.grants import Grants
 from appliance.accounts.quotas import Quotas, defaults
 from appliance.accounts.rotations import Rotations
@@ -105,7 +105,7 @@ class State:
             records=Records(self.ledger, self.keyring, settings, declared, status, self.registry, clock),
             rotations=self.rotations,
             collections=self.collections,
-            replies=Replies(self.ledger, self.keyring, clock),
+            replies=Replies(self.ledger, self.keyring, Untold() if images is None else images.upkeep.leaps),
             bundles=self.bundles,
             decoders=decoders,
             engine=engine,

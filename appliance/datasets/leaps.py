@@ -49,9 +49,10 @@ UNKNOWN = Belief(0.0, 0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What was stamped up to `until`, in unix seconds, counts as stamped so many `seconds` later."""
+    """What rests grows no older by so many `seconds` by which the clock was set ahead."""
 
     until: float
+    """What was believed, or the clock said, before that, whichever is later: unix seconds."""
     seconds: float
     reached: float
     """What is believed when it counts, and not before: unix seconds."""
@@ -134,6 +135,10 @@ class Leaps:
             believed = self.believed()
             off = max(self._seen - believed - self._leapt, 0.0)
             return Stamp(max(believed, self._seen), believed + off)
+
+    def rests_from(self) -> float:
+        """Of the `stamp` of what is stored now."""
+        return self.stamp().rests_from
 
     def until(self) -> float:
         """When, by the time that is believed, a doubted clock will be, in unix seconds; 0 while it is."""

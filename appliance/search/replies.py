@@ -6,10 +6,10 @@ It is found by a keyed hash, rests sealed under its collection's key, and goes w
 """
 
 import hmac
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from appliance.accounts.customers import CustomerId
+from appliance.accounts.forward import RestTime, resting
 from appliance.errors import Conflict, TooLarge
 from appliance.ledger import Connection, Ledger
 from appliance.search.entries import find_collection
@@ -60,15 +60,16 @@ class Repeated(Exception):
 
 
 class Replies:
-    """The remembered replies of all customers, the last `most` of each and some hundred more."""
+    """The remembered replies of all customers, the last `most` of each and some hundred more.
 
-    def __init__(
-        self, ledger: Ledger, keyring: Keyring, clock: Callable[[], float], most: int = MAX_REPLIES
-    ) -> None:
+    Their day goes by `rest`, a time which no clock that is set moves.
+    """
+
+    def __init__(self, ledger: Ledger, keyring: Keyring, rest: RestTime, most: int = MAX_REPLIES) -> None:
         self._most = most
         self._ledger = ledger
         self._keyring = keyring
-        self._clock = clock
+        self._rest = rest
 
     async def check(self, asked: Asked) -> None:
         """Raises Repeated when this was answered, Conflict when something else was under its key.
@@ -88,11 +89,10 @@ class Replies:
                 f"an answer that is remembered has at most {MAX_REPLY_BYTES} bytes:"
                 " change fewer records at once"
             )
-        now = self._now()
         connection.execute(
-            "DELETE FROM search_replies WHERE number IN"
-            " (SELECT number FROM search_replies WHERE until <= ? LIMIT ?)",
-            (now, _FORGOTTEN_AT_ONCE),
+            "DELETE FROM search_replies WHERE number IN"  # noqa: S608
+            f" (SELECT number FROM search_replies WHERE until <= {resting('?1')} LIMIT ?2)",
+            (self._believed(), _FORGOTTEN_AT_ONCE),
         )
         self._check(connection, asked)
         number, seals = self._of(connection, asked)
@@ -101,8 +101,8 @@ class Replies:
             "DELETE FROM search_replies WHERE customer = ? AND handle = ?", (asked.customer, handle)
         )
         connection.execute(
-            "INSERT INTO search_replies (customer, handle, collection, digest, status, reply, until)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO search_replies (customer, handle, collection, digest, status, reply, until)"  # noqa: S608
+            f" VALUES (?1, ?2, ?3, ?4, ?5, ?6, {resting('?7')} + ?8)",
             (
                 asked.customer,
                 handle,
@@ -110,7 +110,8 @@ class Replies:
                 seals.reply_digest(asked.digest),
                 reply.status,
                 seals.seal_reply(handle, reply.body),
-                now + KEEP_SECONDS * 1000,
+                int(self._rest.rests_from() * 1000),
+                KEEP_SECONDS * 1000,
             ),
         )
         # By a keyed hash: nobody chooses whose turn it is, and no other customer's keys take it away.
@@ -131,9 +132,9 @@ class Replies:
         _, seals = self._of(connection, asked)
         handle = seals.reply_handle(asked.token, asked.key)
         row = connection.execute(
-            "SELECT digest, status, reply FROM search_replies"
-            " WHERE customer = ? AND handle = ? AND until > ?",
-            (asked.customer, handle, self._now()),
+            "SELECT digest, status, reply FROM search_replies"  # noqa: S608
+            f" WHERE customer = ?1 AND handle = ?2 AND until > {resting('?3')}",
+            (asked.customer, handle, self._believed()),
         ).fetchone()
         if row is None:
             return
@@ -146,5 +147,5 @@ class Replies:
         entry = find_collection(connection, asked.customer, asked.collection)
         return entry.number, Seals(self._keyring, asked.customer, entry.container)
 
-    def _now(self) -> int:
-        return int(self._clock() * 1000)
+    def _believed(self) -> int:
+        return int(self._rest.believed() * 1000)

@@ -208,7 +208,7 @@ def test_one_key_more_costs_no_more_where_ten_thousand_are_remembered(served: Se
 
 def test_of_a_customer_that_changes_on_and_on_the_last_answers_are_remembered(served: Served) -> None:
     tenant, other = served.tenant(str(uuid.uuid4())), served.tenant(str(uuid.uuid4()))
-    replies = Replies(served.ledger, served.keyring, lambda: served.clock, most=3)
+    replies = Replies(served.ledger, served.keyring, served.images.upkeep.leaps, most=3)
 
     def asked(by: Tenant, key: str) -> Asked:
         return Asked(by.id, CollectionId(by.collection), "a token", key, bytes(32))

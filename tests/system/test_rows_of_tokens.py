@@ -33,6 +33,9 @@ def test_a_state_of_the_schema_before_goes_on_and_is_guarded_from_then(copy_stat
         "ALTER TABLE tokens DROP COLUMN row_mac",
         "ALTER TABLE clock_corrections DROP COLUMN reached",
         "ALTER TABLE images DROP COLUMN rests_from",
+        "DROP INDEX requests_resting",
+        "ALTER TABLE requests DROP COLUMN rests_from",
+        "CREATE INDEX requests_finished ON requests (finished_at) WHERE finished_at IS NOT NULL",
         "PRAGMA user_version = 30",
     )
     with RunningAppliance(state, state.port) as appliance:

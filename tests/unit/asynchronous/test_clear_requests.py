@@ -19,6 +19,7 @@ from appliance.ledger.migrations import migrate, shipped
 from appliance.metrics import Registry
 from appliance.vault import Keyring, open_keyring
 from tests.plaintext import Plaintext
+from tests.resting import Stopped
 
 ROOT = bytes(range(32))
 NOW = 1_800_000_000.0
@@ -95,7 +96,7 @@ async def opened(folder: Path) -> AsyncIterator[tuple[Ledger, Keyring]]:
 async def started(folder: Path) -> AsyncIterator[tuple[Requests, Keyring]]:
     async with opened(folder) as (ledger, keyring):
         requests = Requests(ledger, keyring, lambda: NOW, 1000)
-        requests.go_by(lambda: NOW)
+        requests.go_by(Stopped(NOW))
         async with requests:
             yield requests, keyring
 

@@ -28,8 +28,14 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.now = 1_800_000_000.0
-        self.believed = 0.0
+        self.known = 0.0
         self._stack = AsyncExitStack()
+
+    def believed(self) -> float:
+        return self.known or self.now
+
+    def rests_from(self) -> float:
+        return self.believed()
 
     async def start(self) -> Requests:
         await self._stack.aclose()
@@ -39,7 +45,7 @@ class Machine:
         self.keyring = await vault.open_keyring(self.folder, ledger, bytearray(range(32)))
         self._stack.callback(self.keyring.wipe)
         requests = Requests(ledger, self.keyring, lambda: self.now, KEEP)
-        requests.go_by(lambda: self.believed or self.now)
+        requests.go_by(self)
         return await self._stack.enter_async_context(requests)
 
     async def customer(self) -> CustomerId:
@@ -310,13 +316,13 @@ async def test_results_and_webhooks_survive_a_clock_that_leaps(machine: Machine)
     told, _ = await requests.add(ACTOR, customer, "x", webhook=HOOK)
     await requests.finish(told.id, State.DONE, b"{}")
     await requests.told(told.id, 30.0)
-    machine.believed = machine.now + 1
+    machine.known = machine.now + 1
     machine.now += 30 * 86_400
     await requests.add(ACTOR, customer, "x")
     assert (await requests.get(customer, told.id)).state is State.DONE, "also while the clock is ahead"
     requests = await machine.start()
     machine.now -= 30 * 86_400
-    machine.believed = 0.0
+    machine.known = 0.0
     assert (await requests.get(customer, told.id)).state is State.DONE
     machine.now += 30
     due = await requests.due(9)
@@ -344,7 +350,7 @@ async def test_a_result_grows_no_older_by_a_clock_that_is_set_right(machine: Mac
 async def test_of_a_customer_that_asks_on_and_on_the_last_results_are_kept(machine: Machine) -> None:
     await machine.start()
     requests = Requests(machine.ledger, machine.keyring, lambda: machine.now, KEEP, most=3)
-    requests.go_by(lambda: machine.now)
+    requests.go_by(machine)
     customer, other = await machine.customer(), (await machine.customers.add(ACTOR, "other")).id
     theirs, _ = await requests.add(ACTOR, other, "x")
     await requests.finish(theirs.id, State.DONE, b"{}")
@@ -370,11 +376,11 @@ async def test_of_a_customer_that_asks_on_and_on_the_last_results_are_kept(machi
 async def test_a_clock_that_was_set_back_makes_no_result_old(machine: Machine) -> None:
     requests = await machine.start()
     customer = await machine.customer()
-    machine.believed = machine.now + 10 * KEEP
+    machine.known = machine.now + 10 * KEEP
     request, _ = await requests.add(ACTOR, customer, "x")
     await requests.finish(request.id, State.DONE, b"{}")
     await requests.add(ACTOR, customer, "x")
     assert (await requests.get(customer, request.id)).state is State.DONE
-    machine.believed += KEEP
+    machine.known += KEEP
     with pytest.raises(NotFound):
         await requests.get(customer, request.id)

@@ -5,6 +5,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from appliance.accounts.forward import resting
 from appliance.errors import StorageFailed
 from appliance.ledger.migrations import APPLICATION_ID, Migration, migrate, shipped
 
@@ -119,3 +120,31 @@ def test_customers_that_used_a_token_are_claimed_and_agreements_stay(connection:
     assert connection.execute(kept).fetchall() == [
         (name, "training-data", 2, 3, None, None) for name in ("unused", "used")
     ]
+
+
+@pytest.mark.parametrize("reached", [None, 1800])
+def test_what_was_answered_before_is_as_old_as_it_was(
+    connection: apsw.Connection, reached: int | None
+) -> None:
+    """The clock stood at 1500 when it was set ahead by 300: what was stamped until then rests from later."""
+    steps, day = shipped(), 86_400_000
+    migrate(connection, [step for step in steps if step.number < 34])
+    connection.execute("INSERT INTO customers (id, name, created_at) VALUES ('c', 'c', 1)")
+    connection.execute("INSERT INTO clock_corrections VALUES (1500, 300, ?)", (reached,))
+    for number, ended in enumerate((1400, 1900, None)):
+        connection.execute(
+            "INSERT INTO requests (id, customer, type, status, created_at, finished_at)"
+            " VALUES (?1, 'c', 'x', iif(?2 IS NULL, 'CREATED', 'DONE'), 1, ?2)",
+            (str(number), ended),
+        )
+        connection.execute(
+            "INSERT INTO search_replies VALUES (?1, 'c', randomblob(32), 1, x'', 200, x'', ?2)",
+            (number, (ended or 2000) + day),
+        )
+    migrate(connection, steps)
+    now = 2000
+    resting_now = connection.execute(f"SELECT {resting('?1')}", (now,)).get
+    ages = connection.execute("SELECT ? - rests_from FROM requests ORDER BY number", (resting_now,))
+    assert [row[0] for row in ages] == [now - 1700, now - 1900, None]
+    left = connection.execute("SELECT until - ? FROM search_replies ORDER BY number", (resting_now,))
+    assert [row[0] for row in left] == [1700 + day - now, 1900 + day - now, day]
