@@ -69,7 +69,7 @@ class Interchange:
             "Cache-Control": "private, no-store",
             "Content-Disposition": f'attachment; filename="{dataset.workspace}-{chosen}.tar"',
         }
-        stream = Stream(export.length, export.pieces(), export.close)
+        stream = Stream(None, export.pieces(), export.close)
         return Answer(headers=headers, content_type=_TAR, stream=stream)
 
     async def held(self, call: Call) -> Answer:

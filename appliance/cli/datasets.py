@@ -13,7 +13,7 @@ from appliance.cli.progress import Progress
 from appliance.cli.words import Words
 
 _FORMATS = ("imagefolder", "coco", "yolo", "csv")
-_NAMED = 20  # refused images, for people
+_NAMED = 20  # images that were refused or left out, for people
 _BUSY, _BUSY_SECONDS, _PAUSE = "too_many_requests", 60.0, 1.0
 
 
@@ -142,6 +142,19 @@ async def _export(operator: Operator, arguments: argparse.Namespace) -> Output:
     path = f"/datasets/{segment(named, 'dataset')}/export"
     pieces = operator.stream("GET", path, query=query, token=token)
     with Progress("written", None, None) as told:
-        files = await landing.land(pieces, target, told)
-    document: Document = {"path": str(target), "files": files}
-    return Output(document, f"{target}: {files} files")
+        landed = await landing.land(pieces, target, told)
+    said = f"{target}: {landed.files} files"
+    if landed.left_out:
+        said += _named(landed.left_out)
+        if not arguments.skip_damaged:  # nobody has said that some may be missing
+            raise Refused("incomplete", said)
+    left_out = [{"name": name, "reason": reason} for name, reason in landed.left_out]
+    document: Document = {"path": str(target), "files": landed.files, "left_out": left_out}
+    return Output(document, said)
+
+
+def _named(left_out: list[tuple[str, str]]) -> str:
+    from appliance.datasets.interchange.formats import LEFT_OUT
+
+    some = [f"  {name}: {reason}" for name, reason in left_out[:_NAMED]]
+    return "\n".join([f"; {len(left_out)} images are not in it, {LEFT_OUT} names them:", *some])

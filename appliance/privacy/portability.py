@@ -35,8 +35,8 @@ from appliance.accounts.quotas import Quotas
 from appliance.accounts.tokens import Tokens
 from appliance.asynchronous.requests import Requests
 from appliance.datasets.images import Images
+from appliance.datasets.interchange import formats
 from appliance.datasets.interchange.exporting import Export
-from appliance.datasets.interchange.formats import FORMATS
 from appliance.datasets.permits import of_token
 from appliance.datasets.records import Dataset
 from appliance.errors import ApplianceError, Conflict, Forbidden, InvalidInput, NotFound, SealBroken
@@ -212,13 +212,17 @@ class Copy:
         for name in _FORMATS:
             try:
                 self._open = await images.exporting.begin(
-                    self._actor, dataset, FORMATS[name], permit, skip_damaged=True
+                    self._actor, dataset, formats.FORMATS[name], permit, skip_damaged=True
                 )
             except (Conflict, Forbidden, InvalidInput, NotFound) as reason:
                 self._leave_out(f"{folder}/{name}.tar", reason)
                 continue
-            yield f"{folder}/{name}.tar", self._open.pieces()
+            export = self._open
+            yield f"{folder}/{name}.tar", export.pieces()
             self.close()
+            if export.left_out:
+                which = f"{len(export.left_out)} images, which {formats.LEFT_OUT} in it names"
+                self._leave_out(f"{folder}/{name}.tar", which)
 
     async def _collection(self, collection: Collection) -> Members:
         folder = f"collections/{collection.id}"

@@ -28,6 +28,7 @@ from appliance.search.records import CollectionId
 from appliance.search.sync.feeds import Feeds
 from appliance.search.sync.source import Source
 from tests import images
+from tests.datasets import untar
 from tests.serving import ACTOR, Served, Tenant
 
 PHOTOS = "/similarity/photos/v2"
@@ -266,6 +267,24 @@ def test_what_is_damaged_ends_no_copy(served: Served, shop: Shop, caplog: pytest
     assert left_out[name] == f"records from here on: object {snapshot}: {SealBroken.told}"
     assert f"{name} is left out of the copy for customer {shop.tenant.id}: object {snapshot}: " in caplog.text
     assert name in archive.namelist()
+
+
+def test_a_damaged_image_ends_no_copy(served: Served, shop: Shop) -> None:
+    """Nobody knew of it when the copy began."""
+    damaged, whole = shop.upload(), shop.upload()
+    (dataset,) = served.run(served.images.datasets.list(shop.tenant.id))
+    file = served.parts.config.state / "images" / uuid.UUID(dataset.id).hex / uuid.UUID(damaged).hex
+    file.write_bytes(file.read_bytes()[:-1])
+    archive = exported(shop)
+    left_out = {one["name"]: one["reason"] for one in json.loads(archive.read("left_out.json"))}
+    for name in ("coco", "imagefolder"):
+        packed = f"datasets/{dataset.id}/{name}.tar"
+        assert left_out[packed] == "1 images, which LEFT_OUT.csv in it names"
+        files = untar(archive.read(packed))
+        assert b"damaged" in (named := files.pop("LEFT_OUT.csv"))
+        assert (damaged.encode() in named, whole.encode() in named) == (True, False)
+        (stored,) = [path for path in files if path.endswith(".png")]
+        assert whole in stored
 
 
 def of_customers(connection: Connection) -> set[str]:

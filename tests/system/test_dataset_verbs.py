@@ -113,6 +113,28 @@ def test_in_and_out_again(
     assert "exists already" in refused(state, *words)
 
 
+def test_a_damaged_image_is_named_and_the_others_are_there(
+    state: DemoState, customer: str, token: Path, tmp_path: Path
+) -> None:
+    source = unpacked(tmp_path / "source", IMAGES)
+    before = set((state.folder / "images").glob("*/*"))
+    assert state.ask("dataset", "import", customer, str(source))["images"] == 5
+    file = next(file for file in (state.folder / "images").glob("*/*") if file not in before)
+    os.truncate(file, file.stat().st_size - 1)
+    target = tmp_path / "target"
+    words = ("export", customer, str(target), "--format", "imagefolder", "--token-file", str(token))
+    name, _, reason = refused(state, *words).strip().rpartition(": ")
+    assert (name in IMAGES, reason) == (True, "damaged")
+    found = read(target)
+    assert name in found.pop("LEFT_OUT.csv").decode()
+    assert found == {path: content for path, content in IMAGES.items() if path != name}
+
+    other = (*words[:2], str(tmp_path / "other.zip"), *words[3:])
+    assert "1 images of the dataset are damaged" in refused(state, *other)
+    told = state.ask("dataset", *other, "--skip-damaged")
+    assert told["left_out"] == [{"name": name, "reason": "damaged"}]
+
+
 def test_what_is_held_is_not_sent_again(state: DemoState, customer: str, tmp_path: Path) -> None:
     source = unpacked(tmp_path / "source", boxes())
     script = (  # progress is told at once

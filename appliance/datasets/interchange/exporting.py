@@ -1,13 +1,14 @@
 """Gives a dataset out as a tar in one of the formats: the same bytes for as long as nothing changes in it.
 
-First the files that describe the images, then these in the order of their paths. Everything but the images is
-known before the first byte goes out, the length of the whole as well; then a piece of one image is held at a
-time. Beside that a path and a few numbers an image are in memory, and the descriptions, compressed.
+First the files that describe the images, then these in the order of their paths, and last, where images are
+left out, a table of those. Everything but the images is known before the first byte goes out; then a piece of
+one image is held at a time. Beside that a path and a few numbers an image are in memory, and the
+descriptions, compressed.
 """
 
+import asyncio
 import csv
 import io
-import tarfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from appliance.datasets import rows
 from appliance.datasets.annotations import Annotations
 from appliance.datasets.catalogue import Datasets
 from appliance.datasets.interchange.annotated import Annotated, Format
-from appliance.datasets.interchange.archive import header, padding
+from appliance.datasets.interchange.archive import END, header, padding
 from appliance.datasets.interchange.formats import LEFT_OUT
 from appliance.datasets.interchange.placing import fitting, settled
 from appliance.datasets.interchange.reading import Reading
@@ -29,14 +30,14 @@ from appliance.datasets.records import Format as Encoding
 from appliance.datasets.sources import Sources
 from appliance.datasets.store import Opened, Store
 from appliance.datasets.threads import Threads
-from appliance.errors import Conflict, Forbidden, NotFound
+from appliance.errors import Conflict, Forbidden, NotFound, SealBroken, StorageFailed, VolumeOffline
 from appliance.ledger import Connection, Ledger
+from appliance.volume import is_lack
 
 T = TypeVar("T")
 
 _PLANS_AT_ONCE = 2  # on threads of their own: a large dataset's takes a while, and uploads need the others
 _IMAGES_AT_ONCE = 500
-_END = 2 * tarfile.BLOCKSIZE
 _SMALL = 256 << 10  # goes out in one piece with its header
 _ENDINGS: dict[Encoding, tuple[str, ...]] = {
     "jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -126,7 +127,7 @@ class Exporting:
         left = threading.Event()
         try:
             planned = self._planning.run(self._planned, dataset, chosen, skip_damaged, left)
-            files, images = await planned
+            files, images, damaged = await planned
         finally:
             left.set()
 
@@ -138,12 +139,12 @@ class Exporting:
             record(connection, now, actor, Event.DATASET_EXPORT, dataset.customer, dataset.id, details)
 
         await self._ledger.write(act)
-        return Export(self._ledger, self._store, permit, files, images)
+        return Export(self._ledger, self._store, permit, files, images, damaged)
 
     def _planned(
         self, dataset: Dataset, chosen: Format, skip_damaged: bool, left: threading.Event
-    ) -> tuple[list[_File], list[_Placed]]:
-        """The files that describe the images, and these in the order of their paths."""
+    ) -> tuple[list[_File], list[_Placed], list[str]]:
+        """The files that describe the images, these in the order of their paths, and those left out."""
         with self._ledger.reading() as connection:
             stored, damaged = self._stored(connection, dataset, chosen, left)
             if damaged and not skip_damaged:
@@ -171,7 +172,7 @@ class Exporting:
             described = reading.annotated([(one.key, one.path) for one in images])
             again = (one for _, one in _unless(left, described))
             files = [_spooled(path, pieces) for path, pieces in chosen.write(again, *reading.declared)]
-            return files + ([_spooled(LEFT_OUT, _named(damaged))] if damaged else []), images
+            return files, images, damaged
 
     def _stored(
         self, connection: Connection, dataset: Dataset, chosen: Format, left: threading.Event
@@ -191,10 +192,20 @@ class Exporting:
 
 
 class Export:
-    """An export that is ready to go: `length` bytes in `pieces`, gone through once; to be closed."""
+    """An export that is ready to go: its `pieces` are gone through once; to be closed.
 
-    def __init__(
-        self, ledger: Ledger, store: Store, permit: Permit, files: Sequence[_File], images: Sequence[_Placed]
+    `left_out` are the names of images that are not in it, each with the reason: all of them when the last
+    piece is out.
+    """
+
+    def __init__(  # noqa: PLR0917 - its neighbours
+        self,
+        ledger: Ledger,
+        store: Store,
+        permit: Permit,
+        files: Sequence[_File],
+        images: Sequence[_Placed],
+        damaged: Iterable[str],
     ) -> None:
         self._ledger = ledger
         self._store = store
@@ -202,15 +213,13 @@ class Export:
         self._files = files
         self._images = images
         self._opened: Opened | None = None
-        used = sum(_length(one.path, one.size) for one in files)
-        used += sum(_length(one.path, one.size) for one in images)
-        self.length = -(-(used + _END) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
-        """Bytes of the whole tar."""
-        self._rest = self.length - used
+        self.left_out = [(name, "damaged") for name in damaged]
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The tar. Raises NotFound, SealBroken, StorageFailed when an image is gone since it was begun, or
-        cannot be read: what came then is no whole tar.
+        """The tar. An image that cannot be read, or is gone since it was begun, is left out, and named.
+
+        Raises StorageFailed where that says nothing of one image, VolumeOffline, and what the permit does:
+        what came then is no whole tar.
         """
         for file in self._files:
             yield header(file.path, file.size)
@@ -219,15 +228,17 @@ class Export:
             yield padding(file.size)
         for start in range(0, len(self._images), _IMAGES_AT_ONCE):
             some = self._images[start : start + _IMAGES_AT_ONCE]
-            found = await self._ledger.read(
-                lambda connection, some=some: rows.described(connection, [one.key for one in some])  # type: ignore[misc]
-            )
+            found = await self._found(some)
             for placed in some:
                 if placed.key not in found:
-                    raise NotFound("an image was deleted while its dataset was exported")
-                async for piece in self._image(placed, found[placed.key][0]):
+                    self.left_out.append((placed.path, "deleted"))
+                    continue
+                async for piece in self._image(placed, found[placed.key]):
                     yield piece
-        yield bytes(self._rest)
+        if self.left_out:
+            table = _table(self.left_out)
+            yield b"".join([header(LEFT_OUT, len(table)), table, padding(len(table))])
+        yield END
 
     def close(self) -> None:
         """Give back what is open."""
@@ -235,20 +246,50 @@ class Export:
             self._opened.close()
             self._opened = None
 
+    async def _found(self, images: Sequence[_Placed]) -> dict[int, Image]:
+        """Those that are still there, by their keys."""
+        keys = [one.key for one in images]
+        found = await self._ledger.read(lambda connection: rows.described(connection, keys))
+        return {key: image for key, (image, _, _) in found.items()}
+
     async def _image(self, placed: _Placed, image: Image) -> AsyncIterator[bytes]:
+        """Its header, which nobody could take back, goes out when each byte behind it was proven."""
         before, after = header(placed.path, placed.size), padding(placed.size)
-        self._opened = await self._store.open(await self._permit(image))
+        permit = await self._permit(image)
         try:
-            pieces = self._opened.read(0, placed.size)
-            if placed.size <= _SMALL:
-                yield b"".join([before, *[piece async for piece in pieces], after])
+            try:
+                self._opened = await self._store.open(permit)
+                whole = await _proven(self._opened, placed.size)
+            except (NotFound, SealBroken, StorageFailed) as error:
+                self.left_out.append((placed.path, await self._reason(placed, error)))
+                return
+            if whole is not None:
+                yield b"".join([before, whole, after])
                 return
             yield before
-            async for piece in pieces:
+            async for piece in self._opened.read(0, placed.size):
                 yield bytes(piece)
             yield after
         finally:
             self.close()
+
+    async def _reason(self, placed: _Placed, error: NotFound | SealBroken | StorageFailed) -> str:
+        """Why an image is left out. Raises an error that says nothing of it."""
+        if isinstance(error, VolumeOffline) or is_lack(error.__cause__):
+            raise error
+        if isinstance(error, StorageFailed):
+            return "unreadable"
+        return "damaged" if await self._found([placed]) else "deleted"
+
+
+async def _proven(opened: Opened, size: int) -> bytes | None:
+    """Have every byte of an image proven; these where they are few. Raises as `Opened.read`."""
+    pieces = opened.read(0, size)
+    if size <= _SMALL:
+        return b"".join([piece async for piece in pieces])
+    async for _ in pieces:
+        await asyncio.sleep(0)  # what is at hand comes without a pause: others get their turn
+    return None
 
 
 def _unless(left: threading.Event, things: Iterable[T]) -> Iterator[T]:
@@ -267,17 +308,10 @@ def _spooled(path: str, pieces: Iterable[bytes]) -> _File:
     return _File(path, size, spool)
 
 
-def _named(names: Iterable[str]) -> Iterator[bytes]:
-    """A table of images that are left out."""
+def _table(left_out: Iterable[tuple[str, str]]) -> bytes:
+    """Images that are left out, and why, in the order of their names."""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(["image", "reason"])
-    writer.writerows((name, "damaged") for name in sorted(names))
-    yield written.getvalue().encode()
-
-
-def _length(path: str, size: int) -> int:
-    """Bytes of a file with its header and its padding."""
-    plain = path.isascii() and len(path) <= tarfile.LENGTH_NAME
-    before = tarfile.BLOCKSIZE if plain else len(header(path, size))
-    return before + size + len(padding(size))
+    writer.writerows(sorted(left_out))
+    return written.getvalue().encode()

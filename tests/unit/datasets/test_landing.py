@@ -22,7 +22,7 @@ async def pieces(whole: bytes) -> AsyncIterator[bytes]:
 
 
 async def landed(whole: bytes, target: Path) -> int:
-    return await land(pieces(whole), target, lambda files, size: None)
+    return (await land(pieces(whole), target, lambda files, size: None)).files
 
 
 def names(folder: Path) -> list[str]:
@@ -51,6 +51,15 @@ async def test_everything_is_there_for_its_user_alone(tmp_path: Path, ending: st
     for path in (target, *target.rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
     assert names(tmp_path) == [target.name]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+async def test_what_is_left_out_is_told_and_stays_in_it(tmp_path: Path, ending: str) -> None:
+    files = {**FILES, "LEFT_OUT.csv": b'image,reason\na/3.jpg,damaged\n"a,""b"".jpg",deleted\n'}
+    target = tmp_path / f"target{ending}"
+    one = await land(pieces(tar(files)), target, lambda files, size: None)
+    assert (one.files, one.left_out) == (4, [("a/3.jpg", "damaged"), ('a,"b".jpg', "deleted")])
+    assert found(target) == files
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
