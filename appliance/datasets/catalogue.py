@@ -45,9 +45,8 @@ _CHANGE = (
     f" WHERE number = ?3 AND erased_at IS NULL RETURNING {_COLUMNS}"
 )
 _UNREADABLE = "?"
-_ROWS_AT_ONCE = 500
 _DATASETS_AT_ONCE = 100
-_IMAGES_AT_ONCE = 100  # each goes with its labels and objects
+_ROWS_AT_ONCE = 100  # an image goes with its labels and objects
 _SYSTEM = Actor("system", "datasets")
 
 _log = logging.getLogger(__name__)
@@ -343,8 +342,8 @@ class Datasets:
         await asyncio.to_thread(self._keyring.destroy, UUID(customer), UUID(identity))
         await self._files.remove_container(UUID(identity))
 
-        def act(connection: Connection) -> bool:
-            more, images, deleted = _bury_some(connection, number, identity, self._now())
+        def act(connection: Connection, most: int) -> bool:
+            more, images, deleted = _bury_some(connection, number, identity, self._now(), most)
             if deleted:
                 each = Erased("image", customer, identity, ids=deleted)
                 self.certificates.add(connection, self._now(), each)
@@ -353,8 +352,7 @@ class Datasets:
                 self.certificates.add(connection, self._now(), erased)
             return more
 
-        while await self._ledger.write(act):
-            pass
+        await self._ledger.write_on(act, _ROWS_AT_ONCE)
         while not await self._ledger.empty_log():
             pass
 
@@ -429,9 +427,9 @@ def _erased(
 
 
 def _bury_some(
-    connection: Connection, number: int, identity: DatasetId, now: int
+    connection: Connection, number: int, identity: DatasetId, now: int, most: int
 ) -> tuple[bool, int | None, list[str]]:
-    """Some rows of an erased dataset, and at last its own.
+    """At most so many rows of an erased dataset, and at last its own.
 
     Whether there are more, with its own how many images it had when it was erased, and the ids of images that
     were being deleted one by one when it was.
@@ -439,7 +437,7 @@ def _bury_some(
     gone: list[Any] = connection.execute(
         "DELETE FROM images WHERE key IN (SELECT key FROM images WHERE dataset = ? LIMIT ?)"
         " RETURNING id, deleted_at",
-        (number, _IMAGES_AT_ONCE),
+        (number, most),
     ).fetchall()
     for image, _ in gone:
         rows.bury(connection, image, identity, now)
@@ -448,7 +446,7 @@ def _bury_some(
     for table in ("points", "labels", "tasks"):
         connection.execute(
             f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE dataset = ? LIMIT ?)",  # noqa: S608
-            (number, _ROWS_AT_ONCE),
+            (number, most),
         )
         if connection.changes():
             return True, None, []

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Self
 
 from appliance.accounts.audit import Actor, Event, record
@@ -250,8 +251,7 @@ class Labels:
             )
         ):
             await self._store.delete_all(actor, images)
-        while await self._ledger.write(lambda connection: _take_off(connection, label)):
-            pass
+        await self._ledger.write_on(partial(_take_off, label=label), _AT_ONCE)
         while not await self._ledger.empty_log():  # somebody reads: a moment only
             pass
 
@@ -347,7 +347,7 @@ def _images_of(connection: Connection, label: int, most: int) -> list[Image]:
     return [image for image, _, _ in described.values()]
 
 
-def _take_off(connection: Connection, label: int) -> bool:
+def _take_off(connection: Connection, most: int, label: int) -> bool:
     """Take a label off some of what has it, and at last remove it; whether there is more."""
     for statement in (
         "DELETE FROM objects WHERE key IN (SELECT key FROM objects WHERE label = ?1 LIMIT ?2)",
@@ -360,7 +360,7 @@ def _take_off(connection: Connection, label: int) -> bool:
             " AND object IN (SELECT object FROM object_labels WHERE label = ?1 LIMIT ?2)"
         ),
     ):
-        connection.execute(statement, (label, _AT_ONCE))
+        connection.execute(statement, (label, most))
         if connection.changes():
             return True
     connection.execute("DELETE FROM labels WHERE key = ?", (label,))

@@ -254,7 +254,7 @@ class Store:
         await self.delete_all(actor, [image])
 
     async def delete_all(self, actor: Actor, images: Sequence[Image]) -> None:
-        """As `delete`, of several that then go together."""
+        """As `delete`, of several that then go together; on a full volume some after others."""
         await self._uninterrupted(self._delete(actor, images))
 
     async def expire(self) -> int:
@@ -339,16 +339,17 @@ class Store:
         await asyncio.to_thread(self._space.before_deletion)
         now = self._now()
 
-        def act(connection: Connection) -> list[Image]:
-            begun = [image for image in images if rows.begin_deleting(connection, image, now)]
+        def act(connection: Connection, some: Sequence[Image]) -> list[Image]:
+            begun = [image for image in some if rows.begin_deleting(connection, image, now)]
             for image in begun:
                 details: dict[str, object] = {"dataset": image.dataset}
                 record(connection, now, actor, Event.IMAGE_DELETE, image.customer, image.id, details)
             return begun
 
-        if begun := await self._ledger.write(act):
-            self._deleted.inc(len(begun))
-            await finish_deleting(self._ledger, self._files, self._datasets.certificates, begun, now)
+        async for begun in self._ledger.write_parts(images, act):
+            if begun:
+                self._deleted.inc(len(begun))
+                await finish_deleting(self._ledger, self._files, self._datasets.certificates, begun, now)
 
     async def _note_damage(self, image: Image, error: SealBroken | NotFound) -> None:
         """Once for each image. A ledger that takes no write says so itself."""
@@ -379,16 +380,17 @@ async def finish_deleting(
     With the rows it is certified, one certificate for each dataset.
     """
     await files.remove(image.name for image in images)
-    gone: dict[tuple[CustomerId, DatasetId], list[str]] = {}
-    for image in images:
-        gone.setdefault((image.customer, image.dataset), []).append(image.id)
 
-    def act(connection: Connection) -> None:
-        rows.finish_deleting(connection, images, now)
+    def act(connection: Connection, some: Sequence[Image]) -> None:
+        rows.finish_deleting(connection, some, now)
+        gone: dict[tuple[CustomerId, DatasetId], list[str]] = {}
+        for image in some:
+            gone.setdefault((image.customer, image.dataset), []).append(image.id)
         for (customer, dataset), ids in gone.items():
             certificates.add(connection, now, Erased("image", customer, dataset, ids=ids))
 
-    await ledger.write(act)
+    async for _ in ledger.write_parts(images, act):
+        pass
     while not await ledger.empty_log():  # somebody who reads is in the way: a moment only, no read is long
         pass
 

@@ -4,7 +4,7 @@ import asyncio
 import math
 import os
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +28,7 @@ from appliance.ledger.writer import Writer
 from appliance.metrics import Registry
 from appliance.volume import sync_folder
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _READERS = 2
@@ -101,6 +102,43 @@ class Ledger:
         """
         return await self._writer.submit(act, then)
 
+    async def write_parts(
+        self, things: Sequence[S], act: Callable[[Connection, Sequence[S]], T]
+    ) -> AsyncIterator[T]:
+        """`write` of one act for all of these things; on a full volume of one for each part of them.
+
+        A deletion overwrites what it deletes, and takes as much of the log: that of a few rows fits into the
+        room which the log keeps. Each result comes when it is durable, before the next part is begun: what
+        the caller does then may make room for that. Raises as `write`, VolumeFull where one thing alone
+        finds no room: the parts before it are done. The act may be run more than once.
+        """
+        waiting = [things]
+        while waiting:
+            some = waiting.pop()
+            try:
+                done = await self._write_with_all_room(act, some)
+            except VolumeFull:
+                if len(some) <= 1:
+                    raise
+                middle = len(some) // 2
+                waiting += [some[middle:], some[:middle]]
+            else:
+                yield done
+
+    async def write_on(self, act: Callable[[Connection, int], bool], most: int) -> None:
+        """`write` of an act again and again, for as long as it says that there is more to do.
+
+        It does so with `most` rows at a time, fewer from when the volume is full. Raises as `write_parts`.
+        """
+        more = True
+        while more:
+            try:
+                more = await self._write_with_all_room(act, most)
+            except VolumeFull:
+                if most == 1:
+                    raise
+                most //= 2
+
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Run `query` on a reader thread within one snapshot of the database; it cannot write.
 
@@ -166,6 +204,17 @@ class Ledger:
     def alteration(self) -> str | None:
         """How something else has changed the schema, for which writes are refused; None while it is sound."""
         return self._writer.alteration
+
+    async def _write_with_all_room(self, act: Callable[[Connection, S], T], of: S) -> T:
+        """As `write`; a refusal has emptied the log, so that the second time it is there for this alone."""
+
+        def run(connection: Connection) -> T:
+            return act(connection, of)
+
+        try:
+            return await self.write(run)
+        except VolumeFull:
+            return await self.write(run)
 
     def _open(self) -> tuple[Connection, Schema]:
         connection = open_writer(self._path)

@@ -170,6 +170,8 @@ class Writer:
                 _fail(batch, error)
                 self._note_alteration(str(error))
             elif isinstance(error, apsw.FullError) and undone:
+                # Whoever tries again has all of the log's room.
+                self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
                 self._refuse_full(batch)
             else:
                 self._poison(error)

@@ -166,10 +166,8 @@ class Erasure:
         await self._datasets.erase_all(_ERASURE, customer)
         await self._tokens.erase(customer)
         for table, column in await self._ledger.read(_referring):
-            while await self._ledger.write(
-                partial(_erase_some, table=table, column=column, customer=customer)
-            ):
-                pass
+            erase = partial(_erase_some, table=table, column=column, customer=customer)
+            await self._ledger.write_on(erase, _ROWS)
         await self._cut_log()
         await self._ledger.write(partial(self._certify, customer=customer))
         await self._cut_log()
@@ -212,13 +210,13 @@ def _referring(connection: Connection) -> list[tuple[str, str]]:
     return found
 
 
-def _erase_some(connection: Connection, table: str, column: str, customer: CustomerId) -> bool:
+def _erase_some(connection: Connection, most: int, table: str, column: str, customer: CustomerId) -> bool:
     """Some rows of a customer; whether there were any."""
     query = "SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk"
     key = ", ".join(f'"{row[0]}"' for row in connection.execute(query, (table,)))
     connection.execute(
         f'DELETE FROM "{table}" WHERE ({key}) IN'  # noqa: S608 -- names of the schema
         f' (SELECT {key} FROM "{table}" WHERE "{column}" = ? LIMIT ?)',
-        (customer, _ROWS),
+        (customer, most),
     )
     return connection.changes() > 0

@@ -254,6 +254,14 @@ def erase_some(connection: Connection, number: int, limit: int) -> bool:
         )
         if connection.changes():
             return False
+    for table in ("search_replies", "feed_runs"):
+        connection.execute(
+            f"DELETE FROM {table} WHERE number IN"  # noqa: S608 -- a constant
+            f" (SELECT number FROM {table} WHERE collection = ? LIMIT ?)",
+            (number, limit),
+        )
+        if connection.changes():
+            return False
     connection.execute(
         "DELETE FROM erased_records WHERE (container, handle) IN"
         " (SELECT container, handle FROM erased_records"
@@ -262,8 +270,7 @@ def erase_some(connection: Connection, number: int, limit: int) -> bool:
     )
     if connection.changes():
         return False
-    for table in ("search_replies", "feed_runs", "feeds"):
-        connection.execute(f"DELETE FROM {table} WHERE collection = ?", (number,))  # noqa: S608 -- a constant
+    connection.execute("DELETE FROM feeds WHERE collection = ?", (number,))
     connection.execute("DELETE FROM collections WHERE number = ?", (number,))
     return True
 

@@ -115,8 +115,7 @@ class Erasing:
             await asyncio.to_thread(self._keyring.destroy, UUID(entry.customer), UUID(entry.container))
             await self._files.remove(UUID(entry.container))
             await self._files.run(remove_tree, self._snapshots / UUID(entry.container).hex)
-            while not await self._ledger.write(partial(self._erase_some, entry=entry)):
-                pass
+            await self._ledger.write_on(partial(self._erase_some, entry=entry), _ROWS)
         except (StorageFailed, VolumeFull):
             if entry.number not in self._failed:
                 _log.exception("a removed collection is not erased yet, and is tried again from now on")
@@ -136,17 +135,18 @@ class Erasing:
                     await self._ledger.empty_log()  # which may be what has filled the volume
                     await self.start(entry)
 
-    def _erase_some(self, connection: Connection, entry: Entry) -> bool:
-        """As `entries.erase_some`. Of two who erase the same collection, one takes its last row.
+    def _erase_some(self, connection: Connection, most: int, entry: Entry) -> bool:
+        """As `entries.erase_some`, but whether there is more.
 
-        What was no collection of its own has no certificate.
+        Of two who erase the same collection, one takes its last row. What was no collection of its own has no
+        certificate.
         """
-        gone = entries.erase_some(connection, entry.number, _ROWS)
+        gone = entries.erase_some(connection, entry.number, most)
         if gone and connection.changes() and not entry.spare:
             subject, counts = entry.emptied or entry.id, {"records": entry.count}
             erased = Erased("collection", entry.customer, subject, counts, keys=(entry.container,))
             self._certificates.add(connection, int(self._clock() * 1000), erased)
-        return gone
+        return not gone
 
     async def _empty_log(self) -> None:
         try:
