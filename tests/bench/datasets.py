@@ -58,6 +58,9 @@ def run(report: Report) -> None:
     cpu, wall = figures["scrub"]
     note = f"{wall:.1f} ms wall; every ten minutes"
     report.figure("a look for what is to be scrubbed, none due", cpu, "CPU ms", at_most=5, note=note)
+    cpu, wall = figures["retention"]
+    note = f"{wall:.1f} ms wall; all in turn, 2,000 each time"
+    report.figure("a look for what has rested its days, none has", cpu, "CPU ms", note=note)
     report.figure(
         "start", figures["start"] - empty["start"], "CPU s", at_most=2, note="above an empty ledger's"
     )
@@ -73,6 +76,7 @@ async def _filled(folder: Path) -> dict[str, str]:
         names = {name: await add(ACTOR, dataset, "category", name) for name in ("half", "rare", "third")}
         for number in range(LABELS_SEARCHED):
             await add(ACTOR, dataset, "tag", f"label number {number}")
+        await one.datasets.change(ACTOR, dataset, retention_days=30)
         keys = one.datasets.keys(dataset)
         marked = {names[name].key: every for name, every in (("half", 2), ("rare", 1000), ("third", 3))}
         await asyncio.to_thread(_fill, folder / "ledger.db", dataset.number, keys, marked)
@@ -89,8 +93,8 @@ def _fill(ledger: Path, dataset: int, keys: Container, labels: dict[int, int]) -
         base = (dataset << 32) + FIRST
         connection.executemany(
             "INSERT INTO images (key, id, dataset, created_at, format, width, height, size, thumbnail,"
-            " content, meta_data, facet)"
-            " VALUES (?, ?, ?, 1800000000000, 'jpeg', 640, 480, 5000, 400, ?, ?, ?)",
+            " content, meta_data, facet, rests_from)"
+            " VALUES (?, ?, ?, 1800000000000, 'jpeg', 640, 480, 5000, 400, ?, ?, ?, 1800000000000)",
             (_row(base + number, dataset, keys, number) for number in range(IMAGES)),
         )
         connection.execute(
@@ -143,6 +147,7 @@ async def _measure(folder: Path, labels: dict[str, str]) -> dict[str, object]:
             }
             figures["walked"] = await _walked(one, labels)
             figures["scrub"] = await _spent(lambda: one.upkeep.scrub(1.0), 5)
+            figures["retention"] = await _spent(one.store.expire)
         figures["resident"] = _resident()
         return figures
 
