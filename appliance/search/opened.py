@@ -311,6 +311,7 @@ class OpenCollection(ReadableCollection):
             if not self._segments.kill(label, replaced=replaced):
                 self._damages.forget(label)
             self._recent.forget(label)
+            self._asked.forget(label)
         self._segments.tend()
         if labels:
             self._erased()

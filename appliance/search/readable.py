@@ -20,7 +20,7 @@ from appliance.search.filters import Filter
 from appliance.search.graph_files import GraphFolder
 from appliance.search.loading import is_sound, load_page
 from appliance.search.reading import Reading, matches
-from appliance.search.recent import RecentIds
+from appliance.search.recent import RecentIds, RecentLabels
 from appliance.search.records import AnyVector, Collection, Hit, Record, Vector, encode_id
 from appliance.search.residents import Residents, held
 from appliance.search.scans import Scans
@@ -117,6 +117,7 @@ class ReadableCollection:
         self._damages = Damages(self._collection.id, self._segments, self._damages_found, self._doubt)
         self._reading = Reading(self._read, self._damages.sound)
         self._recent = RecentIds()
+        self._asked = RecentLabels()
 
     @property
     def collection(self) -> Collection:
@@ -149,7 +150,8 @@ class ReadableCollection:
 
     @property
     def memory_bytes(self) -> int:
-        return _OPEN_BYTES + self._segments.bytes + self._columns.bytes + self._recent.bytes
+        recent = self._recent.bytes + self._asked.bytes
+        return _OPEN_BYTES + self._segments.bytes + self._columns.bytes + recent
 
     @property
     def tended(self) -> bool:
@@ -187,10 +189,15 @@ class ReadableCollection:
     @held
     async def vectors(self, ids: Sequence[str]) -> list[Vector | None]:
         """The vectors, float32 of shape (dim,) and length 1; None where there is none to search by."""
-        encoded = [at(position, self._encoded_id, external) for position, external in enumerate(ids)]
-        found = await self._read(rows.current, external_ids=encoded)
-        vectors = [None if one is None else one[0] for one in found]
-        return [None if vector is None or not is_sound(vector) else vector for vector in vectors]
+        for position, external in enumerate(ids):
+            at(position, self._encoded_id, external)
+        self._require_present()
+        vectors = [self._vector_of(self._asked.find(external)) for external in ids]
+        if unknown := [position for position, vector in enumerate(vectors) if vector is None]:
+            again = await self._vectors([ids[position] for position in unknown])
+            for position, vector in zip(unknown, again, strict=True):
+                vectors[position] = vector
+        return vectors
 
     @lasting
     @held
@@ -286,6 +293,31 @@ class ReadableCollection:
             return await self._segments.nearest(queries, k, exactly=exactly)
         matching = partial(self._columns.matching, wanted)
         return await self._segments.nearest_matching(queries, k, matching, exactly=exactly)
+
+    async def _vectors(self, ids: Sequence[str]) -> list[Vector | None]:
+        """By ids whose labels are to be read. The vectors are in memory: their frames need not be opened."""
+        encoded = [self._encoded_id(external) for external in ids]
+        found = await self._read(rows.records_by_id, external_ids=encoded)
+        vectors = list[Vector | None]()
+        for external, one, record in zip(ids, found, self._damages.sound(found), strict=True):
+            vectors.append(None if one is None or record is None else self._vector_of(one[0]))
+            if one is not None and vectors[-1] is not None:
+                self._asked.remember(external, one[0])
+        # Durable and not in memory yet, replaced since it was read, or damaged.
+        if unclear := [n for n, record in enumerate(found) if record is not None and vectors[n] is None]:
+            now = await self._read(rows.current, external_ids=[encoded[n] for n in unclear])
+            for n, current in zip(unclear, now, strict=True):
+                vector = None if current is None else current[0]
+                vectors[n] = vector if vector is not None and is_sound(vector) else None
+        return vectors
+
+    def _vector_of(self, label: int | None) -> Vector | None:
+        """A copy of the vector in memory, None where the record does not live there."""
+        if label is None:
+            return None
+        view = self._segments.view()
+        found = view.rows(view.slots(np.array([label])))
+        return found[0] if len(found) else None
 
     def _recently(self, labels: Positions, distances: Distances) -> list[Hit] | None:
         """Hits of these labels by their ids alone; None where that takes reading."""

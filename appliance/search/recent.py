@@ -1,8 +1,9 @@
-"""The callers' ids of recent hits, so that a query which asks for ids alone reads and unseals nothing."""
+"""What searches have lately had to do with, so that asking for it again reads and unseals nothing."""
 
 from collections.abc import Iterable, Sequence
 
 MOST = 16_384
+MOST_ASKED = 4_096
 _ID_BYTES = 200
 """Of one, with its place in the dict, where it is of 36 characters."""
 
@@ -37,3 +38,35 @@ class RecentIds:
 
     def forget(self, label: int) -> None:
         self._ids.pop(label, None)
+
+
+class RecentLabels:
+    """Labels by id, of the last MOST_ASKED records that were asked for; on the event loop only."""
+
+    def __init__(self) -> None:
+        self._labels: dict[str, int] = {}  # least recently used first
+        self._ids: dict[int, str] = {}
+
+    @property
+    def bytes(self) -> int:
+        """What they take in memory, about."""
+        return 2 * _ID_BYTES * len(self._labels)
+
+    def find(self, external: str) -> int | None:
+        """The label that the id had when it was asked for."""
+        label = self._labels.pop(external, None)
+        if label is not None:
+            self._labels[external] = label
+        return label
+
+    def remember(self, external: str, label: int) -> None:
+        """Those that were asked for longest ago make room."""
+        self._labels[external] = label
+        self._ids[label] = external
+        if len(self._labels) > MOST_ASKED:
+            del self._ids[self._labels.pop(next(iter(self._labels)))]
+
+    def forget(self, label: int) -> None:
+        external = self._ids.pop(label, None)
+        if external is not None:
+            del self._labels[external]

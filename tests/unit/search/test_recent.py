@@ -1,4 +1,4 @@
-"""Ids of recent hits: as they are stored, only together, forgotten with their record."""
+"""What was lately hit or asked for: as it is stored, read once, and never of a record that is gone."""
 
 from pathlib import Path
 
@@ -7,8 +7,9 @@ import pytest
 
 from appliance.ledger import Connection
 from appliance.search import recent
-from appliance.search.recent import RecentIds
-from tests.searching import ACTOR, numbered, shelf, unit
+from appliance.search.collections import NewRecord
+from appliance.search.recent import RecentIds, RecentLabels
+from tests.searching import ACTOR, Shelf, numbered, shelf, unit
 
 DIM = 16
 
@@ -27,19 +28,64 @@ def test_those_hit_longest_ago_make_room(monkeypatch: pytest.MonkeyPatch) -> Non
     assert ids.find([]) == []
 
 
+def test_labels_asked_for_longest_ago_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "MOST_ASKED", 2)
+    labels = RecentLabels()
+    labels.remember("a", 1)
+    labels.remember("b", 2)
+    assert labels.find("a") == 1
+    labels.remember("c", 3)
+    assert [labels.find(one) for one in ("a", "b", "c")] == [1, None, 3]
+    labels.forget(1)
+    labels.forget(1)
+    labels.forget(2)
+    assert [labels.find(one) for one in ("a", "c")] == [None, 3]
+    labels.remember("d", 4)
+    assert [labels.find(one) for one in ("c", "d")] == [3, 4]
+
+
+async def hide(things: Shelf) -> None:
+    """Nothing of any record opens any more."""
+
+    def act(connection: Connection) -> None:
+        connection.execute("UPDATE records SET words = x'00'")
+        connection.execute("UPDATE frames SET content = x'00'")
+
+    await things.ledger.write(act)
+
+
 async def test_a_second_search_reads_nothing_and_answers_the_same(tmp_path: Path) -> None:
     vectors = unit(np.random.default_rng(1), 40, DIM)
     async with shelf(tmp_path) as things:
         opened = await things.collection(DIM)
         await opened.insert(ACTOR, numbered(vectors))
         first = await opened.search(vectors[3], 10, metadata=False)
-
-        def hide(connection: Connection) -> None:
-            connection.execute("UPDATE records SET words = x'00'")
-
-        await things.ledger.write(hide)
+        await hide(things)
         assert await opened.search(vectors[3], 10, metadata=False) == first
         await opened.delete(ACTOR, [first[0].id])
         assert first[0].id not in {hit.id for hit in await opened.search(vectors[3], 9, metadata=False)}
         await opened.insert(ACTOR, numbered(vectors[3:4], 3))
         assert (await opened.search(vectors[3], 1, metadata=False))[0].id == "r3"
+
+
+async def test_a_vector_is_read_once_and_is_always_that_of_the_record_as_it_is(tmp_path: Path) -> None:
+    vectors = unit(np.random.default_rng(3), 40, DIM)
+    async with shelf(tmp_path) as things:
+        opened = await things.collection(DIM)
+        await opened.insert(ACTOR, numbered(vectors))
+        asked = ["r3", "nothing", "r3", "r7"]
+        first = await opened.vectors(asked)
+        for found, expected in zip(first, (vectors[3], None, vectors[3], vectors[7]), strict=True):
+            np.testing.assert_equal(found, expected)
+        await opened.upsert(ACTOR, [NewRecord("r7", vectors[0], {})])
+        (replaced,) = await opened.vectors(["r7"])
+        np.testing.assert_equal(replaced, vectors[0])
+        await hide(things)
+        for found, expected in zip(await opened.vectors(["r3", "r7"]), (vectors[3], vectors[0]), strict=True):
+            np.testing.assert_equal(found, expected)
+        await opened.delete(ACTOR, ["r3"])
+        np.testing.assert_equal(first[0], vectors[3])  # a copy: it is erased in memory, not in hands
+        assert await opened.vectors(["r3"]) == [None]
+        await opened.insert(ACTOR, [NewRecord("r3", vectors[1], {})])
+        (again,) = await opened.vectors(["r3"])
+        np.testing.assert_equal(again, vectors[1])
