@@ -304,6 +304,7 @@ class OpenCollection(ReadableCollection):
         for offset, n in enumerate(stored):
             new = records[n]
             self._columns.set(labels[offset], slot + offset, Record(new.id, new.metadata))
+        self._recent.expect([(label, records[n].id) for label, n in zip(labels, stored, strict=True)])
         self._segments.tend()
 
     def _kill(self, labels: list[int], *, replaced: bool = False) -> None:

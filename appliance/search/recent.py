@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 
 MOST = 16_384
 MOST_ASKED = 4_096
+_FEW_NEW = 256
+"""A bulk import would drive out what searches hit."""
 _ID_BYTES = 200
 """Of one, with its place in the dict, where it is of 36 characters."""
 
@@ -35,6 +37,11 @@ class RecentIds:
         self._ids.update(ids)
         while len(self._ids) > MOST:
             del self._ids[next(iter(self._ids))]
+
+    def expect(self, ids: Sequence[tuple[int, str]]) -> None:
+        """Of new records, which are soon hit where others are; of so many that few are, nothing is kept."""
+        if self._ids and len(ids) <= _FEW_NEW:
+            self.remember(ids)
 
     def forget(self, label: int) -> None:
         self._ids.pop(label, None)

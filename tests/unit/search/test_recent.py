@@ -28,6 +28,20 @@ def test_those_hit_longest_ago_make_room(monkeypatch: pytest.MonkeyPatch) -> Non
     assert ids.find([]) == []
 
 
+def test_new_records_are_expected_where_others_are_hit_and_many_drive_nobody_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recent, "_FEW_NEW", 2)
+    ids = RecentIds()
+    ids.expect([(1, "r1")])
+    assert ids.find([1]) is None
+    ids.remember([(0, "r0")])
+    ids.expect([(1, "r1"), (2, "r2")])
+    assert ids.find([0, 1, 2]) == ["r0", "r1", "r2"]
+    ids.expect([(n, f"r{n}") for n in range(3, 6)])
+    assert ids.find([3]) is None
+
+
 def test_labels_asked_for_longest_ago_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent, "MOST_ASKED", 2)
     labels = RecentLabels()
@@ -66,6 +80,19 @@ async def test_a_second_search_reads_nothing_and_answers_the_same(tmp_path: Path
         assert first[0].id not in {hit.id for hit in await opened.search(vectors[3], 9, metadata=False)}
         await opened.insert(ACTOR, numbered(vectors[3:4], 3))
         assert (await opened.search(vectors[3], 1, metadata=False))[0].id == "r3"
+
+
+async def test_what_came_beside_searches_is_found_without_reading(tmp_path: Path) -> None:
+    vectors = unit(np.random.default_rng(2), 40, DIM)
+    async with shelf(tmp_path) as things:
+        opened = await things.collection(DIM)
+        await opened.insert(ACTOR, numbered(vectors[:30]))
+        await opened.search(vectors[3], 30, metadata=False)
+        await opened.insert(ACTOR, numbered(vectors[30:], 30))
+        await hide(things)
+        found = await opened.search(vectors[35], 40, metadata=False)
+        assert found[0].id == "r35"
+        assert {hit.id for hit in found} == {f"r{n}" for n in range(40)}
 
 
 async def test_a_vector_is_read_once_and_is_always_that_of_the_record_as_it_is(tmp_path: Path) -> None:
