@@ -61,4 +61,4 @@ def _large(report: Report, ef: int) -> None:
             if (kind, dim) == USUAL:
                 uvloop.run(filtered.run(report, data, alone.efs[max(direct.TARGETS)]))
                 uvloop.run(writes.replacing(report, data, SMALL, ef))
-                uvloop.run(writes.beside_inserts(report, data, SMALL, ef))
+                uvloop.run(writes.beside_inserts(report, data, SMALL))
