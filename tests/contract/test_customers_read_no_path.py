@@ -34,7 +34,8 @@ INTERPOLATED = {
 
 OF_OPERATORS = (
     *("backup/", "cli/", "daemon/", "health.py", "residency/"),
-    *("recognition/devices.py", "accounts/transparency/tree.py"),
+    *("recognition/devices.py", "recognition/selftest.py"),
+    *("accounts/transparency/tree.py", "ledger/alteration.py"),
     "channel.py",
     "api/answers.py",
 )
