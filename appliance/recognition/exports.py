@@ -61,7 +61,8 @@ _WANTED = (
 def gather(path: Path) -> list[File]:
     """What is read of an export: of a folder its settings, model and licence, else the ONNX file at `path`.
 
-    Raises InvalidInput naming a file that is missing, too large or no plain file, and OSError.
+    Raises InvalidInput naming a file that is missing, too large, no plain file, or a link out of the folder,
+    and OSError.
     """
     if path.suffix == ".onnx":
         return [_found(MODEL, path, manifest.limit(MODEL))]
@@ -69,10 +70,21 @@ def gather(path: Path) -> list[File]:
     for wanted in _WANTED:
         place = next((path / place for place in wanted.places if (path / place).is_file()), None)
         if place is not None:
-            files.append(_found(wanted.name, place, wanted.largest))
+            files.append(_found(wanted.name, _inside(path, place), wanted.largest))
         elif wanted.needed:
             raise InvalidInput(f"{wanted.places[0]} is missing")
     return files
+
+
+def _inside(folder: Path, place: Path) -> Path:
+    """Where a file of the folder lies: whoever made a link could have anything that its reader may read taken
+    into the bundle. Hugging Face's own cache has snapshots of links to blobs beside them.
+    """
+    folder, target = folder.resolve(), place.resolve()
+    of_cache = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
+    if not (target.is_relative_to(folder) or target.is_relative_to(of_cache)):
+        raise InvalidInput(f"{place.name} is a link out of the folder: put the file itself there")
+    return target
 
 
 def _found(name: str, path: Path, largest: int) -> File:
