@@ -281,11 +281,17 @@ def _input(model: ModelProto) -> onnx.ValueInfoProto:
 
 
 def _rename(graph: GraphProto, old: str, new: str) -> None:
+    """Everywhere, also in the branches and bodies of its nodes: no name means two things in a model."""
     for node in graph.node:
         for names in (node.input, node.output):
             for index, name in enumerate(names):
                 if name == old:
                     names[index] = new
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _rename(inner, old, new)
+                for value in inner.output:
+                    value.name = new if value.name == old else value.name
 
 
 def _end(model: ModelProto, nodes: Sequence[NodeProto], outputs: dict[str, Sequence[int]]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from onnx import helper
 
 from appliance.errors import InvalidInput
-from appliance.recognition import exports, manifest, processors
+from appliance.recognition import exports, graphs, manifest, processors
 from tests.exports import BIT, IMAGENET, WEIGHTS, classifier_model, hugging_face, yolo
 
 Outputs = dict[str, npt.NDArray[np.float32]]
@@ -63,6 +63,27 @@ def test_a_hugging_face_export_computes_what_its_own_code_would(
     mean, deviation = np.array(IMAGENET["image_mean"]), np.array(IMAGENET["image_std"])
     expected = ((pixels / 255 - mean) / deviation).mean((1, 2)) @ WEIGHTS
     assert np.allclose(run(tmp_path / "bundle/model.onnx", pixels)["logits"], expected, atol=1e-5)
+
+
+def test_an_output_that_branches_look_at_too(tmp_path: Path) -> None:
+    model = classifier_model()
+    branches = {
+        f"{branch}_branch": helper.make_graph(
+            [helper.make_node(operator, ["logits"], [branch])],
+            branch,
+            [],
+            [helper.make_tensor_value_info(branch, onnx.TensorProto.FLOAT, ["batch", 3])],
+        )
+        for branch, operator in (("then", "Identity"), ("else", "Neg"))
+    }
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "which"))
+    model.graph.node.append(helper.make_node("If", ["which"], ["chosen"], **branches))
+    pixels = noise(2, 64, 64, 3)
+    made(hugging_face(tmp_path / "branching", model=model), tmp_path / "bundle")
+    made(hugging_face(tmp_path / "plain"), tmp_path / "other")
+    graphs.parse((tmp_path / "bundle/model.onnx").read_bytes())  # as its inspection does
+    answer, expected = (run(tmp_path / name / "model.onnx", pixels)["logits"] for name in ("bundle", "other"))
+    assert np.array_equal(answer, expected)
 
 
 def test_half_precision_answers_in_full(tmp_path: Path) -> None:
@@ -279,6 +300,26 @@ def test_what_is_too_large_is_refused_before_it_is_read(tmp_path: Path, name: st
         file.truncate(size + 1)
     with pytest.raises(InvalidInput, match=rf"{name} has more than {size} bytes"):
         exports.gather(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.onnx", "LICENSE"])
+def test_a_link_out_of_the_folder_takes_nothing_into_the_bundle(tmp_path: Path, name: str) -> None:
+    folder = hugging_face(tmp_path / "model")
+    (tmp_path / "secret").write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(InvalidInput, match=f"{name} is a link out of the folder"):
+        exports.gather(folder)
+
+
+def test_a_snapshot_of_hugging_faces_cache_is_of_links(tmp_path: Path) -> None:
+    folder, blobs = hugging_face(tmp_path / "snapshots/1a2b"), tmp_path / "blobs"
+    blobs.mkdir()
+    plain = converted(folder)
+    for number, file in enumerate(list(folder.iterdir())):
+        blob = file.rename(blobs / f"{number}")
+        file.symlink_to(Path("../../blobs", blob.name))
+    assert converted(folder) == plain
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
