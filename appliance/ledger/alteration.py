@@ -59,5 +59,13 @@ class Schema:
             self._sound, self._refused, self.alteration = count, None, None
 
 
+def require_sound(connection: apsw.Connection) -> None:
+    """To be called where a statement was none: the schema may lack what it is about. Raises LedgerAltered."""
+    try:
+        check(connection, shipped())
+    except StorageFailed as difference:
+        raise LedgerAltered(str(difference)) from difference
+
+
 def _count(connection: apsw.Connection) -> int:
     return int(connection.execute("PRAGMA schema_version").get)

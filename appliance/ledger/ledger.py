@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 import apsw
 
 from appliance.errors import StorageFailed, VolumeFull
-from appliance.ledger.alteration import Schema
+from appliance.ledger.alteration import Schema, require_sound
 from appliance.ledger.database import (
     STORAGE_ERRORS,
     Connection,
@@ -142,7 +142,8 @@ class Ledger:
     async def read(self, query: Callable[[Connection], T]) -> T:
         """Run `query` on a reader thread within one snapshot of the database; it cannot write.
 
-        Every write that returned before this call is visible. Raises StorageFailed for I/O errors.
+        Every write that returned before this call is visible. Raises StorageFailed for I/O errors, and
+        LedgerAltered where something else has taken from the schema what the query asks by.
         """
         if self._writer.closed:
             raise StorageFailed(f"{self._path} is closed")
@@ -263,6 +264,9 @@ class Ledger:
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
+        except apsw.SQLError:
+            require_sound(connection)
+            raise
         except STORAGE_ERRORS as error:
             raise StorageFailed(f"{self._path}: {error}") from error
         finally:

@@ -77,7 +77,8 @@ class Overdue:
 
     def judge(self, connection: Connection) -> Judgement:  # noqa: ARG002 - the entries tell it
         remarks = [
-            f"{told} for their checkpoint for too long: an older one had been put back, or none could be made"
+            f"{told} for their checkpoint for too long: an older one had been put back, none could be made,"
+            " or the clock was set ahead again and again"
             for told in self._noted
         ]
         if (found := self._waiting.too_long()) is None:
@@ -86,6 +87,6 @@ class Overdue:
         overdue = (
             f"entries {first} to {last} are under no checkpoint, and the daemon was at work for {minutes}"
             " minutes or more meanwhile: an older one was put back, or it cannot make one, or makes the first"
-            " just now, which `status` tells"
+            " just now, which `status` tells, or its clock was set ahead again and again"
         )
         return Judgement([overdue], remarks)

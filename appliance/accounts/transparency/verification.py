@@ -221,8 +221,7 @@ class _Comparison:
         self._found = found
         self._edge = Edge()
         self._seen: set[str] = set()
-        owner = folder.parent.stat()
-        self._owner = owner.st_uid, owner.st_gid
+        self._owner = folder.parent.stat().st_uid
         self._rules = all_rules(None if key is None else key.public, None if head is None else head.size)
         self._drafts = Drafts(folder)
         if key is not None:
@@ -296,6 +295,9 @@ class _Comparison:
     def _require_own(self, path: Path, mode: int) -> None:
         """As the daemon makes it, whose the state folder is: of another's, or one that has a second name
         elsewhere, somebody else decides what it holds.
+
+        Its group has no permission, and may be the one that a folder above hands down (S_ISGID, which then is
+        handed down as well).
         """
         try:
             found = path.lstat()
@@ -304,13 +306,11 @@ class _Comparison:
         if stat.S_ISLNK(found.st_mode):
             self._found.add(f"{path}: a folder is expected, and this is a link")
             return
-        if (bits := stat.S_IMODE(found.st_mode)) != mode:
+        handed_down = stat.S_ISGID if stat.S_ISDIR(found.st_mode) else 0
+        if (bits := stat.S_IMODE(found.st_mode) & ~handed_down) != mode:
             self._found.add(f"{path}: it has mode {bits:04o}, and was made with {mode:04o}")
-        if (found.st_uid, found.st_gid) != self._owner:
-            whose = "user {} and group {}".format(*self._owner)
-            self._found.add(
-                f"{path}: it belongs to user {found.st_uid} and group {found.st_gid}, the state to {whose}"
-            )
+        if found.st_uid != self._owner:
+            self._found.add(f"{path}: it belongs to user {found.st_uid}, the state to user {self._owner}")
         if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
             self._found.add(f"{path}: it has {found.st_nlink} names (hard links), and was made with one")
 

@@ -84,6 +84,24 @@ async def test_nothing_is_written_until_it_is_undone(
         assert len(await ledger.read(customers)) == 2
 
 
+async def test_a_read_by_what_was_taken_away_is_refused_for_that(tmp_path: Path) -> None:
+    def starts(connection: Connection) -> int:
+        by = "audit INDEXED BY audit_of_starts WHERE event = 'daemon.start'"
+        return int(connection.execute(f"SELECT count(*) FROM {by}").get)
+
+    def nonsense(connection: Connection) -> None:
+        connection.execute("SELECT nothing FROM nowhere")
+
+    async with Ledger(tmp_path, Registry()) as ledger:
+        with pytest.raises(apsw.SQLError):
+            await ledger.read(nonsense)
+        by_hand(tmp_path, "DROP INDEX audit_of_starts")
+        with pytest.raises(LedgerAltered, match="index audit_of_starts is missing"):
+            await ledger.read(starts)
+        by_hand(tmp_path, "CREATE INDEX audit_of_starts ON audit (seq) WHERE event = 'daemon.start'")
+        assert await ledger.read(starts) == 0
+
+
 @pytest.mark.parametrize("statements", [["ANALYZE"], ["VACUUM"], [TRIGGER, "DROP TRIGGER t1"]])
 async def test_what_leaves_the_schema_as_it_was_is_no_alteration(
     tmp_path: Path, statements: list[str]
