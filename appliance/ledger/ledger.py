@@ -207,7 +207,7 @@ class Ledger:
         return self._writer.alteration
 
     async def _write_with_all_room(self, act: Callable[[Connection, S], T], of: S) -> T:
-        """As `write`; a refusal has emptied the log, so that the second time it is there for this alone."""
+        """As `write`; what finds no room beside others is tried once more with all that the log has."""
 
         def run(connection: Connection) -> T:
             return act(connection, of)
@@ -215,7 +215,7 @@ class Ledger:
         try:
             return await self.write(run)
         except VolumeFull:
-            return await self.write(run)
+            return await self._writer.submit(run, None, alone=True)
 
     def _open(self) -> tuple[Connection, Schema]:
         connection = open_writer(self._path)

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,17 +32,20 @@ _log = logging.getLogger(__name__)
 class _Entry:
     """One queued act and, once it ran, its outcome."""
 
-    __slots__ = ("act", "error", "future", "result", "then")
+    __slots__ = ("act", "alone", "error", "future", "result", "then")
 
     def __init__(
         self,
         act: Callable[[Connection], Any] | None,  # None: empty the log
         then: Callable[[Any], None] | None,
         future: asyncio.Future[Any],
+        *,
+        alone: bool = False,  # in a commit of its own, with all of the log's room
     ) -> None:
         self.act = act
         self.then = then
         self.future = future
+        self.alone = alone
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -85,12 +90,14 @@ class Writer:
         self.closed = False
         self._thread.start()
 
-    async def submit(self, act: Callable[[Connection], T], then: Callable[[T], None] | None) -> T:
-        """See Ledger.write."""
+    async def submit(
+        self, act: Callable[[Connection], T], then: Callable[[T], None] | None, *, alone: bool = False
+    ) -> T:
+        """See Ledger.write; `alone` the act shares neither its commit nor the room of the log."""
         if self.closed or self._loop is None:
             raise StorageFailed(f"{self._path} is closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(_Entry(act, then, future))
+        self._queue.put(_Entry(act, then, future, alone=alone))
         return await future
 
     async def empty_log(self) -> bool:
@@ -122,9 +129,12 @@ class Writer:
         while not ending:
             batch, ending = self._next_batch()
             acts = [entry for entry in batch if entry.act is not None]
-            if acts:
-                self._commit(acts)
-                self._deliver(acts)
+            for alone, entries in itertools.groupby(acts, attrgetter("alone")):
+                for together in ([entry] for entry in entries) if alone else (list(entries),):
+                    if alone and self.failure is None:
+                        self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
+                    self._commit(together)
+                    self._deliver(together)
             if len(acts) < len(batch):
                 others = [entry for entry in batch if entry.act is None]
                 self._truncate(others)
@@ -170,8 +180,6 @@ class Writer:
                 _fail(batch, error)
                 self._note_alteration(str(error))
             elif isinstance(error, apsw.FullError) and undone:
-                # Whoever tries again has all of the log's room.
-                self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
                 self._refuse_full(batch)
             else:
                 self._poison(error)

@@ -102,7 +102,7 @@ async def main(folder: Path) -> None:
         named = await one.datasets.add(TOKEN, held.id, "named")
         default = await one.datasets.default(held.id)
         label = await one.annotations.labels.add(TOKEN, named, "category", "label")
-        listed = await add_images(parts, named)
+        listed, apart = await add_images(parts, named), await add_images(parts, named)
         await add_images(parts, named, label.key)
         await add_images(parts, named)
         await add_images(parts, default)
@@ -112,6 +112,9 @@ async def main(folder: Path) -> None:
         await finds_no_room_at_once(parts, listed)
 
         await one.store.delete_all(TOKEN, listed)
+        assert await count(parts, named) == 3 * IMAGES
+        take_all(folder)
+        await asyncio.gather(*(one.store.delete_all(TOKEN, [image]) for image in apart))
         assert await count(parts, named) == 2 * IMAGES
         take_all(folder)
         await one.annotations.labels.wipe(TOKEN, held.id, label.id)
