@@ -46,6 +46,11 @@ class LiveTokens(Generic[R]):
         genuine = hmac.compare_digest(mac, kept)
         return self._rights[number] if genuine and now < expires_at else None
 
+    def lives(self, token_id: str, now: int) -> bool:
+        """Whether there is such a token, and `now` it has not ended."""
+        _, expires_at, _ = _ENTRY.unpack(self._entries.get(token_id, self._nobody))
+        return bool(now < expires_at)
+
     def end(self, token_id: str, expires_at: int) -> None:
         """Have a token end then, where it is still there."""
         if (entry := self._entries.get(token_id)) is not None:

@@ -370,6 +370,18 @@ class Tokens:
             bytes_per_minute=rights.bytes_per_minute,
         )
 
+    def require_live(self, principal: Principal) -> None:
+        """That a token which was verified when a long call began has not ended since, from memory.
+
+        Raises Unauthenticated, and Forbidden as `verify`.
+        """
+        if principal.customer is None or principal.token_id is None:
+            return
+        if not self._live.lives(principal.token_id, self._now()):
+            raise Unauthenticated(_REFUSED)
+        if self._customers.suspended(principal.customer):
+            raise Forbidden(SUSPENDED)
+
     def is_first_use(self, principal: Principal) -> bool:
         """Whether the use of a token is yet to be noted for its customer, from memory."""
         return principal.customer is not None and not self._customers.claimed(principal.customer)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from appliance.accounts.grants import Grants
+from appliance.accounts.tokens import Principal, Tokens
 from appliance.api.answers import Answer, Stream
 from appliance.api.call import Call
 from appliance.api.datasets import AWAY
@@ -17,7 +18,7 @@ from appliance.datasets.images import Images
 from appliance.datasets.interchange.exporting import Granted, Permit
 from appliance.datasets.interchange.formats import FORMATS
 from appliance.datasets.interchange.importing import Report
-from appliance.datasets.records import Dataset
+from appliance.datasets.records import Dataset, Image, ReadPermit
 from appliance.datasets.words import checked_name
 from appliance.errors import InvalidInput, NotInstalled
 
@@ -27,9 +28,10 @@ _TAR = "application/x-tar"
 class Interchange:
     """The handlers. A process that only manages has no images: there they are not installed."""
 
-    def __init__(self, images: Images | None, grants: Grants) -> None:
+    def __init__(self, images: Images | None, grants: Grants, tokens: Tokens) -> None:
         self._open = images
         self._grants = grants
+        self._tokens = tokens
 
     async def receive(self, call: Call) -> Answer:
         """Take an archive in; see `interchange.importing`."""
@@ -52,7 +54,7 @@ class Interchange:
         chosen = word(call, "format") or ""
         if chosen not in FORMATS:
             raise InvalidInput(f"format: one of {', '.join(FORMATS)} is expected")
-        permit: Permit = partial(permits.of_token, dataset.customer)
+        permit: Permit = partial(self._of_token, call.principal, dataset)
         granted: Granted | None = None
         if call.principal.customer is None:
             permit = partial(permits.of_grant, self._grants, call.actor, dataset)
@@ -71,6 +73,11 @@ class Interchange:
         }
         stream = Stream(None, export.pieces(), export.close)
         return Answer(headers=headers, content_type=_TAR, stream=stream)
+
+    async def _of_token(self, principal: Principal, dataset: Dataset, image: Image) -> ReadPermit:
+        """For each image anew: whoever has a stolen token reads as slowly as it likes."""
+        self._tokens.require_live(principal)
+        return await permits.of_token(dataset.customer, image)
 
     async def held(self, call: Call) -> Answer:
         """What was imported, as digests that tell whoever has a file that it need not be sent."""

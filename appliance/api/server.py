@@ -165,7 +165,7 @@ class Server:
             Probes(parts.readiness, parts.registry),
             Backups(parts.backups),
             Datasets(datasets, parts.customers),
-            Interchange(parts.images, parts.grants),
+            Interchange(parts.images, parts.grants, parts.tokens),
         ]
         if parts.images is not None:
             families += _of_images(parts, parts.images)

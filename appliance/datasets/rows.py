@@ -48,6 +48,12 @@ def linked(connection: Connection, image_id: str) -> tuple[Image, Visibility, in
     return None if found is None else (_image(found[:12]), found[12], found[13])
 
 
+def is_restricted(connection: Connection, dataset: int) -> bool:
+    """Whether its images leave to nobody but their customer, sealed."""
+    query = "SELECT 1 FROM datasets WHERE number = ? AND visibility = 'restricted'"
+    return bool(connection.execute(query, (dataset,)).get)
+
+
 def ran_before(connection: Connection) -> bool:
     """Whether an earlier run had the store open. The audit log is not asked: this one may have written it."""
     return bool(connection.execute("SELECT EXISTS (SELECT 1 FROM latest_time)").get)

@@ -7,17 +7,22 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from appliance.accounts.audit import Actor
 from appliance.accounts.rights import Scope
 from appliance.datasets.interchange.annotated import Annotated
 from appliance.datasets.interchange.table import Csv
+from appliance.datasets.records import Dataset, ReadPermit
+from appliance.datasets.store import Opened, Store
 from tests import images
 from tests.datasets import agreed, boxes, folders, give, new_dataset, receive, tar, untar
 from tests.serving import SECONDS, Reply, Served, Tenant
+from tests.storing import OPERATOR
 from tests.waiting import eventually
 
 
@@ -123,6 +128,46 @@ def test_an_export_is_the_customers_own_act(served: Served, owner: Tenant) -> No
     assert operated(served, "/appliance/v1/status", owner.token).status == 403
     stranger = agreed(served, str(uuid.uuid4()))
     assert operated(served, path, stranger.token).status == 404
+
+
+async def revoked(served: Served, owner: Tenant, _: Dataset, token: str) -> None:
+    await served.parts.tokens.revoke(Actor("token", token), owner.id, token)
+
+
+async def suspended(served: Served, owner: Tenant, _: Dataset, __: str) -> None:
+    await served.parts.customers.suspend(OPERATOR, owner.id)
+
+
+async def restricted(served: Served, _: Tenant, dataset: Dataset, __: str) -> None:
+    assert served.parts.images is not None
+    await served.parts.images.datasets.change(OPERATOR, dataset, visibility="restricted")
+
+
+@pytest.mark.parametrize("ended", [revoked, suspended, restricted])
+def test_an_export_ends_with_the_right_to_it(
+    served: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    ended: Callable[[Served, Tenant, Dataset, str], Awaitable[None]],
+) -> None:
+    """Also in the middle: somebody who has stolen a token reads as slowly as it takes."""
+    tenant = agreed(served, str(uuid.uuid4()))
+    name = filled(served, tenant, tar(folders()))
+    assert served.parts.images is not None
+    dataset = served.run(served.parts.images.datasets.get(tenant.id, name))
+    [one] = served.run(served.parts.tokens.list(tenant.id))
+    given, opened = list[str](), Store.open
+
+    async def once(store: Store, permit: ReadPermit, *variant: Any) -> Opened:
+        found = await opened(store, permit, *variant)
+        if not given:
+            await ended(served, tenant, dataset, one.id)
+        given.append(permit.image)
+        return found
+
+    monkeypatch.setattr(Store, "open", once)
+    with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
+        give(served, tenant, name, "coco")
+    assert len(given) == 1
 
 
 def operated(served: Served, path: str, token: str | None = None) -> Reply:

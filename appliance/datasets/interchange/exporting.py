@@ -12,6 +12,7 @@ import io
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Self, TypeVar
 
 from appliance.accounts.audit import Actor, Event, record
@@ -36,6 +37,10 @@ from appliance.volume import is_lack
 
 T = TypeVar("T")
 
+_RESTRICTED = (
+    "images of a restricted dataset leave sealed alone: fetch each with its key, or set the dataset's"
+    " visibility to link before it is exported"
+)
 _PLANS_AT_ONCE = 2  # on threads of their own: a large dataset's takes a while, and uploads need the others
 _IMAGES_AT_ONCE = 500
 _SMALL = 256 << 10  # goes out in one piece with its header
@@ -118,10 +123,7 @@ class Exporting:
         unless these are left out.
         """
         if dataset.visibility == "restricted":
-            raise Forbidden(
-                "images of a restricted dataset leave sealed alone: fetch each with its key, or set the"
-                " dataset's visibility to link before it is exported"
-            )
+            raise Forbidden(_RESTRICTED)
         if granted is not None:  # what is planned holds labels and names: it is not begun in vain
             await self._ledger.read(granted)
         left = threading.Event()
@@ -139,7 +141,7 @@ class Exporting:
             record(connection, now, actor, Event.DATASET_EXPORT, dataset.customer, dataset.id, details)
 
         await self._ledger.write(act)
-        return Export(self._ledger, self._store, permit, files, images, damaged)
+        return Export(self._ledger, self._store, dataset, permit, files, images, damaged)
 
     def _planned(
         self, dataset: Dataset, chosen: Format, skip_damaged: bool, left: threading.Event
@@ -202,6 +204,7 @@ class Export:
         self,
         ledger: Ledger,
         store: Store,
+        dataset: Dataset,
         permit: Permit,
         files: Sequence[_File],
         images: Sequence[_Placed],
@@ -209,6 +212,7 @@ class Export:
     ) -> None:
         self._ledger = ledger
         self._store = store
+        self._dataset = dataset
         self._permit = permit
         self._files = files
         self._images = images
@@ -218,8 +222,8 @@ class Export:
     async def pieces(self) -> AsyncIterator[bytes]:
         """The tar. An image that cannot be read, or is gone since it was begun, is left out, and named.
 
-        Raises StorageFailed where that says nothing of one image, VolumeOffline, and what the permit does:
-        what came then is no whole tar.
+        Raises StorageFailed where that says nothing of one image, VolumeOffline, Forbidden from when the
+        dataset is restricted, and what the permit does: what came then is no whole tar.
         """
         for file in self._files:
             yield header(file.path, file.size)
@@ -255,6 +259,8 @@ class Export:
     async def _image(self, placed: _Placed, image: Image) -> AsyncIterator[bytes]:
         """Its header, which nobody could take back, goes out when each byte behind it was proven."""
         before, after = header(placed.path, placed.size), padding(placed.size)
+        if await self._ledger.read(partial(rows.is_restricted, dataset=self._dataset.number)):
+            raise Forbidden(_RESTRICTED)
         permit = await self._permit(image)
         try:
             try:
