@@ -18,12 +18,13 @@ from appliance.recognition.bundle import Bundle, Damaged, TaskId
 from appliance.recognition.catalogue import Catalogue
 from appliance.recognition.manifest import Label, Manifest
 from appliance.recognition.preprocessing import Preprocessing
-from appliance.volume import HeldFolder, publish_tree, remove_tree
+from appliance.volume import HeldFolder, is_removed, publish_tree, remove_tree
 
 __all__ = ["Bundle", "Bundles", "Catalogue", "Damaged", "Label", "Preprocessing", "TaskId", "read"]
 
 _log = logging.getLogger(__name__)
 _SYSTEM = Actor("system", "bundles")
+_STAGED = ".staged"
 
 Inspect = Callable[[Path], Awaitable[None]]  # of a model file, before anything loads it
 Try = Callable[[Bundle], Awaitable[None]]  # of a bundle before it is listed: it raises InvalidInput
@@ -115,7 +116,7 @@ class Bundles:
         """
         await asyncio.to_thread(self._held.check)
         chosen = None if customers is None else frozenset(customers)
-        staged = self._folder / f".{uuid.uuid4()}.staged"
+        staged = self._folder / f".{uuid.uuid4()}{_STAGED}"
         try:
             verified = await staging.receive(files, staged)
             self._trust(verified)
@@ -256,11 +257,17 @@ class Bundles:
         pins = {f"{row.name}@{row.version}" for row in rows}
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
-            left_over = [path for path in self._folder.iterdir() if path.name not in pins]
+            others = [path for path in self._folder.iterdir() if path.name not in pins]
         except OSError as error:
             raise StorageFailed(f"{self._folder}: {error.strerror}") from error
-        for folder in left_over:
-            remove_tree(folder)
+        for path in others:
+            if not (path.suffix == _STAGED or is_removed(path) or (path.is_dir() and "@" in path.name)):
+                _log.warning("%s is none of the appliance's, and stays there", path)
+                continue
+            try:
+                remove_tree(path)
+            except StorageFailed as error:
+                _log.warning("what an installation left is not removed yet: %s", error)
         return [self._opened(row) for row in rows]
 
     def _opened(self, row: _Row) -> Bundle | Damaged:

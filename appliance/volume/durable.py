@@ -2,11 +2,14 @@
 
 import ctypes
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from appliance.errors import StorageFailed
+
+_REMOVED = ".removed"
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600, *, dir_fd: int | None = None) -> None:
@@ -139,18 +142,23 @@ def publish_tree(staged: Path, target: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder with all it holds; symbolic links go, what they point to stays. Absent: nothing to do.
+    """Remove a folder with all it holds, or a file; symbolic links go, what they point to stays. Absent:
+    nothing to do.
 
     The tree first loses its name, durably, so that a crash cannot leave half of it under that name; what a
     crash leaves is called `.NAME.<random>.removed`. Raises StorageFailed.
     """
-    doomed = path.with_name(f".{path.name}.{os.urandom(6).hex()}.removed")
+    doomed = path if is_removed(path) else path.with_name(f".{path.name}.{os.urandom(6).hex()}{_REMOVED}")
     with failing_as_storage(path):
         try:
             path.rename(doomed)
         except FileNotFoundError:
             return
         sync_folder(path.parent)
+        if not stat.S_ISDIR(doomed.lstat().st_mode):
+            doomed.unlink()
+            sync_folder(path.parent)
+            return
         for _, folders, names, fd in os.fwalk(doomed, topdown=False, onerror=_raise):
             for name in names:
                 os.unlink(name, dir_fd=fd)
@@ -161,6 +169,11 @@ def remove_tree(path: Path) -> None:
                     os.unlink(name, dir_fd=fd)
         doomed.rmdir()
         sync_folder(path.parent)
+
+
+def is_removed(path: Path) -> bool:
+    """Whether a crash left it while it was removed: going on with that is what remains to be done."""
+    return path.name.startswith(".") and path.name.endswith(_REMOVED)
 
 
 def sync_folder(folder: Path) -> None:

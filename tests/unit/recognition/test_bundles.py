@@ -323,6 +323,36 @@ async def test_what_an_interrupted_installation_left_makes_way(tmp_path: Path, s
     assert [path.name for path in (state / "bundles").iterdir()] == ["tiny@1"]
 
 
+async def test_what_somebody_has_put_beside_the_bundles_stops_nothing_and_stays(
+    tmp_path: Path, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(state) as (installed, _):
+        await installed.install(OPERATOR, from_folder(make(tmp_path / "new")))
+    folder = state / "bundles"
+    (folder / "notes.txt").write_text("where these came from")
+    (folder / "archive").mkdir()
+    (folder / "elsewhere@1").symlink_to(tmp_path / "new")
+    (folder / ".old@1.0a1b2c.removed").touch()
+    for _ in range(2):
+        async with opened(state) as (installed, _):
+            assert [bundle.pin for bundle in installed.list()] == ["tiny@1"]
+    assert {path.name for path in folder.iterdir()} == {"tiny@1", "notes.txt", "archive"}
+    assert (tmp_path / "new/model.onnx").exists()
+    assert "notes.txt is none of the appliance's" in caplog.text
+
+
+async def test_a_bundle_that_was_moved_and_linked_to_is_put_right_too(tmp_path: Path, state: Path) -> None:
+    source = make(tmp_path / "new")
+    async with opened(state) as (installed, _):
+        bundle = await installed.install(OPERATOR, from_folder(source))
+        moved = bundle.model.parent.rename(tmp_path / "moved")
+        bundle.model.parent.symlink_to(moved)
+        bundle.model.write_bytes(b"exchanged")
+        await installed.install(OPERATOR, from_folder(source))
+    assert bundle.model.read_bytes() == b"model"
+    assert (moved / "model.onnx").read_bytes() == b"exchanged"
+
+
 async def test_the_event_loop_never_touches_the_disk(tmp_path: Path, state: Path) -> None:
     source = make(tmp_path / "new")
     async with Ledger(state, Registry()) as ledger:

@@ -151,6 +151,22 @@ def test_a_removed_tree_is_gone_and_what_it_linked_to_stays(tmp_path: Path) -> N
     assert (kept / "a/b/deep").read_text() == "2"
 
 
+def test_a_file_and_a_link_in_the_place_of_a_tree_go_too(tmp_path: Path) -> None:
+    kept = tree(tmp_path / "kept")
+    (tmp_path / "link").symlink_to(kept)
+    (tmp_path / "file").touch()
+    for name in ("link", "file"):
+        remove_tree(tmp_path / name)
+    assert listed(tmp_path) == ["kept"]
+    assert (kept / "a/b/deep").read_text() == "2"
+
+
+def test_what_a_crash_left_of_a_removal_gets_no_longer_name(tmp_path: Path, calls: Calls) -> None:
+    remove_tree(tree(tmp_path / ".doomed.0a1b2c.removed"))
+    assert [path.name for what, path in calls if what == "rename"] == [".doomed.0a1b2c.removed"]
+    assert listed(tmp_path) == []
+
+
 def test_a_removed_tree_loses_its_name_first(tmp_path: Path, calls: Calls) -> None:
     remove_tree(tree(tmp_path / "doomed"))
     (first, hidden), (second, folder), *_ = calls
