@@ -32,6 +32,7 @@ from appliance.config import Requests as Limits
 from appliance.errors import (
     ApplianceError,
     InvalidInput,
+    LedgerAltered,
     NotInstalled,
     Overloaded,
     QuotaReached,
@@ -265,11 +266,11 @@ def _only(call: Call) -> str | None:
 
 
 async def _as_there_is_room(write: Callable[[], Awaitable[None]]) -> None:
-    """Has the ledger note it, on a full volume as soon as that has room again."""
+    """Has the ledger note it, as soon as its volume has room and nothing else has changed its schema."""
     while True:
         try:
             return await write()
-        except VolumeFull:
+        except (VolumeFull, LedgerAltered):
             await asyncio.sleep(FULL_SECONDS)
 
 

@@ -19,7 +19,7 @@ from appliance.asynchronous import webhooks
 from appliance.asynchronous.requests import RequestId, State
 from appliance.asynchronous.webhooks import AT_ONCE, EACH_AT_ONCE
 from appliance.config import Requests
-from appliance.errors import StorageFailed, VolumeFull
+from appliance.errors import ApplianceError, LedgerAltered, StorageFailed, VolumeFull
 from appliance.ledger import Connection
 from tests import images
 from tests.hosts import Host
@@ -160,9 +160,15 @@ def test_a_handler_that_breaks_fails_its_request_and_no_other(
     assert ended(served.site, tenant, answer.document["id"])["status"] == "DONE"
 
 
+@pytest.mark.parametrize("refusal", [VolumeFull, LedgerAltered])
 @pytest.mark.parametrize("full_at", [State.PROCESSING, State.DONE])
-def test_a_full_volume_delays_a_request_and_loses_none(
-    served: Served, tenant: Tenant, receiver: Host, monkeypatch: pytest.MonkeyPatch, full_at: State
+def test_a_ledger_that_takes_nothing_for_a_while_delays_a_request_and_loses_none(  # noqa: PLR0917
+    served: Served,
+    tenant: Tenant,
+    receiver: Host,
+    monkeypatch: pytest.MonkeyPatch,
+    full_at: State,
+    refusal: type[ApplianceError],
 ) -> None:
     monkeypatch.setattr(asynchronous, "FULL_SECONDS", 0.0)
     name = "finish" if full_at.final else "move"
@@ -171,7 +177,7 @@ def test_a_full_volume_delays_a_request_and_loses_none(
     async def full_twice(request: RequestId, state: State, *response: bytes) -> None:
         if len(refused) < 2:
             refused.append(state)
-            raise VolumeFull("the volume of the ledger is full")
+            raise refusal("the volume of the ledger is full, or something else has changed it")
         await write(request, state, *response)
 
     monkeypatch.setattr(served.parts.requests, name, full_twice)
