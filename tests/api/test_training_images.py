@@ -5,6 +5,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -18,7 +19,7 @@ from appliance.volume import facts as volume_facts
 from tests import images
 from tests.api.test_bodies import BOUNDARY, multipart
 from tests.hosts import Host
-from tests.serving import ACTOR, NOW, Reply, Served, Site, Tenant
+from tests.serving import ACTOR, Reply, Served, Site, Tenant
 
 IMAGES = "/recognition/v2/training-image"
 LABELS = "/recognition/v2/label"
@@ -65,7 +66,7 @@ def test_an_image_as_json(served: Served, owner: Tenant) -> None:
     assert image["workspace"] == owner.id
     assert (image["test_image"], image["real"], image["verifyCount"]) == (True, False, 0)
     assert (image["meta_data"], image["labels"]) == ({"own": 1}, [])
-    assert image["created"].startswith("2027-01-15T08:00:00")
+    assert datetime.fromisoformat(image["created"]).timestamp() == served.clock
     again = ask(served, owner, "GET", f"{IMAGES}/{image['id']}/").document
     assert {key: again[key] for key in again.keys() - {"img_path", "thumb_img_path"}} == {
         key: image[key] for key in image.keys() - {"img_path", "thumb_img_path"}
@@ -244,7 +245,7 @@ def path_of(link: str) -> str:
 def test_links_are_absolute_and_made_afresh(served: Served, owner: Tenant) -> None:
     image = upload(served, owner, images.plain("linked"))
     own = f"http://{served.site.host}:{served.site.port}/files/{image['id']}"
-    assert image["img_path"].startswith(f"{own}.jpg?exp={int(NOW) + 3600}&sig=")
+    assert image["img_path"].startswith(f"{own}.jpg?exp={int(served.clock) + 3600}&sig=")
     assert image["thumb_img_path"].startswith(f"{own}-thumb.jpg?exp=")
     behind = ask(served, owner, "GET", f"{IMAGES}/{image['id']}", host="vision.bank.example:8443").document
     assert behind["img_path"].startswith("http://vision.bank.example:8443/files/")

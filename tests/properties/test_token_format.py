@@ -41,7 +41,8 @@ def issued(tmp_path_factory: pytest.TempPathFactory) -> Issued:
 
 
 async def issue(folder: Path) -> Issued:
-    async with Ledger(folder, Registry()) as ledger, Customers(ledger, clock) as customers:
+    async with Ledger(folder, Registry()) as ledger:
+        customers = await Customers(ledger, clock).__aenter__()
         tokens = await Tokens(ledger, Keys(bytes(range(32))), customers, clock).__aenter__()
         actor = Actor("system", "test")
         customer = await customers.add(actor, "Zoo")
