@@ -117,7 +117,8 @@ class Device:
 
     Less urgent jobs take half of the slots at most, so that an urgent one waits for one batch of theirs;
     among equals customers take turns, so that who asks for little waits for the two batches in the slots.
-    `again` gets the jobs that were with a worker when it died; `models` are those to load into the next one.
+    `again` gets the jobs that were with a worker when it died, `fatal` the second time each that it died of:
+    they had it alone. `models` are those to load into the next one.
     `refused` are those of them that it did not load, and why: they get no jobs here, the next start or `load`
     tries them again, and `again` gets what waited for them. `damaged` is told once of a model whose file is
     not what was installed, and why.
@@ -130,6 +131,7 @@ class Device:
         *,
         models: Callable[[], Iterable[Model]],
         again: Callable[[Job], None],
+        fatal: Callable[[Job], None],
         restarted: Callable[[], None],
         damaged: Callable[[Model, str], None],
         queue: CpuTime,
@@ -147,6 +149,7 @@ class Device:
         self._seconds = config.infer_seconds
         self._models = models
         self._again = again
+        self._ended_by = fatal
         self._restarted = restarted
         self._damaged = damaged
         self.refused: dict[Model, str] = {}
@@ -260,6 +263,11 @@ class Device:
         self.bytes.take(job.customer, job.model.pixel_bytes)
         self._advance()
 
+    def of(self, customer: str, model: Model) -> list[Job]:
+        """The customer's jobs for the model that no worker has."""
+        every = chain.from_iterable(self._waiting.values())
+        return [job for job in every if job.customer == customer and job.model is model]
+
     def discard(self, job: Job) -> None:
         """Nobody waits for this job any more. One in the worker's hands keeps its slot until it is done."""
         if self._waiting[job.priority].remove(job.customer, job):
@@ -331,6 +339,8 @@ class Device:
             job.pixels = pixels.reshape(job.model.shape).copy()
         else:
             fail(job.answer, outcome)
+            if isinstance(outcome, WorkerLost):
+                self._ended_by(job)
         last, count = layout[-1]
         self._memory.wipe(start, last + count * FLOAT_BYTES)
         self._free.append(slot)

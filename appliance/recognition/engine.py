@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from importlib import metadata
 from itertools import count
@@ -28,6 +29,7 @@ from appliance.errors import (
 from appliance.metrics import Registry
 from appliance.recognition.bundles import Bundle
 from appliance.recognition.devices import Device, DeviceStatus, Job, Model, Outputs, Priority
+from appliance.recognition.penalties import Penalties
 from appliance.recognition.slots import check_room
 from appliance.recognition.turns import Shares
 from appliance.workers import fail
@@ -74,8 +76,16 @@ class Engine:
     whose file is another one by now.
     """
 
-    def __init__(self, config: Recognition, registry: Registry, *, damaged: Report | None = None) -> None:
+    def __init__(
+        self,
+        config: Recognition,
+        registry: Registry,
+        *,
+        damaged: Report | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._config = config
+        self._penalties = Penalties(clock)
         self._report = damaged
         self._queue = registry.cpu("queue")
         self._models: dict[tuple[str, str], Model] = {}
@@ -118,6 +128,7 @@ class Engine:
             number,
             models=self._resident,
             again=self._again,
+            fatal=self._penalise,
             restarted=restarted,
             damaged=self._damaged,
             queue=self._queue,
@@ -248,7 +259,9 @@ class Engine:
         time, and each `customer` has a fair share of that: see `turns`. A request whose worker dies or hangs
         is given to another one, once. Raises NotInstalled when the bundle is not loaded, Overloaded when the
         queue is full or did not come to the request in time, WorkerLost when two workers died of it or none
-        answered in time, ModelFailed when the model fails for this image or gives no numbers for it.
+        answered in time, ModelFailed when the model fails for this image or gives no numbers for it. Of a
+        customer over whose image two workers died nothing is taken for this model for a while (`Penalties`):
+        Overloaded.
         """
         return await self.outcome(self.start(bundle, pixels, outputs, priority, customer), seconds)
 
@@ -268,6 +281,9 @@ class Engine:
         if not outputs or not model.shapes.keys() >= set(outputs):
             raise ValueError(f"outputs {outputs}; bundle {bundle.name} has {', '.join(model.shapes)}")
         job = Job(model, image, outputs, priority, self._loop.create_future(), customer)
+        if customer is not None:
+            self._penalties.check(customer, model.pin)
+            job.retried = self._penalties.watched(customer, model.pin)
         self._admit(job)
         job.keep()
         return job
@@ -309,7 +325,7 @@ class Engine:
         job.model.used = next(self._uses)
         if not job.model.resident:
             if not self._able(job.model):
-                raise NotInstalled(f"bundle {job.model.name} is not loaded")
+                raise _missing(job.model)
             room, memory = Shares(self._config.queue), Shares(self._config.queue_bytes)
             for other in (one for model in self._models.values() for one in model.waiting):
                 room.take(other.customer, other.model is job.model)
@@ -336,7 +352,7 @@ class Engine:
         """Raises NotInstalled when every device has refused the model."""
         able = self._able(model)
         if not able:
-            raise NotInstalled(f"bundle {model.name} is not loaded")
+            raise _missing(model)
         serving = [device for device in able if device.worker.serving] or able
         return min(serving, key=lambda device: device.queued)
 
@@ -349,12 +365,25 @@ class Engine:
     def _again(self, job: Job) -> None:
         """A job whose worker died, or knows its model no more, goes to the freest device that serves."""
         try:
+            if job.customer is not None:
+                self._penalties.check(job.customer, job.model.pin)
             device = self._freest(job.model)
-        except NotInstalled as error:
+        except (NotInstalled, Overloaded) as error:
             fail(job.answer, error)
             return
         self._counts.retries.inc()
         device.add(job, first=True)
+
+    def _penalise(self, job: Job) -> None:
+        """Two workers ended over this job, the second of which had nothing else."""
+        if job.customer is None:
+            return
+        _log.warning("bundle %s ended its worker over an image of customer %s", job.model.name, job.customer)
+        self._penalties.add(job.customer, job.model.pin)
+        for device in self._devices:
+            for other in device.of(job.customer, job.model):
+                device.discard(other)
+                self._again(other)  # which is refused
 
     def _resident(self) -> Iterator[Model]:
         return (model for model in self._models.values() if model.resident)
@@ -379,7 +408,7 @@ class Engine:
             except InvalidInput as refusal:
                 # Who asks cannot help it: what is wrong is the operator's to read.
                 _log.error("bundle %s is not loaded again: %s", model.name, refusal)
-                failure = NotInstalled(f"bundle {model.name} is not loaded")
+                failure = _missing(model)
             except ApplianceError as error:
                 failure = error
             waiting, model.waiting = model.waiting, []
@@ -446,6 +475,10 @@ class Engine:
     async def _drained(self, model: Model) -> None:
         for device in self._devices:
             await device.drained(model)
+
+
+def _missing(model: Model) -> NotInstalled:
+    return NotInstalled(f"bundle {model.name} is {'damaged' if model.damaged else 'not loaded'}")
 
 
 def _check_installation() -> None:

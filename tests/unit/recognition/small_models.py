@@ -207,8 +207,8 @@ def trap(folder: Path) -> Bundle:
     return _simple(folder, "trap", nodes, constants, 1)
 
 
-def endless(folder: Path) -> Bundle:
-    """A loop of 2^62 rounds."""
+def endless(folder: Path, *, trapped: bool = False) -> Bundle:
+    """A loop of 2^62 rounds; `trapped` of none, but where a picture's first byte is 255."""
     flag = helper.make_tensor_value_info("on", TensorProto.BOOL, [])
     still = helper.make_tensor_value_info("still", TensorProto.BOOL, [])
     value = helper.make_tensor_value_info("value", TensorProto.FLOAT, None)
@@ -223,12 +223,22 @@ def endless(folder: Path) -> Bundle:
     nodes = [
         helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["x", "sides"], ["level"], keepdims=0),
+        helper.make_node("Slice", ["images", "zero4", "one4"], ["corner"]),
+        helper.make_node("Cast", ["corner"], ["marks"], to=TensorProto.INT64),
+        helper.make_node("Div", ["marks", "limit"], ["sprung"]),
+        helper.make_node("ReduceMax", ["sprung"], ["any sprung"], keepdims=0),
+        helper.make_node("Max", ["any sprung", "always"], ["goes"]),
+        helper.make_node("Mul", ["goes", "many"], ["rounds"]),
         helper.make_node("Loop", ["rounds", "true", "level"], ["last"], body=body),
         helper.make_node("Reshape", ["last", "column"], ["logits"]),
     ]
     constants: dict[str, npt.NDArray[Any]] = {
         "sides": np.array([1, 2, 3], np.int64),
-        "rounds": np.array(2**62, np.int64),
+        "zero4": np.zeros(4, np.int64),
+        "one4": np.array([2**31, 1, 1, 1], np.int64),
+        "limit": np.array(255, np.int64),
+        "always": np.array(not trapped, np.int64),
+        "many": np.array(2**62, np.int64),
         "true": np.array(True),
         "column": np.array([-1, 1], np.int64),
     }

@@ -25,6 +25,7 @@ from appliance.recognition.slots import SLOT_BYTES, Loaded
 from tests.unit.recognition.small_models import (
     CLASSES,
     SIZE,
+    endless,
     insatiable,
     made_for_one,
     network,
@@ -248,7 +249,7 @@ async def test_another_model_in_the_place_of_an_installed_one_is_never_loaded(
         else:
             await engine._evict(engine._models["exchanged", "1"])
         for _ in range(2):
-            with pytest.raises(NotInstalled, match="bundle exchanged 1 is not loaded"):
+            with pytest.raises(NotInstalled, match="bundle exchanged 1 is damaged"):
                 await engine.embed(exchanged, photo)
         assert (await engine.embed(bundle, photo)).shape == (8,)
         assert [name for name, _ in engine.refused()] == ["exchanged"] * 2
@@ -366,6 +367,45 @@ async def test_a_worker_that_hangs_is_replaced(bundle: Bundle) -> None:
         assert not victim.is_running()
         assert np.allclose(hung, await engine.embed(bundle, photo), atol=1e-5)
         assert engine.devices()[0].restarts == 1
+
+
+async def test_who_has_a_model_hang_waits_with_it_alone_and_the_others_do_not(
+    folder: Path, bundle: Bundle
+) -> None:
+    hanging, now = endless(folder, trapped=True), 0.0
+    (photo,) = photos(1)
+    fatal = photo.copy()
+    fatal[0, 0, 0] = 255
+
+    async with Engine(Recognition(infer_seconds=2, max_batch=2), Registry(), clock=lambda: now) as engine:
+        await engine.load(bundle)
+        await engine.load(hanging)
+
+        async def ask(one: Bundle, pixels: Pixels, customer: str) -> object:
+            try:
+                return await engine.infer(one, pixels, ("logits",), customer=customer, seconds=120)
+            except (WorkerLost, Overloaded) as error:
+                return error
+
+        many = [asyncio.ensure_future(ask(hanging, fatal, "a")) for _ in range(8)]
+        assert isinstance(await ask(bundle, photo, "b"), dict)
+        outcomes = await asyncio.gather(*many)
+        assert sorted(type(one).__name__ for one in outcomes) == ["Overloaded"] * 7 + ["WorkerLost"]
+        for customer, one in (("a", bundle), ("b", bundle), ("b", hanging)):
+            assert isinstance(await ask(one, photo, customer), dict)
+        assert engine.devices()[0].restarts == 2
+        refusal = await ask(hanging, photo, "a")
+        assert isinstance(refusal, Overloaded)
+        assert refusal.retry_after == 60
+
+        now += 60
+        assert isinstance(await ask(hanging, photo, "a"), dict)
+        assert isinstance(await ask(hanging, fatal, "a"), WorkerLost)
+        refusal = await ask(hanging, photo, "a")
+        assert isinstance(refusal, Overloaded)
+        assert refusal.retry_after == 120
+        assert isinstance(await ask(bundle, photo, "a"), dict)
+        assert engine.devices()[0].restarts == 3
 
 
 @pytest.mark.parametrize("silent", [False, True])
