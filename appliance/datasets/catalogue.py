@@ -90,6 +90,10 @@ class Datasets:
         """As `keys`, by what a row tells of its dataset."""
         return self._keyring.container(UUID(place.customer), UUID(place.dataset))
 
+    async def check_room(self) -> None:
+        """To be called before rows are added, images aside. Raises VolumeFull, VolumeOffline."""
+        await asyncio.to_thread(self._space.check_some)
+
     async def add(
         self,
         actor: Actor,
@@ -276,6 +280,7 @@ class Datasets:
         retention_days: int | None = None,
     ) -> Dataset:
         """The key first: a row without one would be a dataset that nothing can be put into."""
+        await self.check_room()
         owner, identity, now = UUID(customer), uuid.uuid4(), self._now()
         keys = await asyncio.to_thread(self._keyring.add, owner, identity, "dataset")
         dataset = DatasetId(str(identity))

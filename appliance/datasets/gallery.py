@@ -71,7 +71,10 @@ class Gallery:
     async def set_meta_data(
         self, actor: Actor, customer: CustomerId, image: str, meta_data: dict[str, object]
     ) -> tuple[Described, list[Given]]:
-        """Put this in the place of an image's metadata. Raises NotFound, TooLarge for more than 64 KiB."""
+        """Put this in the place of an image's metadata. Raises NotFound, TooLarge for more than 64 KiB,
+        VolumeFull.
+        """
+        await self._datasets.check_room()
         encoded, now = checked_meta_data(meta_data), self._now()
 
         def act(connection: Connection) -> tuple[Described, list[Given]]:

@@ -73,8 +73,10 @@ class Labels:
     ) -> Label:
         """A new label; others may have its name. Only a detection label has a colour (#RRGGBB).
 
-        Raises InvalidInput for a name or a colour, CapacityExceeded for more than 10,000 in a dataset.
+        Raises InvalidInput for a name or a colour, CapacityExceeded for more than 10,000 in a dataset,
+        VolumeFull.
         """
+        await self._datasets.check_room()
         words = LabelWords(
             checked_name(name),
             checked_text(description, "description"),

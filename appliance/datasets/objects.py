@@ -91,8 +91,9 @@ class Objects:
         """A new object on an image, under a detection label.
 
         Raises NotFound, InvalidInput for a box that is empty or not within the image, CapacityExceeded for
-        more than 1,000 objects on an image.
+        more than 1,000 objects on an image, VolumeFull.
         """
+        await self._datasets.check_room()
         identity, now = str(uuid.uuid4()), self._now()
         words = words_of(box, meta_data or {})
 
@@ -174,8 +175,9 @@ class Objects:
     ) -> Object:
         """Set what is given; `image` can only be the one on which it is.
 
-        Raises NotFound, and InvalidInput as `add`.
+        Raises NotFound, and InvalidInput and VolumeFull as `add`.
         """
+        await self._datasets.check_room()
         now = self._now()
 
         def act(connection: Connection) -> Object:

@@ -43,8 +43,9 @@ class Tasks:
     ) -> Task:
         """A new task; one that tags (multi_label) comes with a label for images without any of its tags.
 
-        Raises InvalidInput for a name, CapacityExceeded for more than 1,000 tasks in a dataset.
+        Raises InvalidInput for a name, CapacityExceeded for more than 1,000 tasks in a dataset, VolumeFull.
         """
+        await self._datasets.check_room()
         words = TaskWords(checked_name(name), checked_text(description, "description"))
         keys, now = self._datasets.keys(dataset), self._now()
         identity, negative = str(uuid.uuid4()), str(uuid.uuid4())

@@ -104,8 +104,12 @@ class Upkeep:
         self._files.note(acknowledged=record.acknowledged, doubted=record.doubted)
         await self._note_time()
         await asyncio.to_thread(self._space.before_deletion)
-        with suppress(VolumeFull):  # files went all the same, and leave room to go on with the rest
+        try:
             await self._finish_deletions()
+        except VolumeFull:  # files went all the same, and leave room to go on with the rest
+            pass
+        except StorageFailed as error:  # one file that cannot go keeps nobody from what is sound
+            self._find(f"what was being deleted is not gone yet, and is tried again: {error}")
         await self._sweep(record)
         await self._count_damaged()
         for dataset in await self._datasets.nameless():
@@ -154,7 +158,8 @@ class Upkeep:
             try:
                 with suppress(VolumeFull):  # the room went to somebody else meanwhile
                     await asyncio.to_thread(self._space.restore_ballast)
-                await self._finish_deletions()
+                with suppress(StorageFailed):  # one file that cannot go keeps nothing else from its upkeep
+                    await self._finish_deletions()
                 if not looked_again:
                     await self.look_again()
                     looked_again = True

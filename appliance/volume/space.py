@@ -9,6 +9,8 @@ from appliance.errors import VolumeFull
 from appliance.volume.ballast import Ballast, Folder
 
 BALLAST = ".ballast"
+_SOME_BYTES = 16 << 20
+"""For what a ledger's own log keeps, and grows to, while deletions are under way."""
 
 
 class Space:
@@ -75,6 +77,15 @@ class Space:
         finally:
             with self._counting:
                 self._promised -= size
+
+    def check_some(self) -> None:
+        """That the ledger may take in a few rows more: without a byte free they would take the room that its
+        log keeps for deletions. Raises VolumeFull, VolumeOffline.
+        """
+        if self._ledger is not None:
+            self._ledger.check_some()
+        elif (free := self._measure()[0]) < _SOME_BYTES:
+            raise VolumeFull(f"{free >> 20} MiB are free on the volume: nothing is taken in, only deleted")
 
     def before_deletion(self) -> bool:
         """Frees the ballast when less than its size is free; whether it did.

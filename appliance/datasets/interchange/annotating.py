@@ -75,6 +75,7 @@ class Annotating:
         put = Put()
         async for said in parsed.batches():
             for some in _cut(said):
+                await self._datasets.check_room()
                 batch = _Batch(self._datasets.keys(dataset), some, images, classes, things)
                 done = await self._ledger.write(
                     lambda connection, batch=batch: self._apply(connection, actor, dataset, batch)  # type: ignore[misc]

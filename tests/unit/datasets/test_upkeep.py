@@ -54,6 +54,23 @@ async def test_a_damaged_image_is_not_given_out_and_the_others_are(tmp_path: Pat
         assert again.upkeep.damaged == 2
 
 
+async def test_a_file_that_cannot_be_deleted_keeps_nobody_from_what_is_sound(tmp_path: Path) -> None:
+    async with stand(tmp_path) as one:
+        dataset = await default(one)
+        stuck = await one.store.put(ACTOR, dataset, PHOTO)
+        sound = await one.store.put(ACTOR, dataset, PHOTO + b"x")
+        await one.ledger.write(lambda connection: rows.begin_deleting(connection, stuck, 1))
+    file = tmp_path / "images" / uuid.UUID(dataset.id).hex / uuid.UUID(stuck.id).hex
+    file.unlink()
+    file.mkdir()
+    async with stand(tmp_path) as again:
+        assert any("is not gone yet" in found for found in again.upkeep.findings)
+        assert await read(again, sound) == PHOTO + b"x"
+    file.rmdir()
+    async with stand(tmp_path) as healed:
+        assert healed.upkeep.findings == []
+
+
 async def test_who_meets_damage_has_it_noted(tmp_path: Path) -> None:
     """Wherever it is met: in the middle of a large file, by its length, or because the file is not there."""
     large = os.urandom(600_000)

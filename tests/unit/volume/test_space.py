@@ -92,6 +92,15 @@ def test_what_is_promised_counts_until_it_is_written(folder: DataFolder, disk: D
         pass
 
 
+def test_the_last_of_a_volume_is_kept_for_deletions(folder: DataFolder, disk: Disk) -> None:
+    space = Space(folder, least_bytes=100 * MIB)
+    disk.free = 16 * MIB
+    space.check_some()
+    disk.free -= 4096
+    with pytest.raises(VolumeFull, match="nothing is taken in, only deleted"):
+        space.check_some()
+
+
 def test_an_offline_volume_has_no_room(folder: DataFolder, disk: Disk) -> None:
     folder.poison("a test says so")
     space = Space(folder, least_bytes=0)
