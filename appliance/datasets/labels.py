@@ -73,10 +73,9 @@ class Labels:
     ) -> Label:
         """A new label; others may have its name. Only a detection label has a colour (#RRGGBB).
 
-        Raises InvalidInput for a name or a colour, CapacityExceeded for more than 10,000 in a dataset,
-        VolumeFull.
+        Those that are added at the same time are in the order of the calls: `check_room` is called before.
+        Raises InvalidInput for a name or a colour, CapacityExceeded for more than 10,000 in a dataset.
         """
-        await self._datasets.check_room()
         words = LabelWords(
             checked_name(name),
             checked_text(description, "description"),
@@ -100,7 +99,8 @@ class Labels:
         return await self._ledger.write(act)
 
     async def check_room(self, dataset: Dataset, more: int) -> None:
-        """Raises CapacityExceeded unless the dataset can have so many labels more."""
+        """Raises CapacityExceeded unless the dataset can have so many labels more; VolumeFull."""
+        await self._datasets.check_room()
         await self._ledger.read(lambda connection: _check_room(connection, dataset, more))
 
     async def page(

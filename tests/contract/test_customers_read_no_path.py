@@ -35,7 +35,7 @@ INTERPOLATED = {
 OF_OPERATORS = (
     *("backup/", "cli/", "daemon/", "health.py", "residency/"),
     *("recognition/devices.py", "recognition/selftest.py"),
-    *("accounts/transparency/tree.py", "ledger/alteration.py"),
+    *("accounts/transparency/tree.py", "datasets/upkeep.py", "ledger/alteration.py"),
     "channel.py",
     "api/answers.py",
 )
