@@ -288,7 +288,7 @@ def test_a_bundle_that_a_restarted_device_does_not_load_is_named_and_the_applian
         headers = appliance.headers(content_type="image/jpeg")
         (record,) = appliance.call("POST", TAGS, images.jpeg(), headers=headers).document["records"]
         assert record["_status"]["code"] == 404
-        assert record["_status"]["text"].endswith("bundle efficientnet-lite0 1 is not loaded")
+        assert record["_status"]["text"].endswith("bundle efficientnet-lite0 1 is damaged")
 
 
 def test_a_killed_daemon_leaves_no_child_and_a_free_port(state: DemoState) -> None:
