@@ -193,7 +193,7 @@ async def test_a_model_that_cannot_be_loaded_again_is_out_by_itself(folder: Path
         others = asyncio.ensure_future(engine.embed(bundle, photo))
         await until(lambda: engine.devices()[0].queued == 2)
         victim.kill()
-        with pytest.raises(NotInstalled, match="bundle damaged 1 is not loaded"):
+        with pytest.raises(NotInstalled, match="bundle damaged 1 is damaged"):
             await waiting
         assert (await others).shape == (8,)
         assert (engine.devices()[0].restarts, engine.devices()[0].queued) == (1, 0)
