@@ -10,6 +10,7 @@ from appliance.backup.receiving import Received, receive
 from appliance.backup.restoration import Restored, restore
 from appliance.backup.source import Backups
 from appliance.backup.verification import Verified, opened, verify
+from appliance.datasets.records import Dataset, Image
 from appliance.vault import Keyring
 from tests.storing import ACTOR, OPERATOR, ROOT, Stand
 
@@ -85,3 +86,13 @@ def proven(backup: Path, keyring: Path, *, root: bytes = ROOT, newer: Path | Non
             return verify(found, keys, silent)
     finally:
         keys.wipe()
+
+
+async def filled(at: Stand, name: str = "Summer", images: int = 3) -> tuple[Dataset, list[Image]]:
+    """A dataset of a customer with some images in it."""
+    dataset = await at.datasets.add(ACTOR, await at.customer(), name)
+    stored = [
+        await at.store.put(ACTOR, dataset, f"{name} {number} ".encode() * 3000, b'{"shelf": "secret shelf"}')
+        for number in range(images)
+    ]
+    return dataset, stored

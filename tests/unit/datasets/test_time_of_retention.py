@@ -11,12 +11,18 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from prometheus_client import generate_latest
 
+from appliance.accounts.audit import entries
+from appliance.accounts.customers import Customers
 from appliance.accounts.forward import note_correction
 from appliance.datasets.records import Dataset, Image
 from appliance.datasets.witness import WITNESS, Record
+from appliance.errors import NotFound
+from appliance.ledger import Connection, Ledger
+from appliance.metrics import Registry
 from tests.backing import Shelf, put_back
-from tests.storing import ACTOR, PHOTO, Clock, Stand, damage, files, restore, stand
+from tests.storing import ACTOR, PHOTO, Clock, Stand, damage, default, files, restore, stand
 
 HOUR, DAY = 3600.0, 86_400.0
 
@@ -308,3 +314,103 @@ async def once(one: Stand) -> None:
     async with one.upkeep.at_leisure(one.store), asyncio.timeout(60):
         while one.upkeep.doubt() is not None:
             await one.ledger.read(lambda _: None)
+
+
+async def test_images_go_when_their_time_in_the_dataset_is_over(tmp_path: Path) -> None:
+    async with stand(tmp_path) as one:
+        kept = await default(one)
+        short = await one.datasets.add(ACTOR, kept.customer, "a month", retention_days=30)
+        for dataset in (kept, short):
+            await one.store.put(ACTOR, dataset, PHOTO)
+        one.clock.now += 10 * 86400
+        later = await one.store.put(ACTOR, short, PHOTO + b"x")
+        assert await one.store.expire() == 0
+        one.clock.now += 20 * 86400
+        assert await one.store.expire() == 1
+        assert await one.store.expire() == 0
+        assert await one.store.list(short) == [later]
+        assert len(await one.store.list(kept)) == 1
+        assert len(files(tmp_path)) == 2
+        log = await one.ledger.read(lambda connection: entries(connection, kept.customer))
+        assert [entry.actor.id for entry in log if entry.event == "image.delete"] == ["retention"]
+
+
+async def test_a_clock_that_leaps_ahead_deletes_nothing_for_a_day(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, passed = Clock(), Clock(0.0)
+    async with stand(tmp_path, clock=clock) as one:
+        short = await one.datasets.add(ACTOR, await one.customer(), "a month", retention_days=30)
+        image = await one.store.put(ACTOR, short, PHOTO)
+    clock.now += 31 * 86400
+    async with Ledger(tmp_path, Registry()) as ledger, Customers(ledger, clock) as customers:
+        await customers.add(ACTOR, "audited before the store is opened, as the daemon's start is")
+    async with stand(tmp_path, clock=clock, monotonic=passed) as again:
+        assert "744 hours ahead" in caplog.text
+        assert "for 24 hours more" in (again.upkeep.doubt() or "")
+        async with again.upkeep.at_leisure(again.store):
+            for _ in range(20):
+                assert await again.store.list(short) == [image]
+        assert "appliance_store_clock_doubted_seconds 2.6784e+06" in generate_latest(again.registry).decode()
+    clock.now += 3600
+    passed.now = 0.0
+    async with stand(tmp_path, clock=clock, monotonic=passed) as again:
+        async with again.upkeep.at_leisure(again.store):
+            for _ in range(20):
+                assert await again.store.list(short) == [image]
+        passed.now += 86400
+        clock.now += 86400
+        assert again.upkeep.doubt() is None
+        async with again.upkeep.at_leisure(again.store):
+            while await again.store.list(short):
+                pass
+
+
+async def test_an_image_is_kept_for_its_time_though_the_clock_was_behind_when_it_came(tmp_path: Path) -> None:
+    clock = Clock()
+    async with stand(tmp_path, clock=clock) as one:
+        short = await one.datasets.add(ACTOR, await one.customer(), "a month", retention_days=30)
+    clock.now -= 40 * 86400
+    async with stand(tmp_path, clock=clock) as behind:
+        image = await behind.store.put(ACTOR, short, PHOTO)
+    clock.now += 40 * 86400
+    async with stand(tmp_path, clock=clock) as right:
+        clock.now += 30 * 86400 - 1
+        assert await right.store.expire() == 0
+        assert await right.store.list(short) == [image]
+        clock.now += 1
+        assert await right.store.expire() == 1
+
+
+async def test_images_from_a_clock_that_was_ahead_keep_no_others(tmp_path: Path) -> None:
+    """Though they come first, and are more than are looked at once."""
+    clock = Clock()
+    async with stand(tmp_path, clock=clock) as one:
+        short = await one.datasets.add(ACTOR, await one.customer(), "a month", retention_days=30)
+    clock.now += 90 * 86400
+    async with stand(tmp_path, clock=clock) as ahead:
+        first = await ahead.store.put(ACTOR, short, PHOTO)
+
+        def as_many_more(connection: Connection) -> None:
+            columns = "format, width, height, size, thumbnail, facet"
+            connection.execute(
+                f"INSERT INTO images (key, id, dataset, created_at, rests_from, content, {columns})"
+                " WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 300)"
+                f" SELECT key + i, 'more ' || i, dataset, created_at, rests_from, randomblob(32), {columns}"
+                " FROM images, n"
+            )
+            connection.execute("UPDATE datasets SET next_position = 301, images = 301")
+
+        await ahead.ledger.write(as_many_more)
+    clock.now -= 90 * 86400
+    async with stand(tmp_path, clock=clock) as right:
+        other = await right.store.put(ACTOR, short, PHOTO + b"x")
+        assert other.key > first.key
+        clock.now += 30 * 86400 - 1
+        assert await right.store.expire() == 0
+        clock.now += 1
+        for _ in range(3):  # all are looked at in turn
+            await right.store.expire()
+        with pytest.raises(NotFound):
+            await right.store.get(short.customer, other.id)
+        assert await right.store.get(short.customer, first.id) == first
