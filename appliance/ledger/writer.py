@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,12 +129,11 @@ class Writer:
         while not ending:
             batch, ending = self._next_batch()
             acts = [entry for entry in batch if entry.act is not None]
-            for alone, entries in itertools.groupby(acts, attrgetter("alone")):
-                for together in ([entry] for entry in entries) if alone else (list(entries),):
-                    if alone and self.failure is None:
-                        self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
-                    self._commit(together)
-                    self._deliver(together)
+            for together in _commits(acts):
+                if together[0].alone and self.failure is None:
+                    self._checkpoint(apsw.SQLITE_CHECKPOINT_PASSIVE)
+                self._commit(together)
+                self._deliver(together)
             if len(acts) < len(batch):
                 others = [entry for entry in batch if entry.act is None]
                 self._truncate(others)
@@ -300,6 +299,15 @@ class Writer:
 
 class _TransactionLost(Exception):
     """SQLite, or a misbehaving act, ended the transaction that the whole batch shares."""
+
+
+def _commits(acts: list[_Entry]) -> Iterator[list[_Entry]]:
+    """Those that share one, in their order."""
+    for alone, entries in itertools.groupby(acts, attrgetter("alone")):
+        if alone:
+            yield from ([entry] for entry in entries)
+        else:
+            yield list(entries)
 
 
 def _run_act(connection: Connection, entry: _Entry, *, alone: bool) -> None:
