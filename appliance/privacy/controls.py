@@ -167,7 +167,9 @@ CONTROLS: tuple[Control, ...] = (
         "What has an end is deleted at its end",
         "Datasets keep images for as many days as they say; answers to requests are forgotten",
         _retention,
-        ("tests/unit/datasets/test_upkeep.py::test_images_go_when_their_time_in_the_dataset_is_over",),
+        (
+            "tests/unit/datasets/test_time_of_retention.py::test_images_go_when_their_time_in_the_dataset_is_over",
+        ),
     ),
     Control(
         ("GDPR 15", "GDPR 20"),
@@ -334,7 +336,7 @@ CONTROLS: tuple[Control, ...] = (
         lambda facts: f"doubted by {facts.counters['appliance_store_clock_doubted_seconds']:.0f} s now",
         (
             "tests/unit/datasets/test_links.py::test_a_clock_that_is_set_back_revives_nothing",
-            "tests/unit/datasets/test_upkeep.py::test_a_clock_that_leaps_ahead_deletes_nothing_for_a_day",
+            "tests/unit/datasets/test_time_of_retention.py::test_a_clock_that_leaps_ahead_deletes_nothing_for_a_day",
         ),
     ),
     Control(
