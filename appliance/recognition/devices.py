@@ -117,8 +117,8 @@ class Device:
 
     Less urgent jobs take half of the slots at most, so that an urgent one waits for one batch of theirs;
     among equals customers take turns, so that who asks for little waits for the two batches in the slots.
-    `again` gets the jobs that were with a worker when it died, `fatal` the second time each that it died of:
-    they had it alone. `models` are those to load into the next one.
+    `again` gets the jobs that were with a worker when it died; `ended_by` those that have no second try: each
+    had it alone (`retried`), or nobody waits for it any more. `models` are those to load into the next one.
     `refused` are those of them that it did not load, and why: they get no jobs here, the next start or `load`
     tries them again, and `again` gets what waited for them. `damaged` is told once of a model whose file is
     not what was installed, and why.
@@ -131,7 +131,7 @@ class Device:
         *,
         models: Callable[[], Iterable[Model]],
         again: Callable[[Job], None],
-        fatal: Callable[[Job], None],
+        ended_by: Callable[[Job], None],
         restarted: Callable[[], None],
         damaged: Callable[[Model, str], None],
         queue: CpuTime,
@@ -149,7 +149,7 @@ class Device:
         self._seconds = config.infer_seconds
         self._models = models
         self._again = again
-        self._ended_by = fatal
+        self._ended_by = ended_by
         self._restarted = restarted
         self._damaged = damaged
         self.refused: dict[Model, str] = {}
@@ -320,7 +320,8 @@ class Device:
         layout = job.model.layout(job.outputs)
         lost = False
         if job.answer.done():
-            pass
+            if isinstance(outcome, WorkerLost):
+                self._ended_by(job)
         elif not isinstance(outcome, ApplianceError):
             outputs = {
                 name: np.frombuffer(self._memory.view, np.float32, count, start + offset)

@@ -128,7 +128,7 @@ class Engine:
             number,
             models=self._resident,
             again=self._again,
-            fatal=self._penalise,
+            ended_by=self._blame,
             restarted=restarted,
             damaged=self._damaged,
             queue=self._queue,
@@ -374,9 +374,12 @@ class Engine:
         self._counts.retries.inc()
         device.add(job, first=True)
 
-    def _penalise(self, job: Job) -> None:
-        """Two workers ended over this job, the second of which had nothing else."""
+    def _blame(self, job: Job) -> None:
+        """A worker ended that had this job alone, or had it and nobody waits for it: it may be the reason."""
         if job.customer is None:
+            return
+        if not job.retried:
+            self._penalties.suspect(job.customer, job.model.pin)
             return
         _log.warning("bundle %s ended its worker over an image of customer %s", job.model.name, job.customer)
         self._penalties.add(job.customer, job.model.pin)

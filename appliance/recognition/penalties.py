@@ -33,6 +33,12 @@ class Penalties:
         seconds = min(2 * last, LONGEST_SECONDS)
         self._penalties[customer, pin] = now + seconds, seconds
 
+    def suspect(self, customer: str, pin: str) -> None:
+        """A worker ended that had an image of theirs among others, and nobody waits for a second try."""
+        now = self._clock()
+        if not self._stands((customer, pin), now):
+            self._penalties[customer, pin] = now, FIRST_SECONDS / 2
+
     def check(self, customer: str, pin: str) -> None:
         """Raises Overloaded for as long as they have to wait."""
         until, _ = self._penalties.get((customer, pin), _NONE)

@@ -408,6 +408,28 @@ async def test_who_has_a_model_hang_waits_with_it_alone_and_the_others_do_not(
         assert engine.devices()[0].restarts == 3
 
 
+async def test_who_hangs_up_before_the_hang_is_noticed_waits_all_the_same(
+    folder: Path, bundle: Bundle
+) -> None:
+    hanging = endless(folder, trapped=True)
+    (photo,) = photos(1)
+    fatal = photo.copy()
+    fatal[0, 0, 0] = 255
+
+    async with Engine(Recognition(infer_seconds=2), Registry(), clock=lambda: 0.0) as engine:
+        await engine.load(bundle)
+        await engine.load(hanging)
+        for restarts in (1, 2):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(engine.infer(hanging, fatal, ("logits",), customer="a"), 0.1)
+            assert (await engine.embed(bundle, photo)).shape == (8,)
+            assert engine.devices()[0].restarts == restarts
+        with pytest.raises(Overloaded, match="ask it later"):
+            await engine.infer(hanging, photo, ("logits",), customer="a")
+        await engine.infer(hanging, photo, ("logits",), customer="b")
+        await engine.infer(bundle, photo, ("logits",), customer="a")
+
+
 @pytest.mark.parametrize("silent", [False, True])
 async def test_a_model_made_for_one_image_gets_one_at_a_time(folder: Path, silent: bool) -> None:
     bundle = made_for_one(folder, silent=silent)

@@ -58,3 +58,14 @@ def test_who_does_nothing_for_long_begins_anew(penalties: Penalties, clock: Seco
     assert not penalties.watched("zoo", "birds@1")
     penalties.add("zoo", "birds@1")
     assert left(penalties, "zoo", "birds@1") == FIRST_SECONDS
+
+
+def test_a_suspect_is_watched_and_does_not_wait(penalties: Penalties, clock: Seconds) -> None:
+    penalties.suspect("zoo", "birds@1")
+    assert penalties.watched("zoo", "birds@1")
+    assert left(penalties, "zoo", "birds@1") == 0
+    penalties.add("zoo", "birds@1")
+    penalties.suspect("zoo", "birds@1")
+    assert left(penalties, "zoo", "birds@1") == FIRST_SECONDS
+    clock.now += FIRST_SECONDS + LONGEST_SECONDS
+    assert not penalties.watched("zoo", "birds@1")
