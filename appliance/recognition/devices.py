@@ -94,6 +94,7 @@ class Model:
 class Job:
     """One image for one model; `sent` says that a worker has it, or had it when it died.
 
+    One that is `alone` runs with nobody else, and has no second try: it may be what a worker died of.
     `pixels` are the caller's own until `keep`; while a worker has them, they lie in its slot alone.
     """
 
@@ -104,7 +105,7 @@ class Job:
     answer: asyncio.Future[Outputs]
     customer: str | None = None
     sent: bool = False
-    retried: bool = False
+    alone: bool = False
 
     def keep(self) -> None:
         """What waits has pixels of its own."""
@@ -118,7 +119,7 @@ class Device:
     Less urgent jobs take half of the slots at most, so that an urgent one waits for one batch of theirs;
     among equals customers take turns, so that who asks for little waits for the two batches in the slots.
     `again` gets the jobs that were with a worker when it died; `ended_by` those that have no second try: each
-    had it alone (`retried`), or nobody waits for it any more. `models` are those to load into the next one.
+    had it alone (`alone`), or nobody waits for it any more. `models` are those to load into the next one.
     `refused` are those of them that it did not load, and why: they get no jobs here, the next start or `load`
     tries them again, and `again` gets what waited for them. `damaged` is told once of a model whose file is
     not what was installed, and why.
@@ -293,10 +294,10 @@ class Device:
 
     def _advance(self) -> None:
         while self.worker.serving and (waiting := self._next()) is not None:
-            if self._running and (self._one_at_a_time or waiting.first.retried):
+            if self._running and (self._one_at_a_time or waiting.first.alone):
                 return
             job = waiting.take()
-            self._one_at_a_time = job.retried
+            self._one_at_a_time = job.alone
             self._send(job)
 
     def _send(self, job: Job) -> None:
@@ -307,7 +308,7 @@ class Device:
         job.pixels = None
         self._running.add(job)
         job.sent = True
-        request = Run(job.model.number, slot, job.outputs, alone=job.retried)
+        request = Run(job.model.number, slot, job.outputs, alone=job.alone)
         self.worker.submit(self._encoder.encode(request), self._seconds, partial(self._settle, job, slot))
 
     def _settle(self, job: Job, slot: int, outcome: Outcome) -> None:
@@ -334,8 +335,8 @@ class Device:
             else:
                 refusal = "the model gives no finite number for this image (NaN or infinite)"
                 fail(job.answer, ModelFailed(refusal))
-        elif isinstance(outcome, WorkerLost) and not job.retried:
-            lost = job.retried = True
+        elif isinstance(outcome, WorkerLost) and not job.alone:
+            lost = job.alone = True
             pixels = np.frombuffer(self._memory.view, np.uint8, job.model.pixel_bytes, start)
             job.pixels = pixels.reshape(job.model.shape).copy()
         else:

@@ -283,7 +283,7 @@ class Engine:
         job = Job(model, image, outputs, priority, self._loop.create_future(), customer)
         if customer is not None:
             self._penalties.check(customer, model.pin)
-            job.retried = self._penalties.watched(customer, model.pin)
+            job.alone = self._penalties.watched(customer, model.pin)
         self._admit(job)
         job.keep()
         return job
@@ -378,15 +378,17 @@ class Engine:
         """A worker ended that had this job alone, or had it and nobody waits for it: it may be the reason."""
         if job.customer is None:
             return
-        if not job.retried:
+        alike = [(device, other) for device in self._devices for other in device.of(job.customer, job.model)]
+        if not job.alone:
             self._penalties.suspect(job.customer, job.model.pin)
+            for _, other in alike:
+                other.alone = True
             return
         _log.warning("bundle %s ended its worker over an image of customer %s", job.model.name, job.customer)
         self._penalties.add(job.customer, job.model.pin)
-        for device in self._devices:
-            for other in device.of(job.customer, job.model):
-                device.discard(other)
-                self._again(other)  # which is refused
+        for device, other in alike:
+            device.discard(other)
+            self._again(other)  # which is refused
 
     def _resident(self) -> Iterator[Model]:
         return (model for model in self._models.values() if model.resident)
