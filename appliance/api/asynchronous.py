@@ -8,8 +8,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Self
 from urllib.parse import urlencode
 
@@ -51,6 +51,7 @@ AGAIN = (1, 2, 4, 8, 15, 30, 60, 120)
 FULL_SECONDS = 2.0  # before what a full volume refused is written again
 
 Handler = Callable[[Call], Awaitable[Answer]]
+_Ended = tuple[State, bytes]
 
 log = logging.getLogger("appliance.api")
 
@@ -62,7 +63,9 @@ class _Pending:
     call: Call
     handler: Handler
     size: int
-    task: asyncio.Task[tuple[State, bytes]] | None = None
+    pauses: Iterator[float] = field(default_factory=lambda: iter(AGAIN))
+    task: asyncio.Task[_Ended | None] | None = None
+    again: asyncio.TimerHandle | None = None
 
 
 class Asynchronous:
@@ -105,7 +108,8 @@ class Asynchronous:
 
     async def __aexit__(self, *_: object) -> None:
         await end_tasks(*self._workers)
-        self._pending.clear()
+        for request in list(self._pending):
+            self._forget(request)
 
     async def submit(self, call: Call) -> Answer:
         """Takes a request in: 201, or 200 and the same request again for an Idempotency-Key that is known."""
@@ -135,8 +139,7 @@ class Asynchronous:
             asked = {name: value for name, value in fields.items() if name not in {"type", "webhook"}}
             later = replace(call, id=request.id, path=path, payload=Payload(asked, records))
             pending = self._pending[request.id] = _Pending(request, later, handler, size)
-            self._queue.append(call.customer, pending)
-            self._queued.release()
+            self._enqueue(pending)
         return Answer(_document(request), 201 if new else 200)
 
     async def get(self, call: Call) -> Answer:
@@ -207,20 +210,29 @@ class Asynchronous:
         pending = self._pending.pop(request, None)
         if pending is not None:
             self._give(pending.request.customer, pending.size)
+            if pending.again is not None:
+                pending.again.cancel()
         return pending
 
+    def _enqueue(self, pending: _Pending) -> None:
+        self._queue.append(pending.request.customer, pending)
+        self._queued.release()
+
     async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await self._queued.acquire()
             pending = self._queue.take()
             if pending.request.id not in self._pending:
                 continue  # cancelled while it waited
-            seen = pending.task = asyncio.get_running_loop().create_task(self._seen(pending))
+            tried = pending.task = loop.create_task(self._try(pending))
             try:
                 # Not awaited itself: its end by `cancel` must not look like the end of this task.
-                await asyncio.wait([seen])
-                if not seen.cancelled():
-                    await self._finish(pending, *seen.result())
+                await asyncio.wait([tried])
+                if not tried.cancelled():
+                    if (ended := tried.result()) is None:
+                        continue  # others have their turn meanwhile
+                    await self._finish(pending, *ended)
             except StorageFailed:
                 pass  # the next start says that it has failed
             except Exception as error:  # noqa: BLE001 - the next request must find this task at work
@@ -228,8 +240,9 @@ class Asynchronous:
                 log.error("request %s failed: %s\n%s", pending.call.id, type(error).__name__, frames)  # noqa: TRY400
                 await self._fail(pending)
             finally:
-                seen.cancel()
-                self._forget(pending.request.id)
+                tried.cancel()
+                if pending.again is None:
+                    self._forget(pending.request.id)
 
     async def _fail(self, pending: _Pending) -> None:
         answer = _refused(Refused(500, INTERNAL), pending.call)
@@ -243,21 +256,23 @@ class Asynchronous:
     async def _move(self, pending: _Pending, state: State) -> None:
         await _as_there_is_room(lambda: self._requests.move(pending.request.id, state))
 
-    async def _seen(self, pending: _Pending) -> tuple[State, bytes]:
-        await self._move(pending, State.PROCESSING)
-        for pause in (*AGAIN, None):
-            call = replace(pending.call, payload=_copy(pending.call.payload), began=time.perf_counter())
-            try:
-                answer = await pending.handler(call)
-                return State.DONE, encode(answer.document)
-            except (Overloaded, WorkerLost) as error:
-                if pause is None:
-                    return State.FAILED, _refused(error, call)
-            except ApplianceError as error:
+    async def _try(self, pending: _Pending) -> _Ended | None:
+        """None where it found no room: it queues again after a pause, as often as AGAIN has one."""
+        if pending.again is None:
+            await self._move(pending, State.PROCESSING)
+        pending.again = None
+        call = replace(pending.call, payload=_copy(pending.call.payload), began=time.perf_counter())
+        try:
+            answer = await pending.handler(call)
+            return State.DONE, encode(answer.document)
+        except (Overloaded, WorkerLost) as error:
+            if (pause := next(pending.pauses, None)) is None:
                 return State.FAILED, _refused(error, call)
-            await self._move(pending, State.RETRY)
-            await asyncio.sleep(pause)
-        raise AssertionError
+        except ApplianceError as error:
+            return State.FAILED, _refused(error, call)
+        await self._move(pending, State.RETRY)
+        pending.again = asyncio.get_running_loop().call_later(pause, self._enqueue, pending)
+        return None
 
 
 def _only(call: Call) -> str | None:

@@ -121,6 +121,25 @@ def test_what_is_not_taken_in(served: Served, changed: dict[str, object], status
     assert ask(served.site, tenant, "GET").document["count"] == 0
 
 
+def test_what_waits_to_be_tried_again_is_in_nobodys_way(served: Served, tenant: Tenant) -> None:
+    """Its customer has to wait with the model for a minute."""
+    many = served.tenant("whose images end workers")
+    engine = served.parts.engine
+    assert engine is not None
+    engine._penalties.add(many.id, f"{served.bundle.name}@{served.bundle.version}")
+    taken = [ask(served.site, many, "POST", PATH, classification(served)).document["id"] for _ in range(4)]
+    request = ask(served.site, tenant, "POST", PATH, classification(served)).document["id"]
+    assert ended(served.site, tenant, request)["status"] == "DONE"
+
+    for one in taken:
+        until = time.monotonic() + 30
+        while ask(served.site, many, "GET", PATH + one).document["status"] != "RETRY":
+            assert time.monotonic() < until
+    for one in taken:
+        assert ask(served.site, many, "POST", f"{PATH}{one}/cancel").document["status"] == "CANCELLED"
+    assert ask(served.site, many, "GET", f"{PATH}?status=CANCELLED").document["count"] == len(taken)
+
+
 def test_what_cannot_be_seen_has_failed_and_says_why(served: Served, tenant: Tenant) -> None:
     answer = ask(served.site, tenant, "POST", PATH, classification(served, task_id="nobody"))
     failed = ended(served.site, tenant, answer.document["id"])
