@@ -19,6 +19,7 @@ class Turns(Generic[T]):
 
     def __init__(self) -> None:
         self._debts: dict[Hashable, int] = {}
+        self._served: Hashable = None  # who had the last turn
         # In the order of their turns, the next one first; none is empty.
         self._lines: OrderedDict[Hashable, deque[T]] = OrderedDict()
         self._count = 0
@@ -37,7 +38,10 @@ class Turns(Generic[T]):
         return next(iter(self._lines.values()))[0]
 
     def append(self, customer: Hashable, item: T) -> None:
-        """Behind all others of its customer."""
+        """Behind all others of its customer; a new one goes before a customer that was alone until now."""
+        if customer not in self._lines and len(self._lines) == 1 and self._served in self._lines:
+            self._lines[customer] = deque()
+            self._lines.move_to_end(self._served)
         self._lines.setdefault(customer, deque()).append(item)
         self._count += 1
         self._stand_back()
@@ -57,7 +61,8 @@ class Turns(Generic[T]):
     def take(self) -> T:
         """The first, whose customer goes behind the others. Raises IndexError when nothing waits."""
         item = self.first
-        self.remove(next(iter(self._lines)), item)
+        self._served = next(iter(self._lines))
+        self.remove(self._served, item)
         return item
 
     def remove(self, customer: Hashable, item: T) -> bool:

@@ -19,6 +19,17 @@ def test_customers_take_turns_and_each_ones_stay_in_their_order() -> None:
     assert [turns.take() for _ in range(len(turns))] == ["a1", "b1", "c1", "a2", "b2", "a3"]
 
 
+def test_who_was_alone_and_had_its_turn_lets_one_that_comes_go_first() -> None:
+    turns = Turns[str]()
+    for item in ("a1", "a2", "a3"):
+        turns.append("a", item)
+    taken = [turns.take()]
+    turns.append("b", "b1")
+    taken += [turns.take(), turns.take()]
+    turns.append("b", "b2")
+    assert [*taken, turns.take(), turns.take()] == ["a1", "b1", "a2", "b2", "a3"]
+
+
 def test_what_had_its_turn_is_first_once_more() -> None:
     turns = Turns[str]()
     for item in ("a1", "a2", "b1"):
