@@ -57,8 +57,9 @@ class DeviceStatus(msgspec.Struct, frozen=True):
 class Model:
     """A model that the engine knows; `bytes` is what it takes on a device, once it has been there.
 
-    `waiting` are the jobs that came while it was not resident; `used` rises with every use. `damaged`: its
-    file was not the one that was installed when it was last to be loaded.
+    `together` is how many images one run takes. `waiting` are the jobs that came while it was not resident;
+    `used` rises with every use. `damaged`: its file was not the one that was installed when it was last to be
+    loaded.
     """
 
     number: int
@@ -71,6 +72,7 @@ class Model:
     pinned: bool
     resident: bool = False
     bytes: int = 0
+    together: int = 1
     used: int = 0
     damaged: bool = False
     waiting: "list[Job]" = field(default_factory=list)
@@ -116,10 +118,12 @@ class Job:
 class Device:
     """The queue of one device. Slots for two batches: while one runs, the next lies ready in the worker.
 
+    A model that takes fewer images at once than a batch has fills them with fewer: they are two runs of it.
     Less urgent jobs take half of the slots at most, so that an urgent one waits for one batch of theirs;
     among equals customers take turns, so that who asks for little waits for the two batches in the slots.
-    `again` gets the jobs that were with a worker when it died; `ended_by` those that have no second try: each
-    had it alone (`alone`), or nobody waits for it any more. `models` are those to load into the next one.
+    `again` gets the jobs that were with a worker when it died. `ended_by` gets those that it may have died of
+    and that have no second try: it had nothing else (`alone`), or nobody waits for them any more. `models`
+    are those to load into the next one.
     `refused` are those of them that it did not load, and why: they get no jobs here, the next start or `load`
     tries them again, and `again` gets what waited for them. `damaged` is told once of a model whose file is
     not what was installed, and why.
@@ -141,11 +145,14 @@ class Device:
         slots = 2 * config.max_batch
         self._memory = Memory(slots * SLOT_BYTES)
         self._free = list(range(slots))
-        self._spare = config.max_batch
+        self._batch = config.max_batch
         self._waiting: dict[Priority, Turns[Job]] = {priority: Turns() for priority in Priority}
-        self._running: set[Job] = set()
+        # In the order in which the worker has them, and how much of the two batches each is.
+        self._running: dict[Job, int] = {}
+        # What was running when a worker ended: the oldest job that it had, and others of the same model.
+        self._ended_at: Model | None = None
         self._moved = asyncio.Event()
-        # A request that was with a worker when it died runs with nobody else: it may be what killed it.
+        # A request that a worker may have died of runs with nobody else: the next one may die of it too.
         self._one_at_a_time = False
         self._seconds = config.infer_seconds
         self._models = models
@@ -211,6 +218,7 @@ class Device:
         model.damaged = False
         loaded = msgspec.msgpack.decode(reply, type=Loaded)
         loaded.check(model.shapes)
+        model.together = loaded.together
         self.refused.pop(model, None)
         return loaded
 
@@ -222,6 +230,7 @@ class Device:
 
     async def _restore(self) -> None:
         """A restarted worker knows no models; what waits goes on as soon as calls are let through."""
+        self._ended_at = None
         if self.worker.restarts:
             self._restarted()
         for model in list(self._models()):
@@ -288,9 +297,14 @@ class Device:
     def _next(self) -> Turns[Job] | None:
         for priority, waiting in self._waiting.items():
             if waiting:
-                spare = 0 if priority is Priority.INTERACTIVE else self._spare
-                return waiting if len(self._free) > spare else None
+                taken = sum(self._running.values()) + self._part(waiting.first)
+                batches = 2 if priority is Priority.INTERACTIVE else 1
+                return waiting if taken <= batches * self._batch else None
         return None
+
+    def _part(self, job: Job) -> int:
+        """How many slots of a batch are its own, because no run fills the batch."""
+        return -(-self._batch // job.model.together)
 
     def _advance(self) -> None:
         while self.worker.serving and (waiting := self._next()) is not None:
@@ -306,7 +320,7 @@ class Device:
         assert job.pixels is not None
         self._memory.view[start : start + job.model.pixel_bytes] = job.pixels.reshape(-1).data
         job.pixels = None
-        self._running.add(job)
+        self._running[job] = self._part(job)
         job.sent = True
         request = Run(job.model.number, slot, job.outputs, alone=job.alone)
         self.worker.submit(self._encoder.encode(request), self._seconds, partial(self._settle, job, slot))
@@ -318,35 +332,39 @@ class Device:
 
     def _hand_over(self, job: Job, slot: int, outcome: Outcome) -> None:
         start = slot * SLOT_BYTES
-        layout = job.model.layout(job.outputs)
-        lost = False
-        if job.answer.done():
-            if isinstance(outcome, WorkerLost):
-                self._ended_by(job)
-        elif not isinstance(outcome, ApplianceError):
-            outputs = {
-                name: np.frombuffer(self._memory.view, np.float32, count, start + offset)
-                .reshape(job.model.shapes[name])
-                .copy()
-                for name, (offset, count) in zip(job.outputs, layout, strict=True)
-            }
-            if all(np.isfinite(values).all() for values in outputs.values()):
-                job.answer.set_result(outputs)
-            else:
-                refusal = "the model gives no finite number for this image (NaN or infinite)"
-                fail(job.answer, ModelFailed(refusal))
-        elif isinstance(outcome, WorkerLost) and not job.alone:
-            lost = job.alone = True
+        lost = isinstance(outcome, WorkerLost)
+        if lost and self._ended_at is None:
+            self._ended_at = job.model
+        suspect = lost and job.model is self._ended_at
+        again = lost and not job.alone and not job.answer.done()
+        if again:
+            job.alone = suspect
             pixels = np.frombuffer(self._memory.view, np.uint8, job.model.pixel_bytes, start)
             job.pixels = pixels.reshape(job.model.shape).copy()
-        else:
-            fail(job.answer, outcome)
-            if isinstance(outcome, WorkerLost):
-                self._ended_by(job)
-        last, count = layout[-1]
+        elif not job.answer.done():
+            self._answer(job, start, outcome)
+        last, count = job.model.layout(job.outputs)[-1]
         self._memory.wipe(start, last + count * FLOAT_BYTES)
         self._free.append(slot)
-        self._running.discard(job)
+        del self._running[job]
         self._left(job)
-        if lost:
+        if again:
             self._again(job)
+        elif suspect:
+            self._ended_by(job)
+
+    def _answer(self, job: Job, start: int, outcome: Outcome) -> None:
+        if isinstance(outcome, ApplianceError):
+            fail(job.answer, outcome)
+            return
+        outputs = {
+            name: np.frombuffer(self._memory.view, np.float32, count, start + offset)
+            .reshape(job.model.shapes[name])
+            .copy()
+            for name, (offset, count) in zip(job.outputs, job.model.layout(job.outputs), strict=True)
+        }
+        if all(np.isfinite(values).all() for values in outputs.values()):
+            job.answer.set_result(outputs)
+        else:
+            refusal = "the model gives no finite number for this image (NaN or infinite)"
+            fail(job.answer, ModelFailed(refusal))

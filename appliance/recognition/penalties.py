@@ -25,10 +25,13 @@ class Penalties:
         self._penalties: dict[_Offender, tuple[float, float]] = {}  # until when, and for how long
 
     def add(self, customer: str, pin: str) -> None:
-        """A worker ended over an image of theirs that it had alone."""
+        """A worker ended over an image of theirs that it had alone: who else was suspected of it was not."""
         now = self._clock()
-        for offender in [one for one in self._penalties if not self._stands(one, now)]:
-            del self._penalties[offender]
+        self._penalties = {
+            one: (until, seconds)
+            for one, (until, seconds) in self._penalties.items()
+            if self._stands(one, now) and (seconds >= FIRST_SECONDS or one[1] != pin)
+        }
         _, last = self._penalties.get((customer, pin), _NONE)
         seconds = min(2 * last, LONGEST_SECONDS)
         self._penalties[customer, pin] = now + seconds, seconds

@@ -211,7 +211,8 @@ class Device:
         ctypes.CDLL(None).malloc_trim(0)
         # What other threads took or gave meanwhile is in the difference; the weights are there in any case.
         taken = max(_resident_bytes() - before, size)
-        return Loaded(self._provider, outputs, taken)
+        together = 1 if self._models[request.model].singly else self._max_batch
+        return Loaded(self._provider, outputs, taken, together)
 
     def _hold(self, number: int, file: str | bytes, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         session = _session(file, self._provider, self._number, self._threads)

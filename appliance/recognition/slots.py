@@ -47,11 +47,15 @@ class Unload(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """The provider that runs the session, the shape of each output for one image, and the memory it took."""
+    """The provider that runs the session, the shape of each output for one image, and the memory it took.
+
+    `together` is how many images one run takes at most.
+    """
 
     provider: str
     outputs: dict[str, tuple[int, ...]]
     bytes: int = 0
+    together: int = 1
 
     def check(self, promised: Mapping[str, tuple[int, ...]]) -> None:
         """Raises InvalidInput naming an output that is not what a bundle promises."""

@@ -430,6 +430,28 @@ async def test_who_hangs_up_before_the_hang_is_noticed_waits_all_the_same(
         await engine.infer(bundle, photo, ("logits",), customer="a")
 
 
+async def test_nobody_is_suspected_whose_image_the_worker_had_not_come_to(
+    folder: Path, bundle: Bundle
+) -> None:
+    hanging = endless(folder, trapped=True)
+    (photo,) = photos(1)
+    fatal = photo.copy()
+    fatal[0, 0, 0] = 255
+
+    async with Engine(Recognition(infer_seconds=2), Registry(), clock=lambda: 0.0) as engine:
+        await engine.load(bundle)
+        await engine.load(hanging)
+        asked = asyncio.ensure_future(engine.infer(hanging, fatal, ("logits",), customer="a"))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(engine.infer(bundle, photo, ("logits",), customer="b"), 0.1)
+        waiting = engine.start(bundle, photo, ("logits",), customer="c")
+        await engine.outcome(waiting)
+        assert not waiting.alone
+        assert not engine.start(bundle, photo, ("logits",), customer="b").alone
+        with pytest.raises(WorkerLost):
+            await asked
+
+
 @pytest.mark.parametrize("silent", [False, True])
 async def test_a_model_made_for_one_image_gets_one_at_a_time(folder: Path, silent: bool) -> None:
     bundle = made_for_one(folder, silent=silent)
@@ -441,6 +463,26 @@ async def test_a_model_made_for_one_image_gets_one_at_a_time(folder: Path, silen
             (expected,) = session.run(["logits"], {"images": photo[np.newaxis]})
             assert np.allclose(answer["logits"], expected[0], atol=1e-4)
         assert engine.devices()[0].restarts == 0
+
+
+async def test_who_asks_for_little_waits_for_two_runs_of_a_model_that_takes_one_image(
+    folder: Path, bundle: Bundle
+) -> None:
+    slow = made_for_one(folder, silent=False)
+    (photo,) = photos(1)
+    async with serving(bundle) as engine:
+        await engine.load(slow)
+        answered: list[str] = []
+
+        async def ask(one: Bundle, customer: str) -> None:
+            await engine.infer(one, photo, ("logits",), customer=customer)
+            answered.append(customer)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(12):
+                group.create_task(ask(slow, "much"))
+            group.create_task(ask(bundle, "little"))
+        assert answered.index("little") <= 2
 
 
 async def test_what_is_no_number_is_no_answer_and_costs_the_others_nothing(folder: Path) -> None:

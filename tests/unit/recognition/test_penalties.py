@@ -69,3 +69,12 @@ def test_a_suspect_is_watched_and_does_not_wait(penalties: Penalties, clock: Sec
     assert left(penalties, "zoo", "birds@1") == FIRST_SECONDS
     clock.now += FIRST_SECONDS + LONGEST_SECONDS
     assert not penalties.watched("zoo", "birds@1")
+
+
+def test_who_was_suspected_with_the_one_whose_fault_it_was_is_so_no_more(penalties: Penalties) -> None:
+    for customer, pin in (("zoo", "birds@1"), ("bank", "birds@1"), ("bank", "notes@1")):
+        penalties.suspect(customer, pin)
+    penalties.add("zoo", "birds@1")
+    assert not penalties.watched("bank", "birds@1")
+    assert penalties.watched("bank", "notes@1")
+    assert left(penalties, "zoo", "birds@1") == FIRST_SECONDS
