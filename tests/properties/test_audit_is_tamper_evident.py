@@ -470,6 +470,7 @@ def test_it_is_verified_while_the_daemon_writes(tmp_path: Path) -> None:
 
 def test_without_a_published_log_nothing_is_proven(mine: Prepared) -> None:
     shutil.rmtree(mine.state / "audit")
+    assert mine.findings()[0].startswith(f"{mine.state}/audit is not there: a daemon")
     assert any("checkpoint: No such file" in finding for finding in mine.findings())
 
 
