@@ -85,6 +85,14 @@ class LedgerAltered(StorageFailed):
     told = "nothing is stored: something else has changed the ledger of the appliance, whose log says how"
 
 
+def may_be_kept(error: ApplianceError) -> bool:
+    """Whether an act that the ledger raised this for may be on the disk all the same: the next start tells.
+
+    Until then a file or a key that its row speaks of has to stay.
+    """
+    return isinstance(error, StorageFailed) and not isinstance(error, LedgerAltered)
+
+
 class VolumeOffline(StorageFailed):
     """Stored images are out of reach, or their volume cannot be trusted: nothing was acknowledged."""
 

@@ -140,6 +140,7 @@ class Gate:
     async def _admitted(
         self, request: web.BaseRequest, match: Match, principal: Principal, trace: _Trace
     ) -> Answer:
+        match.check_names()
         sees = match.route.form.carries_images
         if sees:  # one that would wait in vain is refused before its body is read
             self._check_room(principal)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from typing import Any, Literal
 
 from appliance.accounts.audit import Event
@@ -80,13 +81,6 @@ def _any_name(named: re.Match[str]) -> str:
     return _segment(named) if named[1] == "id" else f"(?P<{named[1]}>[^/]+)"
 
 
-def _check_names(parameters: dict[str, str]) -> None:
-    """Raises InvalidInput for what no name can be."""
-    for name, given in parameters.items():
-        if re.fullmatch(_WORD, given) is None:
-            raise InvalidInput(f"{name}: 1 to 64 letters, digits, dots and hyphens, of ASCII, are expected")
-
-
 @dataclass(frozen=True)
 class Match:
     """The row that a request meant, the segments for its {id}, and the path without the prefix."""
@@ -95,6 +89,14 @@ class Match:
     parameters: dict[str, str]
     path: str
 
+    def check_names(self) -> None:
+        """Raises InvalidInput for what no name can be, as those of the management may be."""
+        for name, given in self.parameters.items():
+            if re.fullmatch(_WORD, given) is None:
+                raise InvalidInput(
+                    f"{name}: 1 to 64 letters, digits, dots and hyphens, of ASCII, are expected"
+                )
+
 
 class Table:
     """The rows of one surface, looked up by method and path."""
@@ -102,7 +104,7 @@ class Table:
     def __init__(self, routes: Iterable[Route], surface: Surface) -> None:
         self._exact: dict[str, dict[str, Route]] = {}
         self._patterns: dict[re.Pattern[str], dict[str, Route]] = {}
-        self._malformed: dict[re.Pattern[str], None] = {}
+        self._misnamed: dict[re.Pattern[str], dict[str, Route]] = {}
         """Of the management: with anything in the place of a name."""
         for route in routes:
             if surface not in route.surfaces:
@@ -111,28 +113,26 @@ class Table:
                 pattern = re.compile(re.sub(r"\{(\w+)\}", _segment, route.path))
                 self._patterns.setdefault(pattern, {})[route.method] = route
                 if route.problem:
-                    self._malformed[re.compile(re.sub(r"\{(\w+)\}", _any_name, route.path))] = None
+                    misnamed = re.compile(re.sub(r"\{(\w+)\}", _any_name, route.path))
+                    self._misnamed.setdefault(misnamed, {})[route.method] = route
             else:
                 self._exact.setdefault(route.path, {})[route.method] = route
 
     def find(self, method: str, path: str) -> Match:
         """The row for a request, with or without the prefix and one trailing slash; never a redirect.
 
-        Raises NotInstalled for a path that is not in the table, InvalidInput for one of the management that
-        is, but for what cannot be a name, Refused (405) for another method.
+        One of the management is found whatever stands for a name in it: see `Match.check_names`. Raises
+        NotInstalled for a path that is not in the table, Refused (405) for another method.
         """
         path = strip_prefix(path)
         bare = path[:-1] if len(path) > 1 and path.endswith("/") else path
         methods, parameters = self._exact.get(bare), dict[str, str]()
         if methods is None:
-            for pattern, rows in self._patterns.items():
+            for pattern, rows in chain(self._patterns.items(), self._misnamed.items()):
                 if (found := pattern.fullmatch(bare)) is not None:
                     methods, parameters = rows, found.groupdict()
                     break
             else:
-                for malformed in self._malformed:
-                    if (found := malformed.fullmatch(bare)) is not None:
-                        _check_names(found.groupdict())
                 raise NotInstalled("nothing is served at this path")
         route = methods.get("GET" if method == "HEAD" else method)
         if route is None:

@@ -22,8 +22,8 @@ from appliance.errors import (
     InvalidInput,
     NotFound,
     SealBroken,
-    StorageFailed,
     VolumeOffline,
+    may_be_kept,
 )
 from appliance.ledger import Connection, Ledger
 from appliance.vault import Container, Keyring
@@ -298,10 +298,9 @@ class Datasets:
 
         try:
             return await self._ledger.write(act)
-        except StorageFailed:
-            raise  # the row may be on the disk all the same, and is nothing without its key
-        except ApplianceError:
-            await asyncio.to_thread(self._keyring.destroy, owner, identity)
+        except ApplianceError as error:
+            if not may_be_kept(error):  # else the row may be there, and is nothing without its key
+                await asyncio.to_thread(self._keyring.destroy, owner, identity)
             raise
 
     def _opened(self, row: tuple[Any, ...]) -> Dataset:

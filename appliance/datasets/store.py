@@ -35,6 +35,7 @@ from appliance.errors import (
     SealBroken,
     StorageFailed,
     VolumeFull,
+    may_be_kept,
 )
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
@@ -303,10 +304,9 @@ class Store:
 
         try:
             stored, entry = await self._ledger.write(act)
-        except StorageFailed:
-            raise  # the row may be on the disk all the same: the next start tells, and the file goes or stays
-        except ApplianceError:
-            await self._files.remove([image.name])
+        except ApplianceError as error:
+            if not may_be_kept(error):  # else the next start tells, and the file goes or stays
+                await self._files.remove([image.name])
             raise
         self._acknowledged = max(self._acknowledged, entry)
         self._stored.inc()

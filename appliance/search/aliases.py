@@ -24,7 +24,7 @@ from appliance.errors import (
     InvalidInput,
     NotFound,
     SealBroken,
-    StorageFailed,
+    may_be_kept,
 )
 from appliance.ledger import Connection, Ledger
 from appliance.search import entries
@@ -149,10 +149,9 @@ class Aliases:
 
         try:
             return await self._ledger.write(act, then=self._note)
-        except StorageFailed:
-            raise  # the row may be on the disk all the same
-        except ApplianceError:
-            await asyncio.to_thread(self._keyring.destroy, owner, container)
+        except ApplianceError as error:
+            if not may_be_kept(error):
+                await asyncio.to_thread(self._keyring.destroy, owner, container)
             raise
 
     async def _switch(self, actor: Actor, known: Alias, collection: CollectionId) -> Alias:

@@ -26,7 +26,7 @@ from appliance.errors import (
     NotFound,
     QuotaReached,
     SealBroken,
-    StorageFailed,
+    may_be_kept,
 )
 from appliance.ledger import Connection, Ledger
 from appliance.metrics import Registry
@@ -510,10 +510,9 @@ class Collections:
         )
         try:
             return await self._ledger.write(partial(act, new), then=apply)
-        except StorageFailed:
-            raise  # the row may be on the disk all the same, and is nothing without its key
-        except ApplianceError:
-            await asyncio.to_thread(self._keyring.destroy, owner, identity)
+        except ApplianceError as error:
+            if not may_be_kept(error):  # else the row may be there, and is nothing without its key
+                await asyncio.to_thread(self._keyring.destroy, owner, identity)
             raise
 
     async def _find(self, customer: CustomerId | None, identifier: CollectionId) -> tuple[Entry, Collection]:

@@ -20,7 +20,7 @@ from uuid import UUID
 
 from appliance import config
 from appliance.accounts.customers import CustomerId
-from appliance.errors import ApplianceError, StorageFailed
+from appliance.errors import ApplianceError, may_be_kept
 from appliance.ledger import Connection, Ledger
 from appliance.search import copying, entries, names
 from appliance.search.copying import Stored
@@ -153,11 +153,10 @@ class Refilling:
     async def _fill(self, unseen: Entry, seals: Seals, content: Content) -> Entry:
         try:
             number = await self._ledger.write(partial(entries.add_unseen, new=unseen))
-        except StorageFailed:
-            raise  # the row may be on the disk all the same: the next start erases it
-        except ApplianceError:
-            owner, container = UUID(unseen.customer), UUID(unseen.container)
-            await asyncio.to_thread(self._keyring.destroy, owner, container)
+        except ApplianceError as error:
+            if not may_be_kept(error):  # else the next start erases it
+                owner, container = UUID(unseen.customer), UUID(unseen.container)
+                await asyncio.to_thread(self._keyring.destroy, owner, container)
             raise
         filled = dataclasses.replace(unseen, number=number, spare=True)
         try:
@@ -183,10 +182,9 @@ class Refilling:
         """The last transaction. Where nobody can say whether it is on the disk, nothing is erased."""
         try:
             return await self._ledger.write(act, then=then)
-        except StorageFailed:
-            raise
-        except ApplianceError:
-            _ = self._erasing.start(filled)
+        except ApplianceError as error:
+            if not may_be_kept(error):
+                _ = self._erasing.start(filled)
             raise
 
     def _check_room(self, connection: Connection, customer: CustomerId, old: int, content: Content) -> None:

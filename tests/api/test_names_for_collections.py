@@ -47,6 +47,13 @@ def test_a_name_that_none_can_have_is_refused_as_a_name(shop: Shop, served: Serv
         assert refused.document["detail"].startswith("name: 1 to 64 letters, digits, dots and hyphens"), name
 
 
+def test_who_may_not_change_names_learns_nothing_of_what_one_can_be(served: Served, tenant: Tenant) -> None:
+    infers = served.token(tenant, Scope.INFER)
+    for token, status in ((infers, 403), (infers[:-1], 401)):
+        headers = tenant.headers(authorization=f"Token {token}")
+        assert served.site.call("PUT", f"{ALIASES}/%C3%A9", b"{}", headers).status == status
+
+
 def test_a_new_version_of_a_backbone_is_brought_in_beside_the_old_one(served: Served, tenant: Tenant) -> None:
     """The old collection answers until the new one is full; then, in one step, the new one does."""
     name, pins = "photos-in-use", (served.bundle.pin, "colours@next")

@@ -104,6 +104,7 @@ def test_generated_calls_are_answered_as_described(case: Case, prey: Prey) -> No
 
 
 @pytest.mark.full
+@pytest.mark.timeout(600)  # most is this process's own work: 12 s at the most alone, 40 s on half a core
 @schema.exclude(path_regex=SIBLINGS).parametrize()
 @examples(25)
 def test_many_generated_calls_of_everybody_are(case: Case, prey: Prey) -> None:

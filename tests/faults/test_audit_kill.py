@@ -10,7 +10,7 @@ from appliance.accounts.transparency import verification
 from appliance.accounts.transparency.verification import Verified
 from appliance.errors import AuditBroken
 from tests.auditing import opened
-from tests.faults.audit_writer import BEFORE, prepare
+from tests.faults.audit_writer import BEFORE, prepare, prepare_unpublished
 from tests.faults.store_harness import NAMES, SYNCS, WRITES, Heard, Point, Writers
 
 THREADS = ("ledger-writer", "audit-tree_0")
@@ -21,6 +21,12 @@ SHORT = 16  # every so many points
 @pytest.fixture
 def writers(tmp_path: Path) -> Iterator[Writers]:
     with Writers(tmp_path, "tests.faults.audit_writer", prepare, THREADS) as running:
+        yield running
+
+
+@pytest.fixture
+def unpublished(tmp_path: Path) -> Iterator[Writers]:
+    with Writers(tmp_path, "tests.faults.audit_writer", prepare_unpublished, ("audit-tree_0",)) as running:
         yield running
 
 
@@ -63,6 +69,26 @@ async def test_whatever_a_kill_leaves_is_whole(writers: Writers, each: int) -> N
     print(f"{len(chosen)} of {len(points)} points, {len(killed)} killed")
     assert len(killed) >= 0.75 * len(chosen)
     assert {bool(one.said("done", "publish")) for one in killed} == {False, True}
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("each", [7, pytest.param(1, marks=pytest.mark.full)])
+async def test_a_kill_while_the_first_checkpoint_is_made_is_not_told_as_an_older_one(
+    unpublished: Writers, each: int
+) -> None:
+    points = (await asyncio.to_thread(unpublished.points, CALLS, "first"))[::each]
+    unnamed = 0
+    for point in points:
+        state = unpublished.copy()
+        await asyncio.to_thread(unpublished.killed_at, state, point, "first")
+        unnamed += not (state / "audit").exists()
+        async with opened(state) as log:
+            assert log.tree.finding is None, point
+        found = await asyncio.to_thread(verification.verify, state)
+        assert (found.entries, found.remarks) == (found.signed, []), point
+        assert not list(state.glob(".audit*")), point
+    print(f"{len(points)} points, {unnamed} before the log had its name")
+    assert unnamed
 
 
 async def test_the_check_finds_what_is_lost_or_made_anew(writers: Writers) -> None:

@@ -405,6 +405,22 @@ def test_an_older_checkpoint_that_was_put_back_beside_its_own_tiles(
     assert any(remark.startswith(noted) for remark in after.remarks)
 
 
+@pytest.mark.parametrize("tiles", [False, True], ids=["alone", "beside the tiles of later ones"])
+def test_the_checkpoint_of_a_log_without_entries_that_was_put_back(tmp_path: Path, tiles: bool) -> None:
+    state = tmp_path / "state"
+    asyncio.run(published(state, 0))
+    empty = (state / "audit" / "checkpoint").read_bytes()
+    put_back(state, [(USED, 3600 * number) for number in range(6)])
+    if tiles:
+        asyncio.run(started(state))
+        (state / "audit" / "checkpoint").write_bytes(empty)
+    with pytest.raises(AuditBroken, match="entries 1 to 6 are under no checkpoint"):
+        verification.verify(state)
+    asyncio.run(started(state))
+    noted = f"entry {8 if tiles else 7}: 6 entries had waited"
+    assert any(remark.startswith(noted) for remark in verification.verify(state).remarks)
+
+
 @pytest.mark.parametrize(
     "acts",
     [
@@ -470,6 +486,7 @@ def test_it_is_verified_while_the_daemon_writes(tmp_path: Path) -> None:
 
 def test_without_a_published_log_nothing_is_proven(mine: Prepared) -> None:
     shutil.rmtree(mine.state / "audit")
+    assert mine.findings()[0].startswith(f"{mine.state}/audit is not there: a daemon")
     assert any("checkpoint: No such file" in finding for finding in mine.findings())
 
 

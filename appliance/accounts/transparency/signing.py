@@ -86,7 +86,7 @@ class Overdue:
         first, last, minutes = found
         overdue = (
             f"entries {first} to {last} are under no checkpoint, and the daemon was at work for {minutes}"
-            " minutes or more meanwhile: an older one was put back, or it cannot make one, or makes the first"
-            " just now, which `status` tells, or its clock was set ahead again and again"
+            " minutes or more meanwhile: an older one was put back, or it cannot make one, which `status`"
+            " tells, or its clock was set ahead again and again"
         )
         return Judgement([overdue], remarks)

@@ -5,12 +5,15 @@
 
 The rows of the ledger are the log; what lies here is made from them, once they are durable. Tiles are durable
 before the checkpoint that speaks of them, so that whatever a crash leaves is the start of what comes next: it
-is written anew, the same. Once something is signed nothing contradicts it any more: where the ledger does not
-go on from there, nothing is signed and a person has to look. No clock has a say in it: heads grow by entries.
+is written anew, the same. A log gets its name with its first checkpoint, over all entries of then: one that
+has none, or that of a log without entries in its place, is not what a crash left. Once something is signed
+nothing contradicts it any more: where the ledger does not go on from there, nothing is signed and a person
+has to look. No clock has a say in it: heads grow by entries.
 """
 
 import asyncio
 import logging
+import shutil
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -53,7 +56,7 @@ from appliance.volume import HeldFolder, failing_as_storage, sync_folder, write_
 
 T = TypeVar("T")
 
-FOLDER, CHECKPOINT, KEY, TILES = "audit", "checkpoint", "key", "tile"
+FOLDER, CHECKPOINT, KEY = "audit", "checkpoint", "key"
 
 _LINES = 500
 """Entries of a piece: read and written in a few milliseconds."""
@@ -87,7 +90,9 @@ class AuditTree:
         self._ledger = ledger
         self._keys = keys
         self._state = state
-        self._folder = state / FOLDER
+        self._published = state / FOLDER
+        self._draft = state / f".{FOLDER}.draft"
+        self._folder = self._published  # or the draft, until a checkpoint is in it
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit-tree")
         self._publishing = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -133,7 +138,7 @@ class AuditTree:
                 raise self._broken
             try:
                 await self._run(self._held.check)
-                await self._run(self._check_head)
+                await self._run(self._begin if self._head is None else self._check_head)
                 while found := await self._ledger.read(self._next):
                     await self._run(self._append, found)
                 if self._head is None or self._edge.size > self._head.size:
@@ -214,9 +219,9 @@ class AuditTree:
 
     async def _open(self) -> None:
         self._origin, count = await self._ledger.read(lambda c: (origin(c), last_seq(c)))
-        head = await self._run(self._published)
+        head = await self._run(self._newest)
         if head is None:
-            await self._run(self._begin)
+            self._folder = self._draft
             return
         self._head, self._notes = head, frozenset({head.note})
         if head.origin != self._origin:
@@ -252,19 +257,19 @@ class AuditTree:
         size = self._edge.size
         return leaves(connection, Selection(), after=size, limit=WIDTH - size % WIDTH)
 
-    def _published(self) -> Checkpoint | None:
+    def _newest(self) -> Checkpoint | None:
         """The checkpoint that is there, proven; what crashes left of files is gone after it."""
         with failing_as_storage(self._folder):
-            self._folder.mkdir(mode=0o700, exist_ok=True)
-            sync_folder(self._state)
+            if self._draft.exists():
+                shutil.rmtree(self._draft)
             for draft in self._folder.rglob(".*.draft"):
                 draft.unlink()
             try:
                 note = (self._folder / CHECKPOINT).read_bytes()
             except FileNotFoundError:
-                if (self._folder / TILES).exists():
+                if self._folder.exists() and any(self._folder.iterdir()):
                     raise AuditBroken(
-                        [f"{self._folder / CHECKPOINT} is missing beside its tiles: {_MOVE}"]
+                        [f"{self._folder / CHECKPOINT} is missing beside what it speaks of: {_MOVE}"]
                     ) from None
                 return None
         try:
@@ -273,9 +278,10 @@ class AuditTree:
             raise AuditBroken([f"{self._folder / CHECKPOINT}: {error}: {_MOVE}"]) from None
 
     def _begin(self) -> None:
-        """A log without entries: its first head comes before its first tile."""
+        """A log that nobody knows of yet; what an attempt before has made of it is taken up."""
+        with failing_as_storage(self._folder):
+            _make_folders(self._folder)
         self._check_key()
-        self._sign()
 
     def _check_key(self) -> None:
         """The public key lies beside what it proves."""
@@ -335,7 +341,17 @@ class AuditTree:
         head = sign(self._keys, self._origin, self._edge.size, self._edge.root())
         self._notes |= {head.note}  # from here on: a failed sync leaves the one or the other
         write_atomically(self._folder / CHECKPOINT, head.note.encode())
+        if self._head is None:
+            self._name()
         self._head, self._notes = head, frozenset({head.note})
+
+    def _name(self) -> None:
+        """Have the draft be the log, whole as it is."""
+        with failing_as_storage(self._published):
+            if self._folder == self._draft:
+                self._draft.rename(self._published)
+                self._folder = self._published
+            sync_folder(self._state)
 
     def _write(self, path: str, content: bytes) -> None:
         """A tile or bundle, whose content its path determines: one that is there is not written again."""

@@ -71,6 +71,11 @@ def verify(
     found = _Findings()
     trusted = None if key is None else parse_key(key)
     folder = state / FOLDER
+    if not folder.exists():
+        found.add(
+            f"{folder} is not there: a daemon that has started gives it its name when the first checkpoint is"
+            " in it, which takes a while for many entries; else it was taken away"
+        )
     beside = _key(folder / KEY, trusted, found)
     known = trusted or beside
     file = folder / CHECKPOINT  # read before the rows: those that it covers are there

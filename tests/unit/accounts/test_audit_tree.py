@@ -197,6 +197,26 @@ async def test_what_is_missing_is_not_made_anew(tmp_path: Path, path: str) -> No
     assert "missing" in await refused(tmp_path)
 
 
+async def test_a_folder_in_which_a_key_alone_is_left_is_not_taken_for_a_new_log(tmp_path: Path) -> None:
+    await published(tmp_path, 300)
+    (tmp_path / "audit" / "checkpoint").unlink()
+    shutil.rmtree(tmp_path / "audit" / "tile")
+    assert "missing" in await refused(tmp_path)
+
+
+async def test_a_new_log_that_found_no_room_is_tried_again(tmp_path: Path) -> None:
+    """It is not there before it is whole."""
+    async with opened(tmp_path) as log:
+        (tmp_path / ".audit.draft").write_text("in the way")
+        await log.add(300)
+        with pytest.raises(StorageFailed, match=r"audit\.draft"):
+            await log.tree.publish()
+        assert files(tmp_path) == {}
+        (tmp_path / ".audit.draft").unlink()
+        assert (await log.tree.publish()).size == 300
+    assert verification.verify(tmp_path).signed == 300
+
+
 @pytest.mark.parametrize("what", ["older", "changed", "gone"])
 async def test_a_checkpoint_that_is_put_back_while_it_runs_is_not_signed_over(
     tmp_path: Path, what: str

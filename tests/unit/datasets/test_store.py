@@ -25,6 +25,7 @@ from appliance.errors import (
     CapacityExceeded,
     Forbidden,
     InvalidImage,
+    LedgerAltered,
     NotFound,
     SealBroken,
     StorageFailed,
@@ -34,7 +35,7 @@ from appliance.errors import (
 from appliance.ledger import Connection, Ledger
 from appliance.volume import DataFolder
 from appliance.volume.anchor import SENTINEL
-from tests.ledgers import log_is_empty
+from tests.ledgers import altered, log_is_empty
 from tests.storing import (
     ACTOR,
     OPERATOR,
@@ -221,6 +222,20 @@ async def test_a_full_volume_refuses_uploads_and_deletes_on(tmp_path: Path) -> N
             await one.store.put(ACTOR, await default(one), PHOTO + b"x")
         await one.store.delete(ACTOR, image)
         assert files(tmp_path) == []
+
+
+async def test_what_an_altered_ledger_refuses_leaves_no_file_and_no_key(tmp_path: Path) -> None:
+    async with stand(tmp_path) as one:
+        dataset = await default(one)
+        keys = set(one.keyring.containers())
+        with altered(tmp_path):
+            with pytest.raises(LedgerAltered):
+                await one.store.put(ACTOR, dataset, PHOTO)
+            with pytest.raises(LedgerAltered):
+                await one.datasets.add(ACTOR, dataset.customer, "another")
+        assert files(tmp_path) == []
+        assert set(one.keyring.containers()) == keys
+        assert (await one.store.put(ACTOR, dataset, PHOTO)).damaged is False
 
 
 class Pixels(bytearray):

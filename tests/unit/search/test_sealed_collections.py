@@ -10,7 +10,7 @@ import apsw
 import numpy as np
 import pytest
 
-from appliance.errors import Conflict, NotFound, StorageFailed
+from appliance.errors import Conflict, LedgerAltered, NotFound, StorageFailed
 from appliance.ledger import Connection
 from appliance.search import entries, erasing, frames, readable
 from appliance.search.collections import NewRecord, OpenCollection
@@ -18,7 +18,7 @@ from appliance.search.loading import load_page
 from appliance.search.numbering import key_of
 from appliance.search.seals import ContainerId, Seals
 from appliance.vault import Keyring
-from tests.ledgers import log_is_empty
+from tests.ledgers import altered, log_is_empty
 from tests.plaintext import Plaintext, is_random
 from tests.searching import ACTOR, BACKBONE, ROOT, Shelf, Vectors, numbered, shelf, unit
 
@@ -280,6 +280,23 @@ async def test_a_collection_that_could_not_be_added_leaves_no_key(
     monkeypatch.setattr(entries, "add_collection", refuse)
     with pytest.raises(Conflict):
         await things.collections.add(ACTOR, things.customer, "a", BACKBONE, DIM)
+    assert set(things.keyring.containers()) == before
+
+
+async def test_what_an_altered_ledger_refuses_leaves_no_key(things: Shelf, tmp_path: Path) -> None:
+    collections, customer = things.collections, things.customer
+    first = (await things.collection(DIM)).collection.id
+    snapshot = await collections.snapshots.add(ACTOR, None, first)
+    before = set(things.keyring.containers())
+    with altered(tmp_path):
+        for change in (
+            collections.add(ACTOR, customer, "another", BACKBONE, DIM),
+            collections.aliases.point(ACTOR, customer, "an-alias", first),
+            collections.empty(ACTOR, customer, first),
+            collections.snapshots.restore(ACTOR, None, first, snapshot.id),
+        ):
+            with pytest.raises(LedgerAltered):
+                await change
     assert set(things.keyring.containers()) == before
 
 
