@@ -348,6 +348,7 @@ class Served:
         self.parts = Parts(
             config=settings,
             residency=None,
+            space=space,
             customers=customers,
             tokens=tokens,
             quotas=quotas,

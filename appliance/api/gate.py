@@ -33,6 +33,7 @@ from appliance.api.throttle import Throttle
 from appliance.errors import ApplianceError, Forbidden, InvalidInput, Overloaded, Unauthenticated
 from appliance.recognition.turns import Shares
 from appliance.unforeseen import frames_of
+from appliance.volume import Space
 
 _SCHEMES = {"token", "jwt", "bearer"}
 _NOBODY = Principal(None, None, frozenset(), operator=False)
@@ -74,6 +75,7 @@ class Gate:
         measures: Measures,
         seeing: Shares,
         admit: Callable[[CustomerId | None], None],
+        space: Space,
     ) -> None:
         self._table = Table(routes, surface)
         self._surface = surface
@@ -84,6 +86,7 @@ class Gate:
         self._bodies = bodies
         self._measures = measures
         self._admit = admit  # raises Overloaded unless one more image of this customer may come in
+        self._space = space
         self._auth, self._answering = measures.cpu("auth"), measures.cpu("answer")
         self._seeing = seeing  # calls with images under way
         self.closing = False  # set while draining: every answer then ends its connection
@@ -141,6 +144,8 @@ class Gate:
         self, request: web.BaseRequest, match: Match, principal: Principal, trace: _Trace
     ) -> Answer:
         match.check_names()
+        if match.route.needs_room:
+            await asyncio.to_thread(self._space.check_some)
         sees = match.route.form.carries_images
         if sees:  # one that would wait in vain is refused before its body is read
             self._check_room(principal)

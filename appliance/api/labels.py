@@ -42,7 +42,6 @@ class Labels:
         name, payload, detects = called(call), call.payload, side(call) == "detection"
         kind = "detection" if detects else _kind(payload.text("type") or "category")
         dataset = await workspace(call, self._datasets)
-        await self._labels.check_room(dataset, 1)
         label = await self._labels.add(
             call.actor,
             dataset,

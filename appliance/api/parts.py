@@ -31,6 +31,7 @@ from appliance.residency import Residency
 from appliance.search.collections import Collections
 from appliance.search.replies import Replies
 from appliance.search.sync.synchronisation import Synchronisation
+from appliance.volume import Space
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Parts:
 
     config: Config
     residency: Residency | None
+    space: Space
     customers: Customers
     tokens: Tokens
     quotas: Quotas

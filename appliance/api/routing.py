@@ -20,6 +20,42 @@ MANAGEMENT = "/appliance/"
 # Nothing for the audit log: the route changes nothing. The store itself logs what `store_images` has it keep.
 READ: Literal["read"] = "read"
 
+# What goes on when the volume has no room left: it deletes, ends a right or limits it, or lets data out. All
+# other changes would take what the ledger keeps free for these.
+_WITHOUT_ROOM = frozenset(
+    {
+        Event.CUSTOMER_SUSPEND,
+        Event.CUSTOMER_ERASE,
+        Event.CUSTOMER_EXPORT,
+        Event.CUSTOMER_LIMIT,
+        Event.TOKEN_REVOKE,
+        Event.TOKEN_LIMIT,
+        Event.AGREEMENT_REVOKE,
+        Event.GRANT_DENY,
+        Event.GRANT_REVOKE,
+        Event.COLLECTION_EMPTY,
+        Event.COLLECTION_REMOVE,
+        Event.SNAPSHOT_REMOVE,
+        Event.ALIAS_REMOVE,
+        Event.SEARCH_DELETE,
+        Event.SEARCH_EXPORT,
+        Event.FEED_REMOVE,
+        Event.BUNDLE_REMOVE,
+        Event.REQUEST_CANCEL,
+        Event.DATASET_ERASE,
+        Event.DATASET_EXPORT,
+        Event.IMAGE_OPEN,
+        Event.IMAGE_DELETE,
+        Event.TASK_DELETE,
+        Event.LABEL_DELETE,
+        Event.LABEL_WIPE,
+        Event.OBJECT_DELETE,
+        Event.VERIFICATION_DELETE,
+        Event.POINT_DELETE,
+        Event.BACKUP_MAKE,
+    }
+)
+
 
 class Access(Enum):
     """Who may call a route that no scope guards."""
@@ -63,6 +99,11 @@ class Route:
         """Whether a client that leaves ends its call: it changes nothing, and takes long."""
         gives = self.audit in {Event.DATASET_EXPORT, Event.CUSTOMER_EXPORT}
         return gives or (self.audit == READ and self.form.carries_images)
+
+    @property
+    def needs_room(self) -> bool:
+        """Whether it is refused on a volume that has none left."""
+        return self.audit != READ and self.audit not in _WITHOUT_ROOM
 
     @property
     def problem(self) -> bool:

@@ -185,6 +185,7 @@ class Server:
                 measures=measures,
                 seeing=Shares(parts.config.recognition.queue),
                 admit=vision.check_room,
+                space=parts.space,
             )
             for surface in (Surface if parts.engine is not None else [Surface.SOCKET])
         }

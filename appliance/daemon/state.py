@@ -94,6 +94,7 @@ class State:
             config=settings,
             residency=declared,
             residency_statement=residency_statement,
+            space=self.space,
             customers=self.customers,
             tokens=self.tokens,
             quotas=self.quotas,

@@ -91,7 +91,7 @@ class Datasets:
         return self._keyring.container(UUID(place.customer), UUID(place.dataset))
 
     async def check_room(self) -> None:
-        """To be called before rows are added, images aside. Raises VolumeFull, VolumeOffline."""
+        """To be called before each part of what adds many rows. Raises VolumeFull, VolumeOffline."""
         await asyncio.to_thread(self._space.check_some)
 
     async def add(
@@ -280,7 +280,6 @@ class Datasets:
         retention_days: int | None = None,
     ) -> Dataset:
         """The key first: a row without one would be a dataset that nothing can be put into."""
-        await self.check_room()
         owner, identity, now = UUID(customer), uuid.uuid4(), self._now()
         keys = await asyncio.to_thread(self._keyring.add, owner, identity, "dataset")
         dataset = DatasetId(str(identity))

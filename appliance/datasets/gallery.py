@@ -74,7 +74,6 @@ class Gallery:
         """Put this in the place of an image's metadata. Raises NotFound, TooLarge for more than 64 KiB,
         VolumeFull.
         """
-        await self._datasets.check_room()
         encoded, now = checked_meta_data(meta_data), self._now()
 
         def act(connection: Connection) -> tuple[Described, list[Given]]:

@@ -73,7 +73,7 @@ class Labels:
     ) -> Label:
         """A new label; others may have its name. Only a detection label has a colour (#RRGGBB).
 
-        Those that are added at the same time are in the order of the calls: `check_room` is called before.
+        Those that are added at the same time are in the order of the calls.
         Raises InvalidInput for a name or a colour, CapacityExceeded for more than 10,000 in a dataset.
         """
         words = LabelWords(
@@ -99,8 +99,7 @@ class Labels:
         return await self._ledger.write(act)
 
     async def check_room(self, dataset: Dataset, more: int) -> None:
-        """Raises CapacityExceeded unless the dataset can have so many labels more; VolumeFull."""
-        await self._datasets.check_room()
+        """Raises CapacityExceeded unless the dataset can have so many labels more."""
         await self._ledger.read(lambda connection: _check_room(connection, dataset, more))
 
     async def page(

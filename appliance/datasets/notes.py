@@ -47,7 +47,6 @@ class Notes:
 
         Raises NotFound, InvalidInput for a user, CapacityExceeded for more than 100 of an image, VolumeFull.
         """
-        await self._datasets.check_room()
         named = msgspec.json.encode(user)
         if not 3 <= len(named) <= MAX_USER and not isinstance(user, int):
             raise InvalidInput(f"user: a number, or a text of 1 to {MAX_USER - 2} bytes (UTF-8), is expected")
@@ -118,7 +117,6 @@ class Notes:
         Raises NotFound, InvalidInput, TooLarge for more than 64 KiB, CapacityExceeded for more than 100
         points of an image or 10,000 of a dataset without one, VolumeFull.
         """
-        await self._datasets.check_room()
         identity, now = str(uuid.uuid4()), self._now()
         words = PointWords(None if name is None else checked_name(name), data)
         if len(msgspec.json.encode(words)) > MAX_META_DATA:

@@ -93,7 +93,6 @@ class Objects:
         Raises NotFound, InvalidInput for a box that is empty or not within the image, CapacityExceeded for
         more than 1,000 objects on an image, VolumeFull.
         """
-        await self._datasets.check_room()
         identity, now = str(uuid.uuid4()), self._now()
         words = words_of(box, meta_data or {})
 
@@ -177,7 +176,6 @@ class Objects:
 
         Raises NotFound, and InvalidInput and VolumeFull as `add`.
         """
-        await self._datasets.check_room()
         now = self._now()
 
         def act(connection: Connection) -> Object:

@@ -45,7 +45,6 @@ class Tasks:
 
         Raises InvalidInput for a name, CapacityExceeded for more than 1,000 tasks in a dataset, VolumeFull.
         """
-        await self._datasets.check_room()
         words = TaskWords(checked_name(name), checked_text(description, "description"))
         keys, now = self._datasets.keys(dataset), self._now()
         identity, negative = str(uuid.uuid4()), str(uuid.uuid4())

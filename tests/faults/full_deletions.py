@@ -18,7 +18,7 @@ from pathlib import Path
 from appliance.api.payload import new_id
 from appliance.asynchronous.requests import State
 from appliance.datasets import rows
-from appliance.datasets.records import Box, Dataset, Image, ImageId
+from appliance.datasets.records import Dataset, Image, ImageId
 from appliance.errors import VolumeFull
 from appliance.ledger import Connection
 from appliance.ledger.database import LOG_BYTES
@@ -90,23 +90,6 @@ async def finds_no_room_at_once(parts: Everything, images: list[Image]) -> None:
     raise AssertionError("the volume is not full")
 
 
-async def takes_nothing_in(parts: Everything, image: Image, label: str) -> None:
-    """What would fill the log, which the database has no room to take it from, is refused."""
-    for _ in range(IMAGES):
-        try:
-            await parts.stand.annotations.objects.add(
-                TOKEN,
-                image.customer,
-                image.id,
-                label=label,
-                box=Box(0, 0, 1, 1),
-                meta_data={"large": "x" * META_DATA_BYTES},
-            )
-        except VolumeFull:
-            continue
-        raise AssertionError("an object was taken in without a byte free")
-
-
 async def count(parts: Everything, dataset: Dataset) -> int:
     query = "SELECT count(*) FROM images WHERE dataset = ?"
     found: int = await parts.stand.ledger.read(lambda one: one.execute(query, (dataset.number,)).get)
@@ -119,7 +102,6 @@ async def main(folder: Path) -> None:
         named = await one.datasets.add(TOKEN, held.id, "named")
         default = await one.datasets.default(held.id)
         label = await one.annotations.labels.add(TOKEN, named, "category", "label")
-        thing = await one.annotations.labels.add(TOKEN, named, "detection", "thing")
         listed, apart = await add_images(parts, named), await add_images(parts, named)
         await add_images(parts, named, label.key)
         await add_images(parts, named)
@@ -128,7 +110,6 @@ async def main(folder: Path) -> None:
         assert await one.ledger.empty_log()
         take_all(folder)
         await finds_no_room_at_once(parts, listed)
-        await takes_nothing_in(parts, listed[0], thing.id)
 
         await one.store.delete_all(TOKEN, listed)
         assert await count(parts, named) == 3 * IMAGES

@@ -92,6 +92,21 @@ class Shop:
         path = f"/appliance/v1/collections/{self.appliance.collection}"
         return self.appliance.call("DELETE", path, headers=self.appliance.headers()).status
 
+    def changes(self) -> set[int]:
+        """Small ones, each of which would take some of the room that deletions need."""
+        management, image = "/appliance/v1", self.stored()[0]
+        asked = [
+            ("/recognition/v2/task", {"name": "one more"}),
+            ("/recognition/v2/label", {"name": "one more"}),
+            ("/annotate/v2/point", {"image": image, "name": "one more", "data": "x" * 50_000}),
+            (f"{IMAGES}/update", {"images": [image], "mark-test": True}),
+            (f"{management}/datasets", {"name": "one more"}),
+            (f"{management}/tokens", {"scopes": ["infer"]}),
+            (f"{management}/collections", {"name": "one more"}),
+            ("/account/v2/request", {"type": "dominant-colors-generic", "records": [{"_base64": ""}]}),
+        ]
+        return {self.appliance.post(path, document).status for _ in range(20) for path, document in asked}
+
     def erase_dataset(self) -> int:
         path = "/appliance/v1/datasets/Default"
         return self.appliance.call("DELETE", path, headers=self.appliance.headers()).status
@@ -106,6 +121,7 @@ def serves_and_deletes(shop: Shop, full: Full, deletions: list[Callable[[], int]
     assert [shop.read(image) for image in shop.stored()] == [200] * len(shop.stored())
     assert shop.upload(100) == 507
     assert shop.insert("one more") == 507
+    assert shop.changes() == {507}
     for delete in deletions:
         full.fill()
         assert delete() in {200, 204}

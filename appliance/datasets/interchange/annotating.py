@@ -58,6 +58,7 @@ class Annotating:
         applied before stays.
         """
         kind: LabelKind = "tag" if parsed.several else "category"
+        await self._datasets.check_room()
         classes = await self._labels.by_name(dataset, "recognition")
         things = await self._labels.by_name(dataset, "detection")
         new_classes = [name for name in parsed.labels if name not in classes]
