@@ -15,6 +15,7 @@ from appliance.accounts.customers import CustomerId, Customers
 from appliance.accounts.forward import ForwardTime, latest_time
 from appliance.datasets.annotations import Annotations
 from appliance.datasets.catalogue import Datasets
+from appliance.datasets.deletions import Deletions
 from appliance.datasets.files import SealedFiles
 from appliance.datasets.folder import data_folder
 from appliance.datasets.links import Links
@@ -72,6 +73,7 @@ class Stand:
     space: Space
     files: SealedFiles
     datasets: Datasets
+    deletions: Deletions
     store: Store
     upkeep: Upkeep
     clock: Clock
@@ -119,11 +121,13 @@ async def stand(
         space = Space(folder, fraction=0, least_bytes=reserve, ballast_bytes=1 << 20)
         files = await enter(SealedFiles(folder, keyring.service, registry))
         datasets = await enter(Datasets(ledger, keyring, files, space=space, clock=clock))
+        deletions = Deletions(ledger, files, datasets.certificates, clock)
         upkeep = await enter(
             Upkeep(
                 ledger,
                 datasets,
                 files,
+                deletions,
                 space,
                 scrub_days=30,
                 clock=clock,
@@ -137,6 +141,7 @@ async def stand(
                 ledger,
                 datasets,
                 files,
+                deletions,
                 codec=OpaqueCodec(),
                 agreements=agreements,
                 space=space,
@@ -155,6 +160,7 @@ async def stand(
             space,
             files,
             datasets,
+            deletions,
             store,
             upkeep,
             clock,

@@ -69,6 +69,8 @@ def _of_images(images: Images) -> Iterator[Finding]:
         yield Finding("degraded", "datasets.volume", message)
     if (shortage := images.upkeep.shortage()) is not None:
         yield Finding("degraded", "volume.ballast", shortage)
+    if (unfinished := images.upkeep.unfinished()) is not None:
+        yield Finding("degraded", "datasets.deletions", unfinished)
     if damaged := images.upkeep.damaged:
         message = f"{damaged} stored images are damaged: the log and the audit log name them"
         yield Finding("degraded", "datasets.damaged", message)

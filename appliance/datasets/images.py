@@ -11,6 +11,7 @@ from appliance.accounts.agreements import Agreements
 from appliance.accounts.quotas import Quotas
 from appliance.datasets.annotations import Annotations
 from appliance.datasets.catalogue import Datasets
+from appliance.datasets.deletions import Deletions
 from appliance.datasets.files import SealedFiles
 from appliance.datasets.folder import data_folder
 from appliance.datasets.interchange.annotating import Annotating
@@ -89,11 +90,13 @@ async def open_images(
         space = await asyncio.to_thread(space.on, folder)
         files = await enter(SealedFiles(folder, keyring.service, registry))
         datasets = await enter(Datasets(ledger, keyring, files, space=space, clock=clocks.wall))
+        deletions = Deletions(ledger, files, datasets.certificates, clocks.wall)
         upkeep = await enter(
             Upkeep(
                 ledger,
                 datasets,
                 files,
+                deletions,
                 space,
                 scrub_days=settings.scrub_days,
                 clock=clocks.wall,
@@ -107,6 +110,7 @@ async def open_images(
                 ledger,
                 datasets,
                 files,
+                deletions,
                 codec=codec,
                 agreements=agreements,
                 space=space,

@@ -236,20 +236,14 @@ def begin_deleting(connection: Connection, image: Image, now: int) -> bool:
     return True
 
 
-def newest_deletion(connection: Connection) -> int | None:
-    """When the last of the deletions began that are not done yet, None for none."""
-    found: int | None = connection.execute(
-        "SELECT max(deleted_at) FROM images WHERE deleted_at IS NOT NULL"
-    ).get
-    return found
-
-
-def being_deleted(connection: Connection, until: int, most: int) -> list[Image]:
-    """Images out of sight, by then, whose files may still be there, of datasets that stay."""
+def being_deleted(connection: Connection, after: int, most: int) -> list[Image]:
+    """Images out of sight whose files may still be there, of datasets that stay; by key, behind `after`."""
     found = connection.execute(
-        f"SELECT {_IMAGE} FROM images JOIN datasets ON datasets.number = images.dataset"  # noqa: S608
-        " WHERE images.deleted_at <= ? AND datasets.erased_at IS NULL LIMIT ?",
-        (until, most),
+        f"SELECT {_IMAGE} FROM images INDEXED BY images_being_deleted"  # noqa: S608
+        " JOIN datasets ON datasets.number = images.dataset"
+        " WHERE images.deleted_at IS NOT NULL AND images.key > ? AND datasets.erased_at IS NULL"
+        " ORDER BY images.key LIMIT ?",
+        (after, most),
     )
     return [_image(row) for row in found]
 

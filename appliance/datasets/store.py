@@ -17,15 +17,15 @@ from prometheus_client import Counter
 
 from appliance.accounts.agreements import Agreements, Kind
 from appliance.accounts.audit import Actor, Event, record
-from appliance.accounts.certificates import Certificates, Erased
 from appliance.accounts.customers import CustomerId
 from appliance.accounts.quotas import Quotas
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
+from appliance.datasets.deletions import Deletions
 from appliance.datasets.files import OpenFile, SealedFiles
 from appliance.datasets.leaps import Leaps
 from appliance.datasets.ports import Encoded, ImageCodec
-from appliance.datasets.records import Dataset, DatasetId, Image, ImageId, ReadPermit, Variant, facet
+from appliance.datasets.records import Dataset, Image, ImageId, ReadPermit, Variant, facet
 from appliance.datasets.sources import Named, Source, check_free
 from appliance.errors import (
     AlreadyStored,
@@ -118,6 +118,7 @@ class Store:
         ledger: Ledger,
         datasets: Datasets,
         files: SealedFiles,
+        deletions: Deletions,
         *,
         codec: ImageCodec,
         agreements: Agreements,
@@ -138,6 +139,7 @@ class Store:
         self._on_damage = on_damage
         self._may_store = may_store
         self._files = files
+        self._deletions = deletions
         self._codec = codec
         self._agreements = agreements
         self._quotas = quotas
@@ -249,8 +251,8 @@ class Store:
     async def delete(self, actor: Actor, image: Image) -> None:
         """Delete an image for good; when this returns its file is gone and its row is in no file any more.
 
-        Twice is as good as once. Raises StorageFailed, VolumeOffline: it is out of sight all the same, and
-        the rest is done after the next start.
+        Twice is as good as once. Raises StorageFailed, VolumeOffline, VolumeFull: what is out of sight all
+        the same is tried again within minutes, and at the next start.
         """
         await self.delete_all(actor, [image])
 
@@ -349,7 +351,7 @@ class Store:
         async for begun in self._ledger.write_parts(images, act):
             if begun:
                 self._deleted.inc(len(begun))
-                await finish_deleting(self._ledger, self._files, self._datasets.certificates, begun, now)
+                await self._deletions.finish(begun)
 
     async def _note_damage(self, image: Image, error: SealBroken | NotFound) -> None:
         """Once for each image. A ledger that takes no write says so itself."""
@@ -370,29 +372,6 @@ class Store:
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
-
-
-async def finish_deleting(
-    ledger: Ledger, files: SealedFiles, certificates: Certificates, images: Sequence[Image], now: int
-) -> None:
-    """What is out of sight goes: the files, then the rows, then what the ledger's log holds of them.
-
-    With the rows it is certified, one certificate for each dataset.
-    """
-    await files.remove(image.name for image in images)
-
-    def act(connection: Connection, some: Sequence[Image]) -> None:
-        rows.finish_deleting(connection, some, now)
-        gone: dict[tuple[CustomerId, DatasetId], list[str]] = {}
-        for image in some:
-            gone.setdefault((image.customer, image.dataset), []).append(image.id)
-        for (customer, dataset), ids in gone.items():
-            certificates.add(connection, now, Erased("image", customer, dataset, ids=ids))
-
-    async for _ in ledger.write_parts(images, act):
-        pass
-    while not await ledger.empty_log():  # somebody who reads is in the way: a moment only, no read is long
-        pass
 
 
 def _refuse_second(connection: Connection, dataset: Dataset, content: bytes, named: Named | None) -> None:

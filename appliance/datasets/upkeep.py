@@ -16,10 +16,11 @@ from appliance.accounts.forward import note_correction
 from appliance.background import end_tasks
 from appliance.datasets import rows
 from appliance.datasets.catalogue import Datasets
+from appliance.datasets.deletions import Deletions
 from appliance.datasets.files import SealedFiles
 from appliance.datasets.leaps import UNKNOWN, Belief, Leaps
 from appliance.datasets.records import Image
-from appliance.datasets.store import Store, finish_deleting
+from appliance.datasets.store import Store
 from appliance.datasets.witness import Record
 from appliance.errors import NotFound, SealBroken, StorageFailed, VolumeFull, VolumeOffline
 from appliance.ledger import Ledger
@@ -31,7 +32,7 @@ _AT_ONCE = 500
 _NAMED_AT_ONCE = 1000
 _READ_AT_ONCE = 1 << 20
 _IDLE_SECONDS = 600.0
-_SHORT_SECONDS = 60.0  # while the ballast is missing: what somebody removes on the volume brings it back
+_SHORT_SECONDS = 60.0  # while something waits for room: what somebody removes on the volume brings it
 _NOTED_EVERY = 60.0  # seconds
 _LOOK_SECONDS = 2.0  # a clock that is set while nobody asks is seen by then, before a kill or a power cut
 # A twentieth of the time: a terabyte in 30 days needs 8 MB/s of it.
@@ -55,6 +56,7 @@ class Upkeep:
         ledger: Ledger,
         datasets: Datasets,
         files: SealedFiles,
+        deletions: Deletions,
         space: Space,
         *,
         scrub_days: float,
@@ -66,13 +68,13 @@ class Upkeep:
         self._ledger = ledger
         self._datasets = datasets
         self._files = files
+        self._deletions = deletions
         self._space = space
         self._contradicted = contradicted
         self._doubt_changed = asyncio.Event()
         self._scrub_ms = int(scrub_days * 86_400_000)
         self._clock = clock
         self._monotonic = monotonic
-        self._interrupted: int | None = None  # when the last deletion began that a run before has not ended
         self._refused: set[int] = set()  # keys of images that the disk has refused at this scrub
         self._refused_before: set[int] = set()
         self.findings: list[str] = []
@@ -92,7 +94,6 @@ class Upkeep:
         )
 
     async def __aenter__(self) -> Self:
-        self._interrupted = await self._ledger.read(rows.newest_deletion)
         record = await self._recall()
         loop = asyncio.get_running_loop()
 
@@ -104,12 +105,7 @@ class Upkeep:
         self._files.note(acknowledged=record.acknowledged, doubted=record.doubted)
         await self._note_time()
         await asyncio.to_thread(self._space.before_deletion)
-        try:
-            await self._finish_deletions()
-        except VolumeFull:  # files went all the same, and leave room to go on with the rest
-            pass
-        except StorageFailed as error:  # one file that cannot go keeps nobody from what is sound
-            self._find(f"what was being deleted is not gone yet, and is tried again: {error}")
+        await self._deletions.resume()
         await self._sweep(record)
         await self._count_damaged()
         for dataset in await self._datasets.nameless():
@@ -143,6 +139,10 @@ class Upkeep:
         """What a person has to know while the volume is full and its ballast is spent."""
         return self._space.shortage()
 
+    def unfinished(self) -> str | None:
+        """What a person has to know while deletions wait to be tried again."""
+        return self._deletions.unfinished()
+
     def doubt(self) -> str | None:
         """What a person has to know while the clock is not believed."""
         return self.leaps.warning()
@@ -158,8 +158,7 @@ class Upkeep:
             try:
                 with suppress(VolumeFull):  # the room went to somebody else meanwhile
                     await asyncio.to_thread(self._space.restore_ballast)
-                with suppress(StorageFailed):  # one file that cannot go keeps nothing else from its upkeep
-                    await self._finish_deletions()
+                await self._deletions.finish_rest()
                 if not looked_again:
                     await self.look_again()
                     looked_again = True
@@ -172,18 +171,9 @@ class Upkeep:
             except Exception:  # noqa: BLE001 - else nothing would be deleted or proven any more, unseen
                 _log.exception("the upkeep of stored images failed, and goes on later")
                 pause = _IDLE_SECONDS
-            if self._space.shortage() is not None:
+            if self._space.shortage() is not None or self._deletions.unfinished() is not None:
                 pause = min(pause, _SHORT_SECONDS)
             await asyncio.sleep(max(pause, _REST_SECONDS))
-
-    async def _finish_deletions(self) -> None:
-        """End what an earlier run began to delete, the next call what is left. Raises VolumeFull too."""
-        if self._interrupted is None:
-            return
-        began = partial(rows.being_deleted, until=self._interrupted, most=_AT_ONCE)
-        while images := await self._ledger.read(began):
-            await finish_deleting(self._ledger, self._files, self._datasets.certificates, images, self._now())
-        self._interrupted = None
 
     async def _watch_clock(self) -> None:
         """Apart from the rest, which may take its time: until a doubt is durable, a crash forgets it."""

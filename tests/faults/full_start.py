@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from appliance.ledger.database import LOG_BYTES
 from demo.state import DemoState
 from tests import images
 from tests.running import RunningAppliance
@@ -51,6 +52,11 @@ class Full:
                     pass
             os.close(fd)
         assert os.statvfs(self.folder).f_bavail < 8
+
+    def log_is_empty(self) -> bool:
+        """Whether it was cut after the last write, and has its room again."""
+        content = (self.folder / "ledger.db-wal").read_bytes()
+        return len(content) >= LOG_BYTES and not content[0]
 
     def spend_ballast(self) -> None:
         eventually((self.folder / ".ballast").exists, "the ballast")
@@ -125,6 +131,8 @@ def serves_and_deletes(shop: Shop, full: Full, deletions: list[Callable[[], int]
     for delete in deletions:
         full.fill()
         assert delete() in {200, 204}
+        # Behind the answer it is emptied, for a moment without the room that others would take.
+        eventually(full.log_is_empty, "an empty log")
     full.fill()
 
 
