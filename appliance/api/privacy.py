@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 
@@ -76,7 +77,8 @@ class Privacy:
         for scope in _SEEING:
             if scope not in call.principal.scopes:
                 raise Forbidden(f"the token lacks the scope {scope}, which a copy of everything needs too")
-        copy = await self._portability.begin(call.actor, call.customer)
+        entitled = partial(self._portability.tokens.require_live, call.principal)
+        copy = await self._portability.begin(call.actor, call.customer, entitled)
         day = datetime.fromtimestamp(self._portability.clock(), UTC)
         headers = {
             "Cache-Control": "private, no-store",

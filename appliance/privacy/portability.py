@@ -120,31 +120,35 @@ class Portability:
     images: Images
     clock: Callable[[], float]
 
-    async def begin(self, actor: Actor, customer: CustomerId) -> "Copy":
+    async def begin(self, actor: Actor, customer: CustomerId, entitled: Callable[[], None]) -> "Copy":
         """A copy of all that the customer has, audited before a byte of it leaves; to be closed.
 
-        That `actor` may see all of it is the caller's to prove. Raises NotFound for the customer.
+        That `actor` may see all of it is the caller's to prove; `entitled` raises when that is over, and is
+        asked for each piece. Raises NotFound for the customer.
         """
         found = await self.customers.get(customer)
         now = int(self.clock() * 1000)
         await self.ledger.write(
             lambda connection: record(connection, now, actor, Event.CUSTOMER_EXPORT, customer, customer)
         )
-        return Copy(self, actor, found)
+        return Copy(self, actor, found, entitled)
 
 
 class Copy:
     """A copy that is ready to go: `pieces` are gone through once; to be closed."""
 
-    def __init__(self, parts: Portability, actor: Actor, customer: Customer) -> None:
+    def __init__(
+        self, parts: Portability, actor: Actor, customer: Customer, entitled: Callable[[], None]
+    ) -> None:
         self._parts = parts
+        self._entitled = entitled
         self._actor = actor
         self._customer = customer
         self._left_out = [{"name": name, "reason": reason} for name, reason in LEFT_OUT.items()]
         self._open: Export | None = None
 
     async def pieces(self) -> Pieces:
-        """The zip file. Raises what reading raises; what came until then is no whole zip file."""
+        """The zip file. Raises what reading does, and `entitled`: what came by then is no whole zip file."""
         sink = Sink()
         with zipfile.ZipFile(cast("IO[bytes]", sink), "w", zipfile.ZIP_STORED) as archive:
             async for name, content in self._members():
@@ -153,6 +157,7 @@ class Copy:
                 # The length of none is known before: it may be more than 4 GiB.
                 with archive.open(info, "w", force_zip64=True) as member:
                     async for piece in content:
+                        self._entitled()
                         member.write(piece)
                         yield sink.taken()
         yield sink.taken()

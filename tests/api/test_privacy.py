@@ -3,6 +3,7 @@
 import base64
 import fnmatch
 import hashlib
+import http.client
 import io
 import json
 import tarfile
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from appliance.accounts.agreements import Kind
-from appliance.accounts.audit import Event
+from appliance.accounts.agreements import Agreements, Kind
+from appliance.accounts.audit import Actor, Event
 from appliance.accounts.certificates import verified
 from appliance.accounts.contracts import Contract
 from appliance.accounts.rights import Scope
@@ -285,6 +286,22 @@ def test_a_damaged_image_ends_no_copy(served: Served, shop: Shop) -> None:
         assert (damaged.encode() in named, whole.encode() in named) == (True, False)
         (stored,) = [path for path in files if path.endswith(".png")]
         assert whole in stored
+
+
+def test_a_copy_ends_with_the_token(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the middle: somebody who has stolen one reads as slowly as it takes."""
+    tenant = served.tenant(str(uuid.uuid4()))
+    [token] = served.run(served.parts.tokens.list(tenant.id))
+    listed = Agreements.list
+
+    async def revoked(*given: Any) -> Any:
+        await served.parts.tokens.revoke(Actor("token", token.id), tenant.id, token.id)
+        return await listed(*given)
+
+    monkeypatch.setattr(Agreements, "list", revoked)
+    with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
+        served.site.call("GET", EXPORT, headers=tenant.headers())
+    assert served.site.call("GET", EXPORT, headers=tenant.headers()).status == 401
 
 
 def of_customers(connection: Connection) -> set[str]:
