@@ -20,13 +20,12 @@ MANAGEMENT = "/appliance/"
 # Nothing for the audit log: the route changes nothing. The store itself logs what `store_images` has it keep.
 READ: Literal["read"] = "read"
 
-# What goes on when the volume has no room left: it deletes, ends a right or limits it, or lets data out. All
-# other changes would take what the ledger keeps free for these.
+# What goes on when the volume has no room left: it deletes, or ends a right or limits it, of which there is
+# only so much; and an operator's backup. All other acts that the log tells of would take the room of these.
 _WITHOUT_ROOM = frozenset(
     {
         Event.CUSTOMER_SUSPEND,
         Event.CUSTOMER_ERASE,
-        Event.CUSTOMER_EXPORT,
         Event.CUSTOMER_LIMIT,
         Event.TOKEN_REVOKE,
         Event.TOKEN_LIMIT,
@@ -38,13 +37,11 @@ _WITHOUT_ROOM = frozenset(
         Event.SNAPSHOT_REMOVE,
         Event.ALIAS_REMOVE,
         Event.SEARCH_DELETE,
-        Event.SEARCH_EXPORT,
         Event.FEED_REMOVE,
         Event.BUNDLE_REMOVE,
         Event.REQUEST_CANCEL,
+        Event.DATASET_CHANGE,
         Event.DATASET_ERASE,
-        Event.DATASET_EXPORT,
-        Event.IMAGE_OPEN,
         Event.IMAGE_DELETE,
         Event.TASK_DELETE,
         Event.LABEL_DELETE,

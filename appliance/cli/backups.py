@@ -121,6 +121,8 @@ def _restore(arguments: argparse.Namespace) -> Output:
         return _verified(arguments, vault.read_root(settings.vault))
     if arguments.tombstones is None and not arguments.without_tombstones:
         raise Refused("tombstones_needed", _which_tombstones(arguments.keyring.absolute()))
+    if arguments.tombstones is not None:
+        _require_newest(arguments.tombstones.absolute(), arguments.keyring.absolute())
     return _restored(arguments, settings, vault.read_root(settings.vault))
 
 
@@ -195,10 +197,22 @@ def _document(folder: Path, header: Any, found: Any) -> Document:
 def _which_tombstones(keyring: Path) -> str:
     """Why tombstones are needed, and which are the newest that are at hand."""
     reason = "what was erased or revoked since this backup would come back: give the newest --tombstones FILE"
-    # By the entry that they end at: the time in a name may be of a clock that was ahead.
-    beside = sorted(keyring.parent.glob("tombstones-*"), key=lambda path: _numbers(path.name))
+    beside = _tombstones_beside(keyring)
     hint = f", such as {beside[-1]}" if beside else ""
     return f"{reason}{hint}, or say --without-tombstones"
+
+
+def _require_newest(given: Path, keyring: Path) -> None:
+    """Raises Refused where newer ones lie beside the keyring; by their names, which a copy may not have."""
+    beside = _tombstones_beside(keyring)
+    if beside and 0 < _numbers(given.name)[0] < _numbers(beside[-1].name)[0]:
+        reason = "what was erased or revoked between them would come back: give that one, or move it away"
+        raise Refused("tombstones_needed", f"{beside[-1]} is newer than {given}: {reason}")
+
+
+def _tombstones_beside(keyring: Path) -> list[Path]:
+    """The newest last, by the entry that they end at: the time in a name may be of a clock that was ahead."""
+    return sorted(keyring.parent.glob("tombstones-*"), key=lambda path: _numbers(path.name))
 
 
 def _numbers(name: str) -> tuple[int, str]:

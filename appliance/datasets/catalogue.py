@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import unicodedata
 import uuid
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from appliance.volume import Space
 
 MAX_DATASETS = 10_000
 """Of one customer: each has a key in the keyring."""
+_SEEN_BY: tuple[Visibility, ...] = ("restricted", "link", "public")  # by ever more
 _COLUMNS = (
     "number, id, customer, name, visibility, keep_metadata, retention_days, epoch, created_at, images, bytes"
 )
@@ -188,9 +190,12 @@ class Datasets:
     ) -> Dataset:
         """Set what is given; `forever` takes the retention back.
 
-        Another visibility ends all links that were given out.
+        Another visibility ends all links that were given out. Raises VolumeFull where there is no room for
+        more, unless fewer see the images then, or for a shorter time.
         """
         _check_retention(retention_days)
+        if not _narrows(dataset, visibility, retention_days, forever=forever):
+            await self.check_room()
 
         def act(connection: Connection) -> Dataset:
             row = connection.execute(
@@ -211,7 +216,11 @@ class Datasets:
         return await self._ledger.write(act)
 
     async def end_links(self, actor: Actor, dataset: Dataset) -> None:
-        """Every link that was given out to an image of the dataset is dead when this returns."""
+        """Every link that was given out to an image of the dataset is dead when this returns.
+
+        Raises VolumeFull where there is no room for more: `restricted` ends them then.
+        """
+        await self.check_room()
 
         def act(connection: Connection) -> None:
             connection.execute("UPDATE datasets SET epoch = epoch + 1 WHERE number = ?", (dataset.number,))
@@ -374,6 +383,16 @@ def _checked_name(name: str) -> str:
 def _check_retention(days: int | None) -> None:
     if days is not None and not 1 <= days <= 36500:
         raise InvalidInput("retention_days: 1 to 36500")
+
+
+def _narrows(
+    dataset: Dataset, visibility: Visibility | None, retention_days: int | None, *, forever: bool
+) -> bool:
+    """Whether a change takes something from who may see the images or for how long, and adds nothing."""
+    if visibility is not None and _SEEN_BY.index(visibility) >= _SEEN_BY.index(dataset.visibility):
+        return False
+    shorter = retention_days is None or retention_days < (dataset.retention_days or math.inf)
+    return shorter and not forever and (visibility is not None or retention_days is not None)
 
 
 def _all(connection: Connection, customer: CustomerId) -> list[tuple[Any, ...]]:

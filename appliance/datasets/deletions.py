@@ -69,9 +69,8 @@ class Deletions:
         now = int(self._clock() * 1000)
 
         def act(connection: Connection, some: Sequence[Image]) -> None:
-            rows.finish_deleting(connection, some, now)
             gone: dict[tuple[CustomerId, DatasetId], list[str]] = {}
-            for image in some:
+            for image in rows.finish_deleting(connection, some, now):
                 gone.setdefault((image.customer, image.dataset), []).append(image.id)
             for (customer, dataset), ids in gone.items():
                 self._certificates.add(connection, now, Erased("image", customer, dataset, ids=ids))

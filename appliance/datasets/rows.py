@@ -248,11 +248,15 @@ def being_deleted(connection: Connection, after: int, most: int) -> list[Image]:
     return [_image(row) for row in found]
 
 
-def finish_deleting(connection: Connection, images: Iterable[Image], now: int) -> None:
-    """Their files are gone: the rows go, tombstones stay."""
+def finish_deleting(connection: Connection, images: Iterable[Image], now: int) -> list[Image]:
+    """Their files are gone: the rows go, tombstones stay. Those that had a row until now."""
+    gone = []
     for image in images:
         connection.execute("DELETE FROM images WHERE key = ?", (image.key,))
-        bury(connection, image.id, image.dataset, now)
+        if connection.changes():
+            bury(connection, image.id, image.dataset, now)
+            gone.append(image)
+    return gone
 
 
 def bury(connection: Connection, erased: str, dataset: DatasetId, now: int) -> None:

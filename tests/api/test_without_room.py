@@ -1,5 +1,6 @@
 """On a volume without room for more: what each route answers that changes something."""
 
+import json
 import uuid
 from collections.abc import Iterator
 
@@ -45,10 +46,38 @@ def test_nothing_is_taken_in(full: tuple[Served, Tenant], route: Route) -> None:
 
 
 @pytest.mark.parametrize("route", GOES_ON, ids=named)
-def test_what_deletes_ends_a_right_or_lets_data_out_goes_on(
-    full: tuple[Served, Tenant], route: Route
-) -> None:
+def test_what_deletes_or_ends_a_right_goes_on(full: tuple[Served, Tenant], route: Route) -> None:
     assert ask(*full, route).status != 507
+
+
+def test_what_a_dataset_shows_is_made_less_and_never_more(full: tuple[Served, Tenant]) -> None:
+    served, tenant = full
+    assert served.parts.images is not None
+    dataset = served.run(served.parts.images.datasets.default(tenant.id))
+
+    def change(**wanted: object) -> int:
+        path, body = f"/appliance/v1/datasets/{dataset.id}", json.dumps(wanted).encode()
+        return served.site.call("PATCH", path, body, tenant.headers()).status
+
+    assert change(visibility="public") == 507
+    assert change(end_links=True) == 507
+    assert change(visibility="restricted", retention_days=30) == 200
+    assert change(visibility="restricted") == 507
+    assert change(visibility="link") == 507
+    assert change(retention_days=31) == 507
+    assert change(retention_days=29) == 200
+    assert change(retention_days=None) == 507
+
+
+def test_the_answer_of_a_deletion_is_not_remembered(full: tuple[Served, Tenant]) -> None:
+    served, tenant = full
+    body = json.dumps({"records": [{"_id": str(number)} for number in range(300)]}).encode()
+    for _ in range(2):
+        headers = tenant.headers(idempotency_key="once")
+        answer = served.site.call("POST", "/similarity/photos/v2/delete", body, headers)
+        assert (answer.status, answer.headers.get("idempotent-replayed")) == (404, None)
+    query = "SELECT count(*) FROM search_replies"
+    assert served.run(served.ledger.read(lambda connection: connection.execute(query).get)) == 0
 
 
 def test_a_token_is_revoked_and_a_customer_suspended(full: tuple[Served, Tenant]) -> None:
