@@ -144,8 +144,6 @@ class Gate:
         self, request: web.BaseRequest, match: Match, principal: Principal, trace: _Trace
     ) -> Answer:
         match.check_names()
-        if match.route.needs_room:
-            await asyncio.to_thread(self._space.check_some)
         sees = match.route.form.carries_images
         if sees:  # one that would wait in vain is refused before its body is read
             self._check_room(principal)
@@ -169,6 +167,9 @@ class Gate:
         with self._measures.stage("body"):
             body = await self._bodies.read(request, match.route.form, principal.customer)
         try:
+            # Behind the body: with it a change is made also for a caller that leaves meanwhile.
+            if match.route.needs_room:
+                await asyncio.to_thread(self._space.check_some)
             call = Call(
                 id=trace.id,
                 principal=principal,

@@ -1,5 +1,6 @@
 """What deleting an image takes once it is out of sight, and what becomes of it when that fails."""
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -13,6 +14,8 @@ from appliance.errors import StorageFailed, VolumeFull
 from appliance.ledger import Connection, Ledger
 
 _AT_ONCE = 500
+
+_log = logging.getLogger(__name__)
 
 
 class Deletions:
@@ -29,7 +32,6 @@ class Deletions:
         self._certificates = certificates
         self._clock = clock
         self._rest: list[Image] = []
-        self._reason = ""
 
     async def resume(self) -> None:
         """Go on with those of a run before, before anything else is deleted. What fails is `unfinished`."""
@@ -48,7 +50,7 @@ class Deletions:
             await self._finish(images)
         except (StorageFailed, VolumeFull) as error:
             self._rest += images
-            self._reason = str(error)
+            _log.error("images that were deleted are not gone yet: %s", error)
             raise
 
     async def finish_rest(self) -> None:
@@ -62,7 +64,7 @@ class Deletions:
         """What a person has to know while something is out of sight and not gone."""
         if not self._rest:
             return None
-        return f"{len(self._rest)} deleted images are not gone yet, and are tried again: {self._reason}"
+        return f"{len(self._rest)} deleted images are not gone yet, and are tried again: the log says why"
 
     async def _finish(self, images: Sequence[Image]) -> None:
         await self._files.remove(image.name for image in images)

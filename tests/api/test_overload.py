@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from appliance.config import Recognition
+from appliance.recognition.session import CPU_BATCH
 from tests import images
 from tests.serving import Served, Site, Tenant
 
 PNG = images.encoded(Image.new("RGB", (30, 30), "red"), "PNG")
-SLOTS = 16  # of the device: two batches
+SLOTS = 2 * CPU_BATCH  # of the device: two batches
 
 
 @pytest.fixture
