@@ -81,6 +81,8 @@ class Call:
     began: float  # time.perf_counter
     ending_with_client: Callable[[], AbstractContextManager[None]] = nullcontext
     """Within such a block the call is cancelled when its client leaves: nobody else waits for it."""
+    room: bool = True
+    """Whether the volume has room for more than the change itself: without, nothing is remembered of it."""
 
     @property
     def actor(self) -> Actor:

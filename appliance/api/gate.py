@@ -28,9 +28,16 @@ from appliance.api.call import Call, Measures
 from appliance.api.connections import Connection
 from appliance.api.guessing import Guessing
 from appliance.api.payload import new_id
-from appliance.api.routing import MANAGEMENT, Access, Match, Route, Surface, Table, strip_prefix
+from appliance.api.routing import MANAGEMENT, READ, Access, Match, Route, Surface, Table, strip_prefix
 from appliance.api.throttle import Throttle
-from appliance.errors import ApplianceError, Forbidden, InvalidInput, Overloaded, Unauthenticated
+from appliance.errors import (
+    ApplianceError,
+    Forbidden,
+    InvalidInput,
+    Overloaded,
+    Unauthenticated,
+    VolumeFull,
+)
 from appliance.recognition.turns import Shares
 from appliance.unforeseen import frames_of
 from appliance.volume import Space
@@ -168,8 +175,7 @@ class Gate:
             body = await self._bodies.read(request, match.route.form, principal.customer)
         try:
             # Behind the body: with it a change is made also for a caller that leaves meanwhile.
-            if match.route.needs_room:
-                await asyncio.to_thread(self._space.check_some)
+            room = await self._room(match.route)
             call = Call(
                 id=trace.id,
                 principal=principal,
@@ -182,10 +188,23 @@ class Gate:
                 measures=self._measures,
                 began=trace.began,
                 ending_with_client=partial(_ending_with_client, request.protocol),
+                room=room,
             )
             return await self._handlers[match.route](call)
         finally:
             await body.release()
+
+    async def _room(self, route: Route) -> bool:
+        """What a call is told of it. Raises VolumeFull where the route is nothing without."""
+        if route.audit == READ:
+            return True
+        try:
+            await asyncio.to_thread(self._space.check_some)
+        except VolumeFull:
+            if route.needs_room:
+                raise
+            return False
+        return True
 
     def _principal(self, request: web.BaseRequest, route: Route, trace: _Trace) -> Principal:
         if route.access is Access.OPEN:

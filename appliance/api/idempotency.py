@@ -11,11 +11,10 @@ import msgspec
 from appliance.api.answers import Answer, encode
 from appliance.api.call import Call
 from appliance.api.payload import Payload
-from appliance.errors import InvalidInput, VolumeFull
+from appliance.errors import InvalidInput
 from appliance.ledger import Connection
 from appliance.search.opened import Also, OpenCollection, nothing
 from appliance.search.replies import Asked, Repeated, Replies, Reply
-from appliance.volume import Space
 
 T = TypeVar("T")
 
@@ -57,9 +56,8 @@ class Idempotency:
     Without room there are only deletions, which change nothing when they are made again.
     """
 
-    def __init__(self, replies: Replies, space: Space) -> None:
+    def __init__(self, replies: Replies) -> None:
         self._replies = replies
-        self._space = space
 
     async def answer(
         self, call: Call, collection: OpenCollection, change: Callable[[Once], Awaitable[Answer]]
@@ -76,17 +74,10 @@ class Idempotency:
         asked = Asked(call.customer, collection.collection.id, call.actor.id, key, digest)
         try:
             await self._replies.check(asked)
-            return await change(Once(self._replies, asked if await self._has_room() else None))
+            return await change(Once(self._replies, asked if call.room else None))
         except Repeated as repeated:
             reply = repeated.reply
             return Answer(msgspec.Raw(reply.body), reply.status, headers={"Idempotent-Replayed": "true"})
-
-    async def _has_room(self) -> bool:
-        try:
-            await asyncio.to_thread(self._space.check_some)
-        except VolumeFull:
-            return False
-        return True
 
 
 def key_of(call: Call) -> str | None:

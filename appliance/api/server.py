@@ -36,7 +36,6 @@ from appliance.api.gate import Gate
 from appliance.api.grants import Grants
 from appliance.api.guessing import Guessing
 from appliance.api.handshakes import Handshake
-from appliance.api.idempotency import Idempotency
 from appliance.api.image_matching import ImageMatching
 from appliance.api.installed_tasks import InstalledTasks
 from appliance.api.interchange import Interchange
@@ -130,12 +129,7 @@ class Server:
             self._asynchronous,
             Similarity(descriptors, parts.config.search),
             ImageMatching(descriptors),
-            SimilarityChanges(
-                descriptors,
-                Idempotency(parts.replies, parts.space),
-                parts.config.search,
-                parts.collections,
-            ),
+            SimilarityChanges(descriptors, parts.replies, parts.config.search, parts.collections),
             OpenInference(vision, parts.bundles, parts.readiness),
             Management(
                 customers=parts.customers,

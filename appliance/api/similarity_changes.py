@@ -31,6 +31,7 @@ from appliance.search.collections import Collections, OpenCollection
 from appliance.search.opened import Also
 from appliance.search.records import Inserted, Metadata, NewRecord, Upserted, encode_id
 from appliance.search.records import Record as Stored
+from appliance.search.replies import Replies
 
 S = TypeVar("S", Inserted, Upserted)
 
@@ -52,10 +53,10 @@ class SimilarityChanges:
     """The writing handlers of the search family."""
 
     def __init__(
-        self, descriptors: Descriptors, idempotency: Idempotency, limits: Search, collections: Collections
+        self, descriptors: Descriptors, replies: Replies, limits: Search, collections: Collections
     ) -> None:
         self._descriptors = descriptors
-        self._idempotency = idempotency
+        self._idempotency = Idempotency(replies)
         self._limits = limits
         self._collections = collections
 

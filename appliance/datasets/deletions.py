@@ -55,10 +55,10 @@ class Deletions:
 
     async def finish_rest(self) -> None:
         """Try again what has failed, one after the other: one file that cannot go keeps no other."""
-        rest, self._rest = self._rest, []
-        for image in rest:
-            with suppress(StorageFailed, VolumeFull):
-                await self.finish([image])
+        for image in list(self._rest):
+            with suppress(StorageFailed, VolumeFull):  # the log has said why
+                await self._finish([image])
+                self._rest.remove(image)
 
     def unfinished(self) -> str | None:
         """What a person has to know while something is out of sight and not gone."""

@@ -25,7 +25,6 @@ from appliance.recognition.slots import SLOT_BYTES, Loaded
 from tests.unit.recognition.small_models import (
     CLASSES,
     SIZE,
-    endless,
     insatiable,
     made_for_one,
     network,
@@ -367,89 +366,6 @@ async def test_a_worker_that_hangs_is_replaced(bundle: Bundle) -> None:
         assert not victim.is_running()
         assert np.allclose(hung, await engine.embed(bundle, photo), atol=1e-5)
         assert engine.devices()[0].restarts == 1
-
-
-async def test_who_has_a_model_hang_waits_with_it_alone_and_the_others_do_not(
-    folder: Path, bundle: Bundle
-) -> None:
-    hanging, now = endless(folder, trapped=True), 0.0
-    (photo,) = photos(1)
-    fatal = photo.copy()
-    fatal[0, 0, 0] = 255
-
-    async with Engine(Recognition(infer_seconds=2, max_batch=2), Registry(), clock=lambda: now) as engine:
-        await engine.load(bundle)
-        await engine.load(hanging)
-
-        async def ask(one: Bundle, pixels: Pixels, customer: str) -> object:
-            try:
-                return await engine.infer(one, pixels, ("logits",), customer=customer, seconds=120)
-            except (WorkerLost, Overloaded) as error:
-                return error
-
-        many = [asyncio.ensure_future(ask(hanging, fatal, "a")) for _ in range(8)]
-        assert isinstance(await ask(bundle, photo, "b"), dict)
-        outcomes = await asyncio.gather(*many)
-        assert sorted(type(one).__name__ for one in outcomes) == ["Overloaded"] * 7 + ["WorkerLost"]
-        for customer, one in (("a", bundle), ("b", bundle), ("b", hanging)):
-            assert isinstance(await ask(one, photo, customer), dict)
-        assert engine.devices()[0].restarts == 2
-        refusal = await ask(hanging, photo, "a")
-        assert isinstance(refusal, Overloaded)
-        assert refusal.retry_after == 60
-
-        now += 60
-        assert isinstance(await ask(hanging, photo, "a"), dict)
-        assert isinstance(await ask(hanging, fatal, "a"), WorkerLost)
-        refusal = await ask(hanging, photo, "a")
-        assert isinstance(refusal, Overloaded)
-        assert refusal.retry_after == 120
-        assert isinstance(await ask(bundle, photo, "a"), dict)
-        assert engine.devices()[0].restarts == 3
-
-
-async def test_who_hangs_up_before_the_hang_is_noticed_waits_all_the_same(
-    folder: Path, bundle: Bundle
-) -> None:
-    hanging = endless(folder, trapped=True)
-    (photo,) = photos(1)
-    fatal = photo.copy()
-    fatal[0, 0, 0] = 255
-
-    async with Engine(Recognition(infer_seconds=2), Registry(), clock=lambda: 0.0) as engine:
-        await engine.load(bundle)
-        await engine.load(hanging)
-        for restarts in (1, 2):
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(engine.infer(hanging, fatal, ("logits",), customer="a"), 0.1)
-            assert (await engine.embed(bundle, photo)).shape == (8,)
-            assert engine.devices()[0].restarts == restarts
-        with pytest.raises(Overloaded, match="ask it later"):
-            await engine.infer(hanging, photo, ("logits",), customer="a")
-        await engine.infer(hanging, photo, ("logits",), customer="b")
-        await engine.infer(bundle, photo, ("logits",), customer="a")
-
-
-async def test_nobody_is_suspected_whose_image_the_worker_had_not_come_to(
-    folder: Path, bundle: Bundle
-) -> None:
-    hanging = endless(folder, trapped=True)
-    (photo,) = photos(1)
-    fatal = photo.copy()
-    fatal[0, 0, 0] = 255
-
-    async with Engine(Recognition(infer_seconds=2), Registry(), clock=lambda: 0.0) as engine:
-        await engine.load(bundle)
-        await engine.load(hanging)
-        asked = asyncio.ensure_future(engine.infer(hanging, fatal, ("logits",), customer="a"))
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(engine.infer(bundle, photo, ("logits",), customer="b"), 0.1)
-        waiting = engine.start(bundle, photo, ("logits",), customer="c")
-        await engine.outcome(waiting)
-        assert not waiting.alone
-        assert not engine.start(bundle, photo, ("logits",), customer="b").alone
-        with pytest.raises(WorkerLost):
-            await asked
 
 
 @pytest.mark.parametrize("silent", [False, True])
